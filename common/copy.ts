@@ -1,0 +1,240 @@
+import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
+import { copyFile, lstat, open, rm } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isErrno } from './errors.ts';
+import { fsyncDirectory } from './files.ts';
+
+/** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
+const blockBytes = 4 * 1024 * 1024;
+/** Zeros of at least this length become holes in a copy. */
+const holeBytes = 64 * 1024;
+const zeros = Buffer.alloc(holeBytes);
+
+/** Options of everything that reads a whole file. */
+export interface ReadOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Called after every block with the bytes done so far. */
+  readonly onProgress?: ((bytesDone: number) => void) | undefined;
+  /** 0 or undefined is without limit. */
+  readonly bandwidthBytesPerSecond?: number | undefined;
+}
+
+export interface FileDigest {
+  readonly sizeBytes: number;
+  /** SHA-256 in lower-case hexadecimal. */
+  readonly sha256: string;
+}
+
+export interface CopyOptions extends ReadOptions {
+  readonly from: string;
+  /** Must not exist. */
+  readonly to: string;
+  /** Permission bits of the copy; those of the source unless told. */
+  readonly mode?: number | undefined;
+}
+
+export interface CopyResult extends FileDigest {
+  readonly method: 'reflink' | 'copy';
+}
+
+/** Opens a regular file for reading; a symbolic link in the last component is refused (ELOOP). */
+export async function openRegular(path: string): Promise<FileHandle> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    if (!(await file.stat()).isFile()) throw new Error(`${path} is not a regular file`);
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** Fills as much of a buffer as the file has at this position. */
+async function readFully(file: FileHandle, buffer: Buffer, position: number): Promise<Buffer> {
+  let filled = 0;
+  while (filled < buffer.length) {
+    const { bytesRead } = await file.read(buffer, filled, buffer.length - filled, position + filled);
+    if (bytesRead === 0) break;
+    filled += bytesRead;
+  }
+  return buffer.subarray(0, filled);
+}
+
+/**
+ * Hands every block of a file to `use`, in order, while the next one is being read. The block is overwritten
+ * after `use` has settled.
+ */
+async function forEachBlock(
+  file: FileHandle,
+  use: (block: Buffer, position: number) => Promise<void> | void,
+  options: ReadOptions,
+): Promise<void> {
+  const buffers: [Buffer, Buffer] = [Buffer.allocUnsafe(blockBytes), Buffer.allocUnsafe(blockBytes)];
+  const startedAt = performance.now();
+  let position = 0;
+  let turn: 0 | 1 = 0;
+  let next = readFully(file, buffers[turn], position);
+  for (;;) {
+    const block = await next;
+    options.signal?.throwIfAborted();
+    if (block.length === 0) return;
+    turn = turn === 0 ? 1 : 0;
+    next = readFully(file, buffers[turn], position + block.length);
+    try {
+      await use(block, position);
+    } catch (error) {
+      await next.catch((readError: unknown) => readError); // the file must not be closed under a read
+      throw error;
+    }
+    position += block.length;
+    options.onProgress?.(position);
+    await holdBack(position, startedAt, options);
+  }
+}
+
+/** Waits until `bytesDone` are due at the given bandwidth. */
+async function holdBack(bytesDone: number, startedAt: number, options: ReadOptions): Promise<void> {
+  const limit = options.bandwidthBytesPerSecond ?? 0;
+  if (limit <= 0) return;
+  const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
+  if (waitMs >= 1) await sleep(waitMs, undefined, { signal: options.signal });
+}
+
+/**
+ * SHA-256 and length of a regular file (links are refused). Memory: two blocks of 4 MiB.
+ *
+ * @throws the reason of `signal`, or the system's error.
+ */
+export async function hashFile(path: string, options: ReadOptions = {}): Promise<FileDigest> {
+  const file = await openRegular(path);
+  try {
+    return await hashHandle(file, options);
+  } finally {
+    await file.close();
+  }
+}
+
+async function hashHandle(file: FileHandle, options: ReadOptions): Promise<FileDigest> {
+  const hash = createHash('sha256');
+  let sizeBytes = 0;
+  await forEachBlock(
+    file,
+    (block) => {
+      hash.update(block);
+      sizeBytes += block.length;
+    },
+    options,
+  );
+  return { sizeBytes, sha256: hash.digest('hex') };
+}
+
+/** True when both files have the same bytes. */
+export async function sameContent(a: string, b: string, options: ReadOptions = {}): Promise<boolean> {
+  const [sizeA, sizeB] = [(await lstat(a)).size, (await lstat(b)).size];
+  if (sizeA !== sizeB) return false;
+  const [digestA, digestB] = [await hashFile(a, options), await hashFile(b, { signal: options.signal })];
+  return digestA.sizeBytes === digestB.sizeBytes && digestA.sha256 === digestB.sha256;
+}
+
+/**
+ * Copies a regular file under a name that must be free; data and name are on the disk when it returns. Shares
+ * the blocks where the file system can (reflink), otherwise copies and leaves zeros out as holes. Hashes
+ * every byte in both cases. Removes its own unfinished target when it fails or is aborted.
+ *
+ * @throws EEXIST, ENOSPC, … of the system, or the reason of `signal`.
+ */
+export async function copyFileDurable(options: CopyOptions): Promise<CopyResult> {
+  const { from, to } = options;
+  options.signal?.throwIfAborted();
+  const source = await openRegular(from);
+  try {
+    const mode = options.mode ?? (await source.stat()).mode & 0o7777;
+    const result = (await reflink(options, mode)) ?? (await streamCopy(source, options, mode));
+    await fsyncDirectory(dirname(to));
+    return result;
+  } finally {
+    await source.close();
+  }
+}
+
+/** What a file system answers that cannot share blocks between these two places. */
+const cannotReflink = ['ENOTSUP', 'EOPNOTSUPP', 'EXDEV', 'EINVAL', 'ENOTTY', 'ENOSYS', 'ETXTBSY'];
+
+async function reflink(options: CopyOptions, mode: number): Promise<CopyResult | null> {
+  try {
+    await copyFile(options.from, options.to, constants.COPYFILE_FICLONE_FORCE | constants.COPYFILE_EXCL);
+  } catch (error) {
+    if (cannotReflink.some((code) => isErrno(error, code))) return null;
+    throw error;
+  }
+  try {
+    const copy = await open(options.to, 'r+');
+    try {
+      await copy.chmod(mode);
+      await copy.sync();
+      return { ...(await hashHandle(copy, options)), method: 'reflink' };
+    } finally {
+      await copy.close();
+    }
+  } catch (error) {
+    await rm(options.to, { force: true });
+    throw error;
+  }
+}
+
+async function streamCopy(source: FileHandle, options: CopyOptions, mode: number): Promise<CopyResult> {
+  const hash = createHash('sha256');
+  let sizeBytes = 0;
+  const copy = await open(options.to, 'wx', 0o600);
+  try {
+    try {
+      await forEachBlock(
+        source,
+        async (block, position) => {
+          hash.update(block);
+          await writeSparse(copy, block, position);
+          sizeBytes += block.length;
+        },
+        options,
+      );
+      await copy.truncate(sizeBytes); // a hole at the end has not been written
+      await copy.chmod(mode);
+      await copy.sync();
+    } finally {
+      await copy.close();
+    }
+  } catch (error) {
+    await rm(options.to, { force: true });
+    throw error;
+  }
+  return { sizeBytes, sha256: hash.digest('hex'), method: 'copy' };
+}
+
+/** Writes a block into a new file, leaving out stretches of zeros. */
+async function writeSparse(file: FileHandle, block: Buffer, position: number): Promise<void> {
+  let start = 0;
+  while (start < block.length) {
+    const firstIsZero = isZero(block, start);
+    let end = start;
+    while (end < block.length && isZero(block, end) === firstIsZero) end += holeBytes;
+    end = Math.min(end, block.length);
+    if (!firstIsZero) await writeFully(file, block.subarray(start, end), position + start);
+    start = end;
+  }
+}
+
+function isZero(block: Buffer, start: number): boolean {
+  const piece = block.subarray(start, start + holeBytes);
+  return piece.equals(piece.length === holeBytes ? zeros : zeros.subarray(0, piece.length));
+}
+
+async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {
+  let written = 0;
+  while (written < data.length) {
+    const { bytesWritten } = await file.write(data, written, data.length - written, position + written);
+    written += bytesWritten;
+  }
+}

@@ -1,0 +1,217 @@
+import { isAbsolute } from 'node:path';
+import { execa, ExecaError } from 'execa';
+import { z } from 'zod';
+import { StillpointError } from './errors.ts';
+
+/** `qemu-img` on a hung file system must not hang us for ever. */
+const quickDeadlineMs = 60_000;
+/** The map of an image with millions of extents; a JavaScript string cannot hold more. */
+const outputBytesMax = 500 * 1024 * 1024;
+
+export type QemuImageErrorCode =
+  /** `qemu-img` failed or is missing. */
+  | 'IMAGE_TOOL_FAILED'
+  /** The header says something that no image of a backup may say. */
+  | 'IMAGE_UNSUPPORTED';
+
+/** What `qemu-img` reports about an image goes wrong with this. */
+export class QemuImageError extends StillpointError<QemuImageErrorCode> {
+  constructor(code: QemuImageErrorCode, message: string, options: { hint?: string; cause?: unknown } = {}) {
+    super(message, { code, ...options });
+  }
+}
+
+export type ImageFormat = 'qcow2' | 'raw';
+
+export interface ImageInfo {
+  readonly format: ImageFormat;
+  readonly virtualSizeBytes: number;
+  /** Space that the file takes, holes not counted. */
+  readonly allocatedBytes: number;
+  /** As the header says it; a relative name is relative to the image's directory. */
+  readonly backing: { readonly path: string; readonly format: string | undefined } | null;
+  readonly internalSnapshots: readonly string[];
+  readonly bitmaps: readonly string[];
+  readonly encrypted: boolean;
+  readonly corrupt: boolean;
+  /** qcow2 with an external data file: its content is elsewhere. */
+  readonly dataFile: string | undefined;
+  /** Properties that a new image in its place must have too, as `-o` takes them. */
+  readonly layout: readonly string[];
+  /** qcow2 compatibility level, `0.10` or `1.1`. */
+  readonly compat: string | undefined;
+}
+
+const infoSchema = z.object({
+  'virtual-size': z.number(),
+  'actual-size': z.number().optional(),
+  format: z.string(),
+  encrypted: z.boolean().optional(),
+  'cluster-size': z.number().optional(),
+  'backing-filename': z.string().optional(),
+  'backing-filename-format': z.string().optional(),
+  snapshots: z.array(z.object({ name: z.string() })).optional(),
+  'format-specific': z
+    .object({
+      data: z.object({
+        compat: z.string().optional(),
+        corrupt: z.boolean().optional(),
+        'lazy-refcounts': z.boolean().optional(),
+        'extended-l2': z.boolean().optional(),
+        'refcount-bits': z.number().optional(),
+        'data-file': z.string().optional(),
+        bitmaps: z.array(z.object({ name: z.string() })).optional(),
+      }),
+    })
+    .optional(),
+});
+
+async function qemuImg(
+  args: readonly string[],
+  signal?: AbortSignal,
+  deadlineMs = quickDeadlineMs,
+): Promise<string> {
+  try {
+    const result = await execa('qemu-img', [...args], {
+      timeout: deadlineMs,
+      maxBuffer: outputBytesMax,
+      stdin: 'ignore',
+      // A Ctrl-C is for us: we bring the image in order, and do not let the tool die in the middle of it.
+      detached: true,
+      ...(signal === undefined ? {} : { cancelSignal: signal }),
+    });
+    return result.stdout;
+  } catch (error) {
+    if (!(error instanceof ExecaError)) throw error;
+    const reason = error.timedOut
+      ? `no answer within ${deadlineMs / 1000} s`
+      : (error.stderr || error.shortMessage).trim();
+    throw new QemuImageError('IMAGE_TOOL_FAILED', `qemu-img ${args[0]} failed: ${reason}`, {
+      cause: error,
+      hint: 'try the same by hand: qemu-img info --backing-chain IMAGE; qemu-utils must be installed',
+    });
+  }
+}
+
+/**
+ * Reads an image's header. The format is given, never probed: a guest can write any header into a raw image.
+ * @param options.inUse the image is open in a running machine
+ * @throws QemuImageError
+ */
+export async function readImageInfo(
+  path: string,
+  format: ImageFormat,
+  options: { readonly inUse?: boolean } = {},
+): Promise<ImageInfo> {
+  const share = options.inUse ? ['-U'] : [];
+  const output = await qemuImg(['info', '--output=json', ...share, '-f', format, plainFile(path)]);
+  const info = infoSchema.parse(JSON.parse(output));
+  const data = info['format-specific']?.data;
+  const backingPath = info['backing-filename'];
+  return {
+    format,
+    virtualSizeBytes: info['virtual-size'],
+    allocatedBytes: info['actual-size'] ?? 0,
+    backing:
+      backingPath === undefined ? null : { path: backingPath, format: info['backing-filename-format'] },
+    internalSnapshots: (info.snapshots ?? []).map((snapshot) => snapshot.name),
+    bitmaps: (data?.bitmaps ?? []).map((bitmap) => bitmap.name),
+    encrypted: info.encrypted ?? false,
+    corrupt: data?.corrupt ?? false,
+    dataFile: data?.['data-file'],
+    compat: data?.compat,
+    layout: [
+      ...(info['cluster-size'] === undefined ? [] : [`cluster_size=${info['cluster-size']}`]),
+      ...(data?.['refcount-bits'] === undefined ? [] : [`refcount_bits=${data['refcount-bits']}`]),
+      ...(data?.['lazy-refcounts'] ? ['lazy_refcounts=on'] : []),
+      ...(data?.['extended-l2'] ? ['extended_l2=on'] : []),
+    ],
+  };
+}
+
+/** Creates an empty qcow2 image over `backing`, without opening the backing image (it may be in use). */
+export async function createOverlay(
+  path: string,
+  backing: { readonly path: string; readonly format: ImageFormat },
+  virtualSizeBytes: number,
+  layout: readonly string[] = [],
+): Promise<void> {
+  // compat 1.1 is needed for more than features: zeroed clusters must be distinguishable from unallocated ones.
+  const options = ['-o', ['compat=1.1', ...layout].join(',')];
+  const over = ['-u', '-F', backing.format, '-b', backing.path];
+  await qemuImg(['create', '-q', '-f', 'qcow2', ...options, ...over, path, String(virtualSizeBytes)]);
+}
+
+/** Rewrites only the header: the image's content shows through as if `backing` had always been below it. */
+export async function setBackingHeader(
+  image: string,
+  backing: { readonly path: string; readonly format: string },
+): Promise<void> {
+  await qemuImg(['rebase', '-q', '-u', '-f', 'qcow2', '-F', backing.format, '-b', backing.path, image]);
+}
+
+/**
+ * Copies into `image` what it needs from the chain down to (not including) `newBacking`; `null`: everything.
+ * For an image that nobody has open.
+ */
+export async function rebaseImage(
+  image: string,
+  newBacking: { readonly path: string; readonly format: string } | null,
+  options: { readonly signal?: AbortSignal; readonly deadlineMs: number },
+): Promise<void> {
+  const onto = newBacking === null ? ['-b', ''] : ['-F', newBacking.format, '-b', newBacking.path];
+  await qemuImg(['rebase', '-q', '-f', 'qcow2', ...onto, image], options.signal, options.deadlineMs);
+}
+
+/** Writes the whole content of a chain as a new standalone qcow2 image. */
+export async function flattenImage(
+  from: string,
+  to: string,
+  options: { readonly signal?: AbortSignal; readonly deadlineMs: number; readonly inUse?: boolean },
+): Promise<void> {
+  const share = options.inUse ? ['-U'] : [];
+  const args = ['convert', ...share, '-f', 'qcow2', '-O', 'qcow2', plainFile(from), to];
+  await qemuImg(args, options.signal, options.deadlineMs);
+}
+
+/** A run of an image's bytes as `qemu-img map` tells it. */
+export interface ImageExtent {
+  readonly start: number;
+  readonly length: number;
+  /** How deep in the chain it is found; 0 is the image itself. */
+  readonly depth: number;
+  /** Found in some image of the chain (data or explicit zeros), not just read as zero because nothing has it. */
+  readonly present: boolean;
+  readonly data: boolean;
+  readonly zero: boolean;
+}
+
+const extentsSchema = z.array(
+  z.object({
+    start: z.number(),
+    length: z.number(),
+    depth: z.number(),
+    present: z.boolean(),
+    data: z.boolean(),
+    zero: z.boolean(),
+  }),
+);
+
+/** The allocation of an image (chain). */
+export async function readImageMap(
+  path: string,
+  format: ImageFormat,
+  options: { readonly inUse?: boolean; readonly signal?: AbortSignal; readonly deadlineMs?: number } = {},
+): Promise<readonly ImageExtent[]> {
+  const share = options.inUse ? ['-U'] : [];
+  const args = ['map', '--output=json', ...share, '-f', format, plainFile(path)];
+  return extentsSchema.parse(JSON.parse(await qemuImg(args, options.signal, options.deadlineMs ?? 600_000)));
+}
+
+/** Keeps `qemu-img` from reading a name as a protocol (`nbd:…`, `json:{…}`). */
+function plainFile(path: string): string {
+  if (!isAbsolute(path)) {
+    throw new QemuImageError('IMAGE_UNSUPPORTED', `not an absolute path: ${path}`);
+  }
+  return path;
+}

@@ -1,0 +1,227 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import t from 'tap';
+import { z } from 'zod';
+import { loadConfig, parseConfig } from './config.ts';
+import { ConfigError, formatProblem } from './errors.ts';
+import { matchesName, policyFor } from './policy.ts';
+import { configSchema } from './schema.ts';
+
+const storage = 'storages: { local: { kind: directory, path: /backup } }\n';
+
+function refusal(text: string): ConfigError {
+  try {
+    parseConfig(text, 'c.yaml');
+  } catch (error) {
+    if (error instanceof ConfigError) return error;
+    throw error;
+  }
+  throw new Error('it was accepted');
+}
+
+const problemsOf = (text: string): readonly string[] => refusal(text).problems.map(formatProblem);
+
+void t.test('a file with only storages is complete, and so is no file where none is needed', async (t) => {
+  const { config, inactive } = parseConfig(storage, 'c.yaml');
+  t.match(config, {
+    agent: { libvirtUri: 'qemu:///system', ramDisk: '/dev/shm/stillpoint', maxParallelMachines: 2 },
+    storages: { local: { kind: 'directory', path: '/backup' } },
+  });
+  t.same(inactive, []);
+  t.match(policyFor(config, 'vm-001', 'c.yaml'), {
+    kind: 'policy',
+    policy: {
+      name: 'default',
+      mode: 'save',
+      storages: ['local'],
+      retainDirectory: null,
+      merge: { bandwidthBytesPerSecond: 0, includeSharedBase: false },
+      deadlines: { saveSeconds: 600 },
+    },
+  });
+  const missing = join(t.testdir({}), 'config.yaml');
+  t.same((await loadConfig(missing, { optional: true })).files, []);
+  await t.rejects(loadConfig(missing), { code: 'CONFIG_MISSING', hint: /kind: directory/ });
+  await t.rejects(loadConfig('/proc/1/mem'), { code: 'CONFIG_UNREADABLE' });
+});
+
+void t.test('every key works in a file of its own', (t) => {
+  const keys = [
+    'agent: { libvirtUri: "qemu+unix:///system?socket=/x" }',
+    'agent: { ramDisk: null }',
+    'agent:',
+    'policies: { default: { mode: save } }',
+    'policies: { default: { memory: { every: 3 } } }',
+    'policies: { default: { merge: { includeSharedBase: true } } }',
+    'policies: { default: { deadlines: { saveSeconds: 1 } } }',
+    'policies: { default: { read: { bandwidthBytesPerSecond: 1 } } }',
+    'machines: [{ match: "*", exclude: true }]',
+    'machines: [{ match: "*", policy: default }]',
+    '',
+    '# nothing but a comment',
+  ];
+  for (const text of keys) t.ok(parseConfig(text, 'c.yaml').config, text);
+  t.end();
+});
+
+void t.test('all problems are told at once, each with line and column', (t) => {
+  const text = [
+    'agent:',
+    '  maxParallelMachines: lots',
+    '  colour: red',
+    'storages:',
+    '  local: { kind: directory, path: backup }',
+    'policies:',
+    '  default:',
+    '    merge: { bandwidthBytesPerSecond: 10MiB }',
+    'machines:',
+    '  - { match: "a" }',
+    '  - { match: "b", policy: default, exclude: true }',
+  ].join('\n');
+  t.same(problemsOf(text), [
+    'c.yaml:2:3: agent.maxParallelMachines: expected a whole number, without a unit',
+    'c.yaml:3:3: agent.colour: there is no such key',
+    'c.yaml:5:29: storages.local.path: expected an absolute path',
+    'c.yaml:8:14: policies.default.merge.bandwidthBytesPerSecond: expected a whole number, without a unit',
+    'c.yaml:10:5: machines.0: expected either policy or exclude: true',
+    'c.yaml:11:5: machines.1: expected either policy or exclude: true',
+  ]);
+  t.equal(refusal(text).code, 'CONFIG_INVALID');
+  t.end();
+});
+
+void t.test('what is not YAML, or would be misread, is refused with its place', (t) => {
+  t.match(problemsOf('agent:\n  socket: "/x\nstorages: {}\n'), [/^c\.yaml:\d+:\d+: /]);
+  t.match(problemsOf('agent: {}\nagent: {}\n'), [/^c\.yaml:2:1: .*unique/]);
+  t.match(problemsOf('agent: !secret {}\n'), [/^c\.yaml:1:8: .*tag/]);
+  t.match(problemsOf('- a list\n'), [/^c\.yaml:1:1: .*object/]);
+  t.match(
+    problemsOf(
+      'a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n',
+    ),
+    [/c\.yaml:1:1: .*alias/i],
+  );
+  t.end();
+});
+
+void t.test('what a later version will do is refused with a code of its own', (t) => {
+  const repository = refusal(
+    'storages:\n  vault: { kind: repository, url: "file:///srv/vault", keyFile: /k }\n',
+  );
+  t.equal(repository.code, 'CONFIG_NOT_AVAILABLE');
+  t.match(repository.problems.map(formatProblem), [
+    'c.yaml:2:12: storages.vault.kind: storages of kind repository are not available in this version; use kind: directory with a path',
+  ]);
+  const live = refusal(`${storage}policies: { default: { mode: live } }`);
+  t.equal(live.code, 'CONFIG_NOT_AVAILABLE');
+  t.match(live.problems, [{ line: 2, column: 24, message: /use auto or save/ }]);
+  t.match(problemsOf('policies: { default: { mode: fast } }'), [/expected one of auto, save, live/]);
+  t.end();
+});
+
+void t.test('names that lead nowhere are refused where they stand', (t) => {
+  t.same(
+    problemsOf(
+      `${storage}policies:\n  p: { storages: [local, vault] }\nmachines:\n  - { match: "*", policy: gold }\n`,
+    ),
+    [
+      'c.yaml:3:26: policies.p.storages.1: no storage is called vault; there is local',
+      'c.yaml:5:19: machines.0.policy: no policy is called gold; there is default, p',
+    ],
+  );
+  t.end();
+});
+
+void t.test('keys that nothing acts on yet are accepted and listed with their place', (t) => {
+  const text = `${storage}policies:\n  default:\n    mode: auto\n    schedule: "0 2 * * *"\n    keep: { last: 3 }\n`;
+  t.match(parseConfig(text, 'c.yaml').inactive.map(formatProblem), [
+    /^c\.yaml:5:5: policies\.default\.schedule: not active/,
+    /^c\.yaml:6:5: policies\.default\.keep: not active/,
+  ]);
+  t.match(problemsOf('policies: { p: { timeZone: Europe/Atlantis, schedule: "often" } }'), [
+    /time zone/,
+    /cron/,
+  ]);
+  t.end();
+});
+
+void t.test('drop-ins are merged in the order of their names, and problems name their file', async (t) => {
+  const directory = t.testdir({
+    '10-storages.yaml': storage,
+    '20-more.yaml':
+      'storages: { second: { kind: directory, path: /second } }\nmachines: [{ match: "web-*", exclude: true }]\n',
+    '30-change.yaml':
+      'storages: { local: { kind: directory, path: /other } }\nmachines: [{ match: "*", policy: default }]\nagent:\n',
+    'README.txt': 'not read',
+  });
+  const { config, files } = await loadConfig(directory);
+  t.equal(files.length, 3);
+  t.same(config.storages, {
+    local: { kind: 'directory', path: '/other' },
+    second: { kind: 'directory', path: '/second' },
+  });
+  t.same(
+    config.machines.map(({ match }) => match),
+    ['web-*', '*'],
+  );
+  await writeFile(
+    join(directory, '30-change.yaml'),
+    'agent: { socket: x }\nmachines:\n  - { match: a, policy: gold }\n',
+  );
+  await writeFile(join(directory, '40-wrong.yaml'), 'machines: { match: b }\n');
+  const first = await loadConfig(directory).catch((error: unknown) => error);
+  t.ok(first instanceof ConfigError);
+  if (first instanceof ConfigError)
+    t.match(first.problems, [
+      { file: /30-change/, line: 1 },
+      { file: /40-wrong/, line: 1 },
+    ]);
+  await writeFile(join(directory, '40-wrong.yaml'), 'agent: { socket: /x }\n');
+  const second = await loadConfig(directory).catch((error: unknown) => error);
+  t.match(second, { problems: [{ file: /30-change/, line: 3, column: 17, key: 'machines.1.policy' }] });
+});
+
+void t.test('the first rule that fits a machine decides, and its policy counts as a whole', (t) => {
+  const { config } = parseConfig(
+    `${storage}policies:\n  default: { retainDirectory: /retain }\n  gold: { mode: save }\nmachines:\n  - { match: "web-?", policy: gold }\n  - { match: "web-*", exclude: true }\n`,
+    'c.yaml',
+  );
+  t.match(policyFor(config, 'web-1', 'c'), {
+    policy: { name: 'gold', modeReason: /gold/, retainDirectory: null },
+  });
+  t.same(policyFor(config, 'web-12', 'c'), { kind: 'excluded', match: 'web-*' });
+  t.match(policyFor(config, 'db', 'c'), {
+    policy: { name: 'default', modeReason: /auto/, retainDirectory: '/retain' },
+  });
+  const none = parseConfig('', 'c.yaml').config;
+  t.throws(() => policyFor(none, 'db', '/etc/x.yaml'), {
+    code: 'CONFIG_INVALID',
+    hint: /\/etc\/x\.yaml:\nstorages:/,
+  });
+  t.ok(matchesName('a.b*', 'a.b+c'));
+  for (const [pattern, name] of [
+    ['a.b', 'axb'],
+    ['web', 'web-1'],
+    ['[a]', 'a'],
+    ['a?', 'a'],
+  ] as const)
+    t.notOk(matchesName(pattern, name), `${pattern} ${name}`);
+  t.end();
+});
+
+void t.test('the examples load, and the complete one says the defaults', async (t) => {
+  const at = (name: string): string => join(import.meta.dirname, name);
+  const minimal = await loadConfig(at('minimal.yaml'));
+  const complete = await loadConfig(at('stillpoint.yaml'));
+  t.same(complete.config.agent, minimal.config.agent);
+  t.same(complete.config.storages, minimal.config.storages);
+  const defaults = parseConfig(`${storage}policies: { default: {} }`, 'c.yaml').config.policies['default'];
+  const { memory, storages, schedule, timeZone, keep, ...rest } = complete.config.policies['default'] ?? {};
+  t.same(rest, defaults);
+  t.same([memory, storages, schedule, timeZone, keep].includes(undefined), false);
+});
+
+void t.test('the published JSON schema is the one that the code uses', async (t) => {
+  const published: unknown = JSON.parse(await readFile(join(import.meta.dirname, 'schema.json'), 'utf8'));
+  t.same(published, z.toJSONSchema(configSchema, { io: 'input' }), 'node scripts/schema.ts writes it anew');
+});

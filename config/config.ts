@@ -1,0 +1,176 @@
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { z } from 'zod';
+import { isErrno } from '../common/errors.ts';
+import { ConfigError, formatProblem } from './errors.ts';
+import type { ConfigProblem } from './errors.ts';
+import { configSchema, inactiveKeys, notAvailableMark } from './schema.ts';
+import type { Config } from './schema.ts';
+import { ConfigSource, ConfigSources } from './source.ts';
+import type { KeyPath } from './source.ts';
+
+export const defaultConfigPath = '/etc/stillpoint/config.yaml';
+
+/** A configuration that was read, and what there is to say about it. */
+export interface LoadedConfig {
+  readonly config: Config;
+  /** The files that it comes from, in the order of their reading; none when all is default. */
+  readonly files: readonly string[];
+  /** Keys that are set, and that nothing in this version acts on. */
+  readonly inactive: readonly ConfigProblem[];
+}
+
+/**
+ * Reads a configuration: a YAML file, or a directory whose `*.yaml` files are merged in the order of their
+ * names. It is validated whole; nothing of it can be used if anything is wrong.
+ *
+ * @param options.optional a missing file means that everything has its default
+ * @throws ConfigError naming every problem with file, line and column
+ */
+export async function loadConfig(
+  path: string,
+  options: { readonly optional?: boolean | undefined } = {},
+): Promise<LoadedConfig> {
+  const files = await filesOf(path, options.optional ?? false);
+  const sources: ConfigSource[] = [];
+  for (const file of files) sources.push(new ConfigSource(file, await readText(file)));
+  return parseSources(sources.length === 0 ? [new ConfigSource(path, '')] : sources, files);
+}
+
+/** Reads a configuration from a text, as `loadConfig` does from a file of this name. */
+export function parseConfig(text: string, file: string): LoadedConfig {
+  return parseSources([new ConfigSource(file, text)], [file]);
+}
+
+async function filesOf(path: string, optional: boolean): Promise<readonly string[]> {
+  try {
+    if (!(await stat(path)).isDirectory()) return [path];
+    const names = (await readdir(path)).filter((name) => name.endsWith('.yaml') && !name.startsWith('.'));
+    return names.toSorted().map((name) => join(path, name));
+  } catch (error) {
+    if (!isErrno(error, 'ENOENT')) throw unreadable(path, error);
+    if (optional) return [];
+    throw new ConfigError('CONFIG_MISSING', `there is no configuration at ${path}`, {
+      cause: error,
+      hint: storageLines(path),
+    });
+  }
+}
+
+async function readText(file: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (error) {
+    throw unreadable(file, error);
+  }
+}
+
+function unreadable(path: string, cause: unknown): ConfigError {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  return new ConfigError('CONFIG_UNREADABLE', `the configuration cannot be read: ${reason}`, {
+    cause,
+    hint: `ls -l ${path}; run as root`,
+  });
+}
+
+/** What an operator adds to a configuration that names no storage yet. */
+export function storageLines(path: string): string {
+  return `write to ${path}:\nstorages:\n  local: { kind: directory, path: /var/backup/virtualization }`;
+}
+
+function parseSources(parts: readonly ConfigSource[], files: readonly string[]): LoadedConfig {
+  refuseIfAny(parts.flatMap((source) => source.problems()));
+  const sources = new ConfigSources(parts);
+  const result = configSchema.safeParse(sources.merged());
+  if (!result.success) {
+    refuseIfAny(withoutFollowUps(result.error.issues).flatMap((issue) => problemsOf(sources, issue)));
+    throw result.error; // issues without a problem: cannot be
+  }
+  refuseIfAny(danglingNames(sources, result.data));
+  return { config: result.data, files, inactive: inactiveIn(sources, result.data) };
+}
+
+function refuseIfAny(problems: readonly ConfigProblem[]): void {
+  const [first] = problems;
+  if (first === undefined) return;
+  const sorted = problems.toSorted(
+    (a, b) => a.file.localeCompare(b.file) || a.line - b.line || a.column - b.column,
+  );
+  const onlyLater = problems.every(({ notAvailable }) => notAvailable);
+  const lines = sorted.map(formatProblem).join('\n');
+  throw new ConfigError(
+    onlyLater ? 'CONFIG_NOT_AVAILABLE' : 'CONFIG_INVALID',
+    `the configuration is refused:\n${lines}`,
+    {
+      problems: sorted,
+      hint: `correct ${first.file} (every key is explained in config/stillpoint.yaml), then: stillpoint doctor`,
+    },
+  );
+}
+
+type Issue = z.core.$ZodIssue;
+
+/** A storage of a kind that is refused has keys of that kind: only the kind is worth telling. */
+function withoutFollowUps(issues: readonly Issue[]): readonly Issue[] {
+  const refusedKinds = new Set(
+    issues.filter(({ path }) => path[0] === 'storages' && path[2] === 'kind').map(({ path }) => path[1]),
+  );
+  return issues.filter(
+    ({ path }) => path[0] !== 'storages' || path[2] === 'kind' || !refusedKinds.has(path[1]),
+  );
+}
+
+function problemsOf(sources: ConfigSources, issue: Issue): readonly ConfigProblem[] {
+  const { path } = issue;
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((key) => sources.problemAt([...path, key], 'there is no such key'));
+  }
+  const message = issue.code === 'invalid_key' ? (issue.issues[0]?.message ?? issue.message) : issue.message;
+  const missing = !sources.has(path) && path.length > 0 ? ' (it is missing)' : '';
+  return [sources.problemAt(path, `${message}${missing}`, message.includes(notAvailableMark))];
+}
+
+/** Policies and storages that are referred to and are not there. */
+function danglingNames(sources: ConfigSources, config: Config): readonly ConfigProblem[] {
+  const problems: ConfigProblem[] = [];
+  const check = (names: readonly string[], name: string, what: string, path: KeyPath): void => {
+    if (names.includes(name)) return;
+    const known = names.length === 0 ? 'there is none' : `there is ${names.join(', ')}`;
+    problems.push(sources.problemAt(path, `no ${what} is called ${name}; ${known}`));
+  };
+  const storages = Object.keys(config.storages);
+  for (const [name, policy] of Object.entries(config.policies)) {
+    for (const [index, storage] of (policy.storages ?? []).entries()) {
+      check(storages, storage, 'storage', ['policies', name, 'storages', index]);
+    }
+  }
+  for (const [index, name] of storages.entries()) {
+    const same = storages
+      .slice(0, index)
+      .find((other) => config.storages[other]?.path === config.storages[name]?.path);
+    if (same === undefined) continue;
+    problems.push(
+      sources.problemAt(
+        ['storages', name, 'path'],
+        `storage ${same} is the same directory: that would be one copy, not two`,
+      ),
+    );
+  }
+  const policies = [...new Set(['default', ...Object.keys(config.policies)])];
+  for (const [index, { policy }] of config.machines.entries()) {
+    if (policy !== undefined) check(policies, policy, 'policy', ['machines', index, 'policy']);
+  }
+  return problems;
+}
+
+function inactiveIn(sources: ConfigSources, config: Config): readonly ConfigProblem[] {
+  return inactiveKeys.flatMap(({ key, reason }) => {
+    const paths =
+      key[1] === '*'
+        ? Object.keys(config.policies).map((name) => [key[0] ?? '', name, ...key.slice(2)])
+        : [key];
+    return paths
+      .filter((path) => sources.has(path))
+      .map((path) => sources.problemAt(path, `not active in this version: ${reason}`, true));
+  });
+}

@@ -1,0 +1,46 @@
+import { ConfigError } from './errors.ts';
+import { storageLines } from './config.ts';
+import { emptyPolicy } from './schema.ts';
+import type { Config, PolicyConfig } from './schema.ts';
+
+/** How backups of one machine are made: a policy with everything decided. */
+export interface ResolvedPolicy extends Omit<PolicyConfig, 'mode' | 'storages'> {
+  /** Name of the policy. */
+  readonly name: string;
+  /** In this version always `save`. */
+  readonly mode: 'save';
+  readonly modeReason: string;
+  /** Names of storages, at least one. */
+  readonly storages: readonly string[];
+}
+
+export type PolicyDecision =
+  | { readonly kind: 'policy'; readonly policy: ResolvedPolicy }
+  /** The operator does not want this machine backed up; `match` is the rule that says so. */
+  | { readonly kind: 'excluded'; readonly match: string };
+
+/**
+ * The policy of a machine: that of the first rule that matches its name, otherwise `default`. A policy counts
+ * as a whole; what it leaves out has its default and is not taken from another policy.
+ *
+ * @throws ConfigError CONFIG_INVALID when there is no storage, with the lines to add
+ */
+export function policyFor(config: Config, machineName: string, configPath: string): PolicyDecision {
+  const rule = config.machines.find(({ match }) => matchesName(match, machineName));
+  if (rule?.exclude === true) return { kind: 'excluded', match: rule.match };
+  const name = rule?.policy ?? 'default';
+  const policy = config.policies[name] ?? emptyPolicy();
+  const storages = policy.storages ?? Object.keys(config.storages);
+  if (storages.length === 0) {
+    throw new ConfigError('CONFIG_INVALID', 'no storage is configured', { hint: storageLines(configPath) });
+  }
+  const modeReason =
+    policy.mode === 'save' ? `policy ${name} asks for it` : 'auto: save is the only mode of this version';
+  return { kind: 'policy', policy: { ...policy, name, mode: 'save', modeReason, storages } };
+}
+
+/** True when a name fits a pattern in which `*` stands for any characters and `?` for one. */
+export function matchesName(pattern: string, machineName: string): boolean {
+  const escaped = pattern.replaceAll(/[\\^$.|+()[\]{}]/g, String.raw`\$&`);
+  return new RegExp(`^${escaped.replaceAll('*', '.*').replaceAll('?', '.')}$`, 'su').test(machineName);
+}

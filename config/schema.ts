@@ -1,0 +1,152 @@
+import { z } from 'zod';
+import { logLevels } from '../common/log.ts';
+
+/** Marks a message that speaks of what a later version will do. */
+export const notAvailableMark = 'not available in this version';
+
+const absolutePath = z
+  .string('expected an absolute path')
+  .startsWith('/', 'expected an absolute path')
+  .refine((path) => !path.includes('\0'), 'a path cannot hold a NUL byte');
+const wholeNumber = z.int('expected a whole number, without a unit');
+const bytesPerSecond = wholeNumber.nonnegative().describe('Bytes per second; 0 is without limit.');
+const seconds = wholeNumber.positive().describe('Seconds.');
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9._-]{1,64}$/, 'expected a name of letters, digits, `.`, `_` and `-`');
+
+const agent = z.strictObject({
+  libvirtUri: z.string().min(1).default('qemu:///system').describe('Which libvirt, as `virsh -c` takes it.'),
+  stateDir: absolutePath.default('/var/lib/stillpoint').describe('Where the journal is.'),
+  socket: absolutePath.default('/run/stillpoint/agent.sock').describe('Where the agent listens.'),
+  ramDisk: absolutePath
+    .nullable()
+    .default('/dev/shm/stillpoint')
+    .describe('Memory states pass through here if they fit; null: they never do.'),
+  maxParallelMachines: wholeNumber.min(1).max(64).default(2).describe('Jobs on machines at the same time.'),
+  logLevel: z
+    .enum(logLevels)
+    .default('info')
+    .describe('The environment variable STILLPOINT_LOG wins over it.'),
+});
+
+const directoryStorage = z.strictObject({
+  kind: z.literal('directory', {
+    error: ({ input }) =>
+      input === 'repository'
+        ? `storages of kind repository are ${notAvailableMark}; use kind: directory with a path`
+        : 'expected kind: directory',
+  }),
+  path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
+});
+
+const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
+const mode = z.enum(['auto', 'save'], {
+  error: ({ input }) =>
+    modes.some((known) => known === input)
+      ? `mode ${String(input)} is ${notAvailableMark}; use auto or save`
+      : `expected one of ${modes.join(', ')}`,
+});
+
+const keep = z.strictObject({
+  last: wholeNumber.nonnegative().optional(),
+  daily: wholeNumber.nonnegative().optional(),
+  weekly: wholeNumber.nonnegative().optional(),
+  monthly: wholeNumber.nonnegative().optional(),
+});
+
+const policy = z.strictObject({
+  mode: mode.default('auto').describe('How T1 is made; auto is save in this version.'),
+  memory: z
+    .union([z.enum(['never', 'always']), z.strictObject({ every: wholeNumber.positive() })], {
+      error: 'expected never, always or { every: N }',
+    })
+    .optional()
+    .describe('When a backup holds the memory state. Mode save always has it.'),
+  storages: z
+    .array(name)
+    .min(1, 'name at least one storage, or leave the key out for all of them')
+    .optional()
+    .describe('Names under `storages`; all of them unless told.'),
+  schedule: z
+    .string()
+    .regex(/^\S+( \S+){4}$/, 'expected the five fields of cron, such as "0 2 * * *"')
+    .optional(),
+  timeZone: z.string().refine(isTimeZone, 'expected a time zone, such as Europe/Zurich').optional(),
+  keep: keep.optional(),
+  retainDirectory: absolutePath
+    .nullable()
+    .default(null)
+    .describe('Where frozen images stand until they are stored; null: `.stillpoint/` beside each image.'),
+  read: z.strictObject({ bandwidthBytesPerSecond: bytesPerSecond.default(0) }).prefault({}),
+  merge: z
+    .strictObject({
+      bandwidthBytesPerSecond: bytesPerSecond.default(0),
+      includeSharedBase: z
+        .boolean()
+        .default(false)
+        .describe('Also pull an image that other machines share into each machine.'),
+    })
+    .prefault({}),
+  deadlines: z
+    .strictObject({
+      saveSeconds: seconds.default(600),
+      restoreSeconds: seconds.default(600),
+      mergeSeconds: seconds.default(86_400),
+    })
+    .prefault({})
+    .describe('After this long a stage is given up.'),
+});
+
+const machineRule = z
+  .strictObject({
+    match: z.string().min(1).describe('Name of a machine; `*` and `?` stand for any characters.'),
+    policy: name.optional(),
+    exclude: z.boolean().optional().describe('true: these machines are never backed up.'),
+  })
+  .refine(
+    (rule) => (rule.policy === undefined) !== (rule.exclude !== true),
+    'expected either policy or exclude: true',
+  );
+
+/** The whole configuration. Every key has a default. */
+export const configSchema = z.strictObject({
+  agent: agent.prefault({}),
+  storages: z.record(name, directoryStorage).default({}),
+  policies: z.record(name, policy).default({}),
+  machines: z
+    .array(machineRule)
+    .default([])
+    .describe('The first rule that matches decides; otherwise policy `default`.'),
+});
+
+export type Config = z.output<typeof configSchema>;
+export type AgentConfig = Config['agent'];
+export type StorageConfig = Config['storages'][string];
+export type PolicyConfig = Config['policies'][string];
+
+/** What a policy says that does not mention anything. */
+export function emptyPolicy(): PolicyConfig {
+  return policy.parse({});
+}
+
+/**
+ * Keys that the configuration accepts because they belong to it, and that nothing in this version acts on;
+ * `*` stands for any name.
+ */
+export const inactiveKeys: readonly { readonly key: readonly string[]; readonly reason: string }[] = [
+  { key: ['agent', 'socket'], reason: 'commands run the service in their own process' },
+  { key: ['policies', '*', 'schedule'], reason: 'backups start by command only' },
+  { key: ['policies', '*', 'timeZone'], reason: 'it belongs to schedule' },
+  { key: ['policies', '*', 'keep'], reason: 'backups go by `stillpoint delete` only' },
+  { key: ['policies', '*', 'memory'], reason: 'mode save always stores the memory state' },
+];
+
+function isTimeZone(text: string): boolean {
+  try {
+    return new Intl.DateTimeFormat('en', { timeZone: text }) instanceof Intl.DateTimeFormat;
+  } catch (error) {
+    if (error instanceof RangeError) return false;
+    throw error;
+  }
+}

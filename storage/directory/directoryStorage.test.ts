@@ -1,0 +1,259 @@
+import { mkdir, open, readdir, rename, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import t from 'tap';
+import type { Test } from 'tap';
+import { exists } from '../../common/files.ts';
+import { StorageError } from '../errors.ts';
+import type { BackupEntry, FileReport } from '../storage.ts';
+import { DirectoryStorage } from './directoryStorage.ts';
+import { firstTime, makeSample, storeSample } from './fixture.ts';
+import type { Sample } from './fixture.ts';
+
+interface Stored {
+  readonly work: string;
+  readonly root: string;
+  readonly storage: DirectoryStorage;
+  readonly sample: Sample;
+  readonly entry: BackupEntry;
+  /** Path of the stored image. */
+  readonly image: string;
+}
+
+async function stored(t: Test): Promise<Stored> {
+  const work = t.testdir({ root: {} });
+  const root = join(work, 'root');
+  const storage = new DirectoryStorage({ name: 'local', path: root });
+  const sample = await makeSample(work);
+  const entry = await storeSample(storage, sample);
+  return {
+    work,
+    root,
+    storage,
+    sample,
+    entry,
+    image: join(entry.directory, sample.manifest.volumes[0]?.file ?? ''),
+  };
+}
+
+async function overwrite(path: string, position: number, data: Buffer): Promise<void> {
+  const file = await open(path, 'r+');
+  await file.write(data, 0, data.length, position);
+  await file.close();
+}
+
+const bad = (files: readonly FileReport[]): readonly (readonly string[])[] =>
+  files.filter(({ verdict }) => verdict !== 'ok').map(({ kind, verdict }) => [kind, verdict]);
+
+void t.test('a flipped bit is found by reading every byte', async (t) => {
+  const { storage, entry, image } = await stored(t);
+  await overwrite(image, 700_000, Buffer.from([0]));
+  t.ok((await storage.verify(entry, { data: false })).ok, 'structure and size are as they were');
+  const progress: number[] = [];
+  const report = await storage.verify(entry, {
+    data: true,
+    onProgress: ({ bytesDone }) => progress.push(bytesDone),
+  });
+  t.same([report.ok, bad(report.files)], [false, [['volume', 'digest']]]);
+  t.same(
+    progress,
+    progress.toSorted((a, b) => a - b),
+  );
+});
+
+void t.test('a truncated file and a missing one are found by every look at the backup', async (t) => {
+  const { storage, entry, image, sample } = await stored(t);
+  await truncate(image, 1000);
+  t.match(await storage.list(), [{ state: 'Killed', id: sample.manifest.id, problem: /1000 bytes/ }]);
+  t.same(bad((await storage.verify(entry, { data: false })).files), [['volume', 'size']]);
+  await unlink(image);
+  t.match(await storage.list(), [{ state: 'Killed', problem: /missing/ }]);
+  t.same(bad((await storage.verify(entry, { data: false })).files), [['volume', 'missing']]);
+});
+
+void t.test('a changed definition is found without reading the volumes', async (t) => {
+  const { storage, entry, sample } = await stored(t);
+  await writeFile(join(entry.directory, sample.manifest.definition.file), '<domain/>');
+  t.same(bad((await storage.verify(entry, { data: false })).files), [['definition', 'digest']]);
+});
+
+void t.test('an image that needs or names other files is refused before any tool opens it', async (t) => {
+  const { storage, entry, image, work } = await stored(t);
+  const detail = async (): Promise<string | null | undefined> =>
+    (await storage.verify(entry, { data: false })).files.find(({ kind }) => kind === 'volume')?.detail;
+  const replaceHeader = async (args: readonly string[]): Promise<void> => {
+    const crafted = join(work, 'crafted.qcow2');
+    await execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...args, crafted, '16M'], { timeout: 30_000 });
+    const file = await open(crafted);
+    const header = Buffer.alloc(4096);
+    await file.read(header, 0, header.length, 0);
+    await file.close();
+    await overwrite(image, 0, header);
+  };
+  await replaceHeader(['-u', '-F', 'raw', '-b', '/etc/passwd']);
+  t.match(await detail(), /backing file/);
+  await replaceHeader(['-o', `data_file=${join(work, 'data')}`]);
+  t.match(await detail(), /another file/);
+  await overwrite(image, 0, Buffer.from('not an image'));
+  t.match(await detail(), /not a qcow2/);
+});
+
+void t.test('one damaged entry never hides the others', async (t) => {
+  const { storage, root, work, sample } = await stored(t);
+  const directory = (ms: number): string => join(root, 'vm-001', `20261120T160000.00${ms}Z`);
+  for (const ms of [0, 1, 2, 3, 4, 5]) await mkdir(directory(ms));
+  await writeFile(join(directory(1), 'manifest.json'), '{');
+  await truncate(join(directory(1), 'manifest.json'), 5 * 1024 * 1024);
+  await writeFile(join(directory(2), 'manifest.json'), '{"formatVersion": 99}');
+  await symlink('/etc/passwd', join(directory(3), 'manifest.json'));
+  await writeFile(join(directory(4), 'manifest.json'), JSON.stringify(sample.manifest));
+  await mkdir(join(directory(5), 'manifest.json'));
+  await mkdir(join(root, 'vm-001', '.partial-job'));
+  await mkdir(join(root, 'vm-001', 'lost+found'));
+  await mkdir(join(root, 'lost+found'));
+  await symlink(join(root, 'vm-001'), join(root, 'link'));
+  await symlink(directory(0), join(root, 'vm-001', '20261120T170000.000Z'));
+  const entries = await storage.list();
+  t.same(
+    entries.map(({ state }) => state),
+    ['Active', 'Killed', 'Killed', 'Killed', 'Killed', 'Killed', 'Killed'],
+  );
+  t.match(
+    entries.slice(1).map(({ problem }) => problem),
+    [/missing/, /bytes/, /version 99/, /link/, /point in time/, /regular/],
+  );
+  t.match(await storage.find('vm-001@2026-11-20T16:00:00.000Z'), {
+    state: 'Killed',
+    machine: { name: 'vm-001' },
+  });
+  t.match(await storage.find('vm-001@latest'), { state: 'Active' });
+  t.same(await storage.list({ machine: 'other' }), []);
+  await storeSample(storage, await makeSample(work, { time: new Date(firstTime.getTime() + 1) }));
+  t.equal(
+    (await storage.list({ machine: sample.machine.uuid })).filter(({ state }) => state === 'Active').length,
+    2,
+  );
+});
+
+void t.test('a backup is found by id, by the beginning of it, by machine and time', async (t) => {
+  const { storage, sample } = await stored(t);
+  const { id } = sample.manifest;
+  for (const name of [id, id.toUpperCase(), id.slice(0, 13), 'vm-001@latest', 'vm-001@20261120T151523.123Z'])
+    t.equal((await storage.find(name)).id, id, name);
+  for (const name of [
+    id.slice(0, 7),
+    'vm-002@latest',
+    'vm-001@20261120T151523.124Z',
+    'vm-001',
+    '',
+    '@',
+    '../x',
+    'vm-001@x',
+  ])
+    await t.rejects(storage.find(name), { code: 'BACKUP_NOT_FOUND' }, name);
+});
+
+void t.test(
+  'a deletion removes the backup and the empty machine, and a crash in it is finished later',
+  async (t) => {
+    const { storage, root, entry, work, sample } = await stored(t);
+    const later = await storeSample(
+      storage,
+      await makeSample(work, { time: new Date(firstTime.getTime() + 1) }),
+    );
+    await storage.delete(entry);
+    await storage.delete(entry);
+    t.same(await readdir(join(root, 'vm-001')), ['20261120T151523.124Z']);
+
+    await rename(later.directory, join(root, 'vm-001', '.deleting-20261120T151523.124Z'));
+    t.same(await storage.list(), []);
+    await unlink(join(root, 'vm-001', '.deleting-20261120T151523.124Z', 'manifest.json'));
+    t.equal(await storage.cleanUp(), 1);
+    t.equal(await storage.cleanUp(), 0);
+    t.notOk(await exists(join(root, 'vm-001')), sample.machine.name);
+  },
+);
+
+void t.test('nothing outside of the storage is ever deleted', async (t) => {
+  const { storage, root, entry, work } = await stored(t);
+  const outside = join(work, 'vm-001', '20261120T151523.123Z');
+  await mkdir(outside, { recursive: true });
+  await writeFile(join(outside, 'precious'), '');
+  const elsewhere = [
+    outside,
+    root,
+    join(root, 'vm-001'),
+    join(root, 'vm-001', '..', '..', 'vm-001', '20261120T151523.123Z'),
+  ];
+  await symlink(join(work, 'vm-001'), join(root, 'link'));
+  for (const directory of [...elsewhere, join(root, 'link', '20261120T151523.123Z')]) {
+    await t.rejects(storage.delete({ ...entry, directory }), { code: 'FOREIGN_CONTENT' }, directory);
+    await t.rejects(storage.verify({ ...entry, directory }, { data: false }), { code: 'FOREIGN_CONTENT' });
+  }
+  await symlink(join(outside, 'precious'), join(entry.directory, 'link'));
+  await mkdir(join(entry.directory, 'kept'));
+  await t.rejects(storage.delete(entry), { code: 'FOREIGN_CONTENT' });
+  t.ok(await exists(entry.directory));
+  await rename(join(entry.directory, 'kept'), join(work, 'kept'));
+  await storage.delete(entry);
+  t.ok(await exists(join(outside, 'precious')), 'a link is removed, not what it leads to');
+});
+
+void t.test('a link in place of a machine is not followed', async (t) => {
+  const work = t.testdir({ root: {}, elsewhere: {} });
+  await symlink(join(work, 'elsewhere'), join(work, 'root', 'vm-001'));
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  await t.rejects(storeSample(storage, await makeSample(work)), { code: 'FOREIGN_CONTENT' });
+  t.same(await readdir(join(work, 'elsewhere')), []);
+});
+
+void t.test('a storage that is not there is unreachable, and is not made up on the wrong disk', async (t) => {
+  const work = t.testdir({ file: '' });
+  for (const path of [join(work, 'missing'), join(work, 'file')]) {
+    const storage = new DirectoryStorage({ name: 'local', path });
+    t.match(await storage.check(), { ok: false, problem: { code: 'STORAGE_UNREACHABLE', hint: /mkdir/ } });
+    await t.rejects(storage.list(), { code: 'STORAGE_UNREACHABLE' });
+    await t.rejects(storage.begin(await makeSample(work)), { code: 'STORAGE_UNREACHABLE' });
+  }
+  t.same((await new DirectoryStorage({ name: 'local', path: work }).check()).ok, true);
+});
+
+void t.test(
+  'a full and a read-only file system are told apart and leave no half file',
+  { skip: process.getuid?.() !== 0 && 'needs root' },
+  async (t) => {
+    const work = t.testdir({ root: {} });
+    const root = join(work, 'root');
+    await writeFile(join(work, 'large'), Buffer.alloc(3 * 1024 * 1024, 1));
+    const inside = `
+    import { readdirSync } from 'node:fs';
+    import { execaSync } from 'execa';
+    import { DirectoryStorage } from ${JSON.stringify(join(import.meta.dirname, 'directoryStorage.ts'))};
+    const root = ${JSON.stringify(root)};
+    const storage = new DirectoryStorage({ name: 'local', path: root });
+    const machine = { name: 'vm', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
+    const writer = await storage.begin({ jobId: 'j', machine });
+    const codes = [];
+    await writer.addByCopy(${JSON.stringify(join(work, 'large'))}, 'x').catch((error) => codes.push(error.code));
+    codes.push(readdirSync(writer.directory).length);
+    execaSync('mount', ['-o', 'remount,ro', root], { timeout: 10_000 });
+    await writer.addBytes('x', 'x').catch((error) => codes.push(error.code));
+    codes.push((await storage.check()).problem.code);
+    process.stdout.write(JSON.stringify(codes));`;
+    const script = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" --input-type=module -e "$3"';
+    const { stdout } = await execa(
+      'unshare',
+      ['-m', '--propagation', 'private', 'sh', '-c', script, 'sh', root, process.execPath, inside],
+      { timeout: 60_000, cwd: import.meta.dirname },
+    );
+    t.same(JSON.parse(stdout), ['STORAGE_FULL', 0, 'STORAGE_READ_ONLY', 'STORAGE_READ_ONLY']);
+  },
+);
+
+void t.test('errors of a storage say what to type next', async (t) => {
+  const error = await new DirectoryStorage({ name: 'x', path: '/nowhere/at/all' })
+    .list()
+    .catch((thrown: unknown) => thrown);
+  t.ok(error instanceof StorageError);
+  t.match(error, { hint: /mkdir -p/ });
+});

@@ -1,0 +1,241 @@
+import { access, constants, lstat, readdir, rmdir, unlink } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { errorRecord, isErrno } from '../../common/errors.ts';
+import {
+  exists,
+  freeBytes,
+  fsyncDirectory,
+  isBelow,
+  makeDirectoryDurable,
+  renameDurable,
+} from '../../common/files.ts';
+import { parsePointInTime } from '../../common/time.ts';
+import { inStorage, StorageError } from '../errors.ts';
+import type {
+  BackupEntry,
+  BackupWriter,
+  BeginRequest,
+  MachineIdentity,
+  PartialBackup,
+  Storage,
+  StorageCheck,
+  VerifyOptions,
+  VerifyReport,
+} from '../storage.ts';
+import {
+  backupDirectories,
+  belongsToAnother,
+  directoriesIn,
+  lstatOrNull,
+  machineDirectories,
+  readEntry,
+  resolveRoot,
+} from './entries.ts';
+import { selectEntry } from './find.ts';
+import {
+  deletingDirectoryName,
+  encodeMachineName,
+  isDeletingDirectory,
+  jobIdOfPartial,
+  machineDirectoryWithUuid,
+  partialDirectoryName,
+} from './names.ts';
+import { verifyDirectory } from './verify.ts';
+import { DirectoryBackupWriter } from './writer.ts';
+
+/** What is in a storage is memory and disks of guests: nobody but root looks into it. */
+const directoryMode = 0o700;
+
+/** Dated plain artifacts: `<root>/<machine>/<T1>/`, readable with `qemu-img` and `virsh` alone. */
+export class DirectoryStorage implements Storage {
+  readonly kind = 'directory';
+  readonly name: string;
+  readonly location: string;
+
+  constructor(options: { readonly name: string; readonly path: string }) {
+    this.name = options.name;
+    this.location = options.path;
+  }
+
+  async check(): Promise<StorageCheck> {
+    const about = { name: this.name, location: this.location };
+    try {
+      return await this.#run('checking the storage', async (root) => {
+        const free = await freeBytes(root);
+        await access(root, constants.R_OK | constants.W_OK | constants.X_OK);
+        return { ...about, ok: true, freeBytes: free, problem: null };
+      });
+    } catch (error) {
+      return { ...about, ok: false, freeBytes: null, problem: errorRecord(error) };
+    }
+  }
+
+  async begin({ jobId, machine }: BeginRequest): Promise<BackupWriter> {
+    return this.#run(`beginning a backup of ${machine.name}`, async (root) => {
+      const directory = await this.#partialDirectory(root, partialDirectoryName(jobId), machine);
+      return new DirectoryBackupWriter({
+        storage: this.name,
+        root,
+        machine,
+        directory,
+        machineDirectory: () => this.#machineDirectory(root, machine),
+        findCommitted: (backupId) => this.findCommitted(backupId),
+      });
+    });
+  }
+
+  /** The partial directory that a crash left, wherever the machine's directory was then, or a new one. */
+  async #partialDirectory(root: string, name: string, machine: MachineIdentity): Promise<string> {
+    const candidates = [
+      encodeMachineName(machine.name),
+      machineDirectoryWithUuid(machine.name, machine.uuid),
+    ];
+    for (const candidate of candidates.map((directory) => join(root, directory, name))) {
+      if ((await lstatOrNull(dirname(candidate)))?.isDirectory() !== true) continue;
+      if ((await lstatOrNull(candidate))?.isDirectory() === true) return candidate;
+    }
+    const directory = join(await this.#machineDirectory(root, machine), name);
+    await makeDirectoryDurable(directory, directoryMode);
+    return directory;
+  }
+
+  /** Where backups of a machine go: its name, or name and UUID where the name belongs to another machine. */
+  async #machineDirectory(root: string, machine: MachineIdentity): Promise<string> {
+    const plain = join(root, encodeMachineName(machine.name));
+    const directory = (await belongsToAnother(plain, machine.uuid))
+      ? join(root, machineDirectoryWithUuid(machine.name, machine.uuid))
+      : plain;
+    const status = await lstatOrNull(directory);
+    if (status !== null && !status.isDirectory()) {
+      throw new StorageError('FOREIGN_CONTENT', `${directory} is not a directory`, {
+        hint: `look at it and move it away: ls -la ${directory}`,
+      });
+    }
+    return directory;
+  }
+
+  async findCommitted(backupId: string): Promise<BackupEntry | null> {
+    return (await this.list()).find(({ id }) => id === backupId) ?? null;
+  }
+
+  async list(filter: { readonly machine?: string | undefined } = {}): Promise<readonly BackupEntry[]> {
+    return this.#run('listing backups', async (root) => {
+      const entries: BackupEntry[] = [];
+      for (const machineDirectory of await machineDirectories(root)) {
+        for (const name of await backupDirectories(join(root, machineDirectory))) {
+          entries.push(await readEntry(this.name, join(root, machineDirectory, name)));
+        }
+      }
+      return entries
+        .filter(
+          ({ machine }) =>
+            filter.machine === undefined || [machine.name, machine.uuid].includes(filter.machine),
+        )
+        .toSorted((a, b) => order(a.pointInTime, b.pointInTime) || order(a.directory, b.directory));
+    });
+  }
+
+  async find(idOrName: string): Promise<BackupEntry> {
+    return selectEntry(await this.list(), idOrName);
+  }
+
+  async verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
+    return this.#run(`verifying ${entry.directory}`, async (root) => {
+      await this.#assertOurs(root, entry.directory);
+      return verifyDirectory(entry.directory, entry, options);
+    });
+  }
+
+  async delete(entry: BackupEntry): Promise<void> {
+    await this.#run(`deleting ${entry.directory}`, async (root) => {
+      const { directory } = entry;
+      await this.#assertOurs(root, directory);
+      const deleting = join(dirname(directory), deletingDirectoryName(basename(directory)));
+      if (await exists(deleting)) await this.#finishDeletion(deleting);
+      if (!(await exists(directory))) return;
+      await assertFlat(directory);
+      await renameDurable(directory, deleting);
+      await this.#finishDeletion(deleting);
+    });
+  }
+
+  /** Removes what is in a `.deleting-` directory, that directory, and the machine's if nothing else is in it. */
+  async #finishDeletion(deleting: string): Promise<void> {
+    await assertFlat(deleting);
+    for (const name of await readdir(deleting)) await unlink(join(deleting, name));
+    await rmdir(deleting);
+    const machineDirectory = dirname(deleting);
+    await fsyncDirectory(machineDirectory);
+    try {
+      await rmdir(machineDirectory);
+      await fsyncDirectory(dirname(machineDirectory));
+    } catch (error) {
+      if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'EEXIST')) throw error;
+    }
+  }
+
+  async cleanUp(): Promise<number> {
+    return this.#run('finishing deletions', async (root) => {
+      let finished = 0;
+      for (const machineDirectory of await machineDirectories(root)) {
+        for (const name of await directoriesIn(join(root, machineDirectory))) {
+          if (!isDeletingDirectory(name)) continue;
+          await this.#finishDeletion(join(root, machineDirectory, name));
+          finished += 1;
+        }
+      }
+      return finished;
+    });
+  }
+
+  async partials(): Promise<readonly PartialBackup[]> {
+    return this.#run('looking for unfinished backups', async (root) => {
+      const found: PartialBackup[] = [];
+      for (const machineDirectory of await machineDirectories(root)) {
+        for (const name of await directoriesIn(join(root, machineDirectory))) {
+          const jobId = jobIdOfPartial(name);
+          if (jobId === null) continue;
+          const directory = join(root, machineDirectory, name);
+          found.push({ jobId, directory, changedAt: (await lstat(directory)).mtime.toISOString() });
+        }
+      }
+      return found;
+    });
+  }
+
+  /** An entry is data that may have come from outside: its directory must be a backup's place in our root. */
+  async #assertOurs(root: string, directory: string): Promise<void> {
+    const machineDirectory = dirname(directory);
+    const isPlace =
+      isBelow(root, directory) &&
+      dirname(machineDirectory) === root &&
+      parsePointInTime(basename(directory)) !== null;
+    const isReal =
+      isPlace &&
+      (await lstatOrNull(machineDirectory))?.isDirectory() !== false &&
+      (await lstatOrNull(directory))?.isDirectory() !== false;
+    if (!isReal)
+      throw new StorageError('FOREIGN_CONTENT', `${directory} is no backup of the storage ${this.name}`);
+  }
+
+  async #run<T>(what: string, operation: (root: string) => Promise<T>): Promise<T> {
+    return inStorage(this.location, what, async () => operation(await resolveRoot(this.location)));
+  }
+}
+
+/** A backup holds files only; a directory in it is not from us, and nothing is deleted then. */
+async function assertFlat(directory: string): Promise<void> {
+  const strange = (await readdir(directory, { withFileTypes: true })).find((item) => item.isDirectory());
+  if (strange === undefined) return;
+  throw new StorageError(
+    'FOREIGN_CONTENT',
+    `${join(directory, strange.name)} does not belong to the backup`,
+    {
+      hint: `look at it and move it away: ls -la ${join(directory, strange.name)}`,
+    },
+  );
+}
+
+function order(a: string, b: string): number {
+  return a < b ? -1 : Number(a > b);
+}

@@ -1,0 +1,51 @@
+import { parsePointInTime } from '../../common/time.ts';
+import { StorageError } from '../errors.ts';
+import type { BackupEntry } from '../storage.ts';
+
+/** Below this, the beginning of an id (which starts with its time) says too little. */
+const minPrefixLength = 8;
+
+/**
+ * Picks the one backup that a text means: an id, the beginning of one, `MACHINE@latest`, `MACHINE@T1`.
+ *
+ * @param entries sorted by point in time
+ * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+ */
+export function selectEntry(entries: readonly BackupEntry[], idOrName: string): BackupEntry {
+  const at = idOrName.lastIndexOf('@');
+  const found =
+    at === -1
+      ? withId(entries, idOrName.toLowerCase())
+      : atTime(entries, idOrName.slice(0, at), idOrName.slice(at + 1));
+  const [first, ...others] = found;
+  if (first === undefined) {
+    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup ${idOrName}`, { hint: 'stillpoint list' });
+  }
+  if (others.length > 0) {
+    const names = found.map((entry) => entry.id ?? entry.directory);
+    throw new StorageError('BACKUP_AMBIGUOUS', `${idOrName} can be any of: ${names.join(', ')}`, {
+      hint: 'name it by its whole id, or use the UUID of the machine',
+    });
+  }
+  return first;
+}
+
+function withId(entries: readonly BackupEntry[], id: string): readonly BackupEntry[] {
+  const exact = entries.filter((entry) => entry.id === id);
+  if (exact.length > 0 || id.length < minPrefixLength) return exact;
+  return entries.filter((entry) => entry.id?.startsWith(id) === true);
+}
+
+function atTime(entries: readonly BackupEntry[], machine: string, time: string): readonly BackupEntry[] {
+  const ofMachine = entries.filter(
+    (entry) => entry.machine.name === machine || entry.machine.uuid === machine,
+  );
+  if (time !== 'latest') {
+    const wanted = parsePointInTime(time) ?? new Date(time);
+    return ofMachine.filter((entry) => new Date(entry.pointInTime).getTime() === wanted.getTime());
+  }
+  const active = ofMachine.filter((entry) => entry.state === 'Active');
+  // Two machines may have had the same name: one "latest" for each of them.
+  const latest = new Map(active.map((entry) => [entry.machine.uuid, entry]));
+  return [...latest.values()];
+}

@@ -1,0 +1,163 @@
+import { mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import t from 'tap';
+import { exists } from '../../common/files.ts';
+import { DirectoryStorage } from './directoryStorage.ts';
+import { firstTime, machine, makeSample, stepsOf, storeSample } from './fixture.ts';
+
+const time = '20261120T151523.123Z';
+
+void t.test('a backup stands under its T1, complete, with nothing else beside it', async (t) => {
+  const work = t.testdir({ root: {} });
+  const root = join(work, 'root');
+  const storage = new DirectoryStorage({ name: 'local', path: root });
+  const sample = await makeSample(work);
+  const entry = await storeSample(storage, sample);
+  t.match(entry, {
+    state: 'Active',
+    id: sample.manifest.id,
+    problem: null,
+    directory: join(root, 'vm-001', time),
+  });
+  t.same((await readdir(join(root, 'vm-001'), { recursive: true })).toSorted(), [
+    time,
+    `${time}/manifest.json`,
+    `${time}/vm-001-vda.qcow2.${time}`,
+    `${time}/vm-001.state.${time}`,
+    `${time}/vm-001.xml.${time}`,
+  ]);
+  t.notOk(await exists(sample.image), 'the image has been renamed, not copied');
+  t.same(await storage.verify(entry, { data: true }).then(({ ok }) => ok), true);
+});
+
+void t.test('after a crash before or after any step, the same job ends in the same backup', async (t) => {
+  const work = t.testdir({});
+  for (const lost of [0, 1, 2, 3, 4]) {
+    const root = join(work, `root${lost}`);
+    await mkdir(root);
+    const storage = new DirectoryStorage({ name: 'local', path: root });
+    const sample = await makeSample(work);
+    const steps = stepsOf(sample);
+    const abandoned = await storage.begin(sample);
+    for (const step of steps.slice(0, lost)) await step(abandoned);
+
+    if ((await storage.findCommitted(sample.manifest.id)) === null) {
+      const writer = await storage.begin(sample);
+      t.equal(writer.directory, abandoned.directory);
+      for (const step of steps) await step(writer);
+    } else {
+      t.equal(lost, 4);
+      t.equal(
+        (await (await storage.begin(sample)).commit(sample.manifest)).id,
+        sample.manifest.id,
+        'commit again',
+      );
+    }
+    t.same(await readdir(join(root, 'vm-001')), [time]);
+    const [entry, ...others] = await storage.list();
+    t.match(entry, { state: 'Active', id: sample.manifest.id });
+    t.equal(others.length, 0);
+  }
+});
+
+void t.test(
+  'what a killed copy or write left behind is taken away, and what is not ours stops the commit',
+  async (t) => {
+    const work = t.testdir({ root: {} });
+    const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+    const sample = await makeSample(work);
+    const writer = await storage.begin(sample);
+    await writeFile(join(writer.directory, `.0123.copying.tmp`), 'half');
+    await writeFile(join(writer.directory, '.manifest.json.0123456789abcdef.tmp'), 'half');
+    await writeFile(join(writer.directory, 'notes.txt'), 'mine');
+    for (const step of stepsOf(sample).slice(0, 3)) await step(writer);
+    await t.rejects(writer.commit(sample.manifest), { code: 'FOREIGN_CONTENT', message: /notes\.txt/ });
+    const again = await makeSample(work);
+    t.equal((await storage.list()).length, 0);
+    await writer.abandon();
+    await writer.abandon();
+    await storeSample(storage, again);
+    t.equal((await readdir(join(work, 'root', 'vm-001', time))).length, 4);
+  },
+);
+
+void t.test('a backup of the same T1 is never overwritten', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const first = await storeSample(storage, await makeSample(work));
+  const manifestBefore = await readFile(join(first.directory, 'manifest.json'), 'utf8');
+  await t.rejects(storeSample(storage, await makeSample(work)), { code: 'BACKUP_EXISTS' });
+  t.equal(await readFile(join(first.directory, 'manifest.json'), 'utf8'), manifestBefore);
+  t.equal((await storage.partials()).length, 1, 'the other job keeps what it has gathered');
+});
+
+void t.test('two jobs at once do not disturb each other', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const samples = [
+    await makeSample(work),
+    await makeSample(work, { time: new Date(firstTime.getTime() + 1) }),
+  ];
+  await Promise.all(samples.map((sample) => storeSample(storage, sample)));
+  t.same(
+    (await storage.list()).map(({ state, id }) => [state, id]),
+    samples.map(({ manifest }) => ['Active', manifest.id]),
+  );
+});
+
+void t.test('another machine of the same name gets a directory of its own', async (t) => {
+  const work = t.testdir({ root: {} });
+  const root = join(work, 'root');
+  const storage = new DirectoryStorage({ name: 'local', path: root });
+  const other = { name: machine.name, uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a02' };
+  const early = await storage.begin({ jobId: 'early', machine: other });
+  await storeSample(storage, await makeSample(work));
+  const second = await storeSample(storage, await makeSample(work, { machine: other }));
+  t.equal(second.directory, join(root, `vm-001~${other.uuid}`, time));
+
+  const late = await makeSample(work, { machine: other, time: new Date(firstTime.getTime() + 5) });
+  for (const step of stepsOf(late)) await step(early);
+  t.equal(
+    (await storage.find(late.manifest.id)).directory,
+    join(root, `vm-001~${other.uuid}`, '20261120T151523.128Z'),
+  );
+  await t.rejects(storage.find('vm-001@latest'), { code: 'BACKUP_AMBIGUOUS' });
+  t.equal((await storage.find(`${other.uuid}@latest`)).id, late.manifest.id);
+});
+
+void t.test('an incomplete backup cannot be committed, nor one of another machine', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const sample = await makeSample(work);
+  const writer = await storage.begin(sample);
+  await t.rejects(writer.commit(sample.manifest), { code: 'FILE_MISSING' });
+  await t.rejects(writer.commit({ ...sample.manifest, machine: { ...machine, name: 'other' } }), {
+    code: 'MANIFEST_INVALID',
+  });
+  t.equal((await storage.list()).length, 0);
+});
+
+void t.test(
+  'files come in with the owner and mode asked for, and an abort leaves nothing half',
+  async (t) => {
+    const work = t.testdir({ root: {} });
+    const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+    const sample = await makeSample(work);
+    const writer = await storage.begin(sample);
+    const ownership = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0, mode: 0o600 };
+    const abort = AbortSignal.abort(new Error('enough'));
+    await t.rejects(writer.addByCopy(sample.state, 'state', { signal: abort }), /enough/);
+    t.same(await readdir(writer.directory), []);
+    await writer.addByCopy(sample.state, 'state', { ownership });
+    await writer.addByRename(sample.image, 'image', { ownership });
+    for (const name of ['state', 'image'])
+      t.equal((await stat(join(writer.directory, name))).mode & 0o777, 0o600);
+    await t.rejects(writer.addByRename(join(work, 'nothing'), 'nothing'), { code: 'FILE_MISSING' });
+    await t.rejects(writer.addByRename(sample.state, 'state'), { code: 'BACKUP_EXISTS' });
+    await t.rejects(writer.addByRename('/proc/self/status', 'status'), { code: 'CROSS_FILE_SYSTEM' });
+    await t.rejects(writer.addBytes('../x', 'x'), { code: 'NAME_INVALID' });
+    await symlink(sample.state, join(work, 'link'));
+    await t.rejects(writer.addByRename(join(work, 'link'), 'link'), { code: 'FOREIGN_CONTENT' });
+    t.ok(await writer.sameFileSystemAs(work));
+  },
+);

@@ -1,0 +1,218 @@
+import { createHash } from 'node:crypto';
+import { lstat, readdir, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { copyFileDurable, hashFile } from '../../common/copy.ts';
+import type { FileDigest } from '../../common/copy.ts';
+import { isErrno } from '../../common/errors.ts';
+import {
+  applyOwnership,
+  exists,
+  fsyncDirectory,
+  fsyncFile,
+  isTemporaryName,
+  makeDirectoryDurable,
+  readOwnership,
+  removeTree,
+  renameDurable,
+  sameFileSystem,
+  writeFileDurable,
+} from '../../common/files.ts';
+import { formatPointInTime } from '../../common/time.ts';
+import { dropLibvirtLabels } from '../../common/xattr.ts';
+import { inStorage, StorageError } from '../errors.ts';
+import { artifactsOf, formatManifest, manifestFileName } from '../manifest.ts';
+import type { Manifest } from '../manifest.ts';
+import type { AddOptions, BackupEntry, BackupWriter, MachineIdentity } from '../storage.ts';
+import { lstatOrNull, problemOfFiles, readEntry } from './entries.ts';
+import { assertArtifactName } from './names.ts';
+
+/** Ending of a copy that is not complete. No artifact's name may end like this. */
+const copyingSuffix = '.copying.tmp';
+
+/** What a writer needs to know of the storage that it belongs to. */
+export interface WriterContext {
+  readonly storage: string;
+  readonly root: string;
+  readonly machine: MachineIdentity;
+  /** `<machine>/.partial-<jobId>`; exists. */
+  readonly directory: string;
+  /** Where backups of the machine go now; may have changed since the writer began. */
+  readonly machineDirectory: () => Promise<string>;
+  readonly findCommitted: (backupId: string) => Promise<BackupEntry | null>;
+}
+
+/** A backup that gathers in a `.partial-<jobId>` directory and is committed by renaming that to its T1. */
+export class DirectoryBackupWriter implements BackupWriter {
+  readonly #context: WriterContext;
+
+  constructor(context: WriterContext) {
+    this.#context = context;
+  }
+
+  get directory(): string {
+    return this.#context.directory;
+  }
+
+  async sameFileSystemAs(path: string): Promise<boolean> {
+    return sameFileSystem(this.directory, path);
+  }
+
+  async has(fileName: string): Promise<boolean> {
+    return this.#run(`looking for ${fileName}`, () => exists(this.#pathOf(fileName)));
+  }
+
+  async addByRename(
+    from: string,
+    fileName: string,
+    options: AddOptions & { readonly sha256?: string | undefined } = {},
+  ): Promise<FileDigest> {
+    const to = this.#pathOf(fileName);
+    return this.#run(`moving ${from} to ${to}`, async () => {
+      const [source, target] = [await lstatOrNull(from), await lstatOrNull(to)];
+      if (source === null && target === null) {
+        throw new StorageError('FILE_MISSING', `${from} is not there, and has not been moved to ${to}`);
+      }
+      if (source !== null && target !== null) {
+        throw new StorageError('BACKUP_EXISTS', `both ${from} and ${to} are there; nothing is overwritten`, {
+          hint: `compare the two: cmp ${from} ${to}`,
+        });
+      }
+      if (source !== null) await this.#moveIn(from, to, options);
+      if (options.sha256 === undefined) return hashFile(to, options);
+      return { sizeBytes: (await lstat(to)).size, sha256: options.sha256 };
+    });
+  }
+
+  async #moveIn(from: string, to: string, options: AddOptions): Promise<void> {
+    if (!(await lstat(from)).isFile())
+      throw new StorageError('FOREIGN_CONTENT', `${from} is not a regular file`);
+    // Before anything is changed on the file: a caller that has to copy instead finds it as it was.
+    if (!(await this.sameFileSystemAs(from))) {
+      throw new StorageError(
+        'CROSS_FILE_SYSTEM',
+        `${from} and ${this.directory} are on different file systems`,
+      );
+    }
+    await dropLibvirtLabels(from);
+    if (options.ownership !== undefined) await applyOwnership(from, options.ownership);
+    await fsyncFile(from);
+    await renameDurable(from, to);
+  }
+
+  async addByCopy(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    const to = this.#pathOf(fileName);
+    return this.#run(`copying ${from} to ${to}`, async () => {
+      if (await exists(to)) return hashFile(to, options);
+      const copying = join(
+        this.directory,
+        `.${createHash('sha256').update(fileName).digest('hex').slice(0, 32)}${copyingSuffix}`,
+      );
+      await rm(copying, { force: true }); // a killed predecessor's
+      const ownership = options.ownership ?? (await readOwnership(from));
+      const { sizeBytes, sha256 } = await copyFileDurable({ ...options, from, to: copying, mode: 0o600 });
+      await applyOwnership(copying, ownership);
+      await fsyncFile(copying);
+      await renameDurable(copying, to);
+      return { sizeBytes, sha256 };
+    });
+  }
+
+  async addBytes(
+    fileName: string,
+    data: string | Uint8Array,
+    options: { readonly mode?: number | undefined } = {},
+  ): Promise<FileDigest> {
+    const to = this.#pathOf(fileName);
+    return this.#run(`writing ${to}`, async () => {
+      await writeFileDurable(to, data, options);
+      return { sizeBytes: Buffer.byteLength(data), sha256: createHash('sha256').update(data).digest('hex') };
+    });
+  }
+
+  async commit(manifest: Manifest): Promise<BackupEntry> {
+    return this.#run(`committing ${this.directory}`, async () => {
+      const { machine } = this.#context;
+      if (manifest.machine.uuid !== machine.uuid || manifest.machine.name !== machine.name) {
+        throw new StorageError(
+          'MANIFEST_INVALID',
+          `the manifest is of ${manifest.machine.name}, not of ${machine.name}`,
+        );
+      }
+      const text = formatManifest(manifest);
+      const committed = await this.#context.findCommitted(manifest.id);
+      if (committed !== null) return this.#commitAgain(committed);
+
+      const problem = await problemOfFiles(this.directory, manifest);
+      if (problem !== null) {
+        throw new StorageError('FILE_MISSING', `the backup is not complete: ${problem}`, {
+          hint: 'retry the job',
+        });
+      }
+      await this.#removeStrays(manifest);
+      await writeFileDurable(join(this.directory, manifestFileName), text);
+
+      const machineDirectory = await this.#context.machineDirectory();
+      await makeDirectoryDurable(machineDirectory, 0o700);
+      const target = join(machineDirectory, formatPointInTime(new Date(manifest.pointInTime)));
+      await this.#renameTo(target);
+      return readEntry(this.#context.storage, target);
+    });
+  }
+
+  /** The commit had happened before a crash: make sure that it is on the disk, take the empty new partial away. */
+  async #commitAgain(committed: BackupEntry): Promise<BackupEntry> {
+    await fsyncDirectory(dirname(committed.directory));
+    await removeTree(this.directory, { root: this.#context.root });
+    return committed;
+  }
+
+  async #renameTo(target: string): Promise<void> {
+    const taken = (cause?: unknown): StorageError =>
+      new StorageError('BACKUP_EXISTS', `${target} is there already; nothing is overwritten`, {
+        cause,
+        hint: `stillpoint show ${this.#context.machine.name}@${basename(target)}`,
+      });
+    if (await exists(target)) throw taken();
+    try {
+      await rename(this.directory, target);
+    } catch (error) {
+      if (['ENOTEMPTY', 'EEXIST', 'ENOTDIR'].some((code) => isErrno(error, code))) throw taken(error);
+      throw error;
+    }
+    await fsyncDirectory(dirname(target));
+    if (dirname(this.directory) !== dirname(target)) await fsyncDirectory(dirname(this.directory));
+  }
+
+  /** Takes out what killed predecessors left; what we cannot explain stops the commit. */
+  async #removeStrays(manifest: Manifest): Promise<void> {
+    const expected = new Set([manifestFileName, ...artifactsOf(manifest).map(({ file }) => file)]);
+    for (const name of await readdir(this.directory)) {
+      if (expected.has(name)) continue;
+      if (!isTemporaryName(name) && !name.endsWith(copyingSuffix)) {
+        throw new StorageError(
+          'FOREIGN_CONTENT',
+          `${join(this.directory, name)} does not belong to the backup`,
+          {
+            hint: `look at it and move it away: ls -la ${this.directory}`,
+          },
+        );
+      }
+      await rm(join(this.directory, name));
+    }
+  }
+
+  async abandon(): Promise<void> {
+    await this.#run(`removing ${this.directory}`, () =>
+      removeTree(this.directory, { root: this.#context.root }),
+    );
+  }
+
+  #pathOf(fileName: string): string {
+    assertArtifactName(fileName);
+    return join(this.directory, fileName);
+  }
+
+  async #run<T>(what: string, operation: () => Promise<T>): Promise<T> {
+    return inStorage(this.#context.root, what, operation);
+  }
+}

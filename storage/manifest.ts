@@ -1,0 +1,189 @@
+import { z } from 'zod';
+import { StorageError } from './errors.ts';
+
+/** Version of the manifest that this code writes; a reader refuses a higher one. */
+export const manifestFormatVersion = 1;
+
+/** Name of the file that makes a directory a backup. */
+export const manifestFileName = 'manifest.json';
+
+/** No honest manifest is larger; a larger file is not read. */
+export const maxManifestBytes = 4 * 1024 * 1024;
+
+/**
+ * A file name inside a backup: one component, never a separator, `.`, `..` or the manifest itself. A leading
+ * dot is fine (a machine may be called `.hidden`), our temporary names (`.….tmp`) are not.
+ */
+export const artifactFileName = z
+  .string()
+  .max(255)
+  .regex(/^[A-Za-z0-9._%~-]+$/)
+  .refine((name) => name !== '.' && name !== '..' && name !== manifestFileName && !name.endsWith('.tmp'));
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+const sizeBytes = z.number().int().nonnegative();
+const target = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/);
+const absolutePath = z
+  .string()
+  .startsWith('/')
+  .refine((path) => !path.includes('\0'));
+
+const volume = z.strictObject({
+  target,
+  file: artifactFileName,
+  format: z.enum(['qcow2', 'raw']),
+  virtualSizeBytes: sizeBytes,
+  /** Length of the stored file (holes counted). */
+  storedBytes: sizeBytes,
+  sha256,
+  /** Path of the image on its host, for a restore in place. */
+  source: absolutePath,
+  owner: z.strictObject({
+    uid: sizeBytes.max(0xffffffff),
+    gid: sizeBytes.max(0xffffffff),
+    mode: sizeBytes.max(0o7777),
+  }),
+  read: z.enum(['full', 'increment']),
+  parent: z.string().optional(),
+  reason: z.string().optional(),
+});
+
+const extra = z.strictObject({
+  kind: z.enum(['nvram']),
+  file: artifactFileName,
+  sizeBytes,
+  sha256,
+  source: absolutePath,
+});
+
+const manifestShape = z.strictObject({
+  formatVersion: z.literal(manifestFormatVersion),
+  id: z.uuid(),
+  writer: z.string(),
+  machine: z.strictObject({ name: z.string().min(1), uuid: z.uuid() }),
+  host: z.strictObject({ name: z.string(), libvirt: z.string(), qemu: z.string() }),
+  pointInTime: z.iso.datetime({ precision: 3 }),
+  mode: z.enum(['live', 'save', 'disk', 'offline']),
+  modeReason: z.string(),
+  consistency: z.enum(['memory', 'filesystem', 'crash', 'offline']),
+  pauseMs: z.number().nonnegative().nullable(),
+  volumes: z.array(volume).min(1),
+  memory: z
+    .strictObject({
+      file: artifactFileName,
+      sizeBytes,
+      sha256,
+      /** vCPUs were running at T1. */
+      running: z.boolean(),
+    })
+    .optional(),
+  definition: z.strictObject({ file: artifactFileName, sha256, autostart: z.boolean() }),
+  extras: z.array(extra),
+  steps: z.array(z.strictObject({ name: z.string(), durationMs: z.number().nonnegative() })),
+  labels: z.record(z.string(), z.string()),
+});
+
+/** A backup as `manifest.json` describes it. */
+export const manifestSchema = manifestShape
+  .refine((manifest) => isUnique(manifest.volumes.map((item) => item.target)), 'a volume is named twice')
+  .refine((manifest) => isUnique(artifactsOf(manifest).map((item) => item.file)), 'a file is named twice');
+
+export type Manifest = z.infer<typeof manifestShape>;
+export type ManifestVolume = Manifest['volumes'][number];
+export type ManifestExtra = Manifest['extras'][number];
+
+/** One stored file as the manifest describes it. */
+export interface Artifact {
+  readonly kind: 'volume' | 'memory' | 'definition' | ManifestExtra['kind'];
+  readonly file: string;
+  /** `null` where the manifest does not say (the definition). */
+  readonly sizeBytes: number | null;
+  readonly sha256: string;
+}
+
+/** Every file that belongs to a backup, beside the manifest itself. */
+export function artifactsOf(
+  manifest: Pick<Manifest, 'volumes' | 'memory' | 'definition' | 'extras'>,
+): readonly Artifact[] {
+  return [
+    ...manifest.volumes.map(
+      (item): Artifact => ({
+        kind: 'volume',
+        file: item.file,
+        sizeBytes: item.storedBytes,
+        sha256: item.sha256,
+      }),
+    ),
+    ...(manifest.memory === undefined
+      ? []
+      : [
+          {
+            kind: 'memory',
+            file: manifest.memory.file,
+            sizeBytes: manifest.memory.sizeBytes,
+            sha256: manifest.memory.sha256,
+          } as const,
+        ]),
+    {
+      kind: 'definition',
+      file: manifest.definition.file,
+      sizeBytes: null,
+      sha256: manifest.definition.sha256,
+    },
+    ...manifest.extras.map(
+      ({ kind, file, sizeBytes: size, sha256: digest }): Artifact => ({
+        kind,
+        file,
+        sizeBytes: size,
+        sha256: digest,
+      }),
+    ),
+  ];
+}
+
+/**
+ * Reads a manifest that may come from anybody.
+ *
+ * @throws StorageError MANIFEST_INVALID, MANIFEST_TOO_NEW
+ */
+export function parseManifest(text: string): Manifest {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw invalid(`it is not JSON (${error instanceof Error ? error.message : String(error)})`, error);
+  }
+  const version = z.object({ formatVersion: z.number().int().positive() }).safeParse(value);
+  if (version.success && version.data.formatVersion > manifestFormatVersion) {
+    throw new StorageError(
+      'MANIFEST_TOO_NEW',
+      `the manifest has format version ${version.data.formatVersion}; this version reads up to ${manifestFormatVersion}`,
+      { hint: 'use a newer stillpoint for this backup' },
+    );
+  }
+  const result = manifestSchema.safeParse(value);
+  if (result.success) return result.data;
+  const problems = result.error.issues
+    .slice(0, 3)
+    .map((issue) => `${issue.path.join('.') || 'the whole'}: ${issue.message}`);
+  throw invalid(problems.join('; '), result.error);
+}
+
+/** The text of a manifest as it is stored. Throws MANIFEST_INVALID for one that no reader would accept. */
+export function formatManifest(manifest: Manifest): string {
+  const text = `${JSON.stringify(manifest, null, 2)}\n`;
+  if (Buffer.byteLength(text) > maxManifestBytes)
+    throw invalid(`it is larger than ${maxManifestBytes} bytes`);
+  parseManifest(text);
+  return text;
+}
+
+function invalid(reason: string, cause?: unknown): StorageError {
+  return new StorageError('MANIFEST_INVALID', `the manifest is not valid: ${reason}`, {
+    cause,
+    hint: 'the files of the backup may still be good: see the manual, "Restore by hand"',
+  });
+}
+
+function isUnique(names: readonly string[]): boolean {
+  return new Set(names).size === names.length;
+}

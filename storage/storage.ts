@@ -1,0 +1,163 @@
+import type { ReadOptions } from '../common/copy.ts';
+import type { FileDigest } from '../common/copy.ts';
+import type { ErrorRecord } from '../common/errors.ts';
+import type { Ownership } from '../common/files.ts';
+import type { Artifact, Manifest } from './manifest.ts';
+
+/**
+ * The port to a place for backups. Rejections are `StorageError`, or the reason of an AbortSignal.
+ */
+export interface Storage {
+  /** Its name in the configuration. */
+  readonly name: string;
+  readonly kind: 'directory';
+  /** Where it is, for people. */
+  readonly location: string;
+
+  /** Whether it can be used, and its space. Changes nothing; does not reject for a storage out of order. */
+  check(): Promise<StorageCheck>;
+
+  /**
+   * Starts a backup, or takes up the one that the same job has begun before a crash. A job that may have
+   * committed already asks `findCommitted` first.
+   */
+  begin(request: BeginRequest): Promise<BackupWriter>;
+  /** The backup with this id if its commit has happened, otherwise `null`. */
+  findCommitted(backupId: string): Promise<BackupEntry | null>;
+
+  /** All backups, oldest first, damaged ones included. A damaged entry never hides the others. */
+  list(filter?: { readonly machine?: string | undefined }): Promise<readonly BackupEntry[]>;
+  /**
+   * One backup by id, by the beginning of an id (8 characters or more), by `MACHINE@latest` (the newest that
+   * is Active) or `MACHINE@T1`; MACHINE is a name or a UUID.
+   *
+   * Rejects with BACKUP_NOT_FOUND or BACKUP_AMBIGUOUS.
+   */
+  find(idOrName: string): Promise<BackupEntry>;
+  /**
+   * Checks a backup against its manifest: presence, sizes and the structure of its volumes, and with `data`
+   * every byte. Damage is in the report; only a storage that does not answer rejects.
+   */
+  verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport>;
+  /** Removes a backup for good. Repeating it after a crash finishes the work. */
+  delete(entry: BackupEntry): Promise<void>;
+
+  /** Work that was begun and neither committed nor abandoned. */
+  partials(): Promise<readonly PartialBackup[]>;
+  /** Finishes deletions that a crash interrupted. Returns how many. */
+  cleanUp(): Promise<number>;
+}
+
+export interface MachineIdentity {
+  readonly name: string;
+  readonly uuid: string;
+}
+
+export interface BeginRequest {
+  readonly jobId: string;
+  readonly machine: MachineIdentity;
+}
+
+/**
+ * A backup on its way into a storage. Every operation may be repeated after a crash: a file has its final
+ * name only when it is complete and on the disk.
+ */
+export interface BackupWriter {
+  /** The directory in which the files gather. */
+  readonly directory: string;
+
+  /** True when `addByRename` can take a file from there. */
+  sameFileSystemAs(path: string): Promise<boolean>;
+  /** True when this file is complete. */
+  has(fileName: string): Promise<boolean>;
+  /**
+   * Moves a file in. libvirt's marks are taken off it, so nothing may use it any more.
+   *
+   * Rejects with CROSS_FILE_SYSTEM, FILE_MISSING (neither `from` nor the file is there), BACKUP_EXISTS (both).
+   */
+  addByRename(
+    from: string,
+    fileName: string,
+    options?: AddOptions & { readonly sha256?: string | undefined },
+  ): Promise<FileDigest>;
+  /** Copies a file in, by reflink where that works. */
+  addByCopy(from: string, fileName: string, options?: AddOptions): Promise<FileDigest>;
+  /** Writes a small file. */
+  addBytes(
+    fileName: string,
+    data: string | Uint8Array,
+    options?: { readonly mode?: number | undefined },
+  ): Promise<FileDigest>;
+  /**
+   * Makes it a backup. Every file of the manifest must be there with its size.
+   *
+   * Rejects with BACKUP_EXISTS when the machine has another backup of the same T1.
+   */
+  commit(manifest: Manifest): Promise<BackupEntry>;
+  /** Gives it up and removes what was gathered. */
+  abandon(): Promise<void>;
+}
+
+export interface AddOptions extends ReadOptions {
+  /** Owner, group and mode in the storage; those of the source unless told. */
+  readonly ownership?: Ownership | undefined;
+}
+
+/** A backup, or what is left of one. */
+export interface BackupEntry {
+  readonly storage: string;
+  /** Absolute path of its directory. */
+  readonly directory: string;
+  /** `null` when the manifest cannot be read. */
+  readonly id: string | null;
+  /** From the manifest; without one the name is told by the directory. */
+  readonly machine: { readonly name: string; readonly uuid: string | null };
+  /** T1, RFC 3339. */
+  readonly pointInTime: string;
+  /** `Killed`: it cannot be restored as it is; `problem` says why. */
+  readonly state: 'Active' | 'Killed';
+  readonly problem: string | null;
+  readonly manifest: Manifest | null;
+}
+
+export interface PartialBackup {
+  readonly jobId: string;
+  readonly directory: string;
+  /** Last change, RFC 3339. */
+  readonly changedAt: string;
+}
+
+export interface VerifyOptions {
+  /** Read every byte and compare digests. */
+  readonly data: boolean;
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?:
+    | ((done: { readonly bytesDone: number; readonly bytesTotal: number }) => void)
+    | undefined;
+}
+
+/** `structure`: the file is there, but is not the image that the manifest describes. */
+export type FileVerdict = 'ok' | 'missing' | 'size' | 'digest' | 'structure' | 'unreadable';
+
+export interface FileReport {
+  readonly file: string;
+  readonly kind: Artifact['kind'] | 'manifest';
+  readonly verdict: FileVerdict;
+  readonly detail: string | null;
+}
+
+export interface VerifyReport {
+  readonly id: string | null;
+  readonly ok: boolean;
+  /** Every byte was read and compared. */
+  readonly data: boolean;
+  readonly files: readonly FileReport[];
+}
+
+export interface StorageCheck {
+  readonly name: string;
+  readonly location: string;
+  readonly ok: boolean;
+  readonly freeBytes: number | null;
+  readonly problem: ErrorRecord | null;
+}
