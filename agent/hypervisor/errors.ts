@@ -1,0 +1,39 @@
+import { StillpointError } from '../../common/errors.ts';
+
+/** Closed set of what can go wrong between us and libvirt. Never chosen by an error's text. */
+export type HypervisorErrorCode =
+  /** libvirtd does not answer or cannot be reached. */
+  | 'HYPERVISOR_UNREACHABLE'
+  /** The operation took longer than its deadline; libvirtd may still be at it. */
+  | 'DEADLINE_EXCEEDED'
+  | 'MACHINE_NOT_FOUND'
+  /** libvirt 55: not possible in the machine's present state. */
+  | 'MACHINE_STATE_INVALID'
+  /** Another operation holds the machine's state-change lock. */
+  | 'MACHINE_LOCKED'
+  /** A job was aborted on request. */
+  | 'OPERATION_ABORTED'
+  | 'OPERATION_UNSUPPORTED'
+  | 'ACCESS_DENIED'
+  | 'NO_SPACE'
+  | 'DEFINITION_INVALID'
+  | 'OPERATION_FAILED';
+
+/** An error of the hypervisor port. `libvirt` keeps its numbers for the log. */
+export class HypervisorError extends StillpointError<HypervisorErrorCode> {
+  readonly libvirt: { readonly code: number; readonly domain: number } | undefined;
+
+  constructor(
+    code: HypervisorErrorCode,
+    message: string,
+    options: {
+      readonly hint?: string | undefined;
+      readonly cause?: unknown;
+      readonly retryable?: boolean | undefined;
+      readonly libvirt?: { readonly code: number; readonly domain: number } | undefined;
+    } = {},
+  ) {
+    super(message, { code, hint: options.hint, cause: options.cause, retryable: options.retryable });
+    this.libvirt = options.libvirt;
+  }
+}

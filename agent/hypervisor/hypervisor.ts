@@ -1,0 +1,200 @@
+/**
+ * The port through which everything else talks to libvirt and QEMU. Two implementations pass one
+ * conformance suite: `libvirt/` (the real one) and `test/sim/` (the simulator of the unit tests).
+ *
+ * All operations identify a machine by its UUID: names can be given to another machine while a job runs.
+ * All are bounded: each has a deadline of its own, and past it rejects with `DEADLINE_EXCEEDED` although
+ * what it started may still go on inside libvirtd (libvirt does not end an operation with its client).
+ * Rejections are `HypervisorError`.
+ */
+
+/** `virDomainState`, in libvirt's words. */
+export type MachineState =
+  | 'running'
+  | 'blocked'
+  | 'paused'
+  | 'shutting-down'
+  | 'shut-off'
+  | 'crashed'
+  | 'pmsuspended'
+  | 'no-state';
+
+/** State and the reason that libvirt gives for it, e.g. `paused` because of `user`, `io-error`, `saving`. */
+export interface MachineStatus {
+  readonly state: MachineState;
+  /** libvirt's reason in lower case with dashes: `saved`, `crashed`, `destroyed`, `shutdown`, `unknown`, … */
+  readonly reason: string;
+}
+
+export interface MachineSummary {
+  readonly uuid: string;
+  readonly name: string;
+  readonly status: MachineStatus;
+  /** False for a transient machine, whose definition goes when it stops. */
+  readonly persistent: boolean;
+  readonly autostart: boolean;
+  /** A `virsh managedsave` image waits for the next start. */
+  readonly hasManagedSave: boolean;
+}
+
+export interface HostInfo {
+  readonly hostName: string;
+  readonly libvirtVersion: string;
+  readonly qemuVersion: string;
+  readonly uri: string;
+}
+
+/**
+ * - `live`: what runs now (of a machine that is off: the persistent one)
+ * - `persistent`: what the next start uses, without secrets
+ * - `persistent-secure`: the same with secrets, so that it can be defined again
+ * - `migratable`: the one a save image may be given; with secrets (flags MIGRATABLE | SECURE)
+ */
+export type DefinitionKind = 'live' | 'persistent' | 'persistent-secure' | 'migratable';
+
+/** `virDomainGetJobInfo`, reduced to what a decision needs. */
+export interface MachineJob {
+  readonly kind: 'none' | 'bounded' | 'unbounded';
+  readonly processedBytes: number;
+  readonly totalBytes: number;
+}
+
+/** A block job on one volume. `null` from `blockJob()` means there is none. */
+export interface BlockJob {
+  readonly kind: string;
+  readonly bandwidthBytesPerSecond: number;
+  readonly currentBytes: number;
+  readonly endBytes: number;
+}
+
+export interface VolumeInfo {
+  /** Size that the guest sees. */
+  readonly capacityBytes: number;
+  readonly allocationBytes: number;
+  readonly physicalBytes: number;
+}
+
+export interface SaveOptions {
+  /** Fresh path that does not exist; libvirt writes it as root. There is no save without one (trap 3). */
+  readonly file: string;
+  /** Definition that goes into the image; must be a corrected `migratable` one (trap 1). */
+  readonly definition: string;
+  readonly deadlineMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface RestoreStateOptions {
+  readonly file: string;
+  /** Replaces the definition inside the image; libvirt checks that the guest sees the same machine. */
+  readonly definition?: string | undefined;
+  /** Leave the vCPUs stopped, whatever the image says. */
+  readonly paused: boolean;
+  readonly deadlineMs?: number | undefined;
+}
+
+export interface PullOptions {
+  readonly target: string;
+  /** Stop above this image of the chain; `undefined` pulls the whole chain into the top image. */
+  readonly base?: string | undefined;
+  /** 0 is without limit. */
+  readonly bandwidthBytesPerSecond: number;
+}
+
+/** What happened on the host, with the monotonic clock of this machine (`performance.now()` scale, ms). */
+export type HypervisorEvent =
+  | {
+      readonly kind: 'lifecycle';
+      readonly uuid: string;
+      readonly event:
+        | 'defined'
+        | 'undefined'
+        | 'started'
+        | 'suspended'
+        | 'resumed'
+        | 'stopped'
+        | 'shutdown'
+        | 'pmsuspended'
+        | 'crashed';
+      readonly detail: number;
+      /** `Date.now()` when it arrived. */
+      readonly atMs: number;
+      /** Monotonic clock when it arrived (`process.hrtime`, ms); differences are pauses. */
+      readonly monotonicMs: number;
+    }
+  | {
+      readonly kind: 'block-job';
+      readonly uuid: string;
+      readonly target: string;
+      readonly status: 'completed' | 'failed' | 'canceled' | 'ready';
+      readonly atMs: number;
+      readonly monotonicMs: number;
+    }
+  | {
+      readonly kind: 'io-error';
+      readonly uuid: string;
+      readonly path: string;
+      /** `enospc`, or what QEMU says. */
+      readonly reason: string;
+      readonly atMs: number;
+      readonly monotonicMs: number;
+    }
+  | {
+      /** The connection was lost and made again: events may be missing, look at the world. */
+      readonly kind: 'reconnected';
+      readonly atMs: number;
+      readonly monotonicMs: number;
+    };
+
+export type HypervisorListener = (event: HypervisorEvent) => void;
+
+export interface Hypervisor extends AsyncDisposable {
+  /** Makes ready what a pause needs and keeps it so until disposed: inside a pause nothing is started. */
+  warmUp(): Promise<Disposable>;
+  hostInfo(): Promise<HostInfo>;
+  machines(): Promise<readonly MachineSummary[]>;
+  /** By name or UUID. Rejects with MACHINE_NOT_FOUND. */
+  findMachine(nameOrUuid: string): Promise<MachineSummary>;
+  machine(uuid: string): Promise<MachineSummary>;
+  status(uuid: string): Promise<MachineStatus>;
+  definition(uuid: string, kind: DefinitionKind): Promise<string>;
+  setAutostart(uuid: string, autostart: boolean): Promise<void>;
+
+  /** Stores a persistent definition (new or replacing the one of the same UUID). */
+  define(definition: string): Promise<void>;
+  /** Removes the persistent definition; keeps NVRAM files. */
+  undefine(uuid: string): Promise<void>;
+  start(uuid: string, options?: { readonly paused?: boolean | undefined }): Promise<void>;
+  suspend(uuid: string): Promise<void>;
+  resume(uuid: string): Promise<void>;
+  /** Power off at once (`virDomainDestroy` with GRACEFUL: SIGTERM, so that QEMU closes its images). */
+  powerOff(uuid: string): Promise<void>;
+
+  /** Saves CPU and memory into a file; the machine stops. */
+  save(uuid: string, options: SaveOptions): Promise<void>;
+  /** Starts a machine from a state file. */
+  restoreState(options: RestoreStateOptions): Promise<void>;
+  /** The definition inside a save image (with secrets). */
+  stateDefinition(file: string): Promise<string>;
+  /** What libvirt itself is doing with the machine (saving, dumping, …). */
+  job(uuid: string): Promise<MachineJob>;
+  /** Aborts that job; of a save: the file goes and the machine runs on. */
+  abortJob(uuid: string): Promise<void>;
+
+  volumeInfo(uuid: string, target: string): Promise<VolumeInfo>;
+  pull(uuid: string, options: PullOptions): Promise<void>;
+  blockJob(uuid: string, target: string): Promise<BlockJob | null>;
+  setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void>;
+  abortBlockJob(uuid: string, target: string): Promise<void>;
+  /** Names of the libvirt snapshots of a machine. */
+  snapshotNames(uuid: string): Promise<readonly string[]>;
+  /** Names of the libvirt checkpoints of a machine. */
+  checkpointNames(uuid: string): Promise<readonly string[]>;
+  /**
+   * Asks QEMU's monitor to flush one volume. Taints the machine `custom-monitor`: only for a machine that is
+   * paused, where suspend and resume flush nothing (trap 2).
+   */
+  flushVolume(uuid: string, target: string): Promise<void>;
+
+  /** Domain events, in order, until the returned function is called. */
+  subscribe(listener: HypervisorListener): Promise<() => Promise<void>>;
+}

@@ -1,0 +1,260 @@
+import { setTimeout as delay } from 'node:timers/promises';
+
+import { exists } from '../../../common/files.ts';
+import { DomainXml, DomainXmlError } from '../domainXml.ts';
+import { HypervisorError } from '../errors.ts';
+import type {
+  BlockJob,
+  DefinitionKind,
+  HostInfo,
+  Hypervisor,
+  HypervisorListener,
+  MachineJob,
+  MachineStatus,
+  MachineSummary,
+  PullOptions,
+  RestoreStateOptions,
+  SaveOptions,
+  VolumeInfo,
+} from '../hypervisor.ts';
+import type { OperationArguments, OperationResult } from './channel.ts';
+import { defaultDeadlines } from './deadlines.ts';
+import type { Deadlines } from './deadlines.ts';
+import { EventFeed } from './eventFeed.ts';
+import type { OperationName } from './messages.ts';
+import { ChannelPool } from './pool.ts';
+
+export interface LibvirtHypervisorOptions {
+  /** `qemu:///system`, or `qemu+unix:///system?socket=…`. */
+  readonly uri: string;
+  readonly deadlines?: Partial<Deadlines> | undefined;
+  /** After how long without work a child process ends; 10 s. */
+  readonly idleMs?: number | undefined;
+}
+
+const idleMsDefault = 10_000;
+const abortRetryMs = 20;
+
+/** libvirt serves 5 requests of one connection at once, and a host does only so much at a time. */
+const longCallsMax = 4;
+/** A second child answers questions while the first is kept waiting inside libvirtd. */
+const queryCallsMax = 2;
+const queryPatienceMs = 250;
+
+/**
+ * libvirt, called through koffi in child processes, so that a libvirtd that hangs can never hold up the
+ * caller: questions in one, calls that can take long in up to four, events in one while anybody listens.
+ * Nothing is connected before the first call, and a connection that was lost is made again by the next.
+ */
+export class LibvirtHypervisor implements Hypervisor {
+  readonly #deadlines: Deadlines;
+  readonly #queries: ChannelPool;
+  readonly #changes: ChannelPool;
+  readonly #feed: EventFeed;
+
+  constructor(options: LibvirtHypervisorOptions) {
+    const { uri, deadlines, idleMs = idleMsDefault } = options;
+    this.#deadlines = { ...defaultDeadlines, ...deadlines };
+    this.#queries = new ChannelPool({ uri, idleMs, limit: queryCallsMax, growAfterMs: queryPatienceMs });
+    this.#changes = new ChannelPool({ uri, idleMs, limit: longCallsMax, growAfterMs: 0 });
+    this.#feed = new EventFeed(uri, this.#deadlines.queryMs);
+  }
+
+  /**
+   * Starts and connects the children that questions and long calls need, and keeps them until the returned
+   * object is disposed: inside a pause nothing is started.
+   */
+  async warmUp(): Promise<Disposable> {
+    const holds = [this.#queries.hold(), this.#changes.hold()];
+    const release = (): void => {
+      for (const hold of holds) hold[Symbol.dispose]();
+    };
+    try {
+      await Promise.all([this.#query('connect'), this.#change('connect')]);
+    } catch (error) {
+      release();
+      throw error;
+    }
+    return { [Symbol.dispose]: release };
+  }
+
+  /** The child processes that there are at this moment. */
+  get pids(): readonly number[] {
+    return [...this.#feed.pids, ...this.#queries.pids, ...this.#changes.pids];
+  }
+
+  hostInfo(): Promise<HostInfo> {
+    return this.#query('hostInfo');
+  }
+
+  machines(): Promise<readonly MachineSummary[]> {
+    return this.#query('machines');
+  }
+
+  findMachine(nameOrUuid: string): Promise<MachineSummary> {
+    return this.#query('findMachine', nameOrUuid);
+  }
+
+  machine(uuid: string): Promise<MachineSummary> {
+    return this.#query('machine', uuid);
+  }
+
+  status(uuid: string): Promise<MachineStatus> {
+    return this.#query('status', uuid);
+  }
+
+  definition(uuid: string, kind: DefinitionKind): Promise<string> {
+    return this.#query('definition', uuid, kind);
+  }
+
+  setAutostart(uuid: string, autostart: boolean): Promise<void> {
+    return this.#change('setAutostart', uuid, autostart);
+  }
+
+  define(definition: string): Promise<void> {
+    return this.#change('define', definition);
+  }
+
+  undefine(uuid: string): Promise<void> {
+    return this.#change('undefine', uuid);
+  }
+
+  start(uuid: string, options: { readonly paused?: boolean | undefined } = {}): Promise<void> {
+    return this.#change('start', uuid, options.paused ?? false);
+  }
+
+  suspend(uuid: string): Promise<void> {
+    return this.#change('suspend', uuid);
+  }
+
+  resume(uuid: string): Promise<void> {
+    return this.#change('resume', uuid);
+  }
+
+  powerOff(uuid: string): Promise<void> {
+    return this.#changes.request('powerOff', [uuid], this.#deadlines.powerOffMs);
+  }
+
+  /** An abort rejects with OPERATION_ABORTED, and the machine runs on. */
+  async save(uuid: string, options: SaveOptions): Promise<void> {
+    const { file, definition, deadlineMs = this.#deadlines.stateMs, signal } = options;
+    if (signal?.aborted === true) throw aborted(signal);
+    const settled = new AbortController();
+    const onAbort = (): void => void this.#abortSave(uuid, file, settled.signal);
+    signal?.addEventListener('abort', onAbort, { once: true });
+    try {
+      await this.#changes.request('save', [uuid, file, definition], deadlineMs);
+    } finally {
+      settled.abort();
+      signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  restoreState(options: RestoreStateOptions): Promise<void> {
+    const { file, definition = null, paused, deadlineMs = this.#deadlines.stateMs } = options;
+    return this.#changes.request('restoreState', [file, definition, paused], deadlineMs);
+  }
+
+  stateDefinition(file: string): Promise<string> {
+    return this.#query('stateDefinition', file);
+  }
+
+  job(uuid: string): Promise<MachineJob> {
+    return this.#query('job', uuid);
+  }
+
+  abortJob(uuid: string): Promise<void> {
+    return this.#query('abortJob', uuid);
+  }
+
+  volumeInfo(uuid: string, target: string): Promise<VolumeInfo> {
+    return this.#query('volumeInfo', uuid, target);
+  }
+
+  pull(uuid: string, options: PullOptions): Promise<void> {
+    const { target, base = null, bandwidthBytesPerSecond } = options;
+    return this.#change('pull', uuid, target, base, bandwidthBytesPerSecond);
+  }
+
+  blockJob(uuid: string, target: string): Promise<BlockJob | null> {
+    return this.#query('blockJob', uuid, target);
+  }
+
+  setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void> {
+    return this.#change('setBlockJobBandwidth', uuid, target, bytesPerSecond);
+  }
+
+  abortBlockJob(uuid: string, target: string): Promise<void> {
+    return this.#change('abortBlockJob', uuid, target);
+  }
+
+  snapshotNames(uuid: string): Promise<readonly string[]> {
+    return this.#query('snapshotNames', uuid);
+  }
+
+  checkpointNames(uuid: string): Promise<readonly string[]> {
+    return this.#query('checkpointNames', uuid);
+  }
+
+  async flushVolume(uuid: string, target: string): Promise<void> {
+    const index = topImageIndex(await this.definition(uuid, 'live'), target);
+    await this.#change('flushVolume', uuid, target, index);
+  }
+
+  subscribe(listener: HypervisorListener): Promise<() => Promise<void>> {
+    return this.#feed.subscribe(listener);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.#feed.close(), this.#queries.close(), this.#changes.close()]);
+  }
+
+  /**
+   * Aborts our own save and no other job: libvirt creates the file only when the save has the machine to
+   * itself. Tries until the save has settled, whose outcome is what the caller gets.
+   */
+  async #abortSave(uuid: string, file: string, settled: AbortSignal): Promise<void> {
+    while (!settled.aborted) {
+      try {
+        if (await exists(file)) await this.abortJob(uuid);
+      } catch (error) {
+        if (!(error instanceof HypervisorError)) throw error;
+      }
+      await delay(abortRetryMs);
+    }
+  }
+
+  #query<Name extends OperationName>(
+    operation: Name,
+    ...args: OperationArguments<Name>
+  ): Promise<OperationResult<Name>> {
+    return this.#queries.request(operation, args, this.#deadlines.queryMs);
+  }
+
+  #change<Name extends OperationName>(
+    operation: Name,
+    ...args: OperationArguments<Name>
+  ): Promise<OperationResult<Name>> {
+    return this.#changes.request(operation, args, this.#deadlines.changeMs);
+  }
+}
+
+function aborted(signal: AbortSignal): HypervisorError {
+  return new HypervisorError('OPERATION_ABORTED', 'the save was aborted before it began', {
+    cause: signal.reason,
+  });
+}
+
+function topImageIndex(definition: string, target: string): number {
+  let index: number | undefined;
+  try {
+    index = DomainXml.parse(definition).volume(target).index;
+  } catch (error) {
+    if (!(error instanceof DomainXmlError)) throw error;
+    throw new HypervisorError('OPERATION_FAILED', error.message, { cause: error });
+  }
+  if (index === undefined) {
+    throw new HypervisorError('MACHINE_STATE_INVALID', 'only a machine that is on has volumes to flush');
+  }
+  return index;
+}

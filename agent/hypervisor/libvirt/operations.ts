@@ -1,0 +1,18 @@
+import type { Connection } from './connection.ts';
+import { eventOperations } from './eventOperations.ts';
+import type { EventSink } from './eventOperations.ts';
+import { machineOperations } from './machineOperations.ts';
+import { stateOperations } from './stateOperations.ts';
+import { volumeOperations } from './volumeOperations.ts';
+
+/** Everything that a child process can be asked to do; each blocks it until libvirt has answered. */
+export function makeOperations(connection: Connection, sink: EventSink) {
+  return {
+    ...machineOperations(connection),
+    ...stateOperations(connection),
+    ...volumeOperations(connection),
+    ...eventOperations(connection, sink),
+  };
+}
+
+export type Operations = ReturnType<typeof makeOperations>;

@@ -1,0 +1,64 @@
+import type { ErrorRecord } from '../../common/errors.ts';
+import type { JobOwner } from './owner.ts';
+
+export const jobKinds = ['backup', 'restore'] as const;
+export type JobKind = (typeof jobKinds)[number];
+
+/** States of a backup job, in order; the words are the heritage's (SC-01). */
+export const backupStates = [
+  'initialized',
+  'snapshotting',
+  'snapshotted',
+  'merging',
+  'merged',
+  'retaining',
+  'retained',
+  'finished',
+] as const;
+
+/** States of a restore job, in order (SC-18). */
+export const restoreStates = ['planned', 'confirmed', 'restoring', 'restored', 'finished'] as const;
+
+export const jobStates = [...new Set([...backupStates, ...restoreStates, 'failed', 'cancelled'] as const)];
+export type JobState = (typeof jobStates)[number];
+
+/** One durable stage of a job, as the journal has it. */
+export interface StepRow {
+  readonly name: string;
+  readonly status: 'begun' | 'done' | 'failed';
+  readonly startedAtMs: number;
+  readonly durationMs: number | null;
+}
+
+/** A job as the journal has it. `record` is the job kind's own document of facts. */
+export interface JobRow {
+  readonly id: string;
+  readonly kind: JobKind;
+  readonly machineUuid: string;
+  readonly machineName: string;
+  readonly state: JobState;
+  readonly record: unknown;
+  readonly error: ErrorRecord | null;
+  readonly owner: JobOwner | null;
+  readonly cancelRequested: boolean;
+  /**
+   * The machine is not available for another job: this one runs, waits to be recovered, or was given up
+   * with work left that `retry` or `cancel` must end.
+   */
+  readonly holdsMachine: boolean;
+  readonly createdAtMs: number;
+  readonly updatedAtMs: number;
+  readonly finishedAtMs: number | null;
+}
+
+/** What a watcher sees of a running job. */
+export interface JobProgress {
+  readonly jobId: string;
+  readonly state: JobState;
+  readonly step: string;
+  readonly detail?: string | undefined;
+  readonly doneBytes?: number | undefined;
+  readonly totalBytes?: number | undefined;
+  readonly bytesPerSecond?: number | undefined;
+  readonly etaSeconds?: number | undefined;
+}

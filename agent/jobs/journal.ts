@@ -1,0 +1,409 @@
+import { messageOf } from '../../common/errors.ts';
+import { mkdirSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import type { ErrorRecord } from '../../common/errors.ts';
+import { JobError } from './errors.ts';
+import { z } from 'zod';
+import {
+  type JobKind,
+  jobKinds,
+  type JobProgress,
+  type JobRow,
+  type JobState,
+  jobStates,
+  type StepRow,
+} from './job.ts';
+import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
+
+/** Version of the tables, kept in SQLite's `user_version`. */
+const schemaVersion = 1;
+
+const schema = `
+  CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    machine_uuid TEXT NOT NULL,
+    machine_name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    record TEXT NOT NULL,
+    error TEXT,
+    owner TEXT,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    holds_machine INTEGER NOT NULL DEFAULT 1,
+    progress TEXT,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER
+  ) STRICT;
+  -- One job per machine, also between processes: the database itself refuses the second.
+  CREATE UNIQUE INDEX one_job_per_machine ON jobs (machine_uuid) WHERE holds_machine = 1;
+  CREATE TABLE steps (
+    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    seq INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    status TEXT NOT NULL,
+    started_at_ms INTEGER NOT NULL,
+    duration_ms REAL,
+    PRIMARY KEY (job_id, seq)
+  ) STRICT;
+`;
+
+/** A change that one transaction makes durable. All parts are optional but the job. */
+export interface JournalEntry {
+  readonly state?: JobState | undefined;
+  /** The whole document of facts. */
+  readonly record?: unknown;
+  /** A step that has ended. */
+  readonly ended?: { readonly name: string; readonly status: 'done' | 'failed'; readonly durationMs: number };
+  /** A step that is about to act: its intent. */
+  readonly begun?: string | undefined;
+}
+
+/**
+ * The durable record of all jobs of a host: SQLite in WAL mode with `synchronous=FULL`, so that a call that
+ * returned survives a power cut. Several processes may have it open (the service and the CLI).
+ */
+export class Journal implements Disposable {
+  readonly #db: DatabaseSync;
+
+  /**
+   * Opens the journal and creates it where it is missing.
+   * @throws JobError JOURNAL_UNUSABLE
+   */
+  constructor(path: string, options: { readonly readOnly?: boolean } = {}) {
+    try {
+      if (!options.readOnly) mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+      this.#db = new DatabaseSync(path, { readOnly: options.readOnly ?? false, timeout: 10_000 });
+      this.#db.exec('PRAGMA foreign_keys = ON');
+      if (options.readOnly) this.#version();
+      else this.#migrate();
+    } catch (error) {
+      if (error instanceof JobError) throw error;
+      throw new JobError('JOURNAL_UNUSABLE', `the journal ${path} cannot be opened: ${messageOf(error)}`, {
+        hint: 'check the directory named by agent.stateDir: its owner, its free space, its file system',
+        cause: error,
+      });
+    }
+  }
+
+  #migrate(): void {
+    this.#db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL');
+    this.#transaction(() => {
+      if (this.#version() === 0) this.#db.exec(`${schema} PRAGMA user_version = ${schemaVersion}`);
+    });
+  }
+
+  /** @throws JobError JOURNAL_UNUSABLE when a newer program made it */
+  #version(): number {
+    const version = Number(this.#db.prepare('PRAGMA user_version').get()?.['user_version'] ?? 0);
+    if (version <= schemaVersion) return version;
+    throw new JobError(
+      'JOURNAL_UNUSABLE',
+      `the journal is of version ${version}, this program knows ${schemaVersion}`,
+      {
+        hint: 'install the newer Stillpoint again',
+      },
+    );
+  }
+
+  #transaction<T>(work: () => T): T {
+    this.#db.exec('BEGIN IMMEDIATE');
+    try {
+      const result = work();
+      this.#db.exec('COMMIT');
+      return result;
+    } catch (error) {
+      // SQLite rolls back by itself on some errors (a full disk); the first error is the one to tell.
+      if (this.#db.isTransaction) this.#db.exec('ROLLBACK');
+      throw error;
+    }
+  }
+
+  /**
+   * Creates a job and takes the machine for it.
+   * @throws JobError MACHINE_BUSY, UNFINISHED_JOB
+   */
+  create(job: {
+    readonly id: string;
+    readonly kind: JobKind;
+    readonly machineUuid: string;
+    readonly machineName: string;
+    readonly state: JobState;
+    readonly record: unknown;
+    readonly owner: JobOwner;
+  }): JobRow {
+    this.#transaction(() => {
+      const holder = this.holder(job.machineUuid);
+      if (holder !== undefined) throw busy(holder);
+      const now = Date.now();
+      this.#db
+        .prepare(
+          `INSERT INTO jobs (id, kind, machine_uuid, machine_name, state, record, owner, created_at_ms, updated_at_ms)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+        )
+        .run(
+          job.id,
+          job.kind,
+          job.machineUuid,
+          job.machineName,
+          job.state,
+          JSON.stringify(job.record),
+          JSON.stringify(job.owner),
+          now,
+          now,
+        );
+    });
+    return this.get(job.id);
+  }
+
+  /** Commits a step's end, the next one's intent and the facts, in one durable transaction. */
+  write(jobId: string, entry: JournalEntry): void {
+    this.#transaction(() => {
+      const now = Date.now();
+      if (entry.ended !== undefined) {
+        this.#db
+          .prepare(
+            `UPDATE steps SET status = ?, duration_ms = ? WHERE job_id = ? AND name = ? AND status = 'begun'`,
+          )
+          .run(entry.ended.status, entry.ended.durationMs, jobId, entry.ended.name);
+      }
+      if (entry.begun !== undefined) {
+        this.#db
+          .prepare(
+            `INSERT INTO steps (job_id, seq, name, status, started_at_ms)
+             SELECT ?, COALESCE(MAX(seq), 0) + 1, ?, 'begun', ? FROM steps WHERE job_id = ?`,
+          )
+          .run(jobId, entry.begun, now, jobId);
+      }
+      this.#db
+        .prepare(
+          `UPDATE jobs SET state = COALESCE(?, state), record = COALESCE(?, record), updated_at_ms = ? WHERE id = ?`,
+        )
+        .run(
+          entry.state ?? null,
+          entry.record === undefined ? null : JSON.stringify(entry.record),
+          now,
+          jobId,
+        );
+    });
+  }
+
+  /** Ends a job; with `holdsMachine` it keeps the machine until `retry` or `cancel`. */
+  end(
+    jobId: string,
+    end: {
+      readonly state: JobState;
+      readonly error?: ErrorRecord | undefined;
+      readonly holdsMachine?: boolean;
+    },
+  ): void {
+    const now = Date.now();
+    this.#db
+      .prepare(
+        `UPDATE jobs SET state = ?, error = ?, holds_machine = ?, owner = NULL, progress = NULL,
+           updated_at_ms = ?, finished_at_ms = ? WHERE id = ?`,
+      )
+      .run(
+        end.state,
+        end.error === undefined ? null : JSON.stringify(end.error),
+        end.holdsMachine ? 1 : 0,
+        now,
+        now,
+        jobId,
+      );
+  }
+
+  /**
+   * Makes `owner` the owner of an unfinished job whose own owner is dead or gone.
+   * @param isRunning tells whether the owner's own process still works on the job: it may have given it up
+   * without being able to write that down
+   * @returns false when somebody living has it
+   */
+  takeOver(jobId: string, owner: JobOwner, isRunning: (jobId: string) => boolean = () => true): boolean {
+    return this.#transaction(() => {
+      const job = this.get(jobId);
+      if (!job.holdsMachine) return false;
+      if (
+        job.owner !== null &&
+        isOwnerAlive(job.owner) &&
+        !(isSameOwner(job.owner, owner) && !isRunning(jobId))
+      )
+        return false;
+      this.#db
+        .prepare('UPDATE jobs SET owner = ?, finished_at_ms = NULL, updated_at_ms = ? WHERE id = ?')
+        .run(JSON.stringify(owner), Date.now(), jobId);
+      return true;
+    });
+  }
+
+  /** Asks the owner of a job to cancel it; the owner looks every half second. */
+  requestCancel(jobId: string): void {
+    this.#db
+      .prepare('UPDATE jobs SET cancel_requested = 1, updated_at_ms = ? WHERE id = ?')
+      .run(Date.now(), jobId);
+  }
+
+  isCancelRequested(jobId: string): boolean {
+    return this.#db.prepare('SELECT cancel_requested AS c FROM jobs WHERE id = ?').get(jobId)?.['c'] === 1;
+  }
+
+  /** Publishes what a watcher in another process may show. Worth nothing after a crash. */
+  publishProgress(jobId: string, progress: JobProgress): void {
+    this.#db.prepare('UPDATE jobs SET progress = ? WHERE id = ?').run(JSON.stringify(progress), jobId);
+  }
+
+  progress(jobId: string): JobProgress | undefined {
+    const text = this.#db.prepare('SELECT progress FROM jobs WHERE id = ?').get(jobId)?.['progress'];
+    return typeof text === 'string' ? progressSchema.parse(JSON.parse(text)) : undefined;
+  }
+
+  /** @throws JobError JOB_NOT_FOUND; `id` may be a unique beginning or end of at least 8 characters */
+  get(id: string): JobRow {
+    const rows = /^[0-9a-f-]{8,36}$/.test(id)
+      ? this.#db.prepare(`SELECT * FROM jobs WHERE id LIKE ? || '%' OR id LIKE '%' || ? LIMIT 2`).all(id, id)
+      : [];
+    const row = rows[0];
+    if (row === undefined || rows.length > 1) {
+      throw new JobError(
+        'JOB_NOT_FOUND',
+        `there is ${rows.length > 1 ? 'more than one' : 'no'} job "${id}"`,
+        {
+          hint: 'stillpoint jobs',
+        },
+      );
+    }
+    return jobFrom(row);
+  }
+
+  /** The newest jobs first. */
+  list(options: { readonly machineUuid?: string; readonly limit?: number } = {}): readonly JobRow[] {
+    const rows = this.#db
+      .prepare(
+        `SELECT * FROM jobs WHERE (? IS NULL OR machine_uuid = ?) ORDER BY created_at_ms DESC, id DESC LIMIT ?`,
+      )
+      .all(options.machineUuid ?? null, options.machineUuid ?? null, options.limit ?? 1000);
+    return rows.map((row) => jobFrom(row));
+  }
+
+  /** Jobs that hold a machine, oldest first. */
+  holding(): readonly JobRow[] {
+    return this.#db
+      .prepare('SELECT * FROM jobs WHERE holds_machine = 1 ORDER BY created_at_ms, id')
+      .all()
+      .map((row) => jobFrom(row));
+  }
+
+  /** Jobs whose owner died in the middle: they wait for recovery. */
+  orphaned(): readonly JobRow[] {
+    return this.holding().filter((job) => job.owner !== null && !isOwnerAlive(job.owner));
+  }
+
+  /** The job that holds a machine. */
+  holder(machineUuid: string): JobRow | undefined {
+    const row = this.#db
+      .prepare('SELECT * FROM jobs WHERE machine_uuid = ? AND holds_machine = 1')
+      .get(machineUuid);
+    return row === undefined ? undefined : jobFrom(row);
+  }
+
+  steps(jobId: string): readonly StepRow[] {
+    return this.#db.prepare('SELECT * FROM steps WHERE job_id = ? ORDER BY seq').all(jobId).map(stepFrom);
+  }
+
+  [Symbol.dispose](): void {
+    this.#db.close();
+  }
+}
+
+function busy(holder: JobRow): JobError {
+  const what = `job ${holder.id} (${holder.kind}, ${holder.state})`;
+  if (holder.owner !== null && isOwnerAlive(holder.owner)) {
+    return new JobError('MACHINE_BUSY', `${holder.machineName} is being worked on by ${what}`, {
+      hint: `stillpoint job watch ${holder.id}`,
+      retryable: true,
+    });
+  }
+  return new JobError('UNFINISHED_JOB', `${holder.machineName} has an unfinished ${what}`, {
+    hint: `stillpoint job show ${holder.id}; then stillpoint job retry ${holder.id}, or stillpoint job cancel ${holder.id}`,
+  });
+}
+
+/** Text of a column that holds JSON. */
+const json = z.string().transform((text): unknown => JSON.parse(text));
+
+/** A record that cannot be read is the fault of one job, which its own definition tells: it hides no other. */
+const recordSchema = z.string().transform((text): unknown => {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    if (error instanceof SyntaxError) return text;
+    throw error;
+  }
+});
+
+const errorSchema = z.object({
+  code: z.string(),
+  message: z.string(),
+  hint: z.string().optional(),
+  retryable: z.boolean(),
+});
+const ownerSchema = z.object({ pid: z.number(), startTicks: z.number(), bootId: z.string() });
+
+const rowSchema = z.object({
+  id: z.string(),
+  kind: z.enum(jobKinds),
+  machine_uuid: z.string(),
+  machine_name: z.string(),
+  state: z.enum(jobStates),
+  record: recordSchema,
+  error: json.pipe(errorSchema).nullable(),
+  owner: json.pipe(ownerSchema).nullable(),
+  cancel_requested: z.number(),
+  holds_machine: z.number(),
+  created_at_ms: z.number(),
+  updated_at_ms: z.number(),
+  finished_at_ms: z.number().nullable(),
+});
+
+const progressSchema = z.object({
+  jobId: z.string(),
+  state: z.enum(jobStates),
+  step: z.string(),
+  detail: z.string().optional(),
+  doneBytes: z.number().optional(),
+  totalBytes: z.number().optional(),
+  bytesPerSecond: z.number().optional(),
+  etaSeconds: z.number().optional(),
+});
+
+const stepSchema = z.object({
+  name: z.string(),
+  status: z.enum(['begun', 'done', 'failed']),
+  started_at_ms: z.number(),
+  duration_ms: z.number().nullable(),
+});
+
+function jobFrom(columns: unknown): JobRow {
+  const row = rowSchema.parse(columns);
+  return {
+    id: row.id,
+    kind: row.kind,
+    machineUuid: row.machine_uuid,
+    machineName: row.machine_name,
+    state: row.state,
+    record: row.record,
+    error: row.error,
+    owner: row.owner,
+    cancelRequested: row.cancel_requested === 1,
+    holdsMachine: row.holds_machine === 1,
+    createdAtMs: row.created_at_ms,
+    updatedAtMs: row.updated_at_ms,
+    finishedAtMs: row.finished_at_ms,
+  };
+}
+
+function stepFrom(columns: unknown): StepRow {
+  const row = stepSchema.parse(columns);
+  return { name: row.name, status: row.status, startedAtMs: row.started_at_ms, durationMs: row.duration_ms };
+}
