@@ -1,0 +1,401 @@
+import { stat } from 'node:fs/promises';
+import { type Config, emptyPolicy } from '../config/schema.ts';
+import { policyFor } from '../config/policy.ts';
+import { assertNever } from '../common/errors.ts';
+import { exists, freeBytes } from '../common/files.ts';
+import { newId } from '../common/ids.ts';
+import { formatBytes } from '../common/units.ts';
+import { StorageError } from '../storage/errors.ts';
+import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { backupJob } from './backup/backupJob.ts';
+import type { BackupFacts, BackupSettings } from './backup/facts.ts';
+import { AgentError } from './errors.ts';
+import type { HypervisorErrorCode } from './hypervisor/errors.ts';
+import type { Hypervisor } from './hypervisor/hypervisor.ts';
+import type { Engine } from './jobs/engine.ts';
+import { JobError } from './jobs/errors.ts';
+import type { JobKind, JobRow } from './jobs/job.ts';
+import type { Journal } from './jobs/journal.ts';
+import { currentBootId } from './jobs/owner.ts';
+import type { JobDefinition } from './jobs/step.ts';
+import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
+import type { RestoreErrorCode } from './restore/errors.ts';
+import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
+import { planRestore, type RestoreRequest } from './restore/planner.ts';
+import { restoreJob } from './restore/restoreJob.ts';
+import { requireStorages } from './retain/retain.ts';
+import { planSave } from './snapshot/preflight.ts';
+import type { SavePlan } from './snapshot/plan.ts';
+
+/** Time for copying one backup into its storages. */
+const retainDeadlineMs = 7 * 24 * 3600 * 1000;
+
+/** What a job is parked with when libvirt was away for long, or an operation of it failed. */
+const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreErrorCode>([
+  'HYPERVISOR_UNREACHABLE',
+  'DEADLINE_EXCEEDED',
+  'MACHINE_LOCKED',
+  'OPERATION_FAILED',
+  // The machine is down.
+  'CANNOT_START_MACHINE',
+  'CANNOT_PUT_BACK',
+]);
+
+/** A journal that cannot be written would stop a job in its pause. */
+const journalBytesMin = 16 * 1024 * 1024;
+
+export interface AgentParts {
+  readonly config: Config;
+  readonly configPath: string;
+  readonly hypervisor: Hypervisor;
+  readonly journal: Journal;
+  readonly engine: Engine;
+  readonly storages: ReadonlyMap<string, Storage>;
+  /** Where errors go that end nothing: the log. */
+  readonly report: (jobId: string | undefined, error: unknown) => void;
+}
+
+export interface BackupRequest {
+  /** Name or UUID. */
+  readonly machine: string;
+  readonly mode?: 'auto' | 'save' | undefined;
+  /** Names of storages; those of the policy unless told. */
+  readonly storages?: readonly string[] | undefined;
+  readonly labels?: Readonly<Record<string, string>> | undefined;
+}
+
+/** What the agent of one host can be asked for; the CLI and later the API call this and nothing below it. */
+export class Agent {
+  readonly parts: AgentParts;
+
+  constructor(parts: AgentParts) {
+    this.parts = parts;
+  }
+
+  /** A configured storage. @throws AgentError STORAGE_NOT_CONFIGURED */
+  storage(name: string): Storage {
+    const storage = this.parts.storages.get(name);
+    if (storage !== undefined) return storage;
+    throw new AgentError(
+      'STORAGE_NOT_CONFIGURED',
+      `there is no storage "${name}" in ${this.parts.configPath}`,
+      {
+        hint: `configured: ${[...this.parts.storages.keys()].join(', ') || 'none'}`,
+      },
+    );
+  }
+
+  /** What a backup would do, without doing anything. */
+  async planBackup(request: BackupRequest): Promise<{
+    readonly plan: SavePlan;
+    readonly storages: readonly string[];
+    readonly warnings: readonly string[];
+  }> {
+    const { machine, settings } = await this.#resolve(request);
+    const plan = await planSave(this.parts.hypervisor, {
+      jobId: newId(),
+      machineUuid: machine.uuid,
+      ...settings,
+    });
+    const warnings = await requireStorages(
+      settings.storages.map((name) => this.storage(name)),
+      plan,
+    );
+    return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
+  }
+
+  /**
+   * Writes a backup job down and takes the machine for it; `run` does it.
+   * @throws HypervisorError MACHINE_NOT_FOUND; AgentError; ConfigError; JobError MACHINE_BUSY, UNFINISHED_JOB
+   */
+  async createBackup(request: BackupRequest): Promise<JobRow> {
+    const { machine, settings } = await this.#resolve(request);
+    const facts: BackupFacts = {
+      backupId: newId(),
+      machine,
+      settings,
+      bootId: currentBootId(),
+      warnings: [],
+    };
+    return this.parts.engine.create(this.#backupJob(), {
+      machineUuid: machine.uuid,
+      machineName: machine.name,
+      state: 'initialized',
+      facts,
+    });
+  }
+
+  /** All backups of all storages, or of one machine, oldest first. */
+  async listBackups(machine?: string): Promise<readonly BackupEntry[]> {
+    const lists = await Promise.all(
+      [...this.parts.storages.values()].map((storage) => storage.list({ machine })),
+    );
+    return lists.flat().toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
+  }
+
+  /**
+   * One backup by id, `MACHINE@latest` or `MACHINE@T1`, from the first storage that has it; of several latest
+   * ones the newest.
+   * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+   */
+  async findBackup(reference: string): Promise<BackupEntry> {
+    let found: BackupEntry | undefined;
+    const failures: unknown[] = [];
+    for (const storage of this.parts.storages.values()) {
+      try {
+        const entry = await storage.find(reference);
+        if (found === undefined || entry.pointInTime > found.pointInTime) found = entry;
+      } catch (error) {
+        // A storage that is out of order must not hide a backup that another one has.
+        if (!(error instanceof StorageError) || error.code === 'BACKUP_AMBIGUOUS') throw error;
+        failures.push(error);
+      }
+    }
+    if (found !== undefined) return found;
+    const worse = failures.find(
+      (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
+    );
+    throw (
+      worse ??
+      failures[0] ??
+      new AgentError('NO_STORAGE', 'no storage is configured', {
+        hint: `storages: in ${this.parts.configPath}`,
+      })
+    );
+  }
+
+  /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
+  async planRestore(request: RestoreRequest & { readonly backup: string }): Promise<RestorePlan> {
+    return planRestore(this.parts.hypervisor, await this.findBackup(request.backup), request);
+  }
+
+  /** Writes a confirmed restore down and takes the machine for it; `run` does it. */
+  createRestore(plan: RestorePlan): JobRow {
+    const facts: RestoreFacts = {
+      plan,
+      restoreDeadlineMs:
+        (this.parts.config.policies['default'] ?? emptyPolicy()).deadlines.restoreSeconds * 1000,
+      bootId: currentBootId(),
+    };
+    return this.parts.engine.create(restoreJob(this.parts.hypervisor), {
+      id: plan.jobId,
+      // Files alone concern no machine: the job gets a place of its own.
+      machineUuid: plan.machine.uuid,
+      machineName: plan.machine.name,
+      state: 'planned',
+      facts,
+    });
+  }
+
+  /** What a backup job has found out so far; `undefined` for a job of another kind. */
+  backupFacts(job: JobRow): BackupFacts | undefined {
+    return job.kind === 'backup' ? this.#backupJob().parse(job.record) : undefined;
+  }
+
+  /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
+  async isLocal(entry: BackupEntry): Promise<boolean> {
+    for (const { source } of entry.manifest?.volumes ?? []) {
+      if (!(await exists(source)) || !(await isOnSameDevice(source, entry.directory))) return false;
+    }
+    return entry.manifest !== null;
+  }
+
+  /**
+   * Removes one copy of a backup for good.
+   * @throws StorageError; JobError MACHINE_BUSY while a restore reads it
+   */
+  async deleteBackup(entry: BackupEntry): Promise<void> {
+    for (const job of this.parts.journal.holding()) {
+      if (job.kind !== 'restore' || restoreFactsSchema.parse(job.record).plan.backup.id !== entry.id)
+        continue;
+      throw new JobError('MACHINE_BUSY', `job ${job.id} restores ${job.machineName} from this backup`, {
+        hint: `stillpoint job watch ${job.id}`,
+        retryable: true,
+      });
+    }
+    await this.storage(entry.storage).delete(entry);
+  }
+
+  /** Directories of jobs, present and forgotten ones, beside the images of all machines. */
+  async workDirectories(): Promise<readonly WorkDirectory[]> {
+    return findWorkDirectories(this.parts.hypervisor, this.parts.config);
+  }
+
+  /** Runs a job that was created by this process to its end. */
+  async run(job: JobRow): Promise<JobRow> {
+    return this.#runner(job.kind).run(job.id);
+  }
+
+  /**
+   * Brings every job of a dead agent to an end, all at a time: a machine that is down must not wait for another
+   * one's merge. Living owners keep theirs. A job that cannot be taken over is told and hides no other.
+   */
+  async recoverOrphans(): Promise<readonly JobRow[]> {
+    return this.#recoverAll(this.parts.engine.orphaned());
+  }
+
+  /**
+   * Tries again what was parked only because libvirt did not answer or refused: nothing that an operator would
+   * have to put right first.
+   */
+  async retryParked(): Promise<readonly JobRow[]> {
+    const parked = this.parts.journal.holding().filter(({ owner, error }) => {
+      return owner === null && error !== null && retriedCodes.has(error.code);
+    });
+    return this.#recoverAll(parked);
+  }
+
+  async #recoverAll(jobs: readonly JobRow[]): Promise<readonly JobRow[]> {
+    const recovered = await Promise.all(
+      jobs.map(async (job) => {
+        try {
+          return await this.#runner(job.kind).recover(job.id);
+        } catch (error) {
+          this.parts.report(job.id, error);
+          return undefined;
+        }
+      }),
+    );
+    return recovered.filter((row) => row !== undefined);
+  }
+
+  /** Finishes deletions of backups that were interrupted. */
+  async finishDeletions(): Promise<void> {
+    for (const storage of this.parts.storages.values()) {
+      try {
+        await storage.cleanUp();
+      } catch (error) {
+        this.parts.report(undefined, error);
+      }
+    }
+  }
+
+  /**
+   * Goes on with a job that was left with work to do.
+   * @throws JobError JOB_STATE_INVALID
+   */
+  async retry(id: string): Promise<JobRow> {
+    const job = this.parts.journal.get(id);
+    const row = job.holdsMachine ? await this.#runner(job.kind).recover(job.id) : undefined;
+    if (row !== undefined) return row;
+    throw new JobError(
+      'JOB_STATE_INVALID',
+      job.holdsMachine ? `job ${job.id} is running` : `job ${job.id} has ended (${job.state})`,
+      {
+        hint: job.holdsMachine
+          ? `stillpoint job watch ${job.id}`
+          : 'start a new one; nothing of this one is left',
+      },
+    );
+  }
+
+  /**
+   * Cancels a job: a running one is told, one that was left with work is given up in an orderly way.
+   * @throws JobError JOB_STATE_INVALID
+   */
+  async cancel(id: string): Promise<JobRow> {
+    const job = this.parts.journal.get(id);
+    if (!job.holdsMachine) {
+      throw new JobError('JOB_STATE_INVALID', `job ${job.id} has ended (${job.state})`, {
+        hint: `stillpoint job show ${job.id}`,
+      });
+    }
+    this.parts.journal.requestCancel(job.id);
+    const row = await this.#runner(job.kind).recover(job.id);
+    return row ?? this.parts.journal.get(job.id);
+  }
+
+  #backupJob(): JobDefinition<BackupFacts> {
+    const { hypervisor, journal } = this.parts;
+    const storage = (name: string): Storage => this.storage(name);
+    return backupJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStorages(facts.settings.storages.map(storage), plan);
+      },
+    });
+  }
+
+  async #requireJournalSpace(): Promise<void> {
+    const { stateDir } = this.parts.config.agent;
+    const free = await freeBytes(stateDir);
+    if (free >= journalBytesMin) return;
+    throw new JobError(
+      'JOURNAL_UNUSABLE',
+      `the file system of the journal has ${formatBytes(free)} free, a job needs ${formatBytes(journalBytesMin)}`,
+      {
+        hint: `df -h ${stateDir}`,
+        retryable: true,
+      },
+    );
+  }
+
+  #runner(kind: JobKind): JobRunner {
+    const { engine } = this.parts;
+    switch (kind) {
+      case 'backup':
+        return runnerOf(engine, this.#backupJob());
+      case 'restore':
+        return runnerOf(engine, restoreJob(this.parts.hypervisor));
+      default:
+        return assertNever(kind);
+    }
+  }
+
+  async #resolve(request: BackupRequest): Promise<{
+    readonly machine: { readonly uuid: string; readonly name: string };
+    readonly settings: BackupSettings;
+  }> {
+    const { hypervisor, config, configPath } = this.parts;
+    const { uuid, name } = await hypervisor.findMachine(request.machine);
+    const decision = policyFor(config, name, configPath);
+    if (decision.kind === 'excluded') {
+      throw new AgentError('MACHINE_EXCLUDED', `${name} is excluded by the rule "${decision.match}"`, {
+        hint: `see machines: in ${configPath}`,
+      });
+    }
+    const { policy } = decision;
+    const storages = request.storages ?? policy.storages;
+    for (const storage of storages) this.storage(storage);
+    return {
+      machine: { uuid, name },
+      settings: {
+        mode: 'save',
+        modeReason: request.mode === 'save' ? 'asked for' : policy.modeReason,
+        storages: [...storages],
+        retainDirectory: policy.retainDirectory,
+        ramDisk: config.agent.ramDisk,
+        mergeBandwidthBytesPerSecond: policy.merge.bandwidthBytesPerSecond,
+        readBandwidthBytesPerSecond: policy.read.bandwidthBytesPerSecond,
+        includeSharedBase: policy.merge.includeSharedBase,
+        saveDeadlineMs: policy.deadlines.saveSeconds * 1000,
+        restoreDeadlineMs: policy.deadlines.restoreSeconds * 1000,
+        mergeDeadlineMs: policy.deadlines.mergeSeconds * 1000,
+        retainDeadlineMs,
+        labels: { ...request.labels },
+      },
+    };
+  }
+}
+
+/** True when both are on one file system, also where two mounts lead to it. */
+async function isOnSameDevice(a: string, b: string): Promise<boolean> {
+  const [first, second] = await Promise.all([stat(a), stat(b)]);
+  return first.dev === second.dev;
+}
+
+/** The engine with one kind of job. */
+interface JobRunner {
+  run(jobId: string): Promise<JobRow>;
+  recover(jobId: string): Promise<JobRow | undefined>;
+}
+
+function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobRunner {
+  return {
+    run: (jobId) => engine.run(definition, jobId),
+    recover: (jobId) => engine.recover(definition, jobId),
+  };
+}

@@ -1,0 +1,185 @@
+import t, { type Test } from 'tap';
+
+import { type Crash, endure, Fate, type JobRequest, type Victim } from '../../test/sim/crashes.ts';
+import { randomFrom, randomHistory } from '../../test/sim/history.ts';
+import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
+
+/*
+ * What is promised after any crash is in test/sim/invariants.ts; who can die and when, in test/sim/crashes.ts.
+ * The seed is fixed, so that a run can be repeated: STILLPOINT_TEST_SEED sets another, STILLPOINT_TEST_HISTORIES=N
+ * makes more random histories, and with STILLPOINT_TEST_EXHAUSTIVE=1 every combination is tried instead of a sample.
+ */
+const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? 20_261_120);
+const isExhaustive = process.env['STILLPOINT_TEST_EXHAUSTIVE'] === '1';
+const histories = Number(process.env['STILLPOINT_TEST_HISTORIES'] ?? 12);
+const concurrency = 3;
+const random = randomFrom(seed);
+
+/** Runs the cases a few at a time; the name of a case tells how to see it again. */
+async function inTurn<T>(cases: readonly T[], run: (one: T) => Promise<void>): Promise<void> {
+  const waiting = [...cases];
+  const worker = async (): Promise<void> => {
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) await run(next);
+  };
+  await Promise.all(Array.from({ length: concurrency }, worker));
+}
+
+/** All of it, or as many as asked for, by the seed. */
+function sample<T>(from: readonly T[], count: number): readonly T[] {
+  if (isExhaustive) return from;
+  return from
+    .map((value) => ({ value, rank: random() }))
+    .toSorted((a, b) => a.rank - b.rank)
+    .slice(0, count)
+    .map(({ value }) => value);
+}
+
+/** Every point of one kind of job, as the engine tells them: a new step is covered without anyone remembering it. */
+async function pointsOf(request: JobRequest): Promise<readonly string[]> {
+  await using site = await siteFor(request, { storages: ['near', 'far'] });
+  const fate = new Fate(site);
+  await endure(site, request, [], fate);
+  return [...new Set(fate.points)];
+}
+
+/** A site in which the job can be done: what is to be restored has been backed up. */
+async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site> {
+  const site = await Site.create(options);
+  if (request === 'backup') return site;
+  const { problems } = await endure(site, 'backup', []);
+  if (problems.length > 0) throw new Error(`the backup before the restore: ${problems.join('; ')}`);
+  for (const _ of ['after', 'T1']) await site.write();
+  return site;
+}
+
+const requests: readonly JobRequest[] = ['backup', 'in-place', 'new-machine', 'files'];
+const points = Object.fromEntries(
+  await Promise.all(requests.map(async (request) => [request, await pointsOf(request)] as const)),
+);
+
+/** The points of the windows that recoveries open, by the first crash that leads there; filled by the first test. */
+const recoveries: { readonly point: string; readonly first: Crash; readonly options: SiteOptions }[] = [];
+
+void t.test(`the points of the jobs come from the engine (seed ${seed})`, async (t) => {
+  for (const request of requests) {
+    const names = points[request] ?? [];
+    t.comment(`${request}: ${names.join(' ')}`);
+    const steps = new Set(names.flatMap((name) => /\/before:(.+)$/.exec(name)?.[1] ?? []));
+    for (const step of steps)
+      t.ok(
+        names.some((name) => name.endsWith(`/after:${step}`)),
+        `${request}/${step} has an end`,
+      );
+    t.ok(steps.has('cleanup') && steps.size >= 3, `${request}: all steps are there`);
+  }
+});
+
+void t.test('a backup whose agent dies at any point ends with nothing lost', async (t) => {
+  await inTurn(points['backup'] ?? [], async (moment) => {
+    const options: SiteOptions = {
+      autostart: random() < 0.5,
+      ramDisk: random() < 0.5,
+      storages: ['near', 'far'],
+    };
+    await tried(t, 'backup', options, [{ moment, victim: 'agent' }]);
+  });
+});
+
+void t.test('a backup at any point survives the death of libvirtd, QEMU or the host', async (t) => {
+  const cases = (['libvirtd', 'qemu', 'host'] as const).flatMap((victim) =>
+    sample(points['backup'] ?? [], 8).map((moment) => ({ moment, victim })),
+  );
+  await inTurn(cases, async (crash) => {
+    const options: SiteOptions = {
+      autostart: true,
+      ramDisk: random() < 0.5,
+      targets: random() < 0.5 ? ['vda'] : ['vda', 'vdb'],
+    };
+    await tried(t, 'backup', options, [crash]);
+  });
+});
+
+void t.test('a suspended machine stays suspended, whoever dies', async (t) => {
+  const window = ['save', 'swap', 'restore', 'resume', 'flush'].map((step) => `backup/after:${step}`);
+  await inTurn(window, async (moment) => {
+    for (const victim of isExhaustive ? (['agent', 'libvirtd'] as const) : (['agent'] as const)) {
+      await tried(t, 'backup', { suspended: true, targets: ['vda'] }, [{ moment, victim }]);
+    }
+  });
+});
+
+void t.test('a recovery that dies itself, or whose host does, is taken up by the next one', async (t) => {
+  // Recoveries that power a machine off or start it come from these.
+  for (const moment of ['backup/after:save', 'backup/after:merge']) {
+    for (const victim of ['agent', 'host'] as const)
+      await tried(t, 'backup', { autostart: true, ramDisk: true }, [{ moment, victim }]);
+  }
+  const perPoint = new Map<string, (typeof recoveries)[number][]>();
+  for (const one of recoveries) perPoint.set(one.point, [...(perPoint.get(one.point) ?? []), one]);
+  t.ok(perPoint.size >= 6, `points of recoveries: ${[...perPoint.keys()].join(' ')}`);
+  const cases = [...perPoint.values()]
+    .flatMap((same) => sample(same, 1))
+    .flatMap((one) => sample(['agent', 'host'] as const, 1).map((victim) => ({ ...one, victim })));
+  await inTurn(cases, async ({ first, point, victim, options }) => {
+    await tried(t, 'backup', { ...options, targets: ['vda'] }, [first, { moment: point, victim }]);
+  });
+});
+
+void t.test('a restore whose agent dies at any point is finished or undone, whole', async (t) => {
+  await inTurn(['in-place', 'new-machine', 'files'] as const, async (request) => {
+    const site = await siteFor(request, { autostart: true, targets: ['vda'] });
+    try {
+      // One site for all: every restore must leave it as good as it found it.
+      for (const moment of points[request] ?? [])
+        await triedOn(t, site, request, [{ moment, victim: 'agent' }]);
+      const others: readonly Victim[] =
+        request === 'in-place' ? ['libvirtd', 'qemu', 'host'] : ['libvirtd', 'host'];
+      for (const victim of others) {
+        for (const moment of sample(points[request] ?? [], 3))
+          await triedOn(t, site, request, [{ moment, victim }]);
+      }
+      const changes = Array.from({ length: 40 }, (_, index) => index + 1);
+      for (const nth of sample(changes, 4))
+        await triedOn(t, site, request, [{ moment: 'file/*', nth, victim: 'agent' }]);
+    } finally {
+      await site[Symbol.asyncDispose]();
+    }
+  });
+});
+
+void t.test(`random histories of jobs and deaths lose nothing (seeds from ${seed})`, async (t) => {
+  await inTurn(
+    Array.from({ length: histories }, (_, index) => seed + index),
+    async (one) => {
+      t.same(await randomHistory(one), [], `history ${one}`);
+    },
+  );
+});
+
+t.teardown(removeSharedImages);
+
+async function tried(
+  test: Test,
+  request: JobRequest,
+  options: SiteOptions,
+  crashes: readonly Crash[],
+): Promise<void> {
+  await using site = await siteFor(request, options);
+  const [first] = crashes;
+  const after = await triedOn(test, site, request, crashes);
+  if (first === undefined || crashes.length > 1) return;
+  for (const point of after) if (point.includes('/recover/')) recoveries.push({ point, first, options });
+}
+
+async function triedOn(
+  test: Test,
+  site: Site,
+  request: JobRequest,
+  crashes: readonly Crash[],
+): Promise<readonly string[]> {
+  const what = `${request} ${crashes.map(({ victim, moment, nth }) => `${victim}@${moment}${nth === undefined ? '' : ` ${nth}`}`).join(' ')} ${JSON.stringify(site.options)}`;
+  const { problems, row, recoveryPoints } = await endure(site, request, crashes);
+  test.same(problems, [], `${what} → ${row?.state ?? 'no job'} ${row?.error?.code ?? ''}`);
+  await site.ownerTakesOver();
+  return recoveryPoints;
+}

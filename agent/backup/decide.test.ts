@@ -1,0 +1,291 @@
+import t from 'tap';
+
+import { calm, factsWith, off, overlay, volumeWith, worldWith } from '../../test/sim/backupWorlds.ts';
+import { type Circumstances, decideRepair, type Repair, restoreAttemptsMax } from './decide.ts';
+import type { BackupFacts } from './facts.ts';
+import type { World } from './world.ts';
+
+function tried(kind: Repair['kind'], times = restoreAttemptsMax): Circumstances {
+  return { ...calm, attempts: new Map([[kind, times]]) };
+}
+
+interface Row {
+  readonly name: string;
+  readonly facts?: Partial<BackupFacts>;
+  readonly world: World;
+  readonly circumstances?: Circumstances;
+  readonly repair: Partial<Repair>;
+}
+
+const restored = { ...overlay, chain: 'expected' } as const;
+
+/** The table "The classic flow, done safely", row by row. */
+const rows: readonly Row[] = [
+  { name: 'prepared, not saved: the work is removed', world: worldWith(), repair: { kind: 'undo' } },
+  {
+    name: 'the agent died during the save: wait for it',
+    world: worldWith({ busy: true, state: 'partial', status: { state: 'paused', reason: 'saving' } }),
+    repair: { kind: 'wait' },
+  },
+  {
+    name: 'libvirtd died during the save: the machine runs, the state goes',
+    world: worldWith({ state: 'partial', status: { state: 'running', reason: 'save-canceled' } }),
+    repair: { kind: 'undo' },
+  },
+  {
+    name: 'QEMU died during the save: cold start',
+    world: worldWith(off('crashed')),
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'saved, not swapped: restore',
+    world: worldWith({ ...off('saved'), state: 'complete' }),
+    repair: { kind: 'restore-original' },
+  },
+  {
+    name: 'the same after a restart of libvirtd, which forgets the reason',
+    world: worldWith({ ...off('unknown'), state: 'complete' }),
+    repair: { kind: 'restore-original' },
+  },
+  {
+    name: 'one image swapped, one not: finish',
+    world: worldWith({
+      ...off('saved'),
+      state: 'complete',
+      volumes: [volumeWith(overlay), volumeWith({ target: 'vdb' })],
+    }),
+    repair: { kind: 'finish-swap' },
+  },
+  {
+    name: 'the rest cannot be swapped: put back what was',
+    world: worldWith({
+      ...off('saved'),
+      state: 'complete',
+      volumes: [volumeWith(overlay), volumeWith({ target: 'vdb' })],
+    }),
+    circumstances: tried('finish-swap', 1),
+    repair: { kind: 'put-back' },
+  },
+  {
+    name: 'image moved, no overlay: an operator',
+    world: worldWith({ ...off('saved'), both: { image: 'missing' } }),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'overlay in place: restore',
+    world: worldWith({ ...off('saved'), state: 'complete', both: overlay }),
+    repair: { kind: 'restore-swapped' },
+  },
+  {
+    name: 'restored paused, not resumed: resume if the owner had it running',
+    facts: { consumed: true, vcpusHeld: true },
+    world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'migrating' }, both: restored }),
+    repair: { kind: 'resume' },
+  },
+  {
+    name: 'restored paused of an owner who had suspended it: stays so',
+    facts: {
+      consumed: true,
+      vcpusHeld: true,
+      before: { running: false, autostart: false, definitionCut: false },
+    },
+    world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'migrating' }, both: restored }),
+    repair: { kind: 'go-on', from: 'merge', valid: true },
+  },
+  {
+    name: 'restored on a cut chain (trap 1): never resumed',
+    facts: { consumed: true, vcpusHeld: true },
+    world: worldWith({
+      state: 'complete',
+      status: { state: 'paused', reason: 'migrating' },
+      both: { ...overlay, chain: 'without-frozen' },
+    }),
+    repair: { kind: 'power-off' },
+  },
+  {
+    name: 'state torn after the swap: the images as they were',
+    world: worldWith({ ...off('saved'), state: 'partial', both: overlay }),
+    repair: { kind: 'put-back' },
+  },
+  {
+    name: 'state torn before the swap: cold start',
+    world: worldWith({ ...off('failed'), state: 'partial' }),
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'the agent died during the restore: wait',
+    facts: { consumed: true, vcpusHeld: true },
+    world: worldWith({
+      busy: true,
+      state: 'complete',
+      status: { state: 'paused', reason: 'starting-up' },
+      both: restored,
+    }),
+    repair: { kind: 'wait' },
+  },
+  {
+    name: 'libvirtd died during the restore: restore again',
+    facts: { consumed: true, vcpusHeld: true },
+    world: worldWith({ ...off('daemon'), state: 'complete', both: overlay }),
+    repair: { kind: 'restore-swapped' },
+  },
+  {
+    name: 'the restore fails three times: put the images back',
+    facts: { consumed: true },
+    world: worldWith({ ...off('failed'), state: 'complete', both: overlay }),
+    circumstances: tried('restore-swapped'),
+    repair: { kind: 'put-back' },
+  },
+  {
+    name: 'and the original ones are held by somebody: an operator',
+    world: worldWith({ ...off('failed'), state: 'complete', both: { lockedBy: 'process 1 (qemu-nbd)' } }),
+    circumstances: tried('restore-original'),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'somebody started it in the window: the state is never restored, base and state remain a backup',
+    world: worldWith({ state: 'complete', both: { ...restored, written: true } }),
+    repair: { kind: 'go-on', from: 'merge', valid: true },
+  },
+  {
+    name: 'somebody started it and it is off again: the state is never restored',
+    world: worldWith({ ...off('shutdown'), state: 'complete', both: { ...overlay, written: true } }),
+    repair: { kind: 'go-on', from: 'merge', valid: true },
+  },
+  {
+    name: 'somebody ran the original images: the state is never restored',
+    world: worldWith({ ...off('shutdown'), state: 'complete', both: { written: true } }),
+    repair: { kind: 'undo' },
+  },
+  {
+    name: 'somebody started it while one volume was not swapped: there is no common T1',
+    world: worldWith({
+      state: 'complete',
+      volumes: [
+        volumeWith({ ...restored, written: true }),
+        volumeWith({ target: 'vdb', chain: 'without-frozen' }),
+      ],
+    }),
+    repair: { kind: 'go-on', from: 'merge', valid: false },
+  },
+  {
+    name: 'merge interrupted: pull again',
+    facts: { resuming: true },
+    world: worldWith({ state: 'complete', both: restored }),
+    repair: { kind: 'go-on', from: 'merge' },
+  },
+  {
+    name: 'merged, not flushed: flush',
+    facts: { resuming: true, mergeRun: '1' },
+    world: worldWith({
+      state: 'complete',
+      both: { image: 'swapped', header: 'merged', chain: 'without-frozen' },
+    }),
+    repair: { kind: 'go-on', from: 'flush', valid: true },
+  },
+  {
+    name: 'merged, not flushed, and QEMU died (trap 2): the frozen image goes under it again',
+    facts: { resuming: true },
+    world: worldWith({
+      ...off('crashed'),
+      state: 'complete',
+      both: { image: 'swapped', header: 'merged', written: true },
+    }),
+    repair: { kind: 'put-frozen-under' },
+  },
+  {
+    name: 'and then it is started again, on its whole chain',
+    facts: { resuming: true },
+    world: worldWith({ ...off('crashed'), state: 'complete', both: { ...overlay, written: true } }),
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'and runs on it although the merge had been found incomplete',
+    facts: { resuming: true, mergeRun: '1' },
+    world: worldWith({ runId: '2', state: 'complete', both: { ...restored, written: true } }),
+    circumstances: { ...calm, mergeIncomplete: true },
+    repair: { kind: 'go-on', from: 'merge' },
+  },
+  {
+    name: 'somebody booted the lost merge: it must not run on',
+    facts: { resuming: true, mergeRun: '1' },
+    world: worldWith({
+      runId: '2',
+      state: 'complete',
+      both: { image: 'swapped', header: 'merged', chain: 'without-frozen' },
+    }),
+    circumstances: { ...calm, mergeIncomplete: true },
+    repair: { kind: 'power-off' },
+  },
+  {
+    name: 'paused on a full file system (trap 4): resumed',
+    facts: { resuming: true },
+    world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'io-error' }, both: restored }),
+    repair: { kind: 'resume' },
+  },
+  {
+    name: 'suspended by its owner during the merge: his decision',
+    facts: { resuming: true, vcpusHeld: false },
+    world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'user' }, both: restored }),
+    repair: { kind: 'go-on', from: 'merge' },
+  },
+  {
+    name: 'suspended by our flush: resumed',
+    facts: { resuming: true, vcpusHeld: true },
+    world: worldWith({
+      state: 'complete',
+      status: { state: 'paused', reason: 'user' },
+      both: { image: 'swapped', header: 'merged', chain: 'without-frozen' },
+    }),
+    repair: { kind: 'resume' },
+  },
+  {
+    name: 'flushed: only the autostart is missing',
+    facts: { flushed: true, frozenPoint: true },
+    world: worldWith(),
+    repair: { kind: 'go-on', from: 'unguard', valid: true },
+  },
+  {
+    name: 'flushed and crashed before the guard was lifted: started',
+    facts: { flushed: true, frozenPoint: true },
+    world: worldWith(off('crashed')),
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'crashed long after: not our concern',
+    facts: { flushed: true, unguarded: true, frozenPoint: true },
+    world: worldWith(off('crashed')),
+    repair: { kind: 'go-on', from: 'unguard' },
+  },
+  {
+    name: 'host crashed, its RAM disk is empty, autostart was ours: cold start',
+    world: worldWith(off('unknown')),
+    circumstances: { ...calm, rebooted: true },
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'host crashed, no autostart: stays off',
+    facts: { before: { running: true, autostart: false, definitionCut: false } },
+    world: worldWith(off('unknown')),
+    circumstances: { ...calm, rebooted: true },
+    repair: { kind: 'undo' },
+  },
+  {
+    name: 'an undo that was interrupted goes on, whatever is left',
+    facts: { undoing: true },
+    world: worldWith({ both: { image: 'without-frozen' } }),
+    repair: { kind: 'undo' },
+  },
+  {
+    name: 'nothing was planned: nothing to look at',
+    facts: { plan: undefined },
+    world: worldWith({ machine: 'gone' }),
+    repair: { kind: 'undo' },
+  },
+];
+
+void t.test('every row of the table of the classic flow has its repair', async (t) => {
+  for (const { name, facts, world, circumstances, repair } of rows) {
+    t.match(decideRepair(factsWith(facts), world, circumstances ?? calm), repair, name);
+  }
+});

@@ -1,0 +1,186 @@
+import type { Storage } from '../../storage/storage.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { StepRow } from '../jobs/job.ts';
+import { currentBootId } from '../jobs/owner.ts';
+import type { Step, StepContext } from '../jobs/step.ts';
+import { MergeError } from '../merge/errors.ts';
+import { flushMerged, requireMerged } from '../merge/flush.ts';
+import { mergeOffline } from '../merge/offline.ts';
+import { streamVolumes } from '../merge/stream.ts';
+import { describeBackup } from '../retain/manifest.ts';
+import { namesFor, orderStorages, type Retained, retainInto } from '../retain/retain.ts';
+import { guardMachine, readOwnerSettings, unguardMachine } from '../snapshot/guard.ts';
+import type { SavePlan } from '../snapshot/plan.ts';
+import { removeStateFile } from '../snapshot/stateFile.ts';
+import { removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { isDownByAccident } from './decide.ts';
+import type { BackupFacts } from './facts.ts';
+import { ownersStatus } from './world.ts';
+import { beforeOf, planOf } from './saveSteps.ts';
+
+export interface LaterStepDependencies {
+  readonly hypervisor: Hypervisor;
+  /** @throws StorageError when the configuration has no such storage any more */
+  readonly storage: (name: string) => Storage;
+  /** The journal's account of the job's steps, for the manifest. */
+  readonly stepRows: (jobId: string) => readonly StepRow[];
+}
+
+/**
+ * The machine is in libvirt and has a QEMU.
+ * @throws MergeError MACHINE_STOPPED when it went down by accident: recovery starts it again
+ */
+async function isActive(hypervisor: Hypervisor, facts: BackupFacts): Promise<boolean> {
+  const machine = (await hypervisor.machines()).find((candidate) => candidate.uuid === facts.machine.uuid);
+  if (machine === undefined) return false;
+  const { name } = machine;
+  const status = ownersStatus(machine);
+  if (isDownByAccident(facts, status, facts.bootId !== currentBootId())) {
+    throw new MergeError('MACHINE_STOPPED', `${name} went down (${status.reason}) during its backup`, {
+      retryable: true,
+    });
+  }
+  return status.state !== 'shut-off' && status.state !== 'crashed';
+}
+
+/** Gives the machine its autostart back, once: afterwards it is the owner's to change. */
+export async function giveAutostartBack(hypervisor: Hypervisor, facts: BackupFacts): Promise<void> {
+  if (facts.unguarded || facts.guardReleased) return;
+  await unguardMachine(hypervisor, planOf(facts).machine.uuid, beforeOf(facts));
+}
+
+/** Brings the machine back to one image per volume; what is frozen stays untouched until this is on the disk. */
+export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step<BackupFacts>[] {
+  const merge = async (context: StepContext<BackupFacts>): Promise<void> => {
+    const plan = planOf(context.facts);
+    const { settings } = context.facts;
+    // A parked job had given the autostart back, and the owner may have changed it since.
+    if (context.facts.guardReleased) {
+      const { autostart } = await readOwnerSettings(hypervisor, plan.machine.uuid);
+      context.commit({ before: { ...beforeOf(context.facts), autostart }, guardReleased: false });
+    }
+    await guardMachine(hypervisor, plan.machine.uuid, beforeOf(context.facts));
+    if (!(await isActive(hypervisor, context.facts))) {
+      await mergeOffline(plan, {
+        includeSharedBase: settings.includeSharedBase,
+        deadlineMs: settings.mergeDeadlineMs,
+      });
+      return;
+    }
+    const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
+    if (live.runId !== undefined) context.commit({ mergeRun: live.runId });
+    await streamVolumes(hypervisor, plan, {
+      includeSharedBase: settings.includeSharedBase,
+      bandwidthBytesPerSecond: settings.mergeBandwidthBytesPerSecond,
+      deadlineMs: settings.mergeDeadlineMs,
+      onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
+    });
+  };
+
+  const flush = async (context: StepContext<BackupFacts>): Promise<void> => {
+    const plan = planOf(context.facts);
+    const { includeSharedBase } = context.facts.settings;
+    if (await isActive(hypervisor, context.facts)) {
+      await flushMerged(hypervisor, plan, includeSharedBase, (vcpusHeld) => context.commit({ vcpusHeld }));
+    } else {
+      await requireMerged(plan, { inUse: false, includeSharedBase });
+    }
+    context.learn({ flushed: true, vcpusHeld: false });
+  };
+
+  const unguard = async (context: StepContext<BackupFacts>): Promise<void> => {
+    if (!context.facts.unguarded) await isActive(hypervisor, context.facts);
+    await giveAutostartBack(hypervisor, context.facts);
+    context.learn({ unguarded: true });
+  };
+
+  return [
+    { name: 'merge', state: 'merging', cancellable: false, act: merge },
+    { name: 'flush', state: 'merging', cancellable: false, act: flush },
+    { name: 'unguard', state: 'merging', reached: 'merged', cancellable: false, act: unguard },
+  ];
+}
+
+/** Puts the artifacts into the storages, each with its manifest last, and removes what the job made. */
+export function retainSteps(dependencies: LaterStepDependencies): readonly Step<BackupFacts>[] {
+  const retain = async (context: StepContext<BackupFacts>): Promise<void> => {
+    const { facts, jobId } = context;
+    const plan = planOf(facts);
+    const { settings } = facts;
+    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
+    const retained: Record<string, Retained> = {};
+    const storages = await orderStorages(
+      settings.storages.map((name) => dependencies.storage(name)),
+      plan,
+    );
+    for (const storage of storages) {
+      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
+      const writer = await storage.begin({ jobId, machine: plan.machine });
+      const mayTake = storage === storages.at(-1);
+      retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
+        signal: context.signal,
+        bandwidthBytesPerSecond: settings.readBandwidthBytesPerSecond,
+        deadlineMs: settings.retainDeadlineMs,
+        onProgress: (file, doneBytes, totalBytes) =>
+          context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),
+      });
+    }
+    context.learn({ retained });
+  };
+
+  const commit = async (context: StepContext<BackupFacts>): Promise<void> => {
+    const { facts, jobId } = context;
+    const plan = planOf(facts);
+    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
+    for (const storageName of facts.settings.storages) {
+      const storage = dependencies.storage(storageName);
+      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
+      const retained = facts.retained?.[storageName];
+      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
+      const writer = await storage.begin({ jobId, machine: plan.machine });
+      await writer.commit(
+        describeBackup(plan, frozenPointOf(facts, dependencies.stepRows(jobId)), names, retained),
+      );
+      await context.point(storageName);
+    }
+    context.learn({ committed: true });
+  };
+
+  return [
+    { name: 'retain', state: 'retaining', cancellable: true, act: retain },
+    { name: 'commit', state: 'retaining', reached: 'retained', cancellable: false, act: commit },
+    {
+      name: 'cleanup',
+      state: 'retained',
+      cancellable: false,
+      act: (context) => removeWork(planOf(context.facts)),
+    },
+  ];
+}
+
+/** Removes the memory state and the job's directories; may be started again after a crash. */
+export async function removeWork(plan: SavePlan): Promise<void> {
+  await removeStateFile(plan.stateFile);
+  await removeWorkDirectories(plan);
+}
+
+function pointInTimeOf(facts: BackupFacts): string {
+  if (facts.pointInTime === undefined) throw new Error('the job has no point in time');
+  return facts.pointInTime;
+}
+
+function frozenPointOf(facts: BackupFacts, rows: readonly StepRow[]): Parameters<typeof describeBackup>[1] {
+  const before = beforeOf(facts);
+  return {
+    backupId: facts.backupId,
+    pointInTime: pointInTimeOf(facts),
+    pauseMs: facts.pauseMs ?? null,
+    running: before.running,
+    autostart: before.autostart,
+    steps: rows.flatMap((row) =>
+      row.durationMs === null ? [] : [{ name: row.name, durationMs: row.durationMs }],
+    ),
+    labels: facts.settings.labels,
+  };
+}

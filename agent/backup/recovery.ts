@@ -1,0 +1,393 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type ErrorRecord, errorRecord, type StillpointError } from '../../common/errors.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { beforeNextAttempt, patiently } from '../hypervisor/patience.ts';
+import { currentBootId } from '../jobs/owner.ts';
+import { JobError } from '../jobs/errors.ts';
+import type { Settlement, StepContext } from '../jobs/step.ts';
+import { MergeError } from '../merge/errors.ts';
+import { flushVolumes } from '../merge/flush.ts';
+import { putFrozenUnder } from '../merge/offline.ts';
+import { requireExpectedChains } from '../snapshot/chain.ts';
+import { SnapshotError } from '../snapshot/errors.ts';
+import { restorePaused } from '../snapshot/save.ts';
+import { stateFileBirth } from '../snapshot/stateFile.ts';
+import { giveBackOwners, putImageBack, swapImages } from '../snapshot/workFiles.ts';
+import { assertNever } from '../../common/errors.ts';
+import { decideRepair, type Repair } from './decide.ts';
+import type { BackupFacts } from './facts.ts';
+import { giveAutostartBack, removeWork } from './laterSteps.ts';
+import { beforeOf, planOf } from './saveSteps.ts';
+import { observe, type World } from './world.ts';
+
+/** How long recovery waits for libvirt to finish what it is doing, or to answer at all. */
+const waitDeadlineMs = 15 * 60_000;
+const waitPollMs = 250;
+/** No recovery needs this many repairs; more of them go in a circle. */
+const repairsMax = 40;
+
+export interface RecoveryDependencies {
+  readonly hypervisor: Hypervisor;
+  /** Gives up what a job has gathered in its storages. */
+  readonly abandonPartials: (context: StepContext<BackupFacts>) => Promise<void>;
+}
+
+type Context = StepContext<BackupFacts>;
+
+/**
+ * Brings the machine of a backup job in order after a failed or cancelled step, or a crash, and tells how the
+ * job goes on. Looks at the world, does one repair, looks again, until nothing is left to repair.
+ */
+export async function settleBackup(
+  dependencies: RecoveryDependencies,
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<Settlement> {
+  const { hypervisor } = dependencies;
+  const attempts = new Map<Repair['kind'], number>();
+  const mergeIncomplete = cause instanceof MergeError && cause.code === 'MERGE_INCOMPLETE';
+  const waitDeadline = performance.now() + waitDeadlineMs;
+  for (let repairs = 0; repairs < repairsMax; repairs += 1) {
+    const world = await observeWhenPossible(hypervisor, context);
+    const rebooted = context.facts.bootId !== currentBootId();
+    const repair = decideRepair(context.facts, world ?? emptyWorld, { attempts, rebooted, mergeIncomplete });
+    if (repair.kind === 'wait' && performance.now() < waitDeadline) {
+      if (isOurSave(world)) await endSave(hypervisor, context, attempts);
+      await sleep(waitPollMs);
+      repairs -= 1;
+      continue;
+    }
+    context.warn(`recovery: ${describe(repair)}`);
+    await context.point(`before:${repair.kind}`);
+    switch (repair.kind) {
+      case 'wait':
+        return {
+          kind: 'park',
+          error: parked(context.facts, 'libvirt does not finish what it does with it', cause),
+        };
+      case 'undo':
+        return undo(dependencies, context, cause);
+      case 'go-on':
+        return goOn(dependencies, context, cause, { ...repair, world: world ?? emptyWorld });
+      case 'park':
+        return {
+          kind: 'park',
+          error: {
+            ...parked(context.facts, repair.why, cause),
+            ...(repair.code === undefined ? {} : { code: repair.code }),
+          },
+        };
+      default:
+        await actPatiently(hypervisor, context, repair, attempts);
+    }
+    await context.point(`after:${repair.kind}`);
+  }
+  return { kind: 'park', error: parked(context.facts, 'its repair does not come to an end', cause) };
+}
+
+const emptyWorld: World = {
+  machine: 'gone',
+  status: { state: 'no-state', reason: 'unknown' },
+  runId: undefined,
+  busy: false,
+  state: 'absent',
+  volumes: [],
+};
+
+/** Waits for libvirt to answer; a job without a plan has touched nothing and needs no look. */
+async function observeWhenPossible(hypervisor: Hypervisor, context: Context): Promise<World | undefined> {
+  if (context.facts.plan === undefined) return undefined;
+  const deadline = performance.now() + waitDeadlineMs;
+  for (let failures = 0; ; failures += 1) {
+    try {
+      return await observe(hypervisor, context.facts);
+    } catch (error) {
+      if (!(error instanceof HypervisorError) || performance.now() > deadline) throw error;
+      if (failures === 0)
+        context.warn(`recovery: libvirt cannot be asked yet, waiting for it: ${error.message}`);
+      await sleep(waitPollMs);
+    }
+  }
+}
+
+/** What a repair is about to do, for the operator. */
+function describe(repair: Repair): string {
+  switch (repair.kind) {
+    case 'wait':
+      return 'waits for libvirt to finish what it does';
+    case 'resume':
+      return 'lets the machine run on';
+    case 'power-off':
+      return `stops the machine, because ${repair.why}`;
+    case 'restore-original':
+      return 'brings the machine back from its memory state, on the images that it had';
+    case 'finish-swap':
+      return 'puts the remaining overlays into place';
+    case 'restore-swapped':
+      return 'brings the machine back from its memory state';
+    case 'put-back':
+      return 'gives the machine back the images that it had';
+    case 'put-frozen-under':
+      return 'puts the frozen image under an image whose merge was not on the disk';
+    case 'start-cold':
+      return `starts the machine: ${repair.why}`;
+    case 'undo':
+      return 'the machine is as it was; removes what was prepared';
+    case 'go-on':
+      return `the machine is in order; the job goes on with ${repair.from}`;
+    case 'park':
+      return `needs an operator: ${repair.why}`;
+    default:
+      return assertNever(repair);
+  }
+}
+
+/**
+ * libvirt goes on with a save whose client died; nobody would bring the machine back. Aborted, it runs on at
+ * once. Asked once; a save that cannot be aborted any more is waited for.
+ */
+async function endSave(
+  hypervisor: Hypervisor,
+  context: Context,
+  attempts: Map<Repair['kind'], number>,
+): Promise<void> {
+  if (!attempts.has('wait')) {
+    attempts.set('wait', 1);
+    try {
+      await hypervisor.abortJob(planOf(context.facts).machine.uuid);
+    } catch (error) {
+      if (!(error instanceof HypervisorError)) throw error;
+      context.warn(`recovery: libvirt's job cannot be aborted: ${error.message}`);
+    }
+  }
+}
+
+/** A save into our own state file; a migration, a dump or a backup of somebody else is not ours to end. */
+function isOurSave(world: World | undefined): boolean {
+  return world?.status.state === 'paused' && world.status.reason === 'saving' && world.state === 'partial';
+}
+
+/** libvirt may fail or go away in the middle of a repair: look again, and do what is needed then. */
+async function actPatiently(
+  hypervisor: Hypervisor,
+  context: Context,
+  repair: Parameters<typeof act>[2],
+  attempts: Map<Repair['kind'], number>,
+): Promise<void> {
+  try {
+    await act(hypervisor, context, repair, attempts);
+  } catch (error) {
+    if (!(error instanceof HypervisorError)) throw error;
+    const failed = (attempts.get(repair.kind) ?? 0) + 1;
+    attempts.set(repair.kind, failed);
+    context.warn(`recovery: ${repair.kind} failed (attempt ${failed}): ${error.message}`);
+    await beforeNextAttempt(failed);
+  }
+}
+
+/** Does one repair. A restore or start that fails is counted: the decision then takes the next way. */
+async function act(
+  hypervisor: Hypervisor,
+  context: Context,
+  repair: Exclude<Repair, { readonly kind: 'wait' | 'undo' | 'go-on' | 'park' }>,
+  attempts: Map<Repair['kind'], number>,
+): Promise<void> {
+  const plan = planOf(context.facts);
+  const { uuid } = plan.machine;
+  switch (repair.kind) {
+    case 'resume':
+      await hypervisor.resume(uuid);
+      return context.commit({ vcpusHeld: false });
+    case 'power-off':
+      context.commit({ poweredOff: true });
+      return hypervisor.powerOff(uuid);
+    case 'put-back':
+      for (const volume of plan.volumes) await putImageBack(volume);
+      return;
+    case 'put-frozen-under':
+      for (const volume of plan.volumes) await putFrozenUnder(volume);
+      return;
+    case 'finish-swap':
+    case 'restore-original':
+    case 'restore-swapped':
+    case 'start-cold':
+      return tryToBringBack(repair.kind, hypervisor, context, attempts);
+    default:
+      return assertNever(repair);
+  }
+}
+
+async function tryToBringBack(
+  kind: 'finish-swap' | 'restore-original' | 'restore-swapped' | 'start-cold',
+  hypervisor: Hypervisor,
+  context: Context,
+  attempts: Map<Repair['kind'], number>,
+): Promise<void> {
+  const tried = (attempts.get(kind) ?? 0) + 1;
+  attempts.set(kind, tried);
+  await giveBackOwners(planOf(context.facts));
+  try {
+    if (kind === 'finish-swap') await swapImages(planOf(context.facts));
+    else if (kind === 'restore-original') await restoreOriginal(hypervisor, context);
+    else if (kind === 'restore-swapped') await restoreSwapped(hypervisor, context);
+    else await startCold(hypervisor, context);
+  } catch (error) {
+    if (!(error instanceof SnapshotError || error instanceof HypervisorError)) throw error;
+    context.warn(`recovery: ${kind} failed (attempt ${tried}): ${error.message}`);
+    await beforeNextAttempt(tried);
+  }
+}
+
+async function restoreOriginal(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const plan = planOf(context.facts);
+  context.commit({ consumed: true, vcpusHeld: true });
+  await hypervisor.restoreState({
+    file: plan.stateFile,
+    paused: true,
+    deadlineMs: context.facts.settings.restoreDeadlineMs,
+  });
+  // From here the guest may run: its state must not be taken a second time.
+  context.commit({ resuming: true });
+  if (beforeOf(context.facts).running) await hypervisor.resume(plan.machine.uuid);
+  context.commit({ vcpusHeld: false, poweredOff: false });
+}
+
+async function restoreSwapped(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const plan = planOf(context.facts);
+  context.commit({ consumed: true, vcpusHeld: true });
+  await restorePaused(hypervisor, plan, context.facts.settings.restoreDeadlineMs);
+  context.commit({ resuming: true });
+  if (beforeOf(context.facts).running) await hypervisor.resume(plan.machine.uuid);
+  context.commit({ vcpusHeld: false, poweredOff: false });
+}
+
+/** Starts with the vCPUs stopped, so that a chain that libvirt would cut is seen before the guest sees it. */
+async function startCold(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const plan = planOf(context.facts);
+  const { uuid } = plan.machine;
+  const world = await observe(hypervisor, context.facts);
+  context.commit({ vcpusHeld: true, resuming: true });
+  await hypervisor.start(uuid, { paused: true });
+  const onFrozen = plan.volumes.filter((volume) =>
+    world.volumes.some((seen) => seen.target === volume.target && seen.header === 'on-frozen'),
+  );
+  try {
+    await requireExpectedChains(hypervisor, uuid, onFrozen);
+  } catch (error) {
+    context.commit({ poweredOff: true });
+    await hypervisor.powerOff(uuid);
+    throw error;
+  }
+  await hypervisor.resume(uuid);
+  context.commit({ vcpusHeld: false, poweredOff: false });
+}
+
+/** Nothing of the backup is left: the machine is on its own image, and the job ends. */
+async function undo(
+  dependencies: RecoveryDependencies,
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<Settlement> {
+  const { plan, before } = context.facts;
+  if (plan !== undefined && before !== undefined) {
+    await patiently('giving autostart back', context, () =>
+      giveAutostartBack(dependencies.hypervisor, context.facts),
+    );
+  }
+  if (plan !== undefined) context.commit({ undoing: true });
+  // Storages get nothing before the merge is flushed: one that does not answer is no obstacle here.
+  if (plan !== undefined) await removeWork(plan);
+  if (isCancel(cause) || (cause === undefined && context.cancelRequested))
+    return { kind: 'end', state: 'cancelled' };
+  return { kind: 'end', state: 'failed', error: errorRecord(cause ?? agentDied()) };
+}
+
+type GoOn = Extract<Repair, { readonly kind: 'go-on' }> & { readonly world: World };
+
+/** The machine is safe: finish the backup, or (given up) only the merge. */
+async function goOn(
+  dependencies: RecoveryDependencies,
+  context: Context,
+  cause: StillpointError | undefined,
+  repair: GoOn,
+): Promise<Settlement> {
+  const { facts } = context;
+  const cancelled = isCancel(cause) || context.cancelRequested;
+  if (facts.givenUp === undefined && !facts.committed) {
+    if (cancelled) {
+      context.commit({ givenUp: { cancelled: true, error: errorRecord(cause ?? agentDied()) } });
+    } else if (!repair.valid || (facts.flushed && cause instanceof SnapshotError)) {
+      context.commit({ givenUp: { cancelled: false, error: errorRecord(cause ?? memoryLost()) } });
+    }
+  }
+  if (repair.valid && facts.pointInTime === undefined) {
+    // libvirt made the file just after it had stopped the vCPUs; the event itself was not heard.
+    context.commit({ pointInTime: (await stateFileBirth(planOf(facts).stateFile)).toISOString() });
+  }
+  if (repair.valid) context.commit({ frozenPoint: true });
+  if (context.facts.givenUp !== undefined && facts.flushed) await dependencies.abandonPartials(context);
+  if (cause !== undefined && !cancelled && mustPark(cause)) {
+    await patiently('leaving the machine parked', context, () =>
+      makeParkable(dependencies.hypervisor, context, repair),
+    );
+    return { kind: 'park', error: errorRecord(cause) };
+  }
+  return { kind: 'continue', from: repair.from };
+}
+
+/** What needs somebody to make room, or to change something, before it can go on. */
+function mustPark(cause: StillpointError): boolean {
+  if (cause instanceof HypervisorError || cause instanceof SnapshotError) return false;
+  return (
+    !(cause instanceof MergeError) || (cause.code !== 'MACHINE_STOPPED' && cause.code !== 'MERGE_INCOMPLETE')
+  );
+}
+
+/**
+ * A parked job may stay for days, and the machine may stop and start meanwhile. What was pulled so far is made
+ * durable; autostart is given back where every image is either untouched by the merge or durable, because
+ * booting it is harmless then.
+ */
+async function makeParkable(hypervisor: Hypervisor, context: Context, repair: GoOn): Promise<void> {
+  const plan = planOf(context.facts);
+  const halfMerged =
+    context.facts.flushed !== true && repair.world.volumes.some((volume) => volume.header === 'merged');
+  if (halfMerged && repair.world.machine === 'active') {
+    await flushVolumes(hypervisor, plan, (vcpusHeld) => context.commit({ vcpusHeld }));
+  }
+  if (halfMerged) return;
+  await giveAutostartBack(hypervisor, context.facts);
+  context.commit({ guardReleased: true });
+}
+
+function isCancel(cause: StillpointError | undefined): boolean {
+  return cause instanceof JobError && cause.code === 'CANCELLED';
+}
+
+function agentDied(): JobError {
+  return new JobError('AGENT_DIED', 'the agent that ran this job died; its work was undone', {
+    hint: 'the machine is as it was; start the backup again',
+    retryable: true,
+  });
+}
+
+function memoryLost(): SnapshotError {
+  return new SnapshotError(
+    'MACHINE_INTERFERED',
+    'the point in time was lost: the machine or its memory state is not what the job left',
+    {
+      hint: 'the machine is complete and runs on one image again; start the backup again',
+      retryable: true,
+    },
+  );
+}
+
+function parked(facts: BackupFacts, why: string, cause: StillpointError | undefined): ErrorRecord {
+  return {
+    code: cause?.code ?? 'CANNOT_RESTORE_MACHINE',
+    message: `${facts.machine.name} needs you: ${why}${cause === undefined ? '' : ` (${cause.message})`}`,
+    hint: 'put that right, then: stillpoint job retry <id>; the files are listed by: stillpoint job show <id>',
+    retryable: true,
+  };
+}

@@ -1,0 +1,95 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { LoadedConfig } from '../config/config.ts';
+import { exists } from '../common/files.ts';
+import { activeTestSwitches } from '../common/testSwitches.ts';
+import type { Logger } from '../common/log.ts';
+import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import type { Storage } from '../storage/storage.ts';
+import { Agent } from './agent.ts';
+import { LibvirtHypervisor } from './hypervisor/libvirt/libvirtHypervisor.ts';
+import { crashPointOf } from './jobs/crashPoint.ts';
+import { Engine, type EngineListener, type EngineOptions } from './jobs/engine.ts';
+import { Journal } from './jobs/journal.ts';
+
+export interface OpenAgentOptions {
+  readonly loaded: LoadedConfig;
+  readonly configPath: string;
+  readonly log: Logger;
+  readonly listener?: EngineListener | undefined;
+  /** Only to look: nothing is created, and a journal that is not there counts as an empty one. */
+  readonly readOnly?: boolean | undefined;
+  /** Called at every named moment of every job; the environment may name one to crash at unless told. */
+  readonly onPoint?: EngineOptions['onPoint'];
+}
+
+/** An agent and what must be closed with it. */
+export interface OpenAgent extends AsyncDisposable {
+  readonly agent: Agent;
+}
+
+/**
+ * Composes the agent of this host from its configuration: the only place that knows every implementation.
+ * @throws JobError JOURNAL_UNUSABLE
+ */
+export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
+  const { config } = options.loaded;
+  const { log } = options;
+  const switches = activeTestSwitches();
+  if (switches.length > 0)
+    log.warn({ switches }, 'cures are switched off for a test: never run this on a real host');
+  const readOnly = options.readOnly ?? false;
+  if (config.agent.ramDisk !== null && !readOnly)
+    await mkdir(config.agent.ramDisk, { recursive: true, mode: 0o700 });
+  const journalFile = join(config.agent.stateDir, 'journal.sqlite');
+  const journal =
+    readOnly && !(await exists(journalFile))
+      ? new Journal(':memory:')
+      : new Journal(journalFile, { readOnly });
+  const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
+  const storages = new Map<string, Storage>(
+    Object.entries(config.storages).map(([name, { path }]) => [name, new DirectoryStorage({ name, path })]),
+  );
+  const engine = new Engine({
+    journal,
+    listener: logged(log, options.listener),
+    onPoint: options.onPoint ?? crashPointOf(process.env),
+  });
+  const report = (jobId: string | undefined, error: unknown): void =>
+    log.error({ jobId, err: error }, 'work was left undone');
+  const agent = new Agent({
+    report,
+    config,
+    configPath: options.configPath,
+    hypervisor,
+    journal,
+    engine,
+    storages,
+  });
+  return {
+    agent,
+    [Symbol.asyncDispose]: async () => {
+      await hypervisor[Symbol.asyncDispose]();
+      journal[Symbol.dispose]();
+    },
+  };
+}
+
+/** Everything that a job says goes to the log once, and on to whoever watches. */
+function logged(log: Logger, listener: EngineListener | undefined): EngineListener {
+  return {
+    progress: (progress) => listener?.progress?.(progress),
+    state: (jobId, state) => {
+      log.info({ jobId, state }, 'job state');
+      listener?.state?.(jobId, state);
+    },
+    warning: (jobId, message) => {
+      log.warn({ jobId }, message);
+      listener?.warning?.(jobId, message);
+    },
+    error: (jobId, error) => {
+      log.error({ jobId, err: error }, 'job step failed');
+      listener?.error?.(jobId, error);
+    },
+  };
+}

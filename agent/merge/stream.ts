@@ -1,0 +1,212 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { readImageInfo } from '../../common/qemuImage.ts';
+import { isTestSwitchOn } from '../../common/testSwitches.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { chainState } from '../snapshot/chain.ts';
+import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
+import { MergeError } from './errors.ts';
+import { requireMergeSpace, requireReserve } from './space.ts';
+
+/** How often block jobs are looked at; events wake the loop earlier. */
+const pollMs = 500;
+/** How often a job may be gone before the chain has changed. */
+const looksWithoutJobMax = 4;
+/** How often a guest that paused on a full file system is resumed before an operator must help. */
+const resumeAttemptsMax = 10;
+
+export interface MergeOptions {
+  readonly includeSharedBase: boolean;
+  readonly bandwidthBytesPerSecond: number;
+  readonly deadlineMs: number;
+  onProgress?(doneBytes: number, totalBytes: number): void;
+}
+
+/**
+ * Pulls the frozen images of an active machine into its images with block_stream, one volume after the other:
+ * two at a time crash QEMU 7.2 (docs/BEHAVIOUR.md). Volumes that are merged already, and jobs that run already,
+ * are taken as they are. Completion is judged by the chain, not by an event; nothing is durable until
+ * `flushMerged`.
+ * @throws MergeError; the machine's chain is complete in every case
+ */
+export async function streamVolumes(
+  hypervisor: Hypervisor,
+  plan: SavePlan,
+  options: MergeOptions,
+): Promise<void> {
+  const { uuid } = plan.machine;
+  const alarm = new Alarm();
+  const unsubscribe = await hypervisor.subscribe((event) => {
+    if (event.kind === 'reconnected' || event.uuid === uuid) alarm.ring();
+  });
+  const deadlineMs = performance.now() + options.deadlineMs;
+  try {
+    const pending = await pendingVolumes(hypervisor, plan);
+    const totalBytes = pending.reduce((sum, volume) => sum + volume.virtualSizeBytes, 0);
+    let before = 0;
+    for (const volume of pending) {
+      const pull = { hypervisor, plan, volume, options, deadlineMs, alarm };
+      await pullVolume(pull, (doneBytes) => options.onProgress?.(before + doneBytes, totalBytes));
+      before += volume.virtualSizeBytes;
+    }
+  } catch (error) {
+    await stopPulls(hypervisor, plan);
+    throw error;
+  } finally {
+    await unsubscribe();
+  }
+}
+
+/** The volumes that still stand on their frozen images, when there is room to merge them. */
+async function pendingVolumes(hypervisor: Hypervisor, plan: SavePlan): Promise<readonly PlannedVolume[]> {
+  const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
+  const pending = plan.volumes.filter((volume) => chainState(live, volume) !== 'without-frozen');
+  const copied = new Map<string, number>();
+  for (const volume of pending) {
+    copied.set(volume.target, (await readImageInfo(volume.file, 'qcow2', { inUse: true })).allocatedBytes);
+  }
+  if (!isTestSwitchOn('ignore-full-target'))
+    await requireMergeSpace(pending, (volume) => copied.get(volume.target) ?? 0);
+  return pending;
+}
+
+interface Pull {
+  readonly hypervisor: Hypervisor;
+  readonly plan: SavePlan;
+  readonly volume: PlannedVolume;
+  readonly options: MergeOptions;
+  /** Monotonic clock. */
+  readonly deadlineMs: number;
+  readonly alarm: Alarm;
+}
+
+/** Starts the pull of one volume, unless it runs already, and waits until the chain says that it is merged. */
+async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): Promise<void> {
+  const { hypervisor, plan, volume, options, alarm } = pull;
+  const { uuid } = plan.machine;
+  const { bandwidthBytesPerSecond } = options;
+  if ((await hypervisor.blockJob(uuid, volume.target)) === null) {
+    // With a base named the pull stops above it: a template is never copied into the machine.
+    const base = options.includeSharedBase ? undefined : volume.base?.path;
+    await hypervisor.pull(uuid, { target: volume.target, base, bandwidthBytesPerSecond });
+  } else {
+    await hypervisor.setBlockJobBandwidth(uuid, volume.target, bandwidthBytesPerSecond);
+  }
+  for (let looksWithoutJob = 0; ; ) {
+    await requireHealthyMachine(hypervisor, plan);
+    const job = await hypervisor.blockJob(uuid, volume.target);
+    if (job === null) {
+      const state = chainState(DomainXml.parse(await hypervisor.definition(uuid, 'live')), volume);
+      if (state === 'without-frozen') return;
+      // libvirt learns of the end of a job a moment after the job is gone.
+      looksWithoutJob += 1;
+      if (looksWithoutJob > looksWithoutJobMax) throw incomplete(plan, volume);
+    } else {
+      onProgress(job.currentBytes);
+      if (!isTestSwitchOn('ignore-full-target')) await requireReserve(volume);
+    }
+    if (performance.now() > pull.deadlineMs) throw deadlineExceeded(plan, options.deadlineMs);
+    await alarm.wait(pollMs);
+  }
+}
+
+/** Wakes who waits before its time: something has happened. */
+class Alarm {
+  #controller = new AbortController();
+
+  ring(): void {
+    this.#controller.abort();
+  }
+
+  /** Waits until it rings, or has rung since the last wait, but no longer than this. */
+  async wait(timeMs: number): Promise<void> {
+    const { signal } = this.#controller;
+    await sleep(timeMs, undefined, { signal }).catch((error: unknown) => {
+      if (!signal.aborted) throw error;
+    });
+    if (signal.aborted) this.#controller = new AbortController();
+  }
+}
+
+/** @throws MergeError when the machine stopped, or paused on a full file system (trap 4) */
+async function requireHealthyMachine(hypervisor: Hypervisor, plan: SavePlan): Promise<void> {
+  const { uuid, name } = plan.machine;
+  const status = await hypervisor.status(uuid);
+  if (status.state === 'shut-off' || status.state === 'crashed') {
+    throw new MergeError(
+      'MACHINE_STOPPED',
+      `${name} stopped (${status.reason}) while its images were merged`,
+      { retryable: true },
+    );
+  }
+  if (status.state === 'paused' && status.reason === 'io-error' && !isTestSwitchOn('ignore-full-target')) {
+    await stopPulls(hypervisor, plan);
+    await resumeAfterIoError(hypervisor, plan);
+  }
+}
+
+function incomplete(plan: SavePlan, volume: PlannedVolume): MergeError {
+  return new MergeError(
+    'CANNOT_MERGE_DISK_IMAGES',
+    `the pull of ${volume.target} of ${plan.machine.name} ended before it was complete`,
+    {
+      hint: `the machine runs on; look at df -h and the machine's log, then: stillpoint job retry <id>`,
+      retryable: true,
+    },
+  );
+}
+
+/** Ends every block job of the plan's volumes; what was copied stays and is not copied again. */
+async function stopPulls(hypervisor: Hypervisor, plan: SavePlan): Promise<void> {
+  for (const volume of plan.volumes) {
+    try {
+      if ((await hypervisor.blockJob(plan.machine.uuid, volume.target)) !== null) {
+        await hypervisor.abortBlockJob(plan.machine.uuid, volume.target);
+      }
+    } catch (error) {
+      if (!(error instanceof HypervisorError)) throw error;
+      // The machine or libvirtd is gone, and its block jobs with it; the caller tells why we stop.
+      return;
+    }
+  }
+}
+
+/** A guest that paused because its image could not grow goes on as soon as there is room (trap 4). */
+async function resumeAfterIoError(hypervisor: Hypervisor, plan: SavePlan): Promise<never> {
+  const { uuid, name } = plan.machine;
+  for (let attempt = 0; attempt < resumeAttemptsMax; attempt += 1) {
+    await hypervisor.resume(uuid);
+    await sleep(pollMs);
+    const status = await hypervisor.status(uuid);
+    if (status.state === 'running') {
+      throw new MergeError(
+        'NOT_ENOUGH_DISK_SPACE',
+        `${name} paused because the file system of its images was full; it runs again`,
+        {
+          hint: 'free space, then: stillpoint job retry <id>',
+          retryable: true,
+        },
+      );
+    }
+  }
+  throw new MergeError(
+    'NOT_ENOUGH_DISK_SPACE',
+    `${name} is paused because the file system of its images is full`,
+    {
+      hint: `free space at once, then: virsh resume ${name}; then: stillpoint job retry <id>`,
+      retryable: true,
+    },
+  );
+}
+
+function deadlineExceeded(plan: SavePlan, deadlineMs: number): MergeError {
+  return new MergeError(
+    'MERGE_DEADLINE_EXCEEDED',
+    `the merge of ${plan.machine.name} took longer than ${Math.round(deadlineMs / 1000)} s`,
+    {
+      hint: 'the machine runs on; raise deadlines.mergeSeconds or the bandwidth in the policy, then: stillpoint job retry <id>',
+      retryable: true,
+    },
+  );
+}

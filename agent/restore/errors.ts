@@ -1,0 +1,32 @@
+import { StillpointError } from '../../common/errors.ts';
+
+/** Closed set of what stops a restore. */
+export type RestoreErrorCode =
+  // Refused while planning; nothing is touched.
+  | 'RESTORE_TARGET_UNCLEAR'
+  | 'NAME_TAKEN'
+  | 'PATH_TAKEN'
+  | 'NO_MEMORY_STATE'
+  | 'MACHINE_HAS_SNAPSHOTS'
+  | 'MACHINE_HAS_MANAGED_SAVE'
+  | 'NOT_ENOUGH_DISK_SPACE'
+  | 'DEFINITION_UNUSABLE'
+  | 'STATE_FORMAT_UNSUPPORTED'
+  /** The operator said no. */
+  | 'NOT_CONFIRMED'
+  // On the way; what was there before is put back.
+  | 'BACKUP_DAMAGED'
+  | 'WRITTEN_DIFFERS'
+  | 'CANNOT_START_MACHINE'
+  | 'CANNOT_PUT_BACK';
+
+/** An error of a restore. */
+export class RestoreError extends StillpointError<RestoreErrorCode> {
+  constructor(
+    code: RestoreErrorCode,
+    message: string,
+    options: { readonly hint?: string; readonly cause?: unknown; readonly retryable?: boolean } = {},
+  ) {
+    super(message, { code, ...options });
+  }
+}

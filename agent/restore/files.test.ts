@@ -1,0 +1,65 @@
+import { link, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import t, { type Test } from 'tap';
+
+import { putInPlace, type Replacement, takeOut } from './files.ts';
+
+/** A staged file with content `new`, and at its place what was there before, if anything. */
+async function replacementFor(test: Test, before?: string): Promise<Replacement> {
+  const directory = await mkdtemp(join(tmpdir(), 'stillpoint-files-'));
+  test.teardown(() => rm(directory, { recursive: true }));
+  const [staged, place, kept] = [
+    join(directory, 'staged'),
+    join(directory, 'place'),
+    join(directory, 'kept'),
+  ];
+  await writeFile(staged, 'new');
+  if (before !== undefined) await writeFile(place, before);
+  return { staged, place, kept, existed: before !== undefined };
+}
+
+async function namesBeside({ place }: Replacement): Promise<string[]> {
+  return (await readdir(join(place, '..'))).toSorted();
+}
+
+void t.test('a file that is put in place keeps what was there, and gives it back', async (t) => {
+  const replacement = await replacementFor(t, 'old');
+  for (const _ of ['once', 'again, after a crash']) await putInPlace(replacement, true);
+  t.equal(await readFile(replacement.place, 'utf8'), 'new');
+  t.equal(await readFile(replacement.kept, 'utf8'), 'old');
+  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement);
+  t.equal(await readFile(replacement.place, 'utf8'), 'old');
+  t.same(await namesBeside(replacement), ['place']);
+});
+
+void t.test('a file that is new is put in place without overwriting, and taken out whole', async (t) => {
+  const replacement = await replacementFor(t);
+  for (const _ of ['once', 'again, after a crash']) await putInPlace(replacement, false);
+  t.same(await namesBeside(replacement), ['place']);
+  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement);
+  t.same(await namesBeside(replacement), []);
+});
+
+void t.test(
+  'an agent that died between the two names of a file leaves it to be finished or undone',
+  async (t) => {
+    const finished = await replacementFor(t);
+    await link(finished.staged, finished.place);
+    await putInPlace(finished, false);
+    t.same(await namesBeside(finished), ['place']);
+    const undone = await replacementFor(t);
+    await link(undone.staged, undone.place);
+    await takeOut(undone);
+    t.same(await namesBeside(undone), ['staged'], 'which goes with the directory of the job');
+  },
+);
+
+void t.test('what somebody has put there meanwhile is neither overwritten nor removed', async (t) => {
+  const replacement = await replacementFor(t);
+  await writeFile(replacement.place, 'precious');
+  await t.rejects(putInPlace(replacement, false), { code: 'PATH_TAKEN', hint: /--to/ });
+  await takeOut(replacement);
+  t.equal(await readFile(replacement.place, 'utf8'), 'precious');
+});

@@ -1,0 +1,162 @@
+import { chown, chmod, link, rename, rm, rmdir } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { copyFileDurable, hashFile } from '../../common/copy.ts';
+import { isErrno } from '../../common/errors.ts';
+import { exists, fsyncDirectory, makeDirectoryDurable, removeTree } from '../../common/files.ts';
+import { isSameFile } from '../snapshot/workFiles.ts';
+import { retainDirectoryName, workDirectoryMode } from '../snapshot/workspace.ts';
+import { RestoreError } from './errors.ts';
+import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
+import type { RestoredVolume, RestorePlan } from './plan.ts';
+
+/** A file that replaces another: its checked copy, its place, and the second name of what stands there. */
+export interface Replacement {
+  readonly staged: string;
+  readonly place: string;
+  readonly kept: string;
+  readonly existed: boolean;
+}
+
+/** Every file that a plan puts into its place. */
+export function replacementsOf(plan: RestorePlan): readonly Replacement[] {
+  const volumes = plan.volumes.map(({ staged, file, kept, existed }) => ({
+    staged,
+    place: file,
+    kept,
+    existed,
+  }));
+  const nvram = plan.nvram === null ? [] : [{ ...plan.nvram, place: plan.nvram.path }];
+  return [...volumes, ...nvram, ...plainFilesOf(plan)];
+}
+
+/** What a restore of files puts beside the images: memory state and definition, as they were stored. */
+export function plainFilesOf(
+  plan: RestorePlan,
+): readonly (Replacement & { readonly artifact: RestorePlan['definition'] })[] {
+  const image = plan.volumes[0]?.image;
+  const work = plan.workDirectories[0];
+  if (plan.kind !== 'files' || image === undefined || work === undefined) return [];
+  const file = (name: string, place: string, artifact: RestorePlan['definition']) => ({
+    artifact,
+    place,
+    staged: join(work, `${name}.staged`),
+    kept: join(work, `${name}.kept`),
+    existed: false,
+  });
+  const memory = plan.memory === null ? [] : [file('memory', plan.memory.staged, plan.memory.artifact)];
+  return [...memory, file('definition', join(dirname(image), `${plan.machine.name}.xml`), plan.definition)];
+}
+
+/**
+ * Copies a stored file beside its destination and proves both: what was read is what was stored, and what was
+ * written is what was read.
+ * @throws RestoreError BACKUP_DAMAGED, WRITTEN_DIFFERS; or the reason of `signal`
+ */
+export async function stageFile(
+  artifact: { readonly path: string; readonly sha256: string },
+  staged: string,
+  options: {
+    readonly signal: AbortSignal;
+    readonly owner?: { readonly uid: number; readonly gid: number; readonly mode: number };
+    readonly onProgress?: (bytesDone: number) => void;
+  },
+): Promise<void> {
+  await makeDirectoryDurable(dirname(staged), workDirectoryMode);
+  await rm(staged, { force: true });
+  const { signal, onProgress } = options;
+  const copied = await copyFileDurable({ from: artifact.path, to: staged, mode: 0o600, signal, onProgress });
+  if (copied.sha256 !== artifact.sha256) {
+    await rm(staged, { force: true });
+    throw new RestoreError('BACKUP_DAMAGED', `${artifact.path} is not what was stored: its digest differs`, {
+      hint: 'nothing was changed; stillpoint verify --data BACKUP; take another backup: stillpoint list',
+    });
+  }
+  if (copied.method === 'copy' && (await hashFile(staged, { signal })).sha256 !== artifact.sha256) {
+    await rm(staged, { force: true });
+    throw new RestoreError('WRITTEN_DIFFERS', `${staged} reads back differently from what was written`, {
+      hint: `the file system or its device is at fault: dmesg; findmnt -T ${dirname(staged)}`,
+    });
+  }
+  if (options.owner !== undefined) {
+    await chown(staged, options.owner.uid, options.owner.gid);
+    // Whatever a manifest says, a disk image is no program.
+    await chmod(staged, options.owner.mode & 0o777);
+  }
+}
+
+/**
+ * A stored volume stands alone; one that names another file would show that file's content to the guest.
+ * @throws RestoreError BACKUP_DAMAGED
+ */
+export async function requireStandalone(volume: RestoredVolume): Promise<void> {
+  if (volume.format === 'raw') return;
+  const header = await readQcow2Header(volume.staged);
+  if (header !== null && !header.hasBackingFile && !header.hasDataFile && !header.isCorrupt) return;
+  await rm(volume.staged, { force: true });
+  throw new RestoreError('BACKUP_DAMAGED', `${volume.artifact.path} is not a standalone qcow2 image`, {
+    hint: 'nothing was changed; look at it with qemu-img info, and do not trust where it comes from',
+  });
+}
+
+/** Puts a staged file into its place; what stood there keeps a second name. May be started again. */
+export async function putInPlace(replacement: Replacement, overwrite: boolean): Promise<void> {
+  const { staged, place, kept, existed } = replacement;
+  if (!(await exists(staged))) return;
+  if (existed && !(await exists(kept))) {
+    await link(place, kept);
+    await fsyncDirectory(dirname(kept));
+  }
+  if (overwrite && existed) {
+    await rename(staged, place);
+  } else {
+    // A predecessor that was killed between the two lines below.
+    if (!(await isSameFile(staged, place))) await linkNew(staged, place);
+    await rm(staged);
+  }
+  await fsyncDirectory(dirname(place));
+}
+
+/** link(2) refuses what exists, rename(2) would overwrite it. */
+async function linkNew(staged: string, place: string): Promise<void> {
+  try {
+    await link(staged, place);
+  } catch (error) {
+    if (!isErrno(error, 'EEXIST')) throw error;
+    throw new RestoreError('PATH_TAKEN', `${place} exists; nothing is overwritten`, {
+      hint: 'choose another directory with --to DIR, or another name',
+      cause: error,
+    });
+  }
+}
+
+/** The restored file stands at its place, and `takeOut` would take it away. */
+export async function isInPlace({ staged, place, kept, existed }: Replacement): Promise<boolean> {
+  return !(await exists(staged)) && (await exists(existed ? kept : place));
+}
+
+/** Undoes `putInPlace`: what stood there gets its place back; a file that is new goes. */
+export async function takeOut(replacement: Replacement): Promise<void> {
+  const { staged, place, kept, existed } = replacement;
+  if (existed) {
+    if (!(await exists(kept))) return;
+    await rename(kept, place);
+  } else if (!(await exists(staged)) || (await isSameFile(staged, place))) {
+    // Without a staged copy (or as its second name) it is ours; anything else was there before us.
+    await rm(place, { force: true });
+  }
+  await fsyncDirectory(dirname(place));
+}
+
+/** Removes the directories of a restore with what is left in them. */
+export async function removeRestoreWork(plan: RestorePlan): Promise<void> {
+  for (const directory of plan.workDirectories) {
+    await removeTree(directory, { root: dirname(directory) });
+    if (basename(dirname(directory)) !== retainDirectoryName) continue;
+    try {
+      await rmdir(dirname(directory));
+    } catch (error) {
+      // Another job's directory is in it, or it is gone already.
+      if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'EEXIST') && !isErrno(error, 'ENOENT')) throw error;
+    }
+  }
+}

@@ -1,0 +1,81 @@
+import { z } from 'zod';
+
+const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
+
+export const restoredVolumeSchema = z.object({
+  target: z.string(),
+  format: z.enum(['qcow2', 'raw']),
+  artifact,
+  /** Where the machine expects it. */
+  image: z.string(),
+  /** The same with symbolic links resolved, where it exists: what is replaced. */
+  file: z.string(),
+  workDirectory: z.string(),
+  /** The checked copy that is renamed over `image`. */
+  staged: z.string(),
+  /** Second name of what stood at `image`, until the restored machine has started. */
+  kept: z.string(),
+  existed: z.boolean(),
+  owner: z.object({ uid: z.number(), gid: z.number(), mode: z.number() }),
+});
+
+/** Something that the restore changes or that stands in its way, for the operator to see before it happens. */
+export const conflictSchema = z.object({
+  kind: z.enum(['machine', 'definition', 'path', 'nvram', 'mac', 'secrets', 'network']),
+  message: z.string(),
+});
+
+/** What a restore is going to do; shown, confirmed, kept in the journal. */
+export const restorePlanSchema = z.object({
+  jobId: z.string(),
+  backup: z.object({ id: z.string(), storage: z.string(), directory: z.string(), pointInTime: z.string() }),
+  kind: z.enum(['in-place', 'new-machine', 'files']),
+  start: z.enum(['resume', 'boot', 'none']),
+  machine: z.object({ name: z.string(), uuid: z.string() }),
+  /** The vCPUs were running at T1. */
+  runningAtPoint: z.boolean(),
+  volumes: z.array(restoredVolumeSchema).min(1),
+  /** The memory state and where its checked copy stands; `null` unless it is resumed (or only files are wanted). */
+  memory: z.object({ artifact, staged: z.string() }).nullable(),
+  nvram: z
+    .object({ artifact, path: z.string(), staged: z.string(), kept: z.string(), existed: z.boolean() })
+    .nullable(),
+  definition: artifact,
+  /** New MAC of each interface, in order; empty unless it becomes a new machine. */
+  macs: z.array(z.string()),
+  /** A resumed copy keeps its interfaces disconnected: its guest still uses the addresses of the original. */
+  linksDown: z.boolean(),
+  /** The machine as it is now, if it is there. */
+  present: z.object({ running: z.boolean(), autostart: z.boolean() }).nullable(),
+  autostart: z.boolean(),
+  workDirectories: z.array(z.string()),
+  conflicts: z.array(conflictSchema),
+});
+
+export type RestorePlan = z.infer<typeof restorePlanSchema>;
+export type RestoredVolume = z.infer<typeof restoredVolumeSchema>;
+export type Conflict = z.infer<typeof conflictSchema>;
+
+/** What a restore job knows; facts are only added. */
+export const restoreFactsSchema = z.object({
+  plan: restorePlanSchema,
+  restoreDeadlineMs: z.number(),
+  bootId: z.string(),
+  staged: z.boolean().optional(),
+  /** The present machine was stopped, its definition kept; from here a failure puts it back. */
+  stopping: z.boolean().optional(),
+  /** Files may stand at their final places. */
+  swapping: z.boolean().optional(),
+  swapped: z.boolean().optional(),
+  defining: z.boolean().optional(),
+  /** The restored machine may have been started. */
+  starting: z.boolean().optional(),
+  started: z.boolean().optional(),
+  /** It has its autostart: that is the owner's to change from here on. */
+  autostartGiven: z.boolean().optional(),
+  error: z
+    .object({ code: z.string(), message: z.string(), hint: z.string().optional(), retryable: z.boolean() })
+    .optional(),
+});
+
+export type RestoreFacts = z.infer<typeof restoreFactsSchema>;

@@ -1,0 +1,270 @@
+import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+
+import t, { type Test } from 'tap';
+
+import type { BackupEntry } from '../../storage/storage.ts';
+import { endure } from '../../test/sim/crashes.ts';
+import { listed } from '../../test/sim/invariants.ts';
+import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import { restoredDefinition } from './definition.ts';
+import { planRestore, type RestoreRequest } from './planner.ts';
+
+t.teardown(removeSharedImages);
+
+async function backedUp(test: Test): Promise<{ readonly site: Site; readonly entry: BackupEntry }> {
+  const site = await Site.create({ targets: ['vda'], autostart: true });
+  test.teardown(() => site[Symbol.asyncDispose]());
+  test.same((await endure(site, 'backup', [])).problems, []);
+  const [entry] = await listed(site);
+  if (entry === undefined) throw new Error('no backup');
+  return { site, entry };
+}
+
+type Backup = Awaited<ReturnType<typeof backedUp>>;
+
+interface Refusal {
+  readonly name: string;
+  readonly code: string;
+  readonly request: RestoreRequest;
+  /** Changes the backup as it is described. */
+  readonly entry?: (entry: BackupEntry) => BackupEntry;
+  /** Changes the site. */
+  readonly prepare?: (backup: Backup) => Promise<void> | void;
+}
+
+function changed(entry: BackupEntry, changes: Partial<NonNullable<BackupEntry['manifest']>>): BackupEntry {
+  if (entry.manifest === null) throw new Error('no manifest');
+  return { ...entry, manifest: { ...entry.manifest, ...changes } };
+}
+
+const refusals: readonly Refusal[] = [
+  {
+    name: 'it is not said what becomes of the machine that is there',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: {},
+  },
+  { name: 'in place and as a new one', code: 'RESTORE_TARGET_UNCLEAR', request: { inPlace: true, as: 'n' } },
+  {
+    name: 'in place and elsewhere',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { inPlace: true, to: '/elsewhere' },
+  },
+  { name: 'the name is taken', code: 'NAME_TAKEN', request: { as: 'm' } },
+  { name: 'no name for a machine', code: 'NAME_TAKEN', request: { as: '../n' } },
+  {
+    name: 'the machine has another name now',
+    code: 'NAME_TAKEN',
+    request: { inPlace: true },
+    prepare: ({ site }) => void (site.world.machine('m').name = 'renamed'),
+  },
+  {
+    name: 'an image of that name is there',
+    code: 'PATH_TAKEN',
+    request: { as: 'n' },
+    prepare: ({ site }) => writeFile(site.image('vda', 'n'), 'precious'),
+  },
+  {
+    name: 'the image belongs to another machine now',
+    code: 'PATH_TAKEN',
+    request: { inPlace: true },
+    prepare: async ({ site }) =>
+      void (await site.world.addMachine({
+        name: 'other',
+        volumes: [{ target: 'vda', path: site.image('vda'), exists: true }],
+      })),
+  },
+  {
+    name: 'there is no memory state to resume',
+    code: 'NO_MEMORY_STATE',
+    request: { inPlace: true, start: 'resume' },
+    entry: (entry) => changed(entry, { memory: undefined }),
+  },
+  {
+    name: 'snapshots',
+    code: 'MACHINE_HAS_SNAPSHOTS',
+    request: { inPlace: true },
+    prepare: ({ site }) => void site.world.machine('m').snapshots.push('s'),
+  },
+  {
+    name: 'checkpoints',
+    code: 'MACHINE_HAS_SNAPSHOTS',
+    request: { inPlace: true },
+    prepare: ({ site }) => void site.world.machine('m').checkpoints.push('c'),
+  },
+  {
+    name: 'a managed save',
+    code: 'MACHINE_HAS_MANAGED_SAVE',
+    request: { inPlace: true },
+    prepare: ({ site }) => void (site.world.machine('m').hasManagedSave = true),
+  },
+  {
+    name: 'no room for the checked copies',
+    code: 'NOT_ENOUGH_DISK_SPACE',
+    request: { inPlace: true },
+    entry: (entry) =>
+      changed(entry, {
+        volumes: (entry.manifest?.volumes ?? []).map((volume) => ({ ...volume, storedBytes: 2 ** 50 })),
+      }),
+  },
+  {
+    name: 'a backup that is damaged',
+    code: 'BACKUP_DAMAGED',
+    request: { inPlace: true },
+    entry: (entry) => ({ ...entry, state: 'Killed', problem: 'vda is missing' }),
+  },
+  {
+    name: 'a backup without manifest',
+    code: 'BACKUP_DAMAGED',
+    request: { inPlace: true },
+    entry: (entry) => ({ ...entry, manifest: null }),
+  },
+  {
+    name: 'a definition that is not what was stored',
+    code: 'BACKUP_DAMAGED',
+    request: { as: 'n' },
+    prepare: ({ entry }) =>
+      writeFile(join(entry.directory, entry.manifest?.definition.file ?? ''), '<domain/>'),
+  },
+];
+
+void t.test('what stands in the way of a restore is found before anything is touched', async (t) => {
+  // Only what changes the site needs one of its own.
+  const shared = await backedUp(t);
+  for (const { name, code, request, prepare, entry: changeOf } of refusals) {
+    const backup = prepare === undefined ? shared : await backedUp(t);
+    const { site } = backup;
+    await prepare?.(backup);
+    const entry = changeOf?.(backup.entry) ?? backup.entry;
+    const before = await readdir(join(site.directory, 'images'));
+    await t.rejects(
+      planRestore(site.world.connect(), entry, request),
+      { name: 'RestoreError', code, hint: /\w/ },
+      `${name}: ${code}`,
+    );
+    t.same(await readdir(join(site.directory, 'images')), before);
+  }
+});
+
+void t.test('a plan for a new machine gives it a name, UUID, MACs and images of its own', async (t) => {
+  const { site, entry } = await backedUp(t);
+  const plan = await planRestore(site.world.connect(), entry, { as: 'n' });
+  t.match(plan, {
+    kind: 'new-machine',
+    start: 'resume',
+    present: null,
+    autostart: false,
+    linksDown: true,
+    machine: { name: 'n' },
+  });
+  t.not(plan.machine.uuid, site.uuid);
+  t.match(plan.conflicts, [{ kind: 'network' }]);
+  const original = DomainXml.parse(site.world.machine('m').persistent ?? '');
+  const restored = DomainXml.parse(restoredDefinition(plan, original.toString()));
+  t.equal(restored.name, 'n');
+  t.equal(restored.uuid, plan.machine.uuid);
+  t.equal(restored.volume('vda').path, site.image('vda', 'n'));
+  t.match(
+    restored.interfaces,
+    [{ mac: /^52:54:00:/, linkState: 'down' }],
+    'two guests must not use one address',
+  );
+  t.not(restored.interfaces[0]?.mac, original.interfaces[0]?.mac);
+  t.match(await planRestore(site.world.connect(), entry, { as: 'n', start: 'boot' }), {
+    linksDown: false,
+    memory: null,
+  });
+});
+
+void t.test(
+  'a plan for a restore in place says what is lost and keeps identity, paths and autostart',
+  async (t) => {
+    const { site, entry } = await backedUp(t);
+    const plan = await planRestore(site.world.connect(), entry, { inPlace: true });
+    t.match(plan, {
+      kind: 'in-place',
+      machine: { name: 'm', uuid: site.uuid },
+      macs: [],
+      autostart: true,
+      present: { running: true, autostart: true },
+    });
+    t.equal(plan.volumes[0]?.image, site.image('vda'));
+    t.same(
+      plan.conflicts.map(({ kind }) => kind),
+      ['machine', 'definition', 'path'],
+    );
+    const original = site.world.machine('m').persistent ?? '';
+    t.equal(
+      DomainXml.parse(restoredDefinition(plan, original)).toString(),
+      DomainXml.parse(original).toString(),
+      'nothing else is changed',
+    );
+  },
+);
+
+void t.test('a machine that is gone is restored in place without being asked for', async (t) => {
+  const { site, entry } = await backedUp(t);
+  const connection = site.world.connect();
+  await connection.powerOff(site.uuid);
+  await connection.undefine(site.uuid);
+  t.match(await planRestore(connection, entry, {}), { kind: 'in-place', present: null, autostart: true });
+});
+
+void t.test('a restore that fails puts everything back and starts the machine again', async (t) => {
+  for (const [damage, code] of [
+    [['libvirt/before:define', 1], 'OPERATION_FAILED'],
+    [['libvirt/before:restoreState', 1], 'CANNOT_START_MACHINE'],
+  ] as const) {
+    const { site } = await backedUp(t);
+    await site.write();
+    const [moment] = damage;
+    const living = site.openAgent();
+    const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
+    const { HypervisorError } = await import('../hypervisor/errors.ts');
+    site.world.failNext(
+      moment.endsWith('define') ? 'define' : 'restoreState',
+      new HypervisorError('OPERATION_FAILED', 'libvirt says no'),
+    );
+    const before = {
+      definition: site.world.machine('m').persistent,
+      image: await readFile(site.image('vda')),
+    };
+    const row = await living.agent.run(living.agent.createRestore(plan));
+    t.match(row, { state: 'failed', holdsMachine: false, error: { code } });
+    t.match(site.world.machine('m'), {
+      autostart: true,
+      persistent: before.definition,
+      status: { state: 'running' },
+    });
+    t.ok(before.image.equals(await readFile(site.image('vda'))));
+    t.same(await readdir(join(site.directory, 'images')), ['m-vda.qcow2'], 'no work is left');
+  }
+});
+
+void t.test(
+  'an artifact that was damaged is noticed while it is copied, with the machine still running',
+  async (t) => {
+    for (const kind of ['volume', 'memory'] as const) {
+      for (const how of [{ inPlace: true }, { as: 'n' }]) {
+        const { site, entry } = await backedUp(t);
+        const name = kind === 'volume' ? entry.manifest?.volumes[0]?.file : entry.manifest?.memory?.file;
+        const path = join(entry.directory, name ?? '');
+        const content = await readFile(path);
+        content.writeUInt8(content.readUInt8(content.length - 7) ^ 1, content.length - 7);
+        await writeFile(path, content);
+        const { agent } = site.openAgent();
+        const row = await agent.run(
+          agent.createRestore(await agent.planRestore({ backup: 'm@latest', ...how })),
+        );
+        t.match(
+          row,
+          { state: 'failed', holdsMachine: false, error: { code: 'BACKUP_DAMAGED' } },
+          `${kind} ${JSON.stringify(how)}`,
+        );
+        t.equal(site.world.memorySequence('m'), site.lastSequence, 'it was never stopped');
+        t.same(await readdir(join(site.directory, 'images')), ['m-vda.qcow2']);
+      }
+    }
+  },
+);

@@ -1,0 +1,197 @@
+import { readFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type ErrorRecord, errorRecord, type StillpointError, messageOf } from '../../common/errors.ts';
+import { exists } from '../../common/files.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
+import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
+import { patiently } from '../hypervisor/patience.ts';
+import { JobError } from '../jobs/errors.ts';
+import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
+import { RestoreError } from './errors.ts';
+import { isInPlace, removeRestoreWork, type Replacement, replacementsOf, takeOut } from './files.ts';
+import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './plan.ts';
+import { giveAutostart, keptDefinitionFile, requireRestoredImages, restoreSteps } from './restoreSteps.ts';
+
+/** How long recovery waits for a start that a dead agent had asked for. */
+const waitDeadlineMs = 15 * 60_000;
+const waitPollMs = 250;
+
+type Context = StepContext<RestoreFacts>;
+
+/** The restore of one backup. One instance serves one run of one job. */
+export function restoreJob(hypervisor: Hypervisor): JobDefinition<RestoreFacts> {
+  return {
+    kind: 'restore',
+    parse: (record) => restoreFactsSchema.parse(record),
+    steps: (facts) => restoreSteps(hypervisor, facts),
+    settle: (context, cause) => settleRestore(hypervisor, context, cause),
+  };
+}
+
+/**
+ * After a failed step: puts back what was there before. After a crash: a restore that was confirmed goes on
+ * from where the files say it is, because the backup is still there and what it replaces is still kept.
+ */
+async function settleRestore(
+  hypervisor: Hypervisor,
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<Settlement> {
+  // The restored machine runs: what is left is to clean up, never to take it away again.
+  if (context.facts.started && cause !== undefined) return settleStarted(hypervisor, context, cause);
+  if (cause !== undefined) return rollBack(hypervisor, context, errorRecord(cause), isCancel(cause));
+  if (context.facts.error !== undefined) return rollBack(hypervisor, context, context.facts.error, false);
+  const { facts } = context;
+  if (context.cancelRequested && !facts.started) {
+    return rollBack(
+      hypervisor,
+      context,
+      errorRecord(new JobError('CANCELLED', 'the restore was cancelled')),
+      true,
+    );
+  }
+  if (facts.started) return { kind: 'continue', from: 'cleanup' };
+  if (facts.plan.kind === 'files') {
+    const isThere = facts.swapped && (await areAll(facts.plan, isInPlace));
+    return isThere
+      ? { kind: 'continue', from: 'cleanup' }
+      : rollBack(hypervisor, context, interrupted(), false);
+  }
+  // A rollback that could not be written down (its disk was full): it must not go on as a restore.
+  if (facts.staged !== undefined && !(await isAnyWorkLeft(facts.plan))) {
+    // The directory that held them may be left, empty.
+    await removeRestoreWork(facts.plan);
+    return { kind: 'end', state: 'failed', error: interrupted() };
+  }
+  if (facts.staged) {
+    const isOurs = await areAll(facts.plan, async (one) => (await exists(one.staged)) || isInPlace(one));
+    if (!isOurs) return rollBack(hypervisor, context, interrupted(), false);
+  }
+  if (facts.starting)
+    return patiently('going on after the start', context, () => goOnAfterStart(hypervisor, context));
+  if (!facts.staged) return { kind: 'continue', from: 'stage' };
+  return { kind: 'continue', from: facts.swapped ? 'define' : 'stop' };
+}
+
+/** What is left of a restore whose machine runs. */
+async function settleStarted(
+  hypervisor: Hypervisor,
+  context: Context,
+  cause: StillpointError,
+): Promise<Settlement> {
+  if (!(cause instanceof HypervisorError)) return { kind: 'park', error: errorRecord(cause) };
+  await patiently('giving the machine its autostart', context, () => giveAutostart(hypervisor, context));
+  return { kind: 'continue', from: 'cleanup' };
+}
+
+async function areAll(
+  plan: RestorePlan,
+  is: (replacement: Replacement) => Promise<boolean>,
+): Promise<boolean> {
+  for (const replacement of replacementsOf(plan)) if (!(await is(replacement))) return false;
+  return true;
+}
+
+async function isAnyWorkLeft(plan: RestorePlan): Promise<boolean> {
+  for (const directory of plan.workDirectories) if (await exists(directory)) return true;
+  return false;
+}
+
+/** The machine may have been started, and may have written: it is taken as it is, or restored once more. */
+async function goOnAfterStart(hypervisor: Hypervisor, context: Context): Promise<Settlement> {
+  const { plan } = context.facts;
+  const status = await settledStatus(hypervisor, plan.machine.uuid);
+  if (status === undefined || status.state === 'shut-off' || status.state === 'crashed') {
+    if (plan.start === 'none') return { kind: 'continue', from: 'start' };
+    // Whatever ran on these images is of no use to its state: copy them again.
+    if (plan.kind === 'new-machine')
+      for (const replacement of replacementsOf(plan)) await takeOut(replacement);
+    return { kind: 'continue', from: 'stage' };
+  }
+  if (status.state === 'paused' && plan.runningAtPoint) {
+    if (plan.start === 'resume') await requireRestoredImages(hypervisor, plan);
+    await hypervisor.resume(plan.machine.uuid);
+  }
+  context.commit({ started: true });
+  return { kind: 'continue', from: 'cleanup' };
+}
+
+async function rollBack(
+  hypervisor: Hypervisor,
+  context: Context,
+  error: ErrorRecord,
+  cancelled: boolean,
+): Promise<Settlement> {
+  const { facts } = context;
+  const { plan } = facts;
+  // A rollback that is interrupted must go on as a rollback.
+  context.commit({ error });
+  try {
+    if (facts.stopping)
+      await patiently('putting the machine back', context, () => putMachineBack(hypervisor, context));
+    else if (facts.swapping) for (const replacement of replacementsOf(plan)) await takeOut(replacement);
+    await removeRestoreWork(plan);
+  } catch (cause) {
+    throw new RestoreError(
+      'CANNOT_PUT_BACK',
+      `what was there before ${plan.machine.name} was restored cannot be put back: ${messageOf(cause)}`,
+      {
+        cause,
+        hint: `it is kept in ${plan.workDirectories.join(', ')}; put right what is in the way, then: stillpoint job retry ${context.jobId}`,
+      },
+    );
+  }
+  return cancelled ? { kind: 'end', state: 'cancelled' } : { kind: 'end', state: 'failed', error };
+}
+
+async function putMachineBack(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { facts } = context;
+  const { plan } = facts;
+  const { uuid } = plan.machine;
+  const status = await statusOf(hypervisor, uuid);
+  const active = status !== undefined && status.state !== 'shut-off' && status.state !== 'crashed';
+  // Without a restored image in place it runs on its own ones: an earlier attempt has started it again.
+  const isAnyInPlace = !(await areAll(plan, async (replacement) => !(await isInPlace(replacement))));
+  if (active && facts.swapping && isAnyInPlace) await hypervisor.powerOff(uuid);
+  for (const replacement of replacementsOf(plan)) await takeOut(replacement);
+  if (plan.present === null) {
+    if (facts.defining && status !== undefined) await hypervisor.undefine(uuid);
+    return;
+  }
+  const kept = keptDefinitionFile(plan);
+  if (await exists(kept)) await hypervisor.define(await readFile(kept, 'utf8'));
+  await hypervisor.setAutostart(uuid, plan.present.autostart);
+  const now = await statusOf(hypervisor, uuid);
+  if (plan.present.running && now?.state === 'shut-off') {
+    context.warn(`${plan.machine.name} is started again as it was; what was in its memory is lost`);
+    await hypervisor.start(uuid);
+  }
+}
+
+/** The status once libvirt has ended what a dead agent had begun; a start takes seconds, its deadline is minutes. */
+async function settledStatus(hypervisor: Hypervisor, uuid: string): Promise<MachineStatus | undefined> {
+  const deadline = performance.now() + waitDeadlineMs;
+  for (;;) {
+    const status = await statusOf(hypervisor, uuid);
+    if (status?.state !== 'paused' || status.reason !== 'starting-up' || performance.now() > deadline)
+      return status;
+    await sleep(waitPollMs);
+  }
+}
+
+async function statusOf(hypervisor: Hypervisor, uuid: string): Promise<MachineStatus | undefined> {
+  return (await hypervisor.machines()).find((machine) => machine.uuid === uuid)?.status;
+}
+
+function isCancel(cause: StillpointError): boolean {
+  return cause instanceof JobError && cause.code === 'CANCELLED';
+}
+
+function interrupted(): ErrorRecord {
+  return errorRecord(
+    new JobError('AGENT_DIED', 'the agent that ran this job died; its work was undone', {
+      hint: 'start the restore again',
+      retryable: true,
+    }),
+  );
+}

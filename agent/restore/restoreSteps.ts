@@ -1,0 +1,231 @@
+import { messageOf } from '../../common/errors.ts';
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { exists, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { Step, StepContext } from '../jobs/step.ts';
+import { unguardMachine } from '../snapshot/guard.ts';
+import { workDirectoryMode } from '../snapshot/workspace.ts';
+import { restoredDefinition } from './definition.ts';
+import { RestoreError } from './errors.ts';
+import {
+  plainFilesOf,
+  putInPlace,
+  requireStandalone,
+  removeRestoreWork,
+  replacementsOf,
+  stageFile,
+} from './files.ts';
+import type { RestoreFacts, RestorePlan } from './plan.ts';
+import { rewriteSaveImage } from './saveImage.ts';
+
+type Context = StepContext<RestoreFacts>;
+
+/** Where the definition that a restore replaces stands until it has succeeded. It holds secrets. */
+export function keptDefinitionFile(plan: RestorePlan): string {
+  return join(plan.workDirectories[0] ?? '', 'definition.kept');
+}
+
+/** Gives a restored machine its autostart, once: afterwards it is the owner's to change. */
+export async function giveAutostart(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan, autostartGiven } = context.facts;
+  if (autostartGiven) return;
+  await unguardMachine(hypervisor, plan.machine.uuid, plan);
+  context.commit({ autostartGiven: true });
+}
+
+/** Makes checked copies of everything beside its destination. Until this is complete nothing is touched. */
+async function stage(context: Context): Promise<void> {
+  const { plan } = context.facts;
+  const { signal } = context;
+  context.commit({ staged: false, swapped: false });
+  for (const directory of plan.workDirectories) await makeDirectoryDurable(directory, workDirectoryMode);
+  const totalBytes = plan.volumes.reduce(
+    (sum, volume) => sum + volume.artifact.sizeBytes,
+    plan.memory?.artifact.sizeBytes ?? 0,
+  );
+  let before = 0;
+  const onProgress = (bytesDone: number): void =>
+    context.report({ doneBytes: before + bytesDone, totalBytes });
+  for (const volume of plan.volumes) {
+    await stageFile(volume.artifact, volume.staged, { signal, owner: volume.owner, onProgress });
+    await requireStandalone(volume);
+    before += volume.artifact.sizeBytes;
+  }
+  if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.staged, { signal });
+  for (const file of plainFilesOf(plan)) await stageFile(file.artifact, file.staged, { signal });
+  if (plan.memory !== null && plan.kind !== 'files') await stageMemory(plan, plan.memory, signal, onProgress);
+  context.learn({ staged: true });
+}
+
+async function stageMemory(
+  plan: RestorePlan,
+  memory: NonNullable<RestorePlan['memory']>,
+  signal: AbortSignal,
+  onProgress: (bytesDone: number) => void,
+): Promise<void> {
+  if (plan.kind === 'in-place') return stageFile(memory.artifact, memory.staged, { signal, onProgress });
+  await rm(memory.staged, { force: true });
+  await rewriteSaveImage({
+    from: memory.artifact.path,
+    to: memory.staged,
+    sha256: memory.artifact.sha256,
+    definition: (original) => restoredDefinition(plan, original),
+    signal,
+    onProgress,
+  });
+}
+
+/** The steps of a restore to a machine, in their only order. */
+export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): readonly Step<RestoreFacts>[] {
+  if (facts.plan.kind === 'files') return fileSteps();
+  return [
+    { name: 'stage', state: 'confirmed', cancellable: true, act: stage },
+    {
+      name: 'stop',
+      state: 'restoring',
+      cancellable: false,
+      intend: () => ({ stopping: true }),
+      act: (context) => stopPresent(hypervisor, context.facts.plan),
+    },
+    {
+      name: 'swap',
+      state: 'restoring',
+      cancellable: false,
+      intend: () => ({ swapping: true }),
+      act: async (context) => {
+        const { plan } = context.facts;
+        for (const replacement of replacementsOf(plan))
+          await putInPlace(replacement, plan.kind === 'in-place');
+        context.learn({ swapped: true });
+      },
+    },
+    {
+      name: 'define',
+      state: 'restoring',
+      cancellable: false,
+      intend: () => ({ defining: true }),
+      act: (context) => define(hypervisor, context.facts.plan),
+    },
+    {
+      name: 'start',
+      state: 'restoring',
+      reached: 'restored',
+      cancellable: false,
+      intend: () => ({ starting: true }),
+      act: async (context) => {
+        await start(hypervisor, context.facts);
+        // It runs: from here on nothing is put back any more.
+        context.commit({ started: true });
+        // A host that crashes from here on starts it again by itself.
+        await giveAutostart(hypervisor, context);
+      },
+    },
+    {
+      name: 'cleanup',
+      state: 'restored',
+      cancellable: false,
+      act: async (context) => {
+        await giveAutostart(hypervisor, context);
+        await removeRestoreWork(context.facts.plan);
+      },
+    },
+  ];
+}
+
+async function stopPresent(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+  if (plan.present === null) return;
+  const { uuid } = plan.machine;
+  const kept = keptDefinitionFile(plan);
+  if (!(await exists(kept))) {
+    await writeFileDurable(kept, await hypervisor.definition(uuid, 'persistent-secure'), { mode: 0o600 });
+  }
+  await hypervisor.setAutostart(uuid, false);
+  const { status, hasManagedSave } = await hypervisor.machine(uuid);
+  const snapshots = await hypervisor.snapshotNames(uuid);
+  if (hasManagedSave || snapshots.length > 0) {
+    throw new RestoreError(
+      hasManagedSave ? 'MACHINE_HAS_MANAGED_SAVE' : 'MACHINE_HAS_SNAPSHOTS',
+      `${plan.machine.name} was saved or snapshotted since the plan was made; that would not fit the restored disks`,
+      {
+        hint: `nothing was changed; virsh managedsave-remove, or virsh snapshot-list ${plan.machine.name}, then restore again`,
+      },
+    );
+  }
+  if (status.state !== 'shut-off' && status.state !== 'crashed') await hypervisor.powerOff(uuid);
+}
+
+async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+  const definition = DomainXml.parse(restoredDefinition(plan, await readFile(plan.definition.path, 'utf8')));
+  // Stored definitions hold no secrets; the memory state and the machine as it was have them.
+  if (plan.memory !== null)
+    definition.takeSecretsFrom(DomainXml.parse(await hypervisor.stateDefinition(plan.memory.staged)));
+  else if (plan.present !== null)
+    definition.takeSecretsFrom(DomainXml.parse(await readFile(keptDefinitionFile(plan), 'utf8')));
+  await hypervisor.define(definition.toString());
+}
+
+async function start(hypervisor: Hypervisor, facts: RestoreFacts): Promise<void> {
+  const { plan } = facts;
+  const { uuid, name } = plan.machine;
+  try {
+    if (plan.start === 'boot') await hypervisor.start(uuid);
+    if (plan.start === 'resume' && plan.memory !== null) {
+      await hypervisor.restoreState({
+        file: plan.memory.staged,
+        paused: true,
+        deadlineMs: facts.restoreDeadlineMs,
+      });
+      await requireRestoredImages(hypervisor, plan);
+      if (plan.runningAtPoint) await hypervisor.resume(uuid);
+    }
+  } catch (error) {
+    throw new RestoreError('CANNOT_START_MACHINE', `${name} could not be started: ${messageOf(error)}`, {
+      cause: error,
+      hint:
+        plan.start === 'resume'
+          ? 'what was there before is put back; try --start boot: the memory state may not fit this host'
+          : 'what was there before is put back; the machine log in /var/log/libvirt/qemu says more',
+    });
+  }
+}
+
+/** The machine must stand on the restored images and on nothing else, before it runs. */
+export async function requireRestoredImages(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+  const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
+  for (const volume of plan.volumes) {
+    const chain = live.liveChain(volume.target);
+    if (chain.length === 1 && chain[0] === volume.image) continue;
+    throw new RestoreError(
+      'CANNOT_START_MACHINE',
+      `${volume.target} stands on ${chain.join(' → ')} instead of ${volume.image} alone`,
+    );
+  }
+}
+
+/** A restore of files only: nothing is defined, nothing is overwritten. */
+function fileSteps(): readonly Step<RestoreFacts>[] {
+  const place = async (context: Context): Promise<void> => {
+    const { plan } = context.facts;
+    for (const replacement of replacementsOf(plan)) await putInPlace(replacement, false);
+    context.learn({ swapped: true });
+  };
+  return [
+    { name: 'stage', state: 'confirmed', cancellable: true, act: stage },
+    {
+      name: 'swap',
+      state: 'restoring',
+      reached: 'restored',
+      cancellable: false,
+      intend: () => ({ swapping: true }),
+      act: place,
+    },
+    {
+      name: 'cleanup',
+      state: 'restored',
+      cancellable: false,
+      act: (context) => removeRestoreWork(context.facts.plan),
+    },
+  ];
+}

@@ -1,0 +1,73 @@
+import { manifestFormatVersion, type Manifest } from '../../storage/manifest.ts';
+import { writerName } from '../../common/version.ts';
+import type { SavePlan } from '../snapshot/plan.ts';
+import type { ArtifactNames, Retained } from './retain.ts';
+
+/** What a manifest says that is neither in the plan nor in the files. */
+export interface FrozenPoint {
+  readonly backupId: string;
+  readonly pointInTime: string;
+  readonly pauseMs: number | null;
+  readonly running: boolean;
+  readonly autostart: boolean;
+  readonly steps: Manifest['steps'];
+  readonly labels: Manifest['labels'];
+}
+
+/** Describes a retained `save` backup. */
+export function describeBackup(
+  plan: SavePlan,
+  point: FrozenPoint,
+  names: ArtifactNames,
+  retained: Retained,
+): Manifest {
+  const file = (name: string): Retained[string] => {
+    const found = retained[name];
+    if (found === undefined) throw new Error(`${name} was not retained`);
+    return found;
+  };
+  const memory = file(names.memory);
+  return {
+    formatVersion: manifestFormatVersion,
+    id: point.backupId,
+    writer: writerName,
+    machine: plan.machine,
+    host: plan.host,
+    pointInTime: point.pointInTime,
+    mode: plan.mode,
+    modeReason: plan.modeReason,
+    consistency: 'memory',
+    pauseMs: point.pauseMs,
+    volumes: plan.volumes.map((volume) => {
+      const stored = file(names.volume(volume.target, 'qcow2'));
+      return {
+        target: volume.target,
+        file: names.volume(volume.target, 'qcow2'),
+        format: 'qcow2',
+        virtualSizeBytes: volume.virtualSizeBytes,
+        storedBytes: stored.sizeBytes,
+        sha256: stored.sha256,
+        source: volume.image,
+        owner: stored.owner,
+        read: 'full',
+      };
+    }),
+    memory: {
+      file: names.memory,
+      sizeBytes: memory.sizeBytes,
+      sha256: memory.sha256,
+      running: point.running,
+    },
+    definition: { file: names.definition, sha256: file(names.definition).sha256, autostart: point.autostart },
+    extras:
+      plan.nvram === null
+        ? []
+        : [{ kind: 'nvram', file: names.nvram, ...digest(file(names.nvram)), source: plan.nvram.source }],
+    steps: point.steps,
+    labels: point.labels,
+  };
+}
+
+function digest(file: Retained[string]): { readonly sizeBytes: number; readonly sha256: string } {
+  return { sizeBytes: file.sizeBytes, sha256: file.sha256 };
+}

@@ -1,0 +1,217 @@
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { FileDigest } from '../../common/copy.ts';
+import { isErrno } from '../../common/errors.ts';
+import { exists, type Ownership, sameFileSystem } from '../../common/files.ts';
+import { flattenImage } from '../../common/qemuImage.ts';
+import { formatPointInTime } from '../../common/time.ts';
+import { formatBytes } from '../../common/units.ts';
+import { rememberedOwner } from '../../common/xattr.ts';
+import { artifactNames } from '../../storage/directory/names.ts';
+import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
+import type { AddOptions, BackupWriter, Storage } from '../../storage/storage.ts';
+import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
+import { SnapshotError } from '../snapshot/errors.ts';
+import { spaceFactor } from '../snapshot/preflight.ts';
+
+/** Memory states hold everything that was in the guest's memory, and the definition's secrets. */
+const secretOwnership: Ownership = { uid: 0, gid: 0, mode: 0o600 };
+
+/** Names of a backup's files: `<machine>-<target>.qcow2.<T1>` and so on. */
+export type ArtifactNames = ReturnType<typeof artifactNames>;
+
+/** The names of the files of one backup. @param pointInTime RFC 3339 */
+export function namesFor(machineName: string, pointInTime: string): ArtifactNames {
+  return artifactNames(machineName, formatPointInTime(new Date(pointInTime)));
+}
+
+/** Where a plan keeps the definition that was valid at T1, until it is retained. */
+export function definitionFile(plan: SavePlan): string {
+  return join(plan.volumes[0]?.workDirectory ?? '', 'definition.xml');
+}
+
+/**
+ * Before a backup: each storage must be usable and have room for what cannot be renamed into it.
+ * @returns warnings for the operator
+ * @throws StorageError
+ */
+export async function requireStorages(
+  storages: readonly Storage[],
+  plan: SavePlan,
+): Promise<readonly string[]> {
+  const ordered = await orderStorages(storages, plan);
+  let everyLocal = true;
+  for (const storage of ordered) {
+    const check = await storage.check();
+    if (!check.ok) {
+      throw new StorageError(
+        storageCode(check.problem?.code),
+        `storage ${storage.name}: ${check.problem?.message ?? 'cannot be used'}`,
+        {
+          hint: check.problem?.hint ?? 'stillpoint doctor',
+          retryable: true,
+        },
+      );
+    }
+    let neededBytes = plan.memoryBytes;
+    for (const volume of plan.volumes) {
+      const local = await sameFileSystem(volume.file, storage.location);
+      everyLocal &&= local;
+      const renamed = local && volume.base === null && storage === ordered.at(-1);
+      if (!renamed) neededBytes += volume.allocatedBytes;
+    }
+    if (check.freeBytes !== null && check.freeBytes < neededBytes * spaceFactor) {
+      throw new StorageError(
+        'STORAGE_FULL',
+        `storage ${storage.name} has ${formatBytes(check.freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
+        { hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP` },
+      );
+    }
+  }
+  return everyLocal
+    ? ['local-only: every copy of this backup is on the file system of the machine itself']
+    : [];
+}
+
+/** The code of a storage's own check, where it is one of a storage. */
+function storageCode(code: string | undefined): StorageErrorCode {
+  const known: readonly StorageErrorCode[] = ['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_DENIED'];
+  return known.find((candidate) => candidate === code) ?? 'STORAGE_UNREACHABLE';
+}
+
+/**
+ * The order in which storages are filled: those that must copy first, because a rename takes the frozen images
+ * away; only the last one may do that.
+ */
+export async function orderStorages(
+  storages: readonly Storage[],
+  plan: SavePlan,
+): Promise<readonly Storage[]> {
+  const ranked: { readonly storage: Storage; readonly shared: number }[] = [];
+  for (const storage of storages) {
+    let shared = 0;
+    for (const volume of plan.volumes) if (await sameFileSystem(storage.location, volume.file)) shared += 1;
+    ranked.push({ storage, shared });
+  }
+  return ranked.toSorted((a, b) => a.shared - b.shared).map(({ storage }) => storage);
+}
+
+export interface RetainOptions {
+  readonly signal: AbortSignal;
+  readonly bandwidthBytesPerSecond: number;
+  readonly deadlineMs: number;
+  onProgress(file: string, doneBytes: number, totalBytes: number): void;
+}
+
+/** Size and digest of every file of a backup in one storage, by file name, and the owners of the volumes. */
+export type Retained = Record<string, FileDigest & { readonly owner: Ownership }>;
+
+/**
+ * Puts the artifacts of a frozen point into one storage; the commit comes later. May be started again after a
+ * crash.
+ * @param mayTake the storage is the last one that needs the frozen images: it may take them by rename
+ * @throws SnapshotError MACHINE_INTERFERED when there is no memory state any more; StorageError, QemuImageError, or
+ * the reason of `signal`
+ */
+export async function retainInto(
+  writer: BackupWriter,
+  plan: SavePlan,
+  names: ArtifactNames,
+  mayTake: boolean,
+  options: RetainOptions,
+): Promise<Retained> {
+  if (!(await exists(plan.stateFile)) && !(await writer.has(names.memory))) {
+    throw new SnapshotError(
+      'MACHINE_INTERFERED',
+      `the memory state ${plan.stateFile} is gone (a RAM disk loses it with its host)`,
+      {
+        hint: 'the machine is complete and runs on one image again; start the backup again',
+        retryable: true,
+      },
+    );
+  }
+  const retained: Retained = {};
+  for (const volume of plan.volumes) {
+    const owner = await ownerOf(volume);
+    const name = names.volume(volume.target, 'qcow2');
+    retained[name] = { ...(await addVolume(writer, volume, name, { ...options, owner, mayTake })), owner };
+  }
+  const add = async (from: string, name: string, take: boolean): Promise<void> => {
+    const progress = { ...progressOf(from, (await sizeOf(from)) ?? 0, options), ownership: secretOwnership };
+    const digest = take
+      ? await addTaking(writer, from, name, progress)
+      : await writer.addByCopy(from, name, progress);
+    retained[name] = { ...digest, owner: secretOwnership };
+  };
+  await add(plan.stateFile, names.memory, mayTake);
+  await add(definitionFile(plan), names.definition, false);
+  if (plan.nvram !== null) await add(plan.nvram.file, names.nvram, false);
+  return retained;
+}
+
+async function addVolume(
+  writer: BackupWriter,
+  volume: PlannedVolume,
+  name: string,
+  options: RetainOptions & { readonly owner: Ownership; readonly mayTake: boolean },
+): Promise<FileDigest> {
+  const progress = { ...progressOf(volume.target, volume.allocatedBytes, options), ownership: options.owner };
+  if (volume.base !== null) {
+    // The artifact must stand alone: what the template holds is written into it.
+    if (await writer.has(name)) return writer.addByCopy(volume.frozen, name, progress);
+    const flat = join(writer.directory, `.${volume.target}.tmp`);
+    await flattenImage(volume.frozen, flat, { signal: options.signal, deadlineMs: options.deadlineMs });
+    return writer.addByRename(flat, name, progress);
+  }
+  return options.mayTake
+    ? addTaking(writer, volume.frozen, name, progress)
+    : writer.addByCopy(volume.frozen, name, progress);
+}
+
+/** Moves a file into a storage where a rename can do it, and copies it otherwise. */
+async function addTaking(
+  writer: BackupWriter,
+  from: string,
+  name: string,
+  options: AddOptions,
+): Promise<FileDigest> {
+  // A crash came after it. Where it was copied, what it was made of is still there as well.
+  if (await writer.has(name)) return writer.addByCopy(from, name, options);
+  try {
+    return await writer.addByRename(from, name, options);
+  } catch (error) {
+    // Two mounts of one file system can look like one, but no rename leads from one to the other.
+    const elsewhere =
+      error instanceof StorageError && (error.code === 'CROSS_FILE_SYSTEM' || isErrno(error.cause, 'EXDEV'));
+    if (!elsewhere) throw error;
+    return writer.addByCopy(from, name, options);
+  }
+}
+
+function progressOf(
+  what: string,
+  totalBytes: number,
+  options: RetainOptions,
+): {
+  readonly signal: AbortSignal;
+  readonly bandwidthBytesPerSecond: number;
+  readonly onProgress: (doneBytes: number) => void;
+} {
+  const { signal, bandwidthBytesPerSecond } = options;
+  return {
+    signal,
+    bandwidthBytesPerSecond,
+    onProgress: (doneBytes) => options.onProgress(what, doneBytes, totalBytes),
+  };
+}
+
+async function sizeOf(path: string): Promise<number | undefined> {
+  return (await exists(path)) ? (await stat(path)).size : undefined;
+}
+
+/** Owner, group and mode of the machine's image as they are while QEMU does not have it. */
+async function ownerOf(volume: PlannedVolume): Promise<Ownership> {
+  const { uid, gid, mode } = await stat(volume.file);
+  const remembered = await rememberedOwner(volume.file);
+  return { uid: remembered?.uid ?? uid, gid: remembered?.gid ?? gid, mode: mode & 0o7777 };
+}

@@ -1,0 +1,52 @@
+import { StillpointError } from '../../common/errors.ts';
+
+/** Closed set of what stops a snapshot; names that the heritage's operators know are kept (SC-13). */
+export type SnapshotErrorCode =
+  // Refused before anything is touched.
+  | 'MACHINE_OFF'
+  | 'MACHINE_TRANSIENT'
+  | 'MACHINE_STATE_UNSUITABLE'
+  | 'MODE_UNSUPPORTED'
+  | 'HOST_DEVICE_UNSUPPORTED'
+  | 'TPM_UNSUPPORTED'
+  | 'NO_VOLUMES'
+  | 'VOLUME_UNSUPPORTED'
+  | 'VOLUME_RAW'
+  | 'VOLUME_SHARED'
+  | 'VOLUME_ENCRYPTED'
+  | 'VOLUME_BUSY'
+  | 'IMAGE_LOCKED'
+  | 'INTERNAL_SNAPSHOTS'
+  | 'CHECKPOINTS_PRESENT'
+  | 'RELATIVE_BACKING'
+  | 'MISSING_NECESSARY_FILES'
+  | 'CORRUPT_DISK_IMAGE_FOUND'
+  | 'XML_INCONSISTENCY'
+  | 'NOT_ENOUGH_DISK_SPACE'
+  | 'RETAIN_DIRECTORY_ELSEWHERE'
+  | 'RETAIN_DIRECTORY_READ_ONLY'
+  /** QEMU's user cannot get at the frozen images there. */
+  | 'RETAIN_DIRECTORY_CLOSED'
+  /** Others than root could change what we keep there. */
+  | 'WORK_DIRECTORY_UNSAFE'
+  // Went wrong on the way.
+  | 'CANNOT_CREATE_EMPTY_DISK_IMAGE'
+  | 'CANNOT_SAVE_MACHINE_STATE'
+  | 'CANNOT_RENAME_DISK_IMAGE'
+  | 'CANNOT_RESTORE_MACHINE'
+  | 'MACHINE_CRASHED'
+  /** The machine came back on other images than it must have: it was stopped before it ran (trap 1). */
+  | 'WRONG_BLOCK_GRAPH'
+  /** Somebody started, changed or moved the machine while the job was at it. */
+  | 'MACHINE_INTERFERED';
+
+/** An error of the snapshot stage. */
+export class SnapshotError extends StillpointError<SnapshotErrorCode> {
+  constructor(
+    code: SnapshotErrorCode,
+    message: string,
+    options: { readonly hint?: string; readonly cause?: unknown; readonly retryable?: boolean } = {},
+  ) {
+    super(message, { code, ...options });
+  }
+}

@@ -1,0 +1,63 @@
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { isErrno } from '../../common/errors.ts';
+
+/** A process that has a file open for writing. */
+export interface FileWriter {
+  readonly pid: number;
+  readonly command: string;
+}
+
+/**
+ * Finds the processes that have a file open for writing, by its device and inode, but not the QEMU of the
+ * machine `uuid` itself. Another writer would make the restore fail on its lock, in the middle of the pause.
+ */
+export async function foreignWriters(file: string, uuid: string): Promise<readonly FileWriter[]> {
+  const wanted = await stat(file, { bigint: true });
+  const writers: FileWriter[] = [];
+  for (const entry of await readdir('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    if (!(await hasOpenForWriting(entry, wanted.dev, wanted.ino))) continue;
+    const command = (await readProcess(entry, 'cmdline')) ?? '';
+    const args = command.split('\0').filter((part) => part !== '');
+    if (args.includes(uuid)) continue;
+    writers.push({ pid: Number(entry), command: args[0] ?? 'unknown' });
+  }
+  return writers;
+}
+
+async function hasOpenForWriting(pid: string, dev: bigint, ino: bigint): Promise<boolean> {
+  const descriptors = await gone(readdir(`/proc/${pid}/fd`));
+  for (const descriptor of descriptors ?? []) {
+    // fdinfo asks no file system: a stat of a descriptor on a dead network mount would hang.
+    const info = (await readProcess(pid, `fdinfo/${descriptor}`)) ?? '';
+    const flags = Number.parseInt(/^flags:\s*(\d+)/m.exec(info)?.[1] ?? '0', 8);
+    // O_ACCMODE: anything but O_RDONLY writes.
+    if ((flags & 3) === 0) continue;
+    const inode = /^ino:\s*(\d+)/m.exec(info)?.[1]; // since Linux 5.14
+    if (inode !== undefined && BigInt(inode) !== ino) continue;
+    const found = await gone(stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }));
+    if (found?.dev === dev && found.ino === ino) return true;
+  }
+  return false;
+}
+
+function readProcess(pid: string, name: string): Promise<string | undefined> {
+  return gone(readFile(`/proc/${pid}/${name}`, 'utf8'));
+}
+
+/** Processes end while we look at them; that is not an error. */
+async function gone<T>(reading: Promise<T>): Promise<T | undefined> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (
+      isErrno(error, 'ENOENT') ||
+      isErrno(error, 'ESRCH') ||
+      isErrno(error, 'EACCES') ||
+      isErrno(error, 'ENXIO')
+    ) {
+      return undefined;
+    }
+    throw error;
+  }
+}
