@@ -1,0 +1,171 @@
+import type { Agent, BackupRequest } from '../../agent/agent.ts';
+import type { JobRow } from '../../agent/jobs/job.ts';
+import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
+import { formatBytes } from '../../common/units.ts';
+import { policyFor } from '../../config/policy.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
+import { type Backup, backupJson, gatherBackups, shortId, storedBytes } from '../backups.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { CliError } from '../errors.ts';
+import { combinedExitCode, type ExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
+import { JobFailure } from '../jobFailure.ts';
+import { parseLabels } from '../labels.ts';
+import type { Options } from '../options.ts';
+import { styled } from '../output.ts';
+import { type ChangeSession, changing, reading } from '../session.ts';
+import { printDryRun } from '../dryRun.ts';
+
+/** How the backup of one machine ended. */
+interface Outcome {
+  readonly machine: string;
+  readonly code: ExitCode;
+  readonly error: ErrorRecord | null;
+  readonly backup: Backup | null;
+}
+
+type Wishes = Omit<BackupRequest, 'machine'>;
+
+/** `stillpoint backup MACHINE… | --all`. */
+export const backup: RunVerb = (cli, names, options) => {
+  const wishes = wishesOf(options);
+  if ((names.length === 0) === !options.flag('all')) {
+    throw new CliError(
+      'USAGE',
+      names.length === 0 ? 'no machine is named' : 'name machines, or use --all, not both',
+      'stillpoint backup MACHINE, or stillpoint backup --all',
+    );
+  }
+  if (options.flag('dryRun')) {
+    return reading(cli, async ({ agent }) =>
+      printDryRun(cli, agent, await machineNames(agent, names), wishes),
+    );
+  }
+  return changing(cli, async (session) => {
+    const machines = await machineNames(session.agent, names);
+    const outcomes = await runAll(cli, session, machines, wishes);
+    session.view.end();
+    if (outcomes.length > 1 && !cli.terminal.json) printTable(cli, outcomes);
+    return combinedExitCode(outcomes.map(({ code }) => code));
+  });
+};
+
+function wishesOf(options: Options): Wishes {
+  const mode = options.text('mode');
+  return {
+    mode: mode === 'save' ? 'save' : 'auto',
+    storages: options.texts('storage'),
+    labels: parseLabels(options.texts('label') ?? []),
+  };
+}
+
+/** What was typed, each once; with nothing typed all running machines that are to be backed up. */
+async function machineNames(agent: Agent, typed: readonly string[]): Promise<readonly string[]> {
+  if (typed.length > 0) return [...new Set(typed)];
+  const { config, configPath, hypervisor } = agent.parts;
+  const wanted = (await hypervisor.machines())
+    .filter(({ status }) => status.state !== 'shut-off' && status.state !== 'crashed')
+    .filter(({ name }) => policyFor(config, name, configPath).kind === 'policy')
+    .map(({ name }) => name);
+  if (wanted.length === 0)
+    throw new CliError(
+      'USAGE',
+      '--all means no machine: none runs that is not excluded',
+      'stillpoint machines',
+    );
+  return wanted.toSorted();
+}
+
+/** Several machines at a time, as the configuration allows; the order of the outcomes is that of the names. */
+async function runAll(
+  cli: Cli,
+  session: ChangeSession,
+  machines: readonly string[],
+  wishes: Wishes,
+): Promise<readonly Outcome[]> {
+  const outcomes: Outcome[] = [];
+  const waiting = [...machines.entries()];
+  const worker = async (): Promise<void> => {
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
+      const [index, machine] = next;
+      const outcome = await runOne(session, machine, wishes);
+      outcomes[index] = outcome;
+      printOutcome(cli, outcome);
+    }
+  };
+  const { maxParallelMachines } = session.agent.parts.config.agent;
+  await Promise.all(Array.from({ length: Math.min(maxParallelMachines, machines.length) }, worker));
+  return outcomes;
+}
+
+async function runOne(
+  { agent, view, interruption }: ChangeSession,
+  machine: string,
+  wishes: Wishes,
+): Promise<Outcome> {
+  try {
+    if (interruption.signal.aborted)
+      throw new CliError('INTERRUPTED', 'not begun: the command was interrupted');
+    const created = await agent.createBackup({ machine, ...wishes });
+    view.name(created.id, created.machineName);
+    // A signal that came before the job was written down could not reach it.
+    if (interruption.signal.aborted) agent.parts.journal.requestCancel(created.id);
+    const job = await agent.run(created);
+    view.done(job.id);
+    const code = exitCodeOfJob(job);
+    const error = code === 0 ? null : errorRecord(new JobFailure(job));
+    return {
+      machine: job.machineName,
+      code,
+      error,
+      backup: code === 0 ? await storedBackup(agent, job) : null,
+    };
+  } catch (error) {
+    const record = errorRecord(error);
+    return { machine, code: exitCodeOf(record.code), error: record, backup: null };
+  }
+}
+
+async function storedBackup(agent: Agent, job: JobRow): Promise<Backup | null> {
+  const facts = agent.backupFacts(job);
+  const entries: BackupEntry[] = [];
+  for (const name of facts?.settings.storages ?? []) {
+    const entry = facts === undefined ? null : await agent.storage(name).findCommitted(facts.backupId);
+    if (entry !== null) entries.push(entry);
+  }
+  const [stored] = await gatherBackups(agent, entries);
+  return stored ?? null;
+}
+
+function printOutcome(cli: Cli, { machine, error, backup: stored }: Outcome): void {
+  const { terminal } = cli;
+  if (error !== null) terminal.record(error, machine);
+  if (stored === null) return;
+  if (terminal.json) {
+    terminal.object(backupJson(stored));
+    return;
+  }
+  const { manifest, pointInTime, id } = stored.entry;
+  const pause =
+    typeof manifest?.pauseMs === 'number' ? `paused ${Math.round(manifest.pauseMs)} ms` : 'no pause';
+  const size = formatBytes(storedBytes(stored.entry) ?? 0);
+  terminal.out(
+    styled('green', 'backed up '),
+    styled('bold', machine),
+    ` at ${pointInTime}, ${pause}, ${size}, id ${shortId(id ?? '')}`,
+  );
+  for (const copy of stored.storages) terminal.out(`  ${copy.name}: ${copy.directory}`);
+}
+
+function printTable(cli: Cli, outcomes: readonly Outcome[]): void {
+  const titles = ['MACHINE', 'RESULT', 'POINT IN TIME'];
+  const rows = outcomes.map(({ machine, error, backup: stored }) => [
+    machine,
+    error === null ? styled('green', 'done') : styled('red', error.code),
+    stored?.entry.pointInTime ?? '-',
+  ]);
+  cli.terminal.out('');
+  cli.terminal.table(
+    titles.map((title) => ({ title })),
+    rows,
+  );
+}

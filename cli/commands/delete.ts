@@ -1,0 +1,26 @@
+import { backupJson, backupOfEntry, shortId } from '../backups.ts';
+import type { RunVerb } from '../cli.ts';
+import { confirm } from '../confirm.ts';
+import { styled } from '../output.ts';
+import { changing } from '../session.ts';
+
+/** `stillpoint delete BACKUP`: every copy of it. */
+export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
+  changing(cli, async ({ agent, interruption }) => {
+    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    const { entry } = backup;
+    const tell = cli.terminal.json
+      ? cli.terminal.err.bind(cli.terminal)
+      : cli.terminal.out.bind(cli.terminal);
+    tell(
+      'delete for good: ',
+      styled('bold', entry.machine.name),
+      ` at ${entry.pointInTime}, id ${shortId(entry.id ?? '-')}`,
+    );
+    for (const { name, directory } of backup.storages) tell(`  ${name}: ${directory}`);
+    await confirm(cli, options, interruption.signal);
+    for (const copy of backup.entries) await agent.deleteBackup(copy);
+    if (cli.terminal.json) cli.terminal.object({ ...backupJson(backup), state: 'Deleted' });
+    else cli.terminal.out('deleted');
+    return 0;
+  });

@@ -1,0 +1,79 @@
+import type { Agent } from '../../agent/agent.ts';
+import type { JobRow } from '../../agent/jobs/job.ts';
+import { formatDuration } from '../../common/time.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { holdOf, jobJson, stateText, timeOf } from '../jobView.ts';
+import { styled, type Text } from '../output.ts';
+import { describeProgress } from '../progress.ts';
+import { reading } from '../session.ts';
+
+/** `stillpoint job show ID`. */
+export const jobShow: RunVerb = (cli, [id = '']) =>
+  reading(cli, async ({ agent }) => {
+    const { journal } = agent.parts;
+    const job = journal.get(id);
+    if (cli.terminal.json)
+      cli.terminal.object({
+        ...jobJson(journal, job),
+        steps: journal.steps(job.id),
+        backup: backupOf(agent, job),
+      });
+    else printJob(cli, agent, job);
+    return 0;
+  });
+
+/** What a backup job has found out so far; `null` for another job. */
+function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> | null {
+  const facts = agent.backupFacts(job);
+  if (facts === undefined) return null;
+  const { backupId, pointInTime, pauseMs, warnings, settings, committed } = facts;
+  const { mode, modeReason, storages, labels } = settings;
+  return {
+    id: backupId,
+    pointInTime: pointInTime ?? null,
+    pauseMs: pauseMs ?? null,
+    committed: committed === true,
+    mode,
+    modeReason,
+    storages,
+    labels,
+    warnings,
+  };
+}
+
+function printJob(cli: Cli, agent: Agent, job: JobRow): void {
+  const { terminal } = cli;
+  const { journal } = agent.parts;
+  const hold = holdOf(journal, job);
+  const field = (name: string, ...value: readonly Text[]): void =>
+    terminal.out(styled('bold', name.padEnd(16)), ...value);
+  field('Job', job.id);
+  field('Kind', job.kind);
+  field('Machine', `${job.machineName} (${job.machineUuid})`);
+  field('State', stateText(job, hold));
+  field('Begun', timeOf(job.createdAtMs));
+  if (job.finishedAtMs !== null)
+    field(
+      'Ended',
+      `${timeOf(job.finishedAtMs)}, after ${formatDuration(job.finishedAtMs - job.createdAtMs)}`,
+    );
+  const progress = hold === 'running' ? journal.progress(job.id) : undefined;
+  if (progress !== undefined) field('Progress', describeProgress(progress));
+  const facts = agent.backupFacts(job);
+  if (facts !== undefined) {
+    field('Backup', facts.backupId);
+    field('Storages', facts.settings.storages.join(', '));
+    if (facts.pointInTime !== undefined) field('Point in time', facts.pointInTime);
+    if (typeof facts.pauseMs === 'number') field('Pause', formatDuration(facts.pauseMs));
+    for (const warning of facts.warnings) field('Warning', styled('yellow', warning));
+  }
+  for (const { name, status, durationMs } of journal.steps(job.id)) {
+    field(
+      'Step',
+      `${name.padEnd(10)} ${status}${durationMs === null ? '' : `, ${formatDuration(durationMs)}`}`,
+    );
+  }
+  if (job.error === null) return;
+  field('Error', styled('red', `${job.error.code}: ${job.error.message}`));
+  if (job.error.hint !== undefined) field('Hint', job.error.hint);
+}

@@ -1,0 +1,77 @@
+import { formatDuration } from '../../common/time.ts';
+import { formatBytes } from '../../common/units.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
+import { type Backup, backupJson, gatherBackups, shortId, storedBytes } from '../backups.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { errorRecord } from '../../common/errors.ts';
+import { type ExitCode, exitCodeOf } from '../exitCodes.ts';
+import { styled, type Text } from '../output.ts';
+import { type ReadSession, reading } from '../session.ts';
+
+/** `stillpoint list [MACHINE]`. A storage that does not answer is an error, and hides no other one. */
+export const list: RunVerb = (cli, [machine]) =>
+  reading(cli, async ({ agent }) => {
+    const { entries, code } = await readStorages(cli, agent, machine);
+    const backups = await gatherBackups(agent, entries);
+    if (cli.terminal.json) cli.terminal.object({ backups: backups.map(backupJson) });
+    else if (backups.length > 0) printBackups(cli, backups);
+    else
+      cli.terminal.remark(
+        machine === undefined ? 'there are no backups' : `there are no backups of ${machine}`,
+      );
+    return code;
+  });
+
+async function readStorages(
+  cli: Cli,
+  agent: ReadSession['agent'],
+  machine: string | undefined,
+): Promise<{ readonly entries: readonly BackupEntry[]; readonly code: ExitCode }> {
+  const entries: BackupEntry[] = [];
+  let code: ExitCode = 0;
+  for (const storage of agent.parts.storages.values()) {
+    try {
+      entries.push(...(await storage.list({ machine })));
+    } catch (error) {
+      cli.terminal.error(error, `storage ${storage.name}`);
+      code = exitCodeOf(errorRecord(error).code);
+    }
+  }
+  return { entries: entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime)), code };
+}
+
+function printBackups(cli: Cli, backups: readonly Backup[]): void {
+  const right = { align: 'right' } as const;
+  const columns = [
+    { title: 'MACHINE' },
+    { title: 'POINT IN TIME' },
+    { title: 'MODE' },
+    { title: 'CONSISTENCY' },
+    { title: 'SIZE', ...right },
+    { title: 'PAUSE', ...right },
+    { title: 'STORAGE' },
+    { title: 'STATE' },
+    { title: 'ID' },
+    { title: 'REMARKS' },
+  ];
+  cli.terminal.table(columns, backups.map(rowOf));
+}
+
+function rowOf({ entry, state, storages, localOnly }: Backup): readonly Text[] {
+  const { manifest } = entry;
+  const size = storedBytes(entry);
+  const problems = storages.flatMap(({ name, problem }) => (problem === null ? [] : [`${name}: ${problem}`]));
+  const remarks = [...problems, ...(localOnly ? ['local-only'] : [])].join('; ');
+  return [
+    entry.machine.name,
+    entry.pointInTime,
+    manifest?.mode ?? '-',
+    manifest?.consistency ?? '-',
+    size === null ? '-' : formatBytes(size),
+    typeof manifest?.pauseMs === 'number' ? formatDuration(manifest.pauseMs) : '-',
+    storages.map(({ name }) => name).join(','),
+    state === 'Active' ? styled('green', state) : styled('red', `${state} (damaged)`),
+    entry.id === null ? '-' : shortId(entry.id),
+    problems.length > 0 ? styled('red', remarks) : styled('yellow', remarks),
+  ];
+}

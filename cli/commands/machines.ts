@@ -1,0 +1,122 @@
+import type { Agent } from '../../agent/agent.ts';
+import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
+import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
+import { policyFor } from '../../config/policy.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { styled, type Text } from '../output.ts';
+import { reading } from '../session.ts';
+
+/** What a backup of a machine would be, or why there can be none. */
+interface MachineReport {
+  readonly machine: MachineSummary;
+  /** Name of the policy; `null` for an excluded machine, or when there is no storage. */
+  readonly policy: string | null;
+  readonly mode: string | null;
+  readonly refusal: ErrorRecord | null;
+  readonly lastBackup: {
+    readonly id: string | null;
+    readonly pointInTime: string;
+    readonly storage: string;
+  } | null;
+}
+
+/** `stillpoint machines`. */
+export const machines: RunVerb = (cli) =>
+  reading(cli, async ({ agent }) => {
+    const found = await agent.parts.hypervisor.machines();
+    const backups = await readableBackups(cli, agent);
+    const reports: MachineReport[] = [];
+    for (const machine of found.toSorted((a, b) => a.name.localeCompare(b.name))) {
+      reports.push(await report(agent, machine, backups));
+    }
+    if (cli.terminal.json) cli.terminal.object({ machines: reports.map(reportJson) });
+    else if (reports.length === 0) cli.terminal.remark('libvirt knows no machines');
+    else printReports(cli, reports);
+    return 0;
+  });
+
+/** A storage that does not answer must not hide the machines; `doctor` and `list` tell of it. */
+async function readableBackups(cli: Cli, agent: Agent): Promise<readonly BackupEntry[]> {
+  const entries: BackupEntry[] = [];
+  for (const storage of agent.parts.storages.values()) {
+    try {
+      entries.push(...(await storage.list()));
+    } catch (error) {
+      cli.terminal.warning(`storage ${storage.name}: ${errorRecord(error).message}`);
+    }
+  }
+  return entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
+}
+
+async function report(
+  agent: Agent,
+  machine: MachineSummary,
+  backups: readonly BackupEntry[],
+): Promise<MachineReport> {
+  const last = backups.findLast((entry) => entry.machine.uuid === machine.uuid && entry.state === 'Active');
+  const lastBackup =
+    last === undefined ? null : { id: last.id, pointInTime: last.pointInTime, storage: last.storage };
+  const about = { machine, lastBackup, policy: null, mode: null, refusal: null };
+  try {
+    const decision = policyFor(agent.parts.config, machine.name, agent.parts.configPath);
+    if (decision.kind === 'policy') return await withPlan(agent, { ...about, policy: decision.policy.name });
+    const message = `excluded by the rule "${decision.match}"`;
+    return {
+      ...about,
+      refusal: {
+        code: 'MACHINE_EXCLUDED',
+        message,
+        hint: `machines: in ${agent.parts.configPath}`,
+        retryable: false,
+      },
+    };
+  } catch (error) {
+    return { ...about, refusal: errorRecord(error) };
+  }
+}
+
+async function withPlan(agent: Agent, about: MachineReport): Promise<MachineReport> {
+  try {
+    const { plan } = await agent.planBackup({ machine: about.machine.uuid });
+    return { ...about, mode: plan.mode };
+  } catch (error) {
+    return { ...about, refusal: errorRecord(error) };
+  }
+}
+
+function reportJson({ machine, policy, mode, refusal, lastBackup }: MachineReport): unknown {
+  const { name, uuid, status, persistent, autostart } = machine;
+  return {
+    name,
+    uuid,
+    state: status.state,
+    reason: status.reason,
+    persistent,
+    autostart,
+    policy,
+    mode,
+    refusal,
+    lastBackup,
+  };
+}
+
+function printReports(cli: Cli, reports: readonly MachineReport[]): void {
+  const titles = ['MACHINE', 'STATE', 'MODE', 'POLICY', 'LAST BACKUP', 'REMARKS'];
+  const rows = reports.map(({ machine, policy, mode, refusal, lastBackup }): readonly Text[] => [
+    machine.name,
+    machine.status.state,
+    mode === null ? '-' : styled('green', mode),
+    policy ?? '-',
+    lastBackup?.pointInTime ?? 'never',
+    refusal === null ? '' : styled('yellow', `${refusal.code}: ${refusal.message}`),
+  ]);
+  cli.terminal.table(
+    titles.map((title) => ({ title })),
+    rows,
+  );
+  for (const { machine, refusal } of reports) {
+    if (refusal?.hint !== undefined)
+      cli.terminal.remark(styled('bold', 'hint: '), `${machine.name}: ${refusal.hint}`);
+  }
+}

@@ -1,0 +1,82 @@
+import { formatDuration } from '../../common/time.ts';
+import { formatBytes } from '../../common/units.ts';
+import type { Manifest } from '../../storage/manifest.ts';
+import { type Backup, backupJson, backupOfEntry, storedBytes } from '../backups.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { styled } from '../output.ts';
+import { reading } from '../session.ts';
+import { restoreByHand } from '../restoreByHand.ts';
+
+/** `stillpoint show BACKUP`. */
+export const show: RunVerb = (cli, [reference = '']) =>
+  reading(cli, async ({ agent }) => {
+    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    if (cli.terminal.json) cli.terminal.object(backupJson(backup));
+    else printBackup(cli, backup);
+    return backup.state === 'Active' ? 0 : 5;
+  });
+
+function printBackup(cli: Cli, backup: Backup): void {
+  const { terminal } = cli;
+  const { entry, storages, localOnly } = backup;
+  const field = (name: string, value: string): void => terminal.out(styled('bold', name.padEnd(16)), value);
+  field('Backup', entry.id ?? 'unknown: the manifest cannot be read');
+  field(
+    'Machine',
+    entry.machine.uuid === null ? entry.machine.name : `${entry.machine.name} (${entry.machine.uuid})`,
+  );
+  field('Point in time', entry.pointInTime);
+  field('State', backup.state);
+  for (const copy of storages) {
+    field(
+      'Storage',
+      `${copy.name}: ${copy.directory}${copy.local ? ' (on the file system of the machine)' : ''}`,
+    );
+    if (copy.problem !== null) terminal.out(styled('red', `${' '.repeat(16)}damaged: ${copy.problem}`));
+  }
+  if (localOnly) field('Remark', 'local-only: every copy goes with the file system of the machine');
+  const { manifest } = entry;
+  if (manifest === null) return;
+  printManifest(field, manifest, storedBytes(entry));
+  terminal.out('');
+  terminal.out(
+    styled('bold', 'Restore by hand'),
+    ' (when there is no Stillpoint; otherwise: stillpoint restore)',
+  );
+  for (const line of restoreByHand(entry.directory, manifest))
+    terminal.out(line.startsWith('#') ? styled('dim', `  ${line}`) : `  ${line}`);
+}
+
+function printManifest(
+  field: (name: string, value: string) => void,
+  manifest: Manifest,
+  size: number | null,
+): void {
+  field('Mode', `${manifest.mode} (${manifest.modeReason})`);
+  field('Consistency', manifest.consistency);
+  field('Pause', manifest.pauseMs === null ? 'none measured' : formatDuration(manifest.pauseMs));
+  field('Size', formatBytes(size ?? 0));
+  field('Host', `${manifest.host.name}, libvirt ${manifest.host.libvirt}, QEMU ${manifest.host.qemu}`);
+  field('Written by', `${manifest.writer}, format ${manifest.formatVersion}`);
+  for (const [key, value] of Object.entries(manifest.labels)) field('Label', `${key}=${value}`);
+  for (const volume of manifest.volumes) {
+    field(
+      `Volume ${volume.target}`,
+      `${volume.file}, ${volume.format}, ${formatBytes(volume.virtualSizeBytes)} for the guest, ${formatBytes(volume.storedBytes)} stored, was ${volume.source}`,
+    );
+  }
+  if (manifest.memory !== undefined) {
+    const { file, sizeBytes, running } = manifest.memory;
+    field(
+      'Memory',
+      `${file}, ${formatBytes(sizeBytes)}, the machine was ${running ? 'running' : 'suspended'}`,
+    );
+  }
+  field('Definition', manifest.definition.file);
+  for (const extra of manifest.extras)
+    field(extra.kind, `${extra.file}, ${formatBytes(extra.sizeBytes)}, was ${extra.source}`);
+  field(
+    'Steps',
+    manifest.steps.map(({ name, durationMs }) => `${name} ${formatDuration(durationMs)}`).join(', '),
+  );
+}

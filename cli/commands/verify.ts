@@ -1,0 +1,78 @@
+import type { Agent } from '../../agent/agent.ts';
+import type { BackupEntry, VerifyReport } from '../../storage/storage.ts';
+import { formatBytes } from '../../common/units.ts';
+import { backupOfEntry } from '../backups.ts';
+import type { Cli, RunVerb } from '../cli.ts';
+import { CliError } from '../errors.ts';
+import { styled } from '../output.ts';
+import { reading } from '../session.ts';
+
+/** `stillpoint verify BACKUP… | --all`: every copy in every storage. */
+export const verify: RunVerb = (cli, references, options) => {
+  const all = options.flag('all');
+  if ((references.length === 0) === !all) {
+    throw new CliError(
+      'USAGE',
+      all ? 'name backups, or use --all, not both' : 'no backup is named',
+      'stillpoint verify BACKUP, or stillpoint verify --all',
+    );
+  }
+  const data = options.flag('data');
+  return reading(cli, async ({ agent }) => {
+    const entries = all ? await agent.listBackups() : await copiesOf(agent, references);
+    if (entries.length === 0) cli.terminal.remark('there are no backups');
+    let damaged = 0;
+    for (const entry of entries) {
+      const report = await verifyCopy(cli, agent, entry, data);
+      if (!report.ok) damaged += 1;
+    }
+    if (damaged > 0) cli.terminal.remark(`${damaged} of ${entries.length} are damaged`);
+    return damaged > 0 ? 5 : 0;
+  });
+};
+
+async function copiesOf(agent: Agent, references: readonly string[]): Promise<readonly BackupEntry[]> {
+  const entries = new Map<string, BackupEntry>();
+  for (const reference of references) {
+    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    for (const entry of backup.entries) entries.set(`${entry.storage}:${entry.directory}`, entry);
+  }
+  return [...entries.values()];
+}
+
+async function verifyCopy(cli: Cli, agent: Agent, entry: BackupEntry, data: boolean): Promise<VerifyReport> {
+  const { terminal } = cli;
+  const report = await agent.storage(entry.storage).verify(entry, {
+    data,
+    onProgress: ({ bytesDone, bytesTotal }) => {
+      terminal.live([
+        [
+          styled('bold', entry.machine.name),
+          `  reading ${formatBytes(bytesDone)} of ${formatBytes(bytesTotal)}`,
+        ],
+      ]);
+    },
+  });
+  terminal.live([]);
+  if (terminal.json) {
+    const { machine, pointInTime, storage, directory } = entry;
+    terminal.object({ ...report, machine, pointInTime, storage, directory });
+    return report;
+  }
+  const verdict = report.ok
+    ? styled('green', data ? 'every byte is as stored' : 'complete; contents not read (--data)')
+    : styled('red', 'damaged');
+  terminal.out(
+    styled('bold', `${entry.machine.name} ${entry.pointInTime}`),
+    ` in ${entry.storage}: `,
+    verdict,
+  );
+  for (const { file, verdict: found, detail } of report.files) {
+    terminal.out(
+      '  ',
+      found === 'ok' ? styled('green', found.padEnd(10)) : styled('red', found.padEnd(10)),
+      ` ${file}${detail === null ? '' : `: ${detail}`}`,
+    );
+  }
+  return report;
+}

@@ -1,0 +1,129 @@
+import { access, constants } from 'node:fs/promises';
+import { execa } from 'execa';
+import type { Agent } from '../../agent/agent.ts';
+import { errorRecord } from '../../common/errors.ts';
+import { exists, freeBytes } from '../../common/files.ts';
+import { formatBytes } from '../../common/units.ts';
+import { version } from '../../common/version.ts';
+import { type LoadedConfig, storageLines } from '../../config/config.ts';
+import { type Check, fail, ok, warn } from './check.ts';
+import type { ReadSession } from '../session.ts';
+import { checkLeftovers } from './leftovers.ts';
+import { checkMachines } from './machines.ts';
+
+/** Looks at everything that a backup on this host needs; changes nothing. */
+export async function checkHost(
+  { agent, loaded }: ReadSession,
+  configPath: string,
+): Promise<readonly Check[]> {
+  const groups = [
+    [checkPrivileges()],
+    checkConfig(loaded, configPath),
+    [await checkLibvirt(agent)],
+    [await checkQemuImg()],
+    [await checkJournal(agent)],
+    await checkStorages(agent, configPath),
+    [await checkRamDisk(agent)],
+    await checkMachines(agent),
+    await checkLeftovers(agent),
+  ];
+  return groups.flat();
+}
+
+function checkPrivileges(): Check {
+  return process.geteuid?.() === 0
+    ? ok('privileges', `stillpoint ${version} runs as root`)
+    : fail(
+        'privileges',
+        'stillpoint does not run as root: it must give images and states their owners',
+        'sudo stillpoint doctor',
+      );
+}
+
+function checkConfig({ files, inactive }: LoadedConfig, configPath: string): readonly Check[] {
+  const read =
+    files.length === 0
+      ? `there is none at ${configPath}; everything has its default`
+      : `${files.join(', ')} can be used`;
+  return [
+    ok('configuration', read),
+    ...inactive.map(({ file, line, column, key, message }) =>
+      warn(
+        'configuration',
+        `${file}:${line}:${column}: ${key}: ${message}`,
+        'nothing acts on it; take it out, or leave it for a later version',
+      ),
+    ),
+  ];
+}
+
+async function checkLibvirt(agent: Agent): Promise<Check> {
+  try {
+    const { hostName, libvirtVersion, qemuVersion, uri } = await agent.parts.hypervisor.hostInfo();
+    return ok('libvirt', `${uri} on ${hostName}: libvirt ${libvirtVersion}, QEMU ${qemuVersion}`);
+  } catch (error) {
+    const { code, message, hint } = errorRecord(error);
+    return fail(
+      'libvirt',
+      `${code}: ${message}`,
+      hint ?? `systemctl status libvirtd; virsh -c ${agent.parts.config.agent.libvirtUri} list`,
+    );
+  }
+}
+
+async function checkQemuImg(): Promise<Check> {
+  const { failed, stdout, shortMessage } = await execa('qemu-img', ['--version'], {
+    reject: false,
+    timeout: 10_000,
+  });
+  return failed
+    ? fail('qemu-img', `it does not run: ${shortMessage ?? ''}`, 'apt-get install qemu-utils')
+    : ok('qemu-img', stdout.split('\n')[0] ?? '');
+}
+
+async function checkJournal(agent: Agent): Promise<Check> {
+  const { stateDir } = agent.parts.config.agent;
+  const hint = `ls -ld ${stateDir}; agent.stateDir in ${agent.parts.configPath}`;
+  if (!(await exists(stateDir))) return ok('journal', `${stateDir} is not there yet; the first job makes it`);
+  try {
+    await access(stateDir, constants.R_OK | constants.W_OK | constants.X_OK);
+  } catch (error) {
+    return fail('journal', `${stateDir} cannot be written: ${errorRecord(error).message}`, hint);
+  }
+  return ok(
+    'journal',
+    `${stateDir}, ${agent.parts.journal.list({ limit: -1 }).length} jobs, ${formatBytes(await freeBytes(stateDir))} free`,
+  );
+}
+
+async function checkStorages(agent: Agent, configPath: string): Promise<readonly Check[]> {
+  const checks: Check[] = [];
+  for (const storage of agent.parts.storages.values()) {
+    const { ok: usable, freeBytes: free, problem, location } = await storage.check();
+    const name = `storage ${storage.name}`;
+    if (usable) checks.push(ok(name, `${location}${free === null ? '' : `, ${formatBytes(free)} free`}`));
+    else
+      checks.push(
+        fail(
+          name,
+          `${problem?.code ?? 'STORAGE_FAILED'}: ${problem?.message ?? 'it cannot be used'}`,
+          problem?.hint ?? `ls -ld ${location}`,
+        ),
+      );
+  }
+  if (checks.length === 0)
+    checks.push(
+      fail('storages', 'no storage is configured: there is no place for backups', storageLines(configPath)),
+    );
+  return checks;
+}
+
+async function checkRamDisk(agent: Agent): Promise<Check> {
+  const { ramDisk } = agent.parts.config.agent;
+  if (ramDisk === null)
+    return ok(
+      'RAM disk',
+      'none is configured; memory states are saved beside the images, and pauses are longer',
+    );
+  return ok('RAM disk', `${ramDisk}, ${formatBytes(await freeBytes(ramDisk))} free`);
+}

@@ -1,0 +1,56 @@
+import type { Agent } from '../../agent/agent.ts';
+import { errorRecord } from '../../common/errors.ts';
+import { holdOf } from '../jobView.ts';
+import { quote } from '../restoreByHand.ts';
+import { type Check, ok, warn } from './check.ts';
+
+/** Unfinished jobs, and what belongs to no job that is known. */
+export async function checkLeftovers(agent: Agent): Promise<readonly Check[]> {
+  const { journal } = agent.parts;
+  const checks: Check[] = [];
+  for (const job of journal.holding()) {
+    const hold = holdOf(journal, job);
+    const text = `job ${job.id} (${job.kind} of ${job.machineName}, ${job.state})`;
+    if (hold === 'orphaned')
+      checks.push(warn('unfinished', `the process of ${text} died in the middle`, 'stillpoint agent --once'));
+    if (hold === 'parked')
+      checks.push(warn('unfinished', `${text} was left with work to do`, `stillpoint job show ${job.id}`));
+  }
+  const known = new Set(journal.holding().map(({ id }) => id));
+  checks.push(...(await partialDirectories(agent, known)), ...(await workDirectories(agent, known)));
+  return checks.length === 0 ? [ok('leftovers', 'no unfinished job, no forgotten directory')] : checks;
+}
+
+async function partialDirectories(agent: Agent, known: ReadonlySet<string>): Promise<readonly Check[]> {
+  const checks: Check[] = [];
+  for (const storage of agent.parts.storages.values()) {
+    if (!(await storage.check()).ok) continue;
+    for (const { jobId, directory, changedAt } of await storage.partials()) {
+      if (known.has(jobId)) continue;
+      const message = `${directory} belongs to no unfinished job (last change ${changedAt})`;
+      checks.push(warn('leftovers', message, `look into it, then remove it: rm -r ${quote(directory)}`));
+    }
+  }
+  return checks;
+}
+
+/** A frozen image in a forgotten directory may be what a machine stands on. */
+async function workDirectories(agent: Agent, known: ReadonlySet<string>): Promise<readonly Check[]> {
+  try {
+    const found = await agent.workDirectories();
+    return found
+      .filter(({ jobId }) => !known.has(jobId))
+      .map(({ directory }) => {
+        const hint = `is an image in it in use? virsh domblklist MACHINE; qemu-img info -U --backing-chain IMAGE; only if not: rm -r ${quote(directory)}`;
+        return warn('leftovers', `${directory} belongs to no unfinished job`, hint);
+      });
+  } catch (error) {
+    return [
+      warn(
+        'leftovers',
+        `machines could not be looked at: ${errorRecord(error).message}`,
+        'see libvirt above',
+      ),
+    ];
+  }
+}

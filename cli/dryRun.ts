@@ -1,0 +1,66 @@
+import type { Agent, BackupRequest } from '../agent/agent.ts';
+import { errorRecord } from '../common/errors.ts';
+import { formatBytes } from '../common/units.ts';
+import type { Cli } from './cli.ts';
+import { combinedExitCode, type ExitCode, exitCodeOf } from './exitCodes.ts';
+import { styled } from './output.ts';
+
+type Planned = Awaited<ReturnType<Agent['planBackup']>>;
+
+/** Says what a backup of these machines would do; nothing is done. */
+export async function printDryRun(
+  cli: Cli,
+  agent: Agent,
+  machines: readonly string[],
+  wishes: Omit<BackupRequest, 'machine'>,
+): Promise<ExitCode> {
+  const codes: ExitCode[] = [];
+  for (const machine of machines) {
+    try {
+      const planned = await agent.planBackup({ machine, ...wishes });
+      if (cli.terminal.json) cli.terminal.object(plannedJson(planned));
+      else printPlan(cli, planned);
+      codes.push(0);
+    } catch (error) {
+      cli.terminal.error(error, machine);
+      codes.push(exitCodeOf(errorRecord(error).code));
+    }
+  }
+  return combinedExitCode(codes);
+}
+
+function plannedJson({ plan, storages, warnings }: Planned): unknown {
+  const { machine, mode, modeReason, memoryBytes, stateFile, stateOnRamDisk, volumes } = plan;
+  return {
+    machine,
+    mode,
+    modeReason,
+    memoryBytes,
+    stateFile,
+    stateOnRamDisk,
+    volumes: volumes.map(({ target, image, virtualSizeBytes, allocatedBytes }) => ({
+      target,
+      image,
+      virtualSizeBytes,
+      allocatedBytes,
+    })),
+    storages,
+    warnings,
+  };
+}
+
+function printPlan(cli: Cli, { plan, storages, warnings }: Planned): void {
+  const { terminal } = cli;
+  terminal.out(
+    'would back up ',
+    styled('bold', plan.machine.name),
+    ` in mode ${plan.mode} (${plan.modeReason}) into ${storages.join(', ')}`,
+  );
+  terminal.out(`  memory: up to ${formatBytes(plan.memoryBytes)} through ${plan.stateFile}`);
+  for (const volume of plan.volumes) {
+    terminal.out(
+      `  ${volume.target}: ${volume.image}, ${formatBytes(volume.allocatedBytes)} of ${formatBytes(volume.virtualSizeBytes)}`,
+    );
+  }
+  for (const warning of warnings) terminal.warning(`${plan.machine.name}: ${warning}`);
+}

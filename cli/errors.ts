@@ -1,0 +1,19 @@
+import { StillpointError } from '../common/errors.ts';
+
+/** Closed set of what the command line itself refuses. */
+export type CliErrorCode =
+  /** The command was not typed as it must be. */
+  | 'USAGE'
+  /** It means something that this version cannot do. */
+  | 'NOT_AVAILABLE'
+  /** The operator did not say yes, or nobody was there to be asked. */
+  | 'NOT_CONFIRMED'
+  /** A signal asked the command to end before it had begun. */
+  | 'INTERRUPTED';
+
+/** An error of a command as it was typed. */
+export class CliError extends StillpointError<CliErrorCode> {
+  constructor(code: CliErrorCode, message: string, hint?: string) {
+    super(message, { code, hint });
+  }
+}

@@ -1,0 +1,155 @@
+import type { ServiceErrorCode } from '../agent/errorCodes.ts';
+import type { JobRow } from '../agent/jobs/job.ts';
+import type { CliErrorCode } from './errors.ts';
+
+/** What each exit code means; the only ones there are. */
+export const exitMeanings = {
+  0: 'done',
+  1: 'failed',
+  2: 'usage or configuration',
+  3: 'partly done',
+  4: 'not found',
+  5: 'data damaged',
+  6: 'storage unreachable or full',
+  7: 'busy',
+  8: 'refused (unsupported machine)',
+  9: 'unfinished work needs an operator',
+  130: 'cancelled',
+} as const;
+
+export type ExitCode = keyof typeof exitMeanings;
+
+/** Every code of every error class; the compiler refuses a table in which one is missing. */
+type AnyErrorCode = ServiceErrorCode | CliErrorCode;
+
+/** The exit code of each error code: the one table. */
+export const exitCodes = {
+  ACCESS_DENIED: 1,
+  AGENT_DIED: 1,
+  BACKUP_AMBIGUOUS: 2,
+  BACKUP_DAMAGED: 5,
+  BACKUP_EXISTS: 1,
+  BACKUP_NOT_FOUND: 4,
+  CANCELLED: 130,
+  CANNOT_CREATE_EMPTY_DISK_IMAGE: 1,
+  CANNOT_MERGE_DISK_IMAGES: 1,
+  CANNOT_PUT_BACK: 9,
+  CANNOT_RENAME_DISK_IMAGE: 1,
+  CANNOT_RESTORE_MACHINE: 1,
+  CANNOT_SAVE_MACHINE_STATE: 1,
+  CANNOT_START_MACHINE: 1,
+  CHECKPOINTS_PRESENT: 8,
+  CONFIG_INVALID: 2,
+  CONFIG_MISSING: 2,
+  CONFIG_NOT_AVAILABLE: 2,
+  CONFIG_UNREADABLE: 2,
+  CORRUPT_DISK_IMAGE_FOUND: 5,
+  CROSS_FILE_SYSTEM: 1,
+  DEADLINE_EXCEEDED: 1,
+  DEFINITION_INVALID: 1,
+  DEFINITION_UNUSABLE: 5,
+  FILE_MISSING: 5,
+  FOREIGN_CONTENT: 1,
+  HOST_DEVICE_UNSUPPORTED: 8,
+  HYPERVISOR_UNREACHABLE: 1,
+  IMAGE_LOCKED: 7,
+  IMAGE_TOOL_FAILED: 1,
+  IMAGE_UNSUPPORTED: 8,
+  INTERNAL_ERROR: 1,
+  INTERNAL_SNAPSHOTS: 8,
+  INTERRUPTED: 130,
+  JOB_NOT_FOUND: 4,
+  JOB_STATE_INVALID: 8,
+  JOURNAL_UNUSABLE: 1,
+  MACHINE_BUSY: 7,
+  MACHINE_CRASHED: 1,
+  MACHINE_EXCLUDED: 8,
+  MACHINE_HAS_MANAGED_SAVE: 8,
+  MACHINE_HAS_SNAPSHOTS: 8,
+  MACHINE_INTERFERED: 1,
+  MACHINE_LOCKED: 7,
+  MACHINE_NOT_FOUND: 4,
+  MACHINE_OFF: 8,
+  MACHINE_STATE_INVALID: 1,
+  MACHINE_STATE_UNSUITABLE: 8,
+  MACHINE_STOPPED: 1,
+  MACHINE_TRANSIENT: 8,
+  MANIFEST_INVALID: 5,
+  MANIFEST_TOO_NEW: 8,
+  MERGE_DEADLINE_EXCEEDED: 1,
+  MERGE_INCOMPLETE: 1,
+  MISSING_NECESSARY_FILES: 8,
+  MODE_UNSUPPORTED: 8,
+  NAME_INVALID: 2,
+  NAME_TAKEN: 8,
+  NO_MEMORY_STATE: 8,
+  NO_SPACE: 6,
+  NO_STORAGE: 2,
+  NO_VOLUMES: 8,
+  NOT_AVAILABLE: 2,
+  NOT_CONFIRMED: 2,
+  NOT_ENOUGH_DISK_SPACE: 6,
+  OPERATION_ABORTED: 1,
+  OPERATION_FAILED: 1,
+  OPERATION_UNSUPPORTED: 8,
+  PATH_TAKEN: 8,
+  RELATIVE_BACKING: 8,
+  REQUEST_INVALID: 2,
+  RESTORE_TARGET_UNCLEAR: 2,
+  RETAIN_DIRECTORY_ELSEWHERE: 2,
+  RETAIN_DIRECTORY_READ_ONLY: 6,
+  RETAIN_DIRECTORY_CLOSED: 2,
+  WORK_DIRECTORY_UNSAFE: 2,
+  STATE_FORMAT_UNSUPPORTED: 8,
+  STEP_DEADLINE_EXCEEDED: 1,
+  STORAGE_DENIED: 6,
+  STORAGE_FAILED: 6,
+  STORAGE_FULL: 6,
+  STORAGE_NOT_CONFIGURED: 2,
+  STORAGE_READ_ONLY: 6,
+  STORAGE_UNREACHABLE: 6,
+  TPM_UNSUPPORTED: 8,
+  UNFINISHED_JOB: 9,
+  USAGE: 2,
+  VOLUME_BUSY: 7,
+  VOLUME_ENCRYPTED: 8,
+  VOLUME_RAW: 8,
+  VOLUME_SHARED: 8,
+  VOLUME_UNSUPPORTED: 8,
+  WRITTEN_DIFFERS: 5,
+  WRONG_BLOCK_GRAPH: 1,
+  XML_CHAIN_UNKNOWN: 1,
+  XML_ELEMENT_MISSING: 1,
+  XML_INCONSISTENCY: 8,
+  XML_INTERFACE_NOT_FOUND: 1,
+  XML_INVALID: 1,
+  XML_VALUE_INVALID: 1,
+  XML_VOLUME_NOT_A_FILE: 8,
+  XML_VOLUME_NOT_FOUND: 1,
+} as const satisfies Record<AnyErrorCode, ExitCode>;
+
+/** The exit code for an error's code; 1 for one that a job of another version left in the journal. */
+export function exitCodeOf(code: string): ExitCode {
+  const known: Readonly<Record<string, ExitCode>> = exitCodes;
+  return (Object.hasOwn(known, code) ? known[code] : undefined) ?? 1;
+}
+
+/** The exit code for the way in which a job ended. A job that still holds its machine needs somebody. */
+export function exitCodeOfJob(job: Pick<JobRow, 'state' | 'holdsMachine' | 'error'>): ExitCode {
+  if (job.holdsMachine) return 9;
+  if (job.state === 'finished') return 0;
+  if (job.state === 'cancelled') return 130;
+  return exitCodeOf(job.error?.code ?? 'INTERNAL_ERROR');
+}
+
+/** One exit code for several pieces of work: that of a single one, else 3 where some went well and others did not. */
+export function combinedExitCode(codes: readonly ExitCode[]): ExitCode {
+  const failed = codes.filter((code) => code !== 0);
+  const [first] = failed;
+  if (first === undefined) return 0;
+  if (codes.length === 1) return first;
+  if (failed.includes(9)) return 9;
+  if (failed.includes(130)) return 130;
+  if (failed.length < codes.length) return 3;
+  return failed.every((code) => code === first) ? first : 1;
+}

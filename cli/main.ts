@@ -1,0 +1,45 @@
+import { defaultConfigPath } from './defaults.ts';
+import type { Cli } from './cli.ts';
+import { exitCodeOf, type ExitCode } from './exitCodes.ts';
+import type { Options } from './options.ts';
+import { parseCommandLine } from './program.ts';
+import { outliveReaders, Terminal } from './terminal.ts';
+import { errorRecord } from '../common/errors.ts';
+
+/** The terminal of this process. */
+function terminalFor(json: boolean, quiet: boolean, color: boolean): Terminal {
+  const { stdout, stderr, stdin, env } = process;
+  const wanted = color && (env['NO_COLOR'] ?? '') === '' && env['TERM'] !== 'dumb';
+  return new Terminal({ stdout, stderr, stdin, json, quiet, color: wanted });
+}
+
+function cliFor(globals: Options, terminal: Terminal): Cli {
+  const named = globals.text('config') ?? process.env['STILLPOINT_CONFIG'];
+  return {
+    terminal,
+    configPath: named ?? defaultConfigPath,
+    configIsNamed: named !== undefined,
+    verbose: globals.flag('verbose'),
+  };
+}
+
+/** One call of the program: the only place that prints errors and decides the exit code of one. */
+async function main(argv: readonly string[]): Promise<ExitCode> {
+  // A mistake in the command itself is told in the form that it asked for.
+  let terminal = terminalFor(argv.includes('--json'), false, !argv.includes('--no-color'));
+  try {
+    const parsed = await parseCommandLine(argv, (text) => process.stdout.write(text));
+    if (parsed.kind === 'told') return 0;
+    const { run, args, options, globals } = parsed.invocation;
+    terminal = terminalFor(globals.flag('json'), globals.flag('quiet'), globals.flag('color'));
+    return await run(cliFor(globals, terminal), args, options);
+  } catch (error) {
+    terminal.live([]);
+    terminal.error(error);
+    return exitCodeOf(errorRecord(error).code);
+  }
+}
+
+outliveReaders([process.stdout, process.stderr]);
+// Whatever handle is still open: the command has done what it was asked for.
+process.exit(await main(process.argv.slice(2)));

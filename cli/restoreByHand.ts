@@ -1,0 +1,48 @@
+import { join } from 'node:path';
+import type { Manifest } from '../storage/manifest.ts';
+
+/**
+ * What to type on a bad day, without Stillpoint: `cp`, `qemu-img` and `virsh` alone. Every path is quoted for the
+ * shell, for it may come from a manifest that somebody else has written.
+ */
+export function restoreByHand(directory: string, manifest: Manifest): readonly string[] {
+  const from = (file: string): string => quote(join(directory, file));
+  const name = quote(manifest.machine.name);
+  const lines = ['# the machine must be off, and its present images kept aside', `virsh destroy ${name}`];
+  for (const volume of manifest.volumes) {
+    const source = quote(volume.source);
+    const { uid, gid, mode } = volume.owner;
+    lines.push(
+      `qemu-img check ${from(volume.file)}`,
+      `mv ${source} ${quote(`${volume.source}.before-restore`)}`,
+      `cp --sparse=always ${from(volume.file)} ${source}`,
+      `chown ${uid}:${gid} ${source}; chmod ${mode.toString(8)} ${source}`,
+    );
+  }
+  for (const extra of manifest.extras) lines.push(`cp ${from(extra.file)} ${quote(extra.source)}`);
+  lines.push(
+    '# the stored definition carries no secrets: passwords must be entered again',
+    `virsh define ${from(manifest.definition.file)}`,
+  );
+  if (manifest.memory === undefined) {
+    lines.push(`virsh start ${name}`);
+    return lines;
+  }
+  const state = from(manifest.memory.file);
+  return [
+    ...lines,
+    '# on at the very instant; only once, and only on the images just copied: never again after the machine ran',
+    `virsh restore --paused ${state}`,
+    `virsh domblklist ${name}`,
+    `virsh resume ${name}`,
+    '# or cold, without the memory',
+    `virsh start ${name}`,
+  ];
+}
+
+/** A word for the shell. Control characters in it are shown harmless by whoever prints it. */
+export function quote(word: string): string {
+  return /^[A-Za-z0-9_./:@%+=~-]+$/.test(word) && !word.startsWith('-')
+    ? word
+    : `'${word.replaceAll("'", String.raw`'\''`)}'`;
+}

@@ -1,0 +1,62 @@
+import t from 'tap';
+import { CliError } from './errors.ts';
+import { RecordedTerminal } from './fixture.ts';
+
+const error = new CliError('USAGE', 'first\nsecond', 'type this\nand this');
+
+void t.test('errors have their code in front and a hint below', async (t) => {
+  const recorded = new RecordedTerminal();
+  recorded.terminal.error(error, 'web-1');
+  t.equal(recorded.stderr, 'USAGE: web-1: first\n  second\nhint: type this\n  and this\n');
+  t.equal(recorded.stdout, '');
+});
+
+void t.test('errors are one JSON line on stderr when JSON is asked for', async (t) => {
+  const recorded = new RecordedTerminal({ json: true });
+  recorded.terminal.error(error);
+  t.same(JSON.parse(recorded.stderr), {
+    error: {
+      code: 'USAGE',
+      message: 'first\nsecond',
+      hint: 'type this\nand this',
+      retryable: false,
+      about: null,
+    },
+  });
+});
+
+void t.test('live lines are taken away before anything else is printed, and fit the terminal', async (t) => {
+  const recorded = new RecordedTerminal({ isTTY: true });
+  recorded.terminal.live([['x'.repeat(100)], ['\u001b[2J']]);
+  t.equal(recorded.stderr, `${'x'.repeat(59)}\n${String.raw`\u{1b}[2J`}\n`);
+  recorded.stderr = '';
+  recorded.terminal.remark('between');
+  t.equal(recorded.stderr, `\u001b[2A\r\u001b[Jbetween\n${'x'.repeat(59)}\n${String.raw`\u{1b}[2J`}\n`);
+  recorded.stderr = '';
+  recorded.terminal.live([]);
+  t.equal(recorded.stderr, '\u001b[2A\r\u001b[J');
+});
+
+void t.test('--quiet leaves remarks and progress out, and warnings in', async (t) => {
+  const recorded = new RecordedTerminal({ isTTY: true, quiet: true });
+  recorded.terminal.remark('remark');
+  recorded.terminal.live([['progress']]);
+  t.equal(recorded.stderr, '');
+  recorded.terminal.warning('warning');
+  t.match(recorded.stderr, 'warning');
+});
+
+void t.test('a question takes one line, and nothing for an end of input or an interruption', async (t) => {
+  const answer = async (text: string): Promise<string> => {
+    const recorded = new RecordedTerminal({ isTTY: true });
+    recorded.stdin.end(text);
+    return recorded.terminal.ask('go on?');
+  };
+  t.equal(await answer(' yes \nno\n'), 'yes');
+  t.equal(await answer(''), '');
+  const recorded = new RecordedTerminal({ isTTY: true });
+  const controller = new AbortController();
+  const asked = recorded.terminal.ask('go on?', { signal: controller.signal });
+  controller.abort();
+  t.equal(await asked, '');
+});

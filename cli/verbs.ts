@@ -1,0 +1,248 @@
+import type { RunVerb } from './cli.ts';
+
+/** An option of a verb, in the form of commander: `-s, --long <value>`. */
+export interface VerbOption {
+  readonly flags: string;
+  readonly description: string;
+  readonly choices?: readonly string[] | undefined;
+  /** Choices that a later version will have. */
+  readonly laterChoices?: readonly string[] | undefined;
+  /** May be given several times, and takes several values at once. */
+  readonly many?: boolean | undefined;
+}
+
+/** One verb of the command line: help, completion and the reference are made of this. */
+export interface Verb {
+  /** One word, or two such as `job show`. */
+  readonly name: string;
+  /** Arguments in the form of commander. */
+  readonly arguments: string;
+  readonly summary: string;
+  /** Whether it may change something on the host. */
+  readonly changes: boolean;
+  readonly options: readonly VerbOption[];
+  /** What one can type, without the name of the program. */
+  readonly examples: readonly string[];
+  /** The program of the verb, loaded when it is typed: start-up stays quick. */
+  load(): Promise<RunVerb>;
+}
+
+const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
+
+export const verbs: readonly Verb[] = [
+  {
+    name: 'doctor',
+    arguments: '',
+    summary: 'checks the host and the configuration, and says what to do',
+    changes: false,
+    options: [],
+    examples: ['doctor', 'doctor --json'],
+    load: async () => (await import('./commands/doctor.ts')).doctor,
+  },
+  {
+    name: 'machines',
+    arguments: '',
+    summary: 'machines with the mode they allow, their last backup and their policy',
+    changes: false,
+    options: [],
+    examples: ['machines'],
+    load: async () => (await import('./commands/machines.ts')).machines,
+  },
+  {
+    name: 'backup',
+    arguments: '[MACHINE...]',
+    summary: 'backs up machines: CPU, memory and all disks at one instant',
+    changes: true,
+    options: [
+      { flags: '-a, --all', description: 'all running machines that the configuration does not exclude' },
+      {
+        flags: '-m, --mode <mode>',
+        description: 'how the instant is made',
+        choices: ['auto', 'save'],
+        laterChoices: ['live', 'disk', 'offline'],
+      },
+      {
+        flags: '-s, --storage <name...>',
+        description: 'into these storages instead of those of the policy',
+        many: true,
+      },
+      { flags: '-l, --label <key=value...>', description: 'labels for the manifest', many: true },
+      { flags: '-n, --dry-run', description: 'only say what would be done' },
+    ],
+    examples: [
+      'backup web-1',
+      'backup web-1 db-1 --storage local --label reason=upgrade',
+      'backup --all --dry-run',
+      'backup web-1 --json',
+    ],
+    load: async () => (await import('./commands/backup.ts')).backup,
+  },
+  {
+    name: 'list',
+    arguments: '[MACHINE]',
+    summary: 'backups, oldest first, damaged ones included',
+    changes: false,
+    options: [],
+    examples: ['list', 'list web-1', 'list --json'],
+    load: async () => (await import('./commands/list.ts')).list,
+  },
+  {
+    name: 'show',
+    arguments: '<BACKUP>',
+    summary: 'everything about a backup, and how to restore it by hand',
+    changes: false,
+    options: [],
+    examples: ['show web-1@latest', 'show 019a1b2c', 'show web-1@20261120T151523.123Z --json'],
+    load: async () => (await import('./commands/show.ts')).show,
+  },
+  {
+    name: 'restore',
+    arguments: '<BACKUP>',
+    summary: 'brings a machine back to the instant of a backup; shows the plan and asks first',
+    changes: true,
+    options: [
+      { flags: '--as <name>', description: 'as a new machine of this name' },
+      {
+        flags: '--in-place',
+        description: 'over the machine as it is now; what it replaces is kept until the machine runs',
+      },
+      {
+        flags: '--start <how>',
+        description: 'resume: go on at the instant; boot: cold; none: leave it off',
+        choices: ['resume', 'boot', 'none'],
+      },
+      { flags: '--to <directory>', description: 'images there; without --as only the files, and no machine' },
+      yes,
+    ],
+    examples: [
+      'restore web-1@latest --in-place',
+      'restore web-1@latest --as web-1-copy --start boot',
+      'restore web-1@latest --to /srv/look --start none',
+    ],
+    load: async () => (await import('./commands/restore.ts')).restore,
+  },
+  {
+    name: 'verify',
+    arguments: '[BACKUP...]',
+    summary: 'checks backups against their manifests',
+    changes: false,
+    options: [
+      { flags: '-a, --all', description: 'every backup in every storage' },
+      { flags: '-d, --data', description: 'read every byte and compare digests' },
+    ],
+    examples: ['verify web-1@latest --data', 'verify --all'],
+    load: async () => (await import('./commands/verify.ts')).verify,
+  },
+  {
+    name: 'delete',
+    arguments: '<BACKUP>',
+    summary: 'removes a backup from every storage, for good; asks first',
+    changes: true,
+    options: [yes],
+    examples: ['delete 019a1b2c', 'delete web-1@20261120T151523.123Z --yes'],
+    load: async () => (await import('./commands/delete.ts')).deleteBackup,
+  },
+  {
+    name: 'jobs',
+    arguments: '',
+    summary: 'what runs, what is unfinished, and the last jobs',
+    changes: false,
+    options: [
+      { flags: '-a, --all', description: 'every job in the journal' },
+      { flags: '--machine <name>', description: 'only jobs of this machine' },
+    ],
+    examples: ['jobs', 'jobs --machine web-1 --all'],
+    load: async () => (await import('./commands/jobs.ts')).jobs,
+  },
+  {
+    name: 'job show',
+    arguments: '<ID>',
+    summary: 'everything about a job',
+    changes: false,
+    options: [],
+    examples: ['job show 019a1b2c'],
+    load: async () => (await import('./commands/jobShow.ts')).jobShow,
+  },
+  {
+    name: 'job watch',
+    arguments: '<ID>',
+    summary: 'follows a job until it ends; with --json one line for each change',
+    changes: false,
+    options: [],
+    examples: ['job watch 019a1b2c'],
+    load: async () => (await import('./commands/jobWatch.ts')).jobWatch,
+  },
+  {
+    name: 'job cancel',
+    arguments: '<ID>',
+    summary: 'gives a job up; its machine is brought back in order',
+    changes: true,
+    options: [],
+    examples: ['job cancel 019a1b2c'],
+    load: async () => (await import('./commands/jobChange.ts')).jobCancel,
+  },
+  {
+    name: 'job retry',
+    arguments: '<ID>',
+    summary: 'goes on with a job that was left with work to do',
+    changes: true,
+    options: [],
+    examples: ['job retry 019a1b2c'],
+    load: async () => (await import('./commands/jobChange.ts')).jobRetry,
+  },
+  {
+    name: 'repair-offline',
+    arguments: '',
+    summary: 'after a crash of the host, before libvirt starts: completes images that a lost merge left',
+    changes: true,
+    options: [],
+    examples: ['repair-offline'],
+    load: async () => (await import('./commands/repairOffline.ts')).repairOfflineVerb,
+  },
+  {
+    name: 'agent',
+    arguments: '',
+    summary: 'the service: takes over jobs whose process died',
+    changes: true,
+    options: [{ flags: '--once', description: 'recover what there is, and exit' }],
+    examples: ['agent', 'agent --once'],
+    load: async () => (await import('./commands/agent.ts')).agent,
+  },
+  {
+    name: 'completion',
+    arguments: '<SHELL>',
+    summary: 'prints completions for bash, zsh or fish',
+    changes: false,
+    options: [],
+    examples: ['completion bash > /etc/bash_completion.d/stillpoint'],
+    load: async () => (await import('./commands/completion.ts')).completion,
+  },
+];
+
+/** Options of the program itself; they may stand anywhere. */
+export const globalOptions: readonly VerbOption[] = [
+  { flags: '--json', description: 'print results as JSON, one object on a line' },
+  { flags: '-q, --quiet', description: 'no progress and no remarks; warnings and errors only' },
+  { flags: '-v, --verbose', description: 'tell on stderr what is being done' },
+  {
+    flags: '-c, --config <file>',
+    description:
+      'configuration, a file or a directory (default: $STILLPOINT_CONFIG, then /etc/stillpoint/config.yaml)',
+  },
+  { flags: '--standalone', description: 'run the service in this process; always so in this version' },
+  { flags: '--no-color', description: 'no colours, also on a terminal' },
+];
+
+/** Words that belong to Stillpoint and that this version does not know. */
+export const laterWords: ReadonlySet<string> = new Set([
+  'prune',
+  'protect',
+  'storage',
+  'release',
+  'sync',
+  'controller',
+  '--reread',
+  '--volume',
+  '--instant',
+  '--boot',
+]);
