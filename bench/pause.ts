@@ -1,0 +1,186 @@
+/**
+ * npm run bench -- pause [ROUNDS]: the pause of mode `save` as the guest has it, from libvirt's events, heard by
+ * one listener for all flows: from the stop of the vCPUs to their start. Three flows in turn:
+ *   floor    virsh save, virsh restore, nothing between
+ *   by-hand  what a careful administrator types: corrected definition, virsh save, mv, qemu-img create, chown,
+ *            virsh restore, in one shell script, everything that can be prepared prepared
+ *   ours     stillpoint backup, with everything that it checks and writes down
+ */
+import { execa } from 'execa';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { LibvirtHypervisor } from '../agent/hypervisor/libvirt/libvirtHypervisor.ts';
+import { DomainXml } from '../agent/hypervisor/domainXml.ts';
+import { type Lab, type LabMachine, startLab } from '../test/lab/lab.ts';
+import { writeFile } from 'node:fs/promises';
+import { treePssBytes } from './processTree.ts';
+import { paired, summarize } from './statistics.ts';
+
+const roundsDefault = 15;
+const guests = [
+  { name: 'sp-small', memoryMiB: 512, fillMiB: 320 },
+  { name: 'sp-large', memoryMiB: 2048, fillMiB: 1536 },
+] as const;
+
+/** Waits for one pause and measures it. */
+class PauseListener {
+  readonly #uuid: string;
+  readonly #hypervisor: LibvirtHypervisor;
+  #stoppedMs: number | undefined;
+  #pauseMs: number | undefined;
+  #done: (() => void) | undefined;
+
+  constructor(hypervisor: LibvirtHypervisor, uuid: string) {
+    this.#hypervisor = hypervisor;
+    this.#uuid = uuid;
+  }
+
+  async start(): Promise<() => Promise<void>> {
+    return this.#hypervisor.subscribe((event) => {
+      if (event.kind !== 'lifecycle' || event.uuid !== this.#uuid) return;
+      if (event.event === 'suspended' || event.event === 'stopped') this.#stoppedMs ??= event.monotonicMs;
+      if (event.event === 'resumed' && this.#stoppedMs !== undefined && this.#pauseMs === undefined) {
+        this.#pauseMs = event.monotonicMs - this.#stoppedMs;
+        this.#done?.();
+      }
+    });
+  }
+
+  /** Runs a flow and gives its first pause in milliseconds. */
+  async measure(flow: () => Promise<void>): Promise<number> {
+    this.#stoppedMs = undefined;
+    this.#pauseMs = undefined;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#done = resolve;
+    await flow();
+    if (this.#pauseMs === undefined) await promise;
+    if (this.#pauseMs === undefined) throw new Error('no pause was heard');
+    return this.#pauseMs;
+  }
+}
+
+async function floor(lab: Lab, machine: LabMachine, ram: string): Promise<void> {
+  const state = join(ram, 'floor.state');
+  await script(lab, 'virsh save "$1" "$2" && virsh restore "$2" && rm "$2"', [machine.name, state]);
+}
+
+async function byHand(lab: Lab, machine: LabMachine, ram: string): Promise<void> {
+  const state = join(ram, 'by-hand.state');
+  const image = machine.imagePath();
+  const retained = `${image}.retained`;
+  const definition = join(lab.root, 'tmp', 'corrected.xml');
+  const xml = DomainXml.parse(await lab.virsh('dumpxml', '--migratable', '--security-info', machine.name));
+  xml.removeBackingStores();
+  await writeFile(definition, xml.toString());
+  const flow = `set -e
+virsh save "$1" "$2" --xml "$5"
+mv "$3" "$4"
+qemu-img create -q -f qcow2 -F qcow2 -b "$4" "$3"
+chown --reference="$4" "$3"
+chmod --reference="$4" "$3"
+virsh restore "$2"`;
+  await script(lab, flow, [machine.name, state, image, retained, definition]);
+  // Not part of the pause: back to one image, as ours does.
+  const after = 'virsh blockpull "$1" vda --wait && virsh suspend "$1" && virsh resume "$1" && rm "$2" "$3"';
+  await script(lab, after, [machine.name, state, retained]);
+}
+
+async function script(lab: Lab, text: string, args: readonly string[]): Promise<void> {
+  await lab.run('sh', ['-c', text, 'sh', ...args], { timeoutMs: 300_000 });
+}
+
+async function measureGuest(
+  lab: Lab,
+  hypervisor: LibvirtHypervisor,
+  guest: (typeof guests)[number],
+  rounds: number,
+): Promise<object> {
+  const { name, memoryMiB, fillMiB } = guest;
+  const machine = await lab.createMachine({ name, memoryMiB, volumes: [{ target: 'vda', sizeMiB: 256 }] });
+  await machine.waitUntilWriting({ rounds: 20 });
+  await machine.command(`fill ${fillMiB}`, 120_000);
+  // All flows save to the same RAM disk, large enough for the state of the large guest.
+  const ram = await lab.smallTmpfs(4096);
+  const agent = await lab.installAgent({
+    name: `agent-${name}`,
+    agent: { ramDisk: join(ram, 'stillpoint') },
+  });
+  const listener = new PauseListener(hypervisor, machine.uuid);
+  const stop = await listener.start();
+  const pauses = { floor: [] as number[], byHand: [] as number[], ours: [] as number[] };
+  let pssBytesMax = 0;
+  const ours = async (): Promise<void> => {
+    const run = agent.background(['backup', machine.name, '--quiet']);
+    const ended = new AbortController();
+    const watch = async (): Promise<void> => {
+      while (!ended.signal.aborted) {
+        pssBytesMax = Math.max(pssBytesMax, await treePssBytes(run.pid));
+        await sleep(200);
+      }
+    };
+    const watching = watch();
+    const { exitCode, stderr } = await run.done;
+    ended.abort();
+    await watching;
+    if (exitCode !== 0) throw new Error(`the backup failed: ${stderr}`);
+    await lab.run('find', [agent.storageDir, '-mindepth', '1', '-delete']);
+  };
+  for (let round = 0; round < rounds; round += 1) {
+    pauses.floor.push(await listener.measure(() => floor(lab, machine, ram)));
+    pauses.byHand.push(await listener.measure(() => byHand(lab, machine, ram)));
+    pauses.ours.push(await listener.measure(ours));
+    process.stderr.write(
+      `${name} round ${round + 1}/${rounds}: floor ${last(pauses.floor)} ms, by hand ${last(pauses.byHand)} ms, ours ${last(pauses.ours)} ms\n`,
+    );
+  }
+  await stop();
+  await machine.remove();
+  return {
+    guest: { memoryMiB, filledMiB: fillMiB },
+    pauseMs: {
+      floor: summarize(pauses.floor),
+      byHand: summarize(pauses.byHand),
+      ours: summarize(pauses.ours),
+    },
+    ratioToByHand: summarize(
+      paired(pauses.ours, pauses.byHand, (a, b) => a / b),
+      3,
+    ),
+    ratioToFloor: summarize(
+      paired(pauses.ours, pauses.floor, (a, b) => a / b),
+      3,
+    ),
+    minusByHandMs: summarize(paired(pauses.ours, pauses.byHand, (a, b) => a - b)),
+    minusFloorMs: summarize(paired(pauses.ours, pauses.floor, (a, b) => a - b)),
+    agentPssMiBMax: Math.round(pssBytesMax / 1024 / 1024),
+  };
+}
+
+function last(values: readonly number[]): string {
+  return (values.at(-1) ?? 0).toFixed(0);
+}
+
+async function main(): Promise<void> {
+  const rounds = Number(process.argv[2] ?? roundsDefault);
+  if (!Number.isInteger(rounds) || rounds < 1) throw new Error('usage: npm run bench -- pause [ROUNDS]');
+  await using lab = await startLab();
+  await using hypervisor = new LibvirtHypervisor({ uri: lab.uri });
+  const results: object[] = [];
+  for (const guest of guests) results.push(await measureGuest(lab, hypervisor, guest, rounds));
+  const { stdout: qemu } = await execa('qemu-img', ['--version']);
+  console.log(
+    JSON.stringify(
+      {
+        bench: 'pause',
+        rounds,
+        libvirt: (await hypervisor.hostInfo()).libvirtVersion,
+        qemu: qemu.split('\n')[0],
+        results,
+      },
+      null,
+      2,
+    ),
+  );
+}
+
+await main();

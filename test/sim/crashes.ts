@@ -1,0 +1,249 @@
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+
+import type { JobRow } from '../../agent/jobs/job.ts';
+import { exists } from '../../common/files.ts';
+import { readGuestSequences } from './images.ts';
+import { brokenPromises, listed } from './invariants.ts';
+import { readSaveImage } from './saveImage.ts';
+import type { LivingAgent, Site } from './site.ts';
+
+export type Victim = 'agent' | 'libvirtd' | 'qemu' | 'host';
+
+/** Who dies at the n-th time that a moment comes (1 is the first). */
+export interface Crash {
+  readonly moment: string;
+  readonly nth?: number | undefined;
+  readonly victim: Victim;
+}
+
+export type JobRequest = 'backup' | 'in-place' | 'new-machine' | 'files';
+
+/** The guest goes on writing around what happens to it. */
+const writesAt = ['backup/before:save', 'backup/after:resume', 'backup/before:flush', 'backup/before:retain'];
+const recoveriesMax = 5;
+
+export type Meanwhile = (moment: string, self: LivingAgent) => Promise<void> | void;
+
+/** Counts moments and kills at the one that a crash names. */
+export class Fate {
+  readonly #site: Site;
+  readonly #crash: Crash | undefined;
+  readonly #meanwhile: Meanwhile | undefined;
+  #count = 0;
+  /** Moments of engines (not of files or of libvirt), in order, that came after `reset`. */
+  readonly points: string[] = [];
+  hit = false;
+
+  /** Who died by it. */
+  get victim(): Victim | undefined {
+    return this.hit ? this.#crash?.victim : undefined;
+  }
+
+  /** The same, before the kill. */
+  pointsAtHit: readonly string[] = [];
+
+  /** @param meanwhile what else happens at each moment, before the crash */
+  constructor(site: Site, crash?: Crash, meanwhile?: Meanwhile) {
+    this.#site = site;
+    this.#crash = crash;
+    this.#meanwhile = meanwhile;
+  }
+
+  readonly listen = async (moment: string, self: LivingAgent): Promise<void> => {
+    if (!moment.startsWith('file/') && !moment.startsWith('libvirt/')) this.points.push(moment);
+    if (writesAt.includes(moment)) await this.#site.write();
+    await this.#meanwhile?.(moment, self);
+    if (this.#crash === undefined || this.hit || !matches(this.#crash.moment, moment)) return;
+    this.#count += 1;
+    if (this.#count < (this.#crash.nth ?? 1)) return;
+    this.hit = true;
+    this.pointsAtHit = [...this.points, ...(this.points.at(-1) === moment ? [] : [moment])];
+    await strike(this.#site, this.#crash.victim, self);
+  };
+}
+
+/** `file/*` and `*` name any moment of that kind. */
+function matches(pattern: string, moment: string): boolean {
+  return (
+    pattern === moment ||
+    pattern === '*' ||
+    (pattern.endsWith('/*') && moment.startsWith(pattern.slice(0, -1)))
+  );
+}
+
+async function strike(site: Site, victim: Victim, self: LivingAgent): Promise<void> {
+  if (victim === 'agent') self.life.die();
+  if (victim === 'libvirtd') await site.world.restartLibvirtd();
+  if (victim === 'qemu' && site.world.machine('m').instance !== undefined) await site.world.killQemu('m');
+  if (victim === 'host') {
+    self.life.die();
+    await site.crashHost();
+  }
+}
+
+/** What came of a job and its crashes. */
+export interface Outcome {
+  readonly problems: readonly string[];
+  /** Points of the first recovery, for a second crash there. */
+  readonly recoveryPoints: readonly string[];
+  /** The first crash came to pass. */
+  readonly hit: boolean;
+  readonly row: JobRow | undefined;
+}
+
+/** Runs one job on a site with up to two crashes, recovers, and compares the site with what is promised. */
+export async function endure(
+  site: Site,
+  request: JobRequest,
+  crashes: readonly Crash[],
+  fate = new Fate(site, crashes[0]),
+): Promise<Outcome> {
+  const machine = site.world.machine('m');
+  const before = {
+    definition: machine.persistent ?? '',
+    autostart: machine.autostart,
+    backups: (await listed(site)).length,
+  };
+  const later = crashes.slice(1);
+  const living = site.openAgent(fate.listen);
+  let jobId: string | undefined;
+  await living.life.live(async () => {
+    const job = await create(living, site, request);
+    jobId = job.id;
+    await living.agent.run(job);
+  });
+  const recoveryPoints: string[] = [];
+  const fates = [fate];
+  for (let dead = living, attempt = 0; dead.life.isDead; attempt += 1) {
+    if (attempt > recoveriesMax) throw new Error('the recoveries do not come to an end');
+    if (struck(site)) await site.bootHost();
+    else site.buryOwners();
+    const next = new Fate(site, later[attempt]);
+    fates.push(next);
+    dead = await site.recover(next.listen);
+    if (attempt === 0) recoveryPoints.push(...next.points);
+  }
+  const rows = site.openAgent().journal.list();
+  const row = rows.find(({ id }) => id === jobId);
+  const problems = await judge(site, {
+    request,
+    victims: fates.flatMap((one) => one.victim ?? []),
+    pointsAtHit: fate.pointsAtHit,
+    before,
+    row,
+  });
+  return { problems, recoveryPoints, hit: fate.hit, row };
+}
+
+function struck(site: Site): boolean {
+  return !site.world.isUp;
+}
+
+async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
+  if (request === 'backup') return living.agent.createBackup({ machine: 'm' });
+  const how = {
+    'in-place': { inPlace: true },
+    'new-machine': { as: 'n' },
+    files: { to: site.filesDirectory },
+  }[request];
+  return living.agent.createRestore(await living.agent.planRestore({ backup: 'm@latest', ...how }));
+}
+
+interface Case {
+  readonly request: JobRequest;
+  /** Who really died. */
+  readonly victims: readonly Victim[];
+  readonly pointsAtHit: readonly string[];
+  readonly before: { readonly definition: string; readonly autostart: boolean; readonly backups: number };
+  readonly row: JobRow | undefined;
+}
+
+async function judge(site: Site, { request, victims, pointsAtHit, before, row }: Case): Promise<string[]> {
+  const isFinished = row?.state === 'finished';
+  const cold = victims.includes('qemu') || victims.includes('host');
+  if (request === 'in-place' && isFinished) site.goOnFrom(await sequenceAtPoint(site));
+  const rolledBack = request === 'in-place' && !isFinished;
+  const problems = await brokenPromises(site, {
+    machine: promisedState(site, request, victims, pointsAtHit),
+    memoryKept: !cold && !rolledBack,
+    ...before,
+  });
+  const made = (await listed(site)).length - before.backups;
+  const promisedBackups = request === 'backup' && isFinished ? Object.keys(site.storagePaths).length : 0;
+  if (made !== promisedBackups)
+    problems.push(
+      `${made} backups instead of ${promisedBackups} (job ${row?.state}: ${row?.error?.message})`,
+    );
+  if (request === 'new-machine') problems.push(...(await judgeCopy(site, isFinished)));
+  if (request === 'files') problems.push(...(await judgeFiles(site, isFinished)));
+  return problems;
+}
+
+function promisedState(
+  site: Site,
+  request: JobRequest,
+  victims: readonly Victim[],
+  pointsAtHit: readonly string[],
+): 'running' | 'suspended' | 'either' {
+  if (victims.includes('host') && (site.options.suspended || victims.includes('qemu'))) return 'either';
+  if (victims.includes('host')) return site.world.machine('m').autostart ? 'running' : 'either';
+  if (site.options.suspended) return victims.includes('qemu') ? 'either' : 'suspended';
+  if (!victims.includes('qemu')) return 'running';
+  // A QEMU that dies outside of the window in which the machine is in our care stays as it is.
+  const [taken, given] =
+    request === 'backup'
+      ? ['backup/after:guard', 'backup/before:unguard']
+      : ['restore/after:stop', 'restore/before:start'];
+  if (request === 'new-machine' || request === 'files') return 'either';
+  const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
+  return isOurs && victims.length === 1 ? 'running' : 'either';
+}
+
+async function sequenceAtPoint(site: Site): Promise<number> {
+  const newest = (await listed(site)).toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime)).at(-1);
+  const image = await readSaveImage(join(newest?.directory ?? '', newest?.manifest?.memory?.file ?? ''));
+  return image.memory?.sequence ?? -1;
+}
+
+/** The second machine is there whole, or not at all; it is taken away so that the next case finds none. */
+async function judgeCopy(site: Site, isFinished: boolean): Promise<string[]> {
+  const problems: string[] = [];
+  const images = site.targets.map((target) => site.image(target, 'n'));
+  const found = await Promise.all(images.map(exists));
+  const connection = site.world.connect();
+  const copy = (await connection.machines()).find(({ name }) => name === 'n');
+  if (!isFinished) {
+    if (copy !== undefined) problems.push('the copy of a failed restore is defined');
+    if (found.includes(true)) problems.push('images of a failed restore are left');
+  } else if (copy === undefined) {
+    problems.push('the copy is not there');
+  } else {
+    const atPoint = await sequenceAtPoint(site);
+    for (const [index, image] of images.entries()) {
+      const wanted = String(site.expected(site.targets[index] ?? '', atPoint));
+      const numbers = String(await readGuestSequences(image));
+      if (numbers !== wanted) problems.push(`${image} has ${numbers} instead of ${wanted}`);
+    }
+    if (copy.status.state === 'running' && site.world.memorySequence('n') !== atPoint)
+      problems.push('the copy does not go on from T1');
+    if (copy.status.state === 'paused' && !site.options.suspended)
+      problems.push(`the copy is paused (${copy.status.reason})`);
+  }
+  if (copy !== undefined) {
+    if (copy.status.state !== 'shut-off') await connection.powerOff(copy.uuid);
+    await connection.undefine(copy.uuid);
+  }
+  for (const image of images) await rm(image, { force: true });
+  return problems;
+}
+
+async function judgeFiles(site: Site, isFinished: boolean): Promise<string[]> {
+  const directory = site.filesDirectory;
+  const found = (await exists(directory)) ? (await readdir(directory)).toSorted() : [];
+  const wanted = isFinished
+    ? [...site.targets.map((target) => `m-${target}.qcow2`), 'm.state', 'm.xml'].toSorted()
+    : [];
+  await rm(directory, { recursive: true, force: true });
+  return String(found) === String(wanted) ? [] : [`files: ${found.join()} instead of ${wanted.join()}`];
+}

@@ -1,0 +1,150 @@
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+
+import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
+import { Journal } from '../../agent/jobs/journal.ts';
+import { isErrno } from '../../common/errors.ts';
+import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
+import { readGuestSequences } from './images.ts';
+import { readSaveImage } from './saveImage.ts';
+import type { Site } from './site.ts';
+
+/** What a scenario promises beyond what always holds. */
+export interface Promised {
+  /** `either` where the crash itself may have taken the machine down outside of any job's care. */
+  readonly machine: 'running' | 'suspended' | 'off' | 'either';
+  /** The guest must not have been booted anew. */
+  readonly memoryKept: boolean;
+  readonly autostart: boolean;
+  /** Persistent definition of the machine before the job. */
+  readonly definition: string;
+  /** Files below the site's image directory that are not of the machine `m`. */
+  readonly otherImages?: readonly string[] | undefined;
+}
+
+/** Compares a site, after recovery, with what Stillpoint promises at every instant; returns what is wrong. */
+export async function brokenPromises(site: Site, promised: Promised): Promise<string[]> {
+  const problems: string[] = [];
+  const check = (isFine: boolean, problem: () => string): void => {
+    if (!isFine) problems.push(problem());
+  };
+  using journal = new Journal(site.journalPath, { readOnly: true });
+  for (const job of journal.holding()) {
+    problems.push(
+      `job ${job.kind} holds the machine: ${job.state} ${job.error?.code ?? ''} ${job.error?.message ?? ''}`,
+    );
+  }
+  for (const job of journal.list()) {
+    check(job.finishedAtMs !== null, () => `job ${job.kind} has not ended: ${job.state}`);
+    check(job.error?.code !== 'INTERNAL_ERROR', () => `an error that nobody foresaw: ${job.error?.message}`);
+  }
+  problems.push(...(await machineProblems(site, promised)));
+  problems.push(...(await strayFiles(site, promised.otherImages ?? [])));
+  for (const entry of await listed(site)) problems.push(...(await backupProblems(site, entry)));
+  return problems;
+}
+
+async function machineProblems(site: Site, promised: Promised): Promise<string[]> {
+  const problems: string[] = [];
+  const check = (isFine: boolean, problem: string): void => {
+    if (!isFine) problems.push(problem);
+  };
+  const machine = site.world.machine('m');
+  const { state, reason } = machine.status;
+  const wanted = { running: 'running', suspended: 'paused', off: 'shut-off', either: state }[
+    promised.machine
+  ];
+  check(state === wanted, `machine is ${state} (${reason}) instead of ${promised.machine}`);
+  check(machine.autostart === promised.autostart, `autostart is ${machine.autostart}`);
+  check(machine.persistent === promised.definition, 'the persistent definition changed');
+  check(machine.operation === undefined, 'libvirt is still at work on the machine');
+  const live = machine.instance === undefined ? undefined : DomainXml.parse(machine.instance.definition);
+  for (const target of site.targets) {
+    const wantedNumbers = site.expected(target, site.lastSequence);
+    const stored = await numbersIn(() => readGuestSequences(site.image(target)));
+    check(
+      stored === String(wantedNumbers),
+      `${target} on disk: ${stored} instead of ${wantedNumbers.join()}`,
+    );
+    if (machine.instance === undefined) continue;
+    const seen = await numbersIn(() => site.world.readVolume('m', target));
+    check(
+      seen === String(wantedNumbers),
+      `${target} as the guest sees it: ${seen} instead of ${wantedNumbers.join()}`,
+    );
+    check(live?.volume(target).path === site.image(target), `${target} is at ${live?.volume(target).path}`);
+    const below = machine.instance.chains.get(target)?.length;
+    check(below === 0, `${target} stands on ${below} other images`);
+    check(machine.instance.blockJobs.size === 0, 'a block job goes on');
+  }
+  const sequence = machine.instance?.sequence;
+  if (promised.memoryKept)
+    check(sequence === site.lastSequence, `memory is at ${sequence} instead of ${site.lastSequence}`);
+  return problems;
+}
+
+/** Files that no backup and no machine accounts for. */
+async function strayFiles(site: Site, others: readonly string[]): Promise<string[]> {
+  const problems: string[] = [];
+  const images = site.targets.map((target) => `m-${target}.qcow2`);
+  const wanted = new Set([...images, ...others]);
+  for (const name of await readdir(join(site.directory, 'images'), { recursive: true })) {
+    // The copy of a restore is judged by itself.
+    if (!wanted.delete(name) && !name.startsWith('n-'))
+      problems.push(`stray file beside the images: ${name}`);
+  }
+  problems.push(...[...wanted].map((name) => `missing: ${name}`));
+  for (const target of site.targets) {
+    const { nlink } = await stat(site.image(target));
+    if (nlink !== 1) problems.push(`${target} has ${nlink} names`);
+  }
+  for (const name of await readdir(site.ramDisk)) problems.push(`stray on the RAM disk: ${name}`);
+  for (const [name, path] of Object.entries(site.storagePaths)) {
+    for (const partial of await new DirectoryStorage({ name, path }).partials())
+      problems.push(`partial in ${name}: ${partial.jobId}`);
+    for (const machine of await readdir(path)) {
+      for (const file of await readdir(join(path, machine)))
+        if (file.startsWith('.')) problems.push(`stray in ${name}: ${file}`);
+    }
+  }
+  return problems;
+}
+
+/** Every backup that the storages of a site list. */
+export async function listed(site: Site): Promise<BackupEntry[]> {
+  const storages = Object.entries(site.storagePaths).map(
+    ([name, path]) => new DirectoryStorage({ name, path }),
+  );
+  return (await Promise.all(storages.map((storage) => storage.list()))).flat();
+}
+
+/** A listed backup must verify byte for byte, and disks and memory must be of one instant. */
+async function backupProblems(site: Site, entry: BackupEntry): Promise<string[]> {
+  const { manifest } = entry;
+  if (manifest === null || entry.state !== 'Active')
+    return [`backup ${entry.directory} is ${entry.state}: ${entry.problem}`];
+  const storage = new DirectoryStorage({ name: entry.storage, path: site.storagePaths[entry.storage] ?? '' });
+  const report = await storage.verify(entry, { data: true });
+  const problems = report.ok
+    ? []
+    : [`backup in ${entry.storage} does not verify: ${JSON.stringify(report.files)}`];
+  const { memory: remembered } = await readSaveImage(join(entry.directory, manifest.memory?.file ?? ''));
+  const atPoint = remembered?.sequence ?? -1;
+  for (const volume of manifest.volumes) {
+    const found = await numbersIn(() => readGuestSequences(join(entry.directory, volume.file)));
+    const wanted = String(site.expected(volume.target, atPoint));
+    if (found !== wanted)
+      problems.push(`backup in ${entry.storage}: ${volume.target} has ${found}, memory is at ${atPoint}`);
+  }
+  return problems;
+}
+
+async function numbersIn(read: () => Promise<number[]>): Promise<string> {
+  try {
+    return String(await read());
+  } catch (error) {
+    if (isErrno(error, 'EMFILE')) throw error;
+    return `unreadable (${error instanceof Error ? error.message.slice(0, 200) : String(error)})`;
+  }
+}

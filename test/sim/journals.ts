@@ -1,0 +1,46 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import type { Test } from 'tap';
+
+import { newId } from '../../common/ids.ts';
+import { Journal } from '../../agent/jobs/journal.ts';
+import { currentBootId, type JobOwner, thisOwner } from '../../agent/jobs/owner.ts';
+
+/** An owner that has died: no process has this pid. */
+export const deadOwner: JobOwner = { pid: 2 ** 22 + 1, startTicks: 1, bootId: currentBootId() };
+
+/** A new journal, closed and removed with the test; `open` gives another object on the same file. */
+export async function journalFor(test: Test): Promise<{
+  readonly path: string;
+  readonly journal: Journal;
+  readonly open: (options?: { readOnly?: boolean }) => Journal;
+}> {
+  const directory = await mkdtemp(join(tmpdir(), 'stillpoint-journal-'));
+  const path = join(directory, 'deep', 'journal.sqlite');
+  const opened: Journal[] = [];
+  const open = (options?: { readOnly?: boolean }): Journal => {
+    const journal = new Journal(path, options);
+    opened.push(journal);
+    return journal;
+  };
+  test.teardown(async () => {
+    for (const journal of opened) journal[Symbol.dispose]();
+    await rm(directory, { recursive: true });
+  });
+  return { path, journal: open(), open };
+}
+
+/** What `Journal.create` needs for a backup of machine `uuid`. */
+export function jobOf(uuid: string, owner: JobOwner = thisOwner()) {
+  return {
+    id: newId(),
+    kind: 'backup',
+    machineUuid: uuid,
+    machineName: `name of ${uuid}`,
+    state: 'initialized',
+    record: { a: 1 },
+    owner,
+  } as const;
+}

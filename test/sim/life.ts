@@ -1,0 +1,161 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import fileSystem from 'node:fs/promises';
+import { syncBuiltinESMExports } from 'node:module';
+
+import type { Hypervisor } from '../../agent/hypervisor/hypervisor.ts';
+import { Journal } from '../../agent/jobs/journal.ts';
+import type { SimulatedHypervisor } from './simulatedHypervisor.ts';
+
+/** Ends what a killed agent was doing; nothing that it catches or cleans up can act any more. */
+export class AgentKilled extends Error {
+  constructor() {
+    super('the simulated agent is dead');
+  }
+}
+
+/** A moment at which an agent can be killed: a point of its engine, a call to libvirt, a change of a file. */
+export type MomentListener = (moment: string) => Promise<void> | void;
+
+const current = new AsyncLocalStorage<Life>();
+
+/** Everything in Node's file system module that changes something and that the product uses. */
+const mutations = [
+  'rename',
+  'link',
+  'rm',
+  'unlink',
+  'rmdir',
+  'mkdir',
+  'chmod',
+  'chown',
+  'copyFile',
+  'open',
+] as const;
+
+/**
+ * One agent's life inside the test's process. After `die` it can change nothing: no file, no row of the
+ * journal, no machine; whatever it waits for fails. Files are watched by replacing Node's functions, for what
+ * runs inside `live` only.
+ */
+export class Life {
+  readonly #death = Promise.withResolvers<never>();
+  readonly #listener: MomentListener;
+  #dead = false;
+  #sever: (() => void) | undefined;
+
+  constructor(listener: MomentListener = () => undefined) {
+    this.#listener = listener;
+    this.#death.promise.catch(() => undefined);
+  }
+
+  get isDead(): boolean {
+    return this.#dead;
+  }
+
+  die(): void {
+    this.#dead = true;
+    this.#sever?.();
+    this.#death.reject(new AgentKilled());
+  }
+
+  requireAlive(): void {
+    if (this.#dead) throw new AgentKilled();
+  }
+
+  /** Runs the agent's own work; `undefined` when it died in it. */
+  async live<T>(work: () => Promise<T>): Promise<T | undefined> {
+    watchFiles();
+    try {
+      return await current.run(this, work);
+    } catch (error) {
+      if (this.#dead) return undefined;
+      throw error;
+    }
+  }
+
+  /** Tells of a moment, at which the listener may kill. */
+  async at(moment: string): Promise<void> {
+    this.requireAlive();
+    // The listener acts for the world, not for the agent.
+    await current.exit(() => this.#listener(moment));
+    this.requireAlive();
+  }
+
+  /** The agent's connection, with a moment before and after each of its calls. */
+  hypervisor(connection: SimulatedHypervisor): Hypervisor {
+    this.#sever = () => connection.sever();
+    return new Proxy<Hypervisor>(connection, {
+      get: (target, key) => {
+        const member: unknown = Reflect.get(target, key, target);
+        if (typeof member !== 'function') return member;
+        return (...args: unknown[]) => this.#call(String(key), () => Reflect.apply(member, target, args));
+      },
+    });
+  }
+
+  async #call(operation: string, run: () => unknown): Promise<unknown> {
+    await this.at(`libvirt/before:${operation}`);
+    const result = await Promise.race([current.exit(run), this.#death.promise]);
+    await this.at(`libvirt/after:${operation}`);
+    return result;
+  }
+}
+
+/** A journal that cannot be written by the dead. */
+export class MortalJournal extends Journal {
+  readonly #life: Life;
+
+  constructor(path: string, life: Life) {
+    super(path);
+    this.#life = life;
+  }
+
+  override create(...args: Parameters<Journal['create']>): ReturnType<Journal['create']> {
+    this.#life.requireAlive();
+    return super.create(...args);
+  }
+
+  override write(...args: Parameters<Journal['write']>): void {
+    this.#life.requireAlive();
+    super.write(...args);
+  }
+
+  override end(...args: Parameters<Journal['end']>): void {
+    this.#life.requireAlive();
+    super.end(...args);
+  }
+
+  override takeOver(...args: Parameters<Journal['takeOver']>): boolean {
+    this.#life.requireAlive();
+    return super.takeOver(...args);
+  }
+
+  override publishProgress(...args: Parameters<Journal['publishProgress']>): void {
+    this.#life.requireAlive();
+    super.publishProgress(...args);
+  }
+
+  override isCancelRequested(jobId: string): boolean {
+    return !this.#life.isDead && super.isCancelRequested(jobId);
+  }
+}
+
+let watching = false;
+
+function watchFiles(): void {
+  if (watching) return;
+  watching = true;
+  const replacements = mutations.map((name) => {
+    const original: (...args: never[]) => Promise<unknown> = fileSystem[name];
+    const replacement = async (...args: unknown[]): Promise<unknown> => {
+      const life = current.getStore();
+      const reads = name === 'open' && !(typeof args[1] === 'string' && /[wax+]/.test(args[1]));
+      if (life !== undefined && !reads) await life.at(`file/${name}`);
+      return Reflect.apply(original, fileSystem, args);
+    };
+    return [name, replacement] as const;
+  });
+  Object.assign(fileSystem, Object.fromEntries(replacements));
+  // Named imports of modules that are loaded already see the replacements from here on.
+  syncBuiltinESMExports();
+}

@@ -1,0 +1,184 @@
+import { randomUUID } from 'node:crypto';
+
+import type { Element } from '@xmldom/xmldom';
+
+import {
+  appendElement,
+  child,
+  children,
+  parseDomainDocument,
+  serializeNode,
+} from '../../agent/hypervisor/domainDom.ts';
+import { volumeTarget } from '../../agent/hypervisor/domainDisk.ts';
+import type { BackingImage } from '../../agent/hypervisor/domainXml.ts';
+import { DomainXml, DomainXmlError } from '../../agent/hypervisor/domainXml.ts';
+import type {
+  BlockJob,
+  DefinitionKind,
+  MachineJob,
+  MachineStatus,
+} from '../../agent/hypervisor/hypervisor.ts';
+import type { Interruption } from './errors.ts';
+import { refusal } from './errors.ts';
+
+/** One simulated QEMU process. */
+export interface Instance {
+  readonly id: number;
+  /** As it was started with, without backing stores. */
+  readonly definition: string;
+  /** By target: the images below the top image, as they are open. */
+  readonly chains: Map<string, readonly BackingImage[]>;
+  /** The number that the guest wrote last; it is part of the memory. */
+  sequence: number;
+  readonly blockJobs: Map<string, RunningPull>;
+  /** By target: copy of an image from just before a pull changed its metadata, until these are flushed. */
+  readonly unflushed: Map<string, string>;
+  /** Targets whose file system is full. */
+  readonly full: Set<string>;
+  /** Changes to image files, one after the other. */
+  work: Promise<unknown>;
+}
+
+export interface RunningPull {
+  progress: BlockJob;
+  readonly controller: AbortController;
+  done: Promise<void>;
+}
+
+/** What libvirtd does with a machine at the moment (its state-change lock). */
+export interface RunningOperation {
+  readonly name: 'save' | 'restore' | 'start';
+  readonly controller: AbortController;
+  job: MachineJob;
+  done: Promise<void>;
+}
+
+export interface SimulatedMachine {
+  readonly uuid: string;
+  name: string;
+  /** `undefined` for a transient machine. */
+  persistent: string | undefined;
+  instance: Instance | undefined;
+  status: MachineStatus;
+  autostart: boolean;
+  hasManagedSave: boolean;
+  snapshots: string[];
+  checkpoints: string[];
+  operation: RunningOperation | undefined;
+  /** What libvirtd will find out when it starts again. */
+  afterRestart: MachineStatus | undefined;
+}
+
+/** @throws HypervisorError when the machine does not run */
+export function requireInstance(machine: SimulatedMachine): Instance {
+  if (machine.instance === undefined) throw refusal('operationInvalid', 'domain is not running');
+  return machine.instance;
+}
+
+/** @throws HypervisorError when libvirtd is busy with the machine (it would wait 30 s first) */
+export function requireUnlocked(machine: SimulatedMachine): void {
+  if (machine.operation !== undefined) {
+    throw refusal('timeout', `cannot acquire state change lock (held by ${machine.operation.name})`);
+  }
+}
+
+/** Stops everything that goes on in a machine and waits until it has ended. */
+export async function interrupt(machine: SimulatedMachine, why: Interruption): Promise<void> {
+  machine.operation?.controller.abort(why);
+  const pulls = [...(machine.instance?.blockJobs.values() ?? [])];
+  for (const pull of pulls) pull.controller.abort(why);
+  await Promise.all([machine.operation?.done, ...pulls.map((pull) => pull.done)]);
+}
+
+/** The definition in one of the forms that libvirt prints. */
+export function renderDefinition(machine: SimulatedMachine, kind: DefinitionKind): string {
+  const { instance } = machine;
+  if (kind.startsWith('persistent') || instance === undefined) {
+    // Of a transient machine libvirt prints what it would be if it were stored.
+    const xml = DomainXml.parse(machine.persistent ?? requireInstance(machine).definition);
+    if (kind === 'persistent' || kind === 'live') xml.stripSecrets();
+    return xml.toString();
+  }
+  return kind === 'live' ? renderLive(instance) : renderMigratable(instance);
+}
+
+function renderLive(instance: Instance): string {
+  const xml = DomainXml.parse(instance.definition);
+  xml.stripSecrets();
+  return changeRoot(xml.toString(), (root) => {
+    root.setAttribute('id', String(instance.id));
+    child(root, 'cpu')?.setAttribute('check', 'full');
+    let index = 0;
+    for (const disk of children(child(root, 'devices'), 'disk')) {
+      const chain = instance.chains.get(volumeTarget(disk));
+      if (chain === undefined) continue;
+      child(disk, 'source')?.setAttribute('index', String((index += 1)));
+      let store = appendElement(disk, 'backingStore');
+      for (const image of chain) {
+        store.setAttribute('type', 'file');
+        store.setAttribute('index', String((index += 1)));
+        appendElement(store, 'format').setAttribute('type', image.format ?? 'raw');
+        appendElement(store, 'source').setAttribute('file', image.path ?? '');
+        store = appendElement(store, 'backingStore');
+      }
+    }
+  });
+}
+
+/** libvirt leaves a non-empty backing store out of this one and keeps an empty one: trap 1. */
+function renderMigratable(instance: Instance): string {
+  return changeRoot(instance.definition, (root) => {
+    child(root, 'cpu')?.setAttribute('check', 'none');
+    for (const disk of children(child(root, 'devices'), 'disk')) {
+      if (instance.chains.get(volumeTarget(disk))?.length === 0) appendElement(disk, 'backingStore');
+    }
+  });
+}
+
+/** Only a definition of the migratable kind can go into a save image. */
+export function requireMigratable(definition: string, machine: SimulatedMachine): DomainXml {
+  const xml = parseDefinition(definition);
+  requireSameMachine(xml, { name: machine.name, uuid: machine.uuid });
+  changeRoot(definition, (root) => {
+    if (child(root, 'cpu')?.getAttribute('check') === 'full') {
+      throw refusal('configUnsupported', 'Target CPU check full does not match source none');
+    }
+  });
+  return xml;
+}
+
+/** libvirt lets nobody rename a machine through the definition of a save image. */
+export function requireSameMachine(
+  xml: DomainXml,
+  source: { readonly name: string; readonly uuid: string },
+): void {
+  for (const field of ['uuid', 'name'] as const) {
+    if (xml[field] === source[field]) continue;
+    throw refusal(
+      'configUnsupported',
+      `Target domain ${field} ${xml[field]} does not match source ${source[field]}`,
+    );
+  }
+}
+
+/** @throws HypervisorError DEFINITION_INVALID */
+export function parseDefinition(definition: string): DomainXml {
+  try {
+    const xml = DomainXml.parse(definition);
+    if (!/<uuid>/.test(definition)) xml.setUuid(randomUUID());
+    if (xml.name !== '' && xml.volumes.every((volume) => volume.target !== '') && definition.includes('<os>'))
+      return xml;
+  } catch (error) {
+    if (!(error instanceof DomainXmlError)) throw error;
+    throw refusal('xml', error.message);
+  }
+  throw refusal('xml', 'an os <type> must be specified');
+}
+
+function changeRoot(xml: string, change: (root: Element) => void): string {
+  const document = parseDomainDocument(xml);
+  const root = document.documentElement;
+  if (root === null) throw new Error('a parsed definition always has a root');
+  change(root);
+  return serializeNode(document);
+}

@@ -1,0 +1,359 @@
+import { stat } from 'node:fs/promises';
+import { hostname } from 'node:os';
+
+import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
+import { HypervisorError } from '../../agent/hypervisor/errors.ts';
+import type {
+  BlockJob,
+  DefinitionKind,
+  HostInfo,
+  Hypervisor,
+  HypervisorEvent,
+  HypervisorListener,
+  MachineJob,
+  MachineStatus,
+  MachineSummary,
+  PullOptions,
+  RestoreStateOptions,
+  SaveOptions,
+  VolumeInfo,
+} from '../../agent/hypervisor/hypervisor.ts';
+import { readImageInfo } from '../../common/qemuImage.ts';
+import { Interruption, refusal, unreachable } from './errors.ts';
+import { lifecycleEvent } from './events.ts';
+import type { Operation } from './faults.ts';
+import type { Registry } from './libvirtd.ts';
+import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
+import type { RunningPull, SimulatedMachine } from './machine.ts';
+import { interrupt, parseDefinition, renderDefinition, requireInstance, requireUnlocked } from './machine.ts';
+import { flush, startPull } from './qemu.ts';
+import { readSaveImage } from './saveImage.ts';
+
+/** What a connection needs of its world. */
+export interface Host {
+  readonly registry: Registry;
+  machines(): SimulatedMachine[];
+  perform<T>(operation: Operation, run: () => Promise<T> | T): Promise<T>;
+  closed(): void;
+}
+
+/** One agent's connection to the simulated libvirtd of a `SimulatedWorld`. */
+export class SimulatedHypervisor implements Hypervisor {
+  readonly #host: Host;
+  readonly #listeners = new Set<HypervisorListener>();
+  readonly #deadlines = new Set<NodeJS.Timeout>();
+  #state: 'open' | 'closed' | 'severed' = 'open';
+
+  constructor(host: Host) {
+    this.#host = host;
+  }
+
+  /** The agent dies: its calls, also those in flight, never return, and it hears nothing any more. */
+  sever(): void {
+    this.#state = 'severed';
+    this.#listeners.clear();
+    for (const timer of this.#deadlines) clearTimeout(timer);
+  }
+
+  /** For the world. */
+  deliver(event: HypervisorEvent): void {
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  warmUp(): Promise<Disposable> {
+    return this.#call('warmUp', () => ({ [Symbol.dispose]: () => undefined }));
+  }
+
+  hostInfo(): Promise<HostInfo> {
+    return this.#call('hostInfo', () => ({
+      hostName: hostname(),
+      libvirtVersion: '9.0.0',
+      qemuVersion: '7.2.22',
+      uri: 'simulated:///system',
+    }));
+  }
+
+  machines(): Promise<readonly MachineSummary[]> {
+    return this.#call('machines', () => this.#host.machines().map(summary));
+  }
+
+  findMachine(nameOrUuid: string): Promise<MachineSummary> {
+    return this.#call('findMachine', () => summary(this.#machine(nameOrUuid, 'any')));
+  }
+
+  machine(uuid: string): Promise<MachineSummary> {
+    return this.#on('machine', uuid, summary);
+  }
+
+  status(uuid: string): Promise<MachineStatus> {
+    return this.#on('status', uuid, (machine) => machine.status);
+  }
+
+  definition(uuid: string, kind: DefinitionKind): Promise<string> {
+    return this.#on('definition', uuid, (machine) => renderDefinition(machine, kind));
+  }
+
+  setAutostart(uuid: string, autostart: boolean): Promise<void> {
+    return this.#on('setAutostart', uuid, (machine) => {
+      if (machine.persistent === undefined) {
+        throw refusal('operationInvalid', 'cannot set autostart for transient domain');
+      }
+      machine.autostart = autostart;
+    });
+  }
+
+  define(definition: string): Promise<void> {
+    return this.#call('define', () => {
+      const { registry } = this.#host;
+      const xml = parseDefinition(definition);
+      const known = registry.find(xml.uuid);
+      if (known !== undefined && known.name !== xml.name) {
+        throw refusal('operationFailed', `domain '${known.name}' is already defined with uuid ${known.uuid}`);
+      }
+      const machine = known ?? registry.add(xml);
+      const isNew = machine.persistent === undefined;
+      machine.persistent = xml.toString();
+      registry.emit(lifecycleEvent(machine.uuid, isNew ? 'definedAdded' : 'definedUpdated'));
+    });
+  }
+
+  undefine(uuid: string): Promise<void> {
+    return this.#on('undefine', uuid, (machine) => {
+      if (machine.persistent === undefined)
+        throw refusal('operationInvalid', 'cannot undefine transient domain');
+      if (machine.instance === undefined) requireNothingKept(machine);
+      machine.persistent = undefined;
+      machine.autostart = false;
+      this.#host.registry.emit(lifecycleEvent(machine.uuid, 'undefinedRemoved'));
+      if (machine.instance === undefined) this.#host.registry.drop(machine);
+    });
+  }
+
+  start(uuid: string, options: { readonly paused?: boolean | undefined } = {}): Promise<void> {
+    return this.#on('start', uuid, (machine) => start(this.#host.registry, machine, options.paused ?? false));
+  }
+
+  suspend(uuid: string): Promise<void> {
+    return this.#on('suspend', uuid, async (machine) => {
+      requireInstance(machine);
+      requireUnlocked(machine);
+      if (machine.status.state === 'paused') return;
+      await stopCpus(this.#host.registry, machine, { state: 'paused', reason: 'user' });
+    });
+  }
+
+  resume(uuid: string): Promise<void> {
+    return this.#on('resume', uuid, (machine) => {
+      requireInstance(machine);
+      requireUnlocked(machine);
+      if (machine.status.state === 'running') throw refusal('operationInvalid', 'domain is already running');
+      startCpus(this.#host.registry, machine, 'unpaused');
+    });
+  }
+
+  powerOff(uuid: string): Promise<void> {
+    return this.#on('powerOff', uuid, async (machine) => {
+      const instance = requireInstance(machine);
+      const { registry } = this.#host;
+      await interrupt(machine, new Interruption('qemu'));
+      await instance.work;
+      await flush(instance);
+      if (machine.instance === undefined) return;
+      registry.emit(lifecycleEvent(uuid, 'shutdownHost'));
+      markStopped(registry, machine, 'destroyed', 'stoppedDestroyed');
+    });
+  }
+
+  save(uuid: string, options: SaveOptions): Promise<void> {
+    const { file, definition, deadlineMs, signal } = options;
+    const run = async (machine: SimulatedMachine): Promise<void> => {
+      const abort = (): void => machine.operation?.controller.abort(new Interruption('abort'));
+      signal?.addEventListener('abort', abort, { once: true });
+      try {
+        if (signal?.aborted) throw refusal('aborted', 'the save was cancelled before it began');
+        await save(this.#host.registry, machine, file, definition);
+      } finally {
+        signal?.removeEventListener('abort', abort);
+      }
+    };
+    return this.#withDeadline(this.#on('save', uuid, run), 'save', deadlineMs);
+  }
+
+  restoreState(options: RestoreStateOptions): Promise<void> {
+    const restored = this.#call('restoreState', () => restore(this.#host.registry, options));
+    return this.#withDeadline(restored, 'restoreState', options.deadlineMs);
+  }
+
+  stateDefinition(file: string): Promise<string> {
+    return this.#call('stateDefinition', async () => (await readSaveImage(file)).definition);
+  }
+
+  job(uuid: string): Promise<MachineJob> {
+    return this.#on(
+      'job',
+      uuid,
+      (machine) => machine.operation?.job ?? { kind: 'none', processedBytes: 0, totalBytes: 0 },
+    );
+  }
+
+  abortJob(uuid: string): Promise<void> {
+    return this.#on('abortJob', uuid, async (machine) => {
+      requireInstance(machine);
+      const { operation } = machine;
+      if (operation?.name !== 'save') throw refusal('operationInvalid', 'no job is active on the domain');
+      operation.controller.abort(new Interruption('abort'));
+      await operation.done;
+    });
+  }
+
+  volumeInfo(uuid: string, target: string): Promise<VolumeInfo> {
+    return this.#on('volumeInfo', uuid, async (machine) => {
+      const volume = requireVolume(machine, target);
+      if (volume.path === undefined) {
+        throw refusal('invalidArgument', `disk '${target}' does not currently have a source assigned`);
+      }
+      const format = volume.format === 'qcow2' ? 'qcow2' : 'raw';
+      const { virtualSizeBytes } = await readImageInfo(volume.path, format, { inUse: true });
+      const { size, blocks } = await stat(volume.path);
+      return { capacityBytes: virtualSizeBytes, allocationBytes: blocks * 512, physicalBytes: size };
+    });
+  }
+
+  pull(uuid: string, options: PullOptions): Promise<void> {
+    return this.#on('pull', uuid, (machine) => {
+      requireInstance(machine);
+      requireUnlocked(machine);
+      startPull(this.#host.registry, machine, options);
+    });
+  }
+
+  blockJob(uuid: string, target: string): Promise<BlockJob | null> {
+    return this.#on('blockJob', uuid, (machine) => {
+      const { blockJobs } = requireInstance(machine);
+      requireVolume(machine, target);
+      return blockJobs.get(target)?.progress ?? null;
+    });
+  }
+
+  setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void> {
+    return this.#on('setBlockJobBandwidth', uuid, (machine) => {
+      const pull = requirePull(machine, target);
+      pull.progress = { ...pull.progress, bandwidthBytesPerSecond: bytesPerSecond };
+    });
+  }
+
+  abortBlockJob(uuid: string, target: string): Promise<void> {
+    return this.#on('abortBlockJob', uuid, async (machine) => {
+      const pull = requirePull(machine, target);
+      pull.controller.abort(new Interruption('abort'));
+      await pull.done;
+    });
+  }
+
+  snapshotNames(uuid: string): Promise<readonly string[]> {
+    return this.#on('snapshotNames', uuid, (machine) => [...machine.snapshots]);
+  }
+
+  checkpointNames(uuid: string): Promise<readonly string[]> {
+    return this.#on('checkpointNames', uuid, (machine) => [...machine.checkpoints]);
+  }
+
+  flushVolume(uuid: string, target: string): Promise<void> {
+    return this.#on('flushVolume', uuid, async (machine) => {
+      const instance = requireInstance(machine);
+      requireVolume(machine, target);
+      await flush(instance, target);
+    });
+  }
+
+  subscribe(listener: HypervisorListener): Promise<() => Promise<void>> {
+    return this.#call('subscribe', () => {
+      this.#listeners.add(listener);
+      return async () => {
+        this.#listeners.delete(listener);
+      };
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#state === 'severed') return;
+    this.#state = 'closed';
+    this.#listeners.clear();
+    this.#host.closed();
+  }
+
+  #machine(identity: string, by: 'uuid' | 'any'): SimulatedMachine {
+    const machine = this.#host.registry.find(identity);
+    if (machine === undefined || (by === 'uuid' && machine.uuid !== identity.toLowerCase())) {
+      throw refusal('noDomain', `no domain with matching name or uuid '${identity}'`);
+    }
+    return machine;
+  }
+
+  #on<T>(operation: Operation, uuid: string, run: (machine: SimulatedMachine) => Promise<T> | T): Promise<T> {
+    return this.#call(operation, () => run(this.#machine(uuid, 'uuid')));
+  }
+
+  async #call<T>(operation: Operation, run: () => Promise<T> | T): Promise<T> {
+    if (this.#state === 'closed') throw unreachable();
+    await this.#alive();
+    try {
+      return await this.#host.perform(operation, run);
+    } finally {
+      await this.#alive();
+    }
+  }
+
+  async #withDeadline<T>(pending: Promise<T>, what: string, deadlineMs: number | undefined): Promise<T> {
+    if (deadlineMs === undefined) return pending;
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(() => {
+      late.reject(new HypervisorError('DEADLINE_EXCEEDED', `${what} did not end within ${deadlineMs} ms`));
+    }, deadlineMs);
+    this.#deadlines.add(timer);
+    try {
+      return await Promise.race([pending, late.promise]);
+    } finally {
+      clearTimeout(timer);
+      this.#deadlines.delete(timer);
+    }
+  }
+
+  /** Nothing comes back to an agent that has died meanwhile; what it started goes on. */
+  async #alive(): Promise<void> {
+    if (this.#state === 'severed') await new Promise<never>(() => undefined);
+  }
+}
+
+function summary(machine: SimulatedMachine): MachineSummary {
+  const { uuid, name, status, autostart, hasManagedSave } = machine;
+  return { uuid, name, status, persistent: machine.persistent !== undefined, autostart, hasManagedSave };
+}
+
+function requireVolume(machine: SimulatedMachine, target: string) {
+  const definition = machine.instance?.definition ?? renderDefinition(machine, 'persistent');
+  const volume = DomainXml.parse(definition).volumes.find((candidate) => candidate.target === target);
+  if (volume === undefined) throw refusal('invalidArgument', `disk '${target}' not found in domain`);
+  return volume;
+}
+
+function requirePull(machine: SimulatedMachine, target: string): RunningPull {
+  const { blockJobs } = requireInstance(machine);
+  requireVolume(machine, target);
+  const pull = blockJobs.get(target);
+  if (pull === undefined)
+    throw refusal('invalidArgument', `disk ${target} does not have an active block job`);
+  return pull;
+}
+
+/** libvirt refuses to forget a machine of which it keeps something else. */
+function requireNothingKept({ checkpoints, snapshots, hasManagedSave }: SimulatedMachine): void {
+  const kept = [
+    [checkpoints.length, 'checkpoints'],
+    [snapshots.length, 'snapshots'],
+    [hasManagedSave ? 1 : 0, 'managed save image'],
+  ] as const;
+  for (const [count, what] of kept) {
+    if (count > 0) throw refusal('operationInvalid', `cannot delete inactive domain with ${count} ${what}`);
+  }
+}

@@ -1,0 +1,267 @@
+import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+
+import { Agent } from '../../agent/agent.ts';
+import { repairOffline } from '../../agent/backup/offlineRepair.ts';
+import { Engine } from '../../agent/jobs/engine.ts';
+import type { JobRow } from '../../agent/jobs/job.ts';
+import { Journal } from '../../agent/jobs/journal.ts';
+import type { JobOwner } from '../../agent/jobs/owner.ts';
+import { freeBytes } from '../../common/files.ts';
+import { configSchema } from '../../config/schema.ts';
+import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
+import type { Storage } from '../../storage/storage.ts';
+import { createImage, slotCount, writeGuestBlock } from './images.ts';
+import { Life, MortalJournal, type MomentListener } from './life.ts';
+import { SimulatedWorld } from './world.ts';
+
+/** No process of this boot, and none of any other. */
+const nobody: JobOwner = { pid: 2 ** 22 + 1, startTicks: 1, bootId: 'another-boot' };
+const memoryFileSystem = '/dev/shm';
+/** Preflight asks for room for the memory of the machines, 64 MiB each. */
+const enoughBytes = 512 * 1024 * 1024;
+
+export interface SiteOptions {
+  readonly autostart?: boolean | undefined;
+  /** Its owner has suspended the machine. */
+  readonly suspended?: boolean | undefined;
+  /** The memory state passes through a RAM disk, which a crash of the host empties. */
+  readonly ramDisk?: boolean | undefined;
+  readonly targets?: readonly string[] | undefined;
+  /** `near` is on the file system of the images, `far` on another where this host has one. */
+  readonly storages?: readonly ('near' | 'far')[] | undefined;
+}
+
+/** A running agent of a site. */
+export interface LivingAgent {
+  readonly agent: Agent;
+  readonly life: Life;
+  readonly journal: Journal;
+  /** By name; a test may put others in their places. */
+  readonly storages: Map<string, Storage>;
+  readonly warnings: string[];
+}
+
+/** A simulated host with one machine, two storages and a journal, on which agents live and die. */
+export class Site implements AsyncDisposable {
+  readonly world: SimulatedWorld;
+  readonly uuid: string;
+  readonly directory: string;
+  readonly far: string;
+  readonly options: SiteOptions;
+  readonly targets: readonly string[];
+  readonly #journals: Journal[] = [];
+  #sequence = 0;
+
+  private constructor(
+    world: SimulatedWorld,
+    uuid: string,
+    directory: string,
+    far: string,
+    options: SiteOptions,
+  ) {
+    this.world = world;
+    this.uuid = uuid;
+    this.directory = directory;
+    this.far = far;
+    this.options = options;
+    this.targets = options.targets ?? ['vda', 'vdb'];
+  }
+
+  /** A machine `m` that runs (or is suspended) and has written 1 to its first volume, 2 to its second, … */
+  static async create(options: SiteOptions = {}): Promise<Site> {
+    const directory = await mkdtemp(join(await fastDirectory(), 'stillpoint-site-'));
+    const far = await mkdtemp(join(tmpdir(), 'stillpoint-far-'));
+    for (const name of ['images', 'near', 'ram', 'state', 'world']) await mkdir(join(directory, name));
+    await mkdir(join(far, 'storage'));
+    const targets = options.targets ?? ['vda', 'vdb'];
+    const volumes = targets.map((target) => ({
+      target,
+      path: join(directory, 'images', `m-${target}.qcow2`),
+      exists: true,
+    }));
+    for (const [index, { path }] of volumes.entries()) await copyFile(await writtenImage(index + 1), path);
+    const world = await SimulatedWorld.create(join(directory, 'world'));
+    const uuid = await world.addMachine({ name: 'm', volumes });
+    await world.startMachine('m');
+    const machine = world.machine('m');
+    machine.autostart = options.autostart ?? false;
+    if (machine.instance !== undefined) machine.instance.sequence = targets.length;
+    const site = new Site(world, uuid, directory, far, options);
+    site.#sequence = targets.length;
+    if (options.suspended) await world.connect().suspend(uuid);
+    return site;
+  }
+
+  image(target: string, machine = 'm'): string {
+    return join(this.directory, 'images', `${machine}-${target}.qcow2`);
+  }
+
+  get journalPath(): string {
+    return join(this.directory, 'state', 'journal.sqlite');
+  }
+
+  /** Where the storages of the site are, by name. */
+  get storagePaths(): Readonly<Record<string, string>> {
+    const all = { near: join(this.directory, 'near'), far: join(this.far, 'storage') };
+    return Object.fromEntries((this.options.storages ?? ['near']).map((name) => [name, all[name]]));
+  }
+
+  get ramDisk(): string {
+    return join(this.directory, 'ram');
+  }
+
+  /** Where a restore of files alone goes. */
+  get filesDirectory(): string {
+    return join(this.directory, 'files');
+  }
+
+  /** Number that the guest wrote last. */
+  get lastSequence(): number {
+    return this.#sequence;
+  }
+
+  /** The guest writes its next number, to its volumes in turn; only while it runs. */
+  async write(): Promise<void> {
+    if (this.world.machine('m').status.state !== 'running') return;
+    const next = this.#sequence + 1;
+    await this.world.write('m', this.targetOf(next), next);
+    this.#sequence = next;
+  }
+
+  /** The owner brings the machine, which a crash may have left otherwise, to what he wants. */
+  async ownerTakesOver(): Promise<void> {
+    if (this.world.machine('m').status.state === 'shut-off') await this.world.startMachine('m');
+    await this.write();
+    if (this.options.suspended) await this.world.connect().suspend(this.uuid);
+  }
+
+  /** After a restore the guest goes on from the number that it had at T1. */
+  goOnFrom(sequence: number): void {
+    this.#sequence = sequence;
+  }
+
+  targetOf(sequence: number): string {
+    return this.targets[(sequence - 1) % this.targets.length] ?? '';
+  }
+
+  /** Numbers up to `last` that belong on a volume; the guest overwrites its oldest ones. */
+  expected(target: string, last: number): number[] {
+    const written = Array.from({ length: last }, (_, index) => index + 1);
+    return written.filter((sequence) => this.targetOf(sequence) === target && sequence > last - slotCount);
+  }
+
+  /** A new agent on the same journal and world; `listener` hears every moment and may kill it. */
+  openAgent(
+    listener: (moment: string, self: LivingAgent) => Promise<void> | void = () => undefined,
+  ): LivingAgent {
+    const moments: MomentListener = (moment) => listener(moment, self);
+    const life = new Life(moments);
+    const journal = new MortalJournal(this.journalPath, life);
+    this.#journals.push(journal);
+    const storages = new Map<string, Storage>(
+      Object.entries(this.storagePaths).map(([name, path]) => [name, new DirectoryStorage({ name, path })]),
+    );
+    const config = configSchema.parse({
+      agent: { ramDisk: this.options.ramDisk ? this.ramDisk : null, stateDir: join(this.directory, 'state') },
+      storages: Object.fromEntries(
+        Object.entries(this.storagePaths).map(([name, path]) => [name, { kind: 'directory', path }]),
+      ),
+    });
+    const warnings: string[] = [];
+    const report = (_: string | undefined, error: unknown): void => void warnings.push(String(error));
+    const engine = new Engine({
+      journal,
+      onPoint: (point) => life.at(point),
+      listener: { warning: (_, message) => warnings.push(message) },
+    });
+    const hypervisor = life.hypervisor(this.world.connect());
+    const agent = new Agent({
+      config,
+      configPath: '/etc/stillpoint/config.yaml',
+      hypervisor,
+      journal,
+      engine,
+      storages,
+      report,
+    });
+    const self: LivingAgent = { agent, life, journal, storages, warnings };
+    return self;
+  }
+
+  /** Makes the owners of all jobs dead ones, as `kill -9` of their processes would; with a reboot, of another boot. */
+  buryOwners(options: { readonly rebooted?: boolean } = {}): void {
+    using database = openDatabase(this.journalPath);
+    database.prepare('UPDATE jobs SET owner = ? WHERE owner IS NOT NULL').run(JSON.stringify(nobody));
+    if (options.rebooted)
+      database.exec(`UPDATE jobs SET record = json_set(record, '$.bootId', 'another-boot')`);
+  }
+
+  /** Power loss and boot: what was on the RAM disk is gone, the oneshot unit runs before libvirt. */
+  async crashHost(): Promise<void> {
+    await this.world.crashHost();
+    await rm(this.ramDisk, { recursive: true });
+    await mkdir(this.ramDisk);
+  }
+
+  async bootHost(): Promise<void> {
+    this.buryOwners({ rebooted: true });
+    using journal = new Journal(this.journalPath);
+    await repairOffline(journal);
+    await this.world.bootHost();
+  }
+
+  /** Opens agents until one has brought everything in order without being killed. */
+  async recover(
+    listener?: (moment: string, self: LivingAgent) => Promise<void> | void,
+  ): Promise<LivingAgent & { readonly rows: readonly JobRow[] }> {
+    const living = this.openAgent(listener);
+    const rows = (await living.life.live(() => living.agent.recoverOrphans())) ?? [];
+    return { ...living, rows };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const journal of this.#journals) journal[Symbol.dispose]();
+    await this.world[Symbol.asyncDispose]();
+    await rm(this.directory, { recursive: true, force: true });
+    await rm(this.far, { recursive: true, force: true });
+  }
+}
+
+/** In memory where there is room for it: hundreds of sites are made, and each fsyncs dozens of times. */
+async function fastDirectory(): Promise<string> {
+  const free = await freeBytes(memoryFileSystem);
+  return free > enoughBytes ? memoryFileSystem : tmpdir();
+}
+
+function openDatabase(path: string): DatabaseSync & Disposable {
+  const database = new DatabaseSync(path, { timeout: 10_000 });
+  return Object.assign(database, { [Symbol.dispose]: () => database.close() });
+}
+
+const writtenImages = new Map<number, Promise<string>>();
+let imageDirectory: Promise<string> | undefined;
+
+/** An image in which one number is written; made once. */
+async function writtenImage(sequence: number): Promise<string> {
+  imageDirectory ??= mkdtemp(join(tmpdir(), 'stillpoint-images-'));
+  const directory = await imageDirectory;
+  const made = writtenImages.get(sequence) ?? makeImage(join(directory, `${sequence}.qcow2`), sequence);
+  writtenImages.set(sequence, made);
+  return made;
+}
+
+async function makeImage(path: string, sequence: number): Promise<string> {
+  await createImage(path, { format: 'qcow2', sizeBytes: 1024 * 1024 });
+  await writeGuestBlock(path, 'qcow2', sequence);
+  return path;
+}
+
+/** Removes what all sites of a test file share. */
+export async function removeSharedImages(): Promise<void> {
+  if (imageDirectory !== undefined) await rm(await imageDirectory, { recursive: true, force: true });
+  imageDirectory = undefined;
+  writtenImages.clear();
+}
