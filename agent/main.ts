@@ -4,6 +4,7 @@ import type { LoadedConfig } from '../config/config.ts';
 import { exists } from '../common/files.ts';
 import { activeTestSwitches } from '../common/testSwitches.ts';
 import type { Logger } from '../common/log.ts';
+import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import type { Storage } from '../storage/storage.ts';
 import { Agent } from './agent.ts';
@@ -48,7 +49,13 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
       : new Journal(journalFile, { readOnly });
   const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
   const storages = new Map<string, Storage>(
-    Object.entries(config.storages).map(([name, { path }]) => [name, new DirectoryStorage({ name, path })]),
+    Object.entries(config.storages).map(([name, { path, stallSeconds }]) => [
+      name,
+      new DeadlineStorage(new DirectoryStorage({ name, path }), {
+        answerMs: Math.min(stallSeconds, 30) * 1000,
+        stallMs: stallSeconds * 1000,
+      }),
+    ]),
   );
   const engine = new Engine({
     journal,

@@ -25,7 +25,7 @@ void t.test('a file with only storages is complete, and so is no file where none
   const { config, inactive } = parseConfig(storage, 'c.yaml');
   t.match(config, {
     agent: { libvirtUri: 'qemu:///system', ramDisk: '/dev/shm/stillpoint', maxParallelMachines: 2 },
-    storages: { local: { kind: 'directory', path: '/backup' } },
+    storages: { local: { kind: 'directory', path: '/backup', stallSeconds: 600 } },
   });
   t.same(inactive, []);
   t.match(policyFor(config, 'vm-001', 'c.yaml'), {
@@ -157,8 +157,8 @@ void t.test('drop-ins are merged in the order of their names, and problems name 
   const { config, files } = await loadConfig(directory);
   t.equal(files.length, 3);
   t.same(config.storages, {
-    local: { kind: 'directory', path: '/other' },
-    second: { kind: 'directory', path: '/second' },
+    local: { kind: 'directory', path: '/other', stallSeconds: 600 },
+    second: { kind: 'directory', path: '/second', stallSeconds: 600 },
   });
   t.same(
     config.machines.map(({ match }) => match),

@@ -38,6 +38,9 @@ const directoryStorage = z.strictObject({
         : 'expected kind: directory',
   }),
   path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
+  stallSeconds: seconds
+    .default(600)
+    .describe('Without a sign of life for this long it counts as unreachable: a network mount can hang.'),
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;

@@ -16,6 +16,8 @@ export interface Storage {
 
   /** Whether it can be used, and its space. Changes nothing; does not reject for a storage out of order. */
   check(): Promise<StorageCheck>;
+  /** True when a file from there can come in by a rename. */
+  sameFileSystemAs(path: string): Promise<boolean>;
 
   /**
    * Starts a backup, or takes up the one that the same job has begun before a crash. A job that may have
@@ -66,8 +68,6 @@ export interface BackupWriter {
   /** The directory in which the files gather. */
   readonly directory: string;
 
-  /** True when `addByRename` can take a file from there. */
-  sameFileSystemAs(path: string): Promise<boolean>;
   /** True when this file is complete. */
   has(fileName: string): Promise<boolean>;
   /**
@@ -82,12 +82,6 @@ export interface BackupWriter {
   ): Promise<FileDigest>;
   /** Copies a file in, by reflink where that works. */
   addByCopy(from: string, fileName: string, options?: AddOptions): Promise<FileDigest>;
-  /** Writes a small file. */
-  addBytes(
-    fileName: string,
-    data: string | Uint8Array,
-    options?: { readonly mode?: number | undefined },
-  ): Promise<FileDigest>;
   /**
    * Makes it a backup. Every file of the manifest must be there with its size.
    *

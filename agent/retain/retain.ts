@@ -2,14 +2,14 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
-import { exists, type Ownership, sameFileSystem } from '../../common/files.ts';
+import { exists, type Ownership } from '../../common/files.ts';
 import { flattenImage } from '../../common/qemuImage.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import { artifactNames } from '../../storage/directory/names.ts';
 import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
-import type { AddOptions, BackupWriter, Storage } from '../../storage/storage.ts';
+import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { spaceFactor } from '../snapshot/preflight.ts';
@@ -39,10 +39,10 @@ export async function requireStorages(
   storages: readonly Storage[],
   plan: SavePlan,
 ): Promise<readonly string[]> {
-  const ordered = await orderStorages(storages, plan);
-  let everyLocal = true;
-  for (const storage of ordered) {
+  const checks = new Map<Storage, StorageCheck>();
+  for (const storage of storages) {
     const check = await storage.check();
+    checks.set(storage, check);
     if (!check.ok) {
       throw new StorageError(
         storageCode(check.problem?.code),
@@ -53,17 +53,22 @@ export async function requireStorages(
         },
       );
     }
+  }
+  let everyLocal = true;
+  const ordered = await orderStorages(storages, plan);
+  for (const storage of ordered) {
     let neededBytes = plan.memoryBytes;
     for (const volume of plan.volumes) {
-      const local = await sameFileSystem(volume.file, storage.location);
+      const local = await storage.sameFileSystemAs(volume.file);
       everyLocal &&= local;
       const renamed = local && volume.base === null && storage === ordered.at(-1);
       if (!renamed) neededBytes += volume.allocatedBytes;
     }
-    if (check.freeBytes !== null && check.freeBytes < neededBytes * spaceFactor) {
+    const freeBytes = checks.get(storage)?.freeBytes ?? null;
+    if (freeBytes !== null && freeBytes < neededBytes * spaceFactor) {
       throw new StorageError(
         'STORAGE_FULL',
-        `storage ${storage.name} has ${formatBytes(check.freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
+        `storage ${storage.name} has ${formatBytes(freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
         { hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP` },
       );
     }
@@ -90,7 +95,7 @@ export async function orderStorages(
   const ranked: { readonly storage: Storage; readonly shared: number }[] = [];
   for (const storage of storages) {
     let shared = 0;
-    for (const volume of plan.volumes) if (await sameFileSystem(storage.location, volume.file)) shared += 1;
+    for (const volume of plan.volumes) if (await storage.sameFileSystemAs(volume.file)) shared += 1;
     ranked.push({ storage, shared });
   }
   return ranked.toSorted((a, b) => a.shared - b.shared).map(({ storage }) => storage);

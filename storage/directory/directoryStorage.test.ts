@@ -237,7 +237,7 @@ void t.test(
     await writer.addByCopy(${JSON.stringify(join(work, 'large'))}, 'x').catch((error) => codes.push(error.code));
     codes.push(readdirSync(writer.directory).length);
     execaSync('mount', ['-o', 'remount,ro', root], { timeout: 10_000 });
-    await writer.addBytes('x', 'x').catch((error) => codes.push(error.code));
+    await writer.addByCopy(${JSON.stringify(join(work, 'large'))}, 'x').catch((error) => codes.push(error.code));
     codes.push((await storage.check()).problem.code);
     process.stdout.write(JSON.stringify(codes));`;
     const script = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" --input-type=module -e "$3"';

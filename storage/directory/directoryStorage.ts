@@ -8,6 +8,7 @@ import {
   isBelow,
   makeDirectoryDurable,
   renameDurable,
+  sameFileSystem,
 } from '../../common/files.ts';
 import { parsePointInTime } from '../../common/time.ts';
 import { inStorage, StorageError } from '../errors.ts';
@@ -68,6 +69,10 @@ export class DirectoryStorage implements Storage {
     } catch (error) {
       return { ...about, ok: false, freeBytes: null, problem: errorRecord(error) };
     }
+  }
+
+  async sameFileSystemAs(path: string): Promise<boolean> {
+    return this.#run('looking for the file system', (root) => sameFileSystem(root, path));
   }
 
   async begin({ jobId, machine }: BeginRequest): Promise<BackupWriter> {

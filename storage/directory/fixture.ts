@@ -16,6 +16,7 @@ export interface Sample {
   readonly manifest: Manifest;
   /** Where the image waits to be renamed into the storage. */
   readonly image: string;
+  /** Files to be copied. */
   readonly state: string;
   readonly definition: string;
 }
@@ -39,8 +40,13 @@ export async function makeSample(
   await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image, '16M'], { timeout: 30_000 });
   await execa('qemu-io', ['-c', 'write -P 7 0 1M', image], { timeout: 30_000 });
   await writeFile(state, randomBytes(300_000));
-  const definition = `<domain><name>${owner.name}</name></domain>`;
-  const [imageData, stateData] = [await readFile(image), await readFile(state)];
+  const definition = join(directory, `definition-${jobId}`);
+  await writeFile(definition, `<domain><name>${owner.name}</name></domain>`);
+  const [imageData, stateData, definitionData] = [
+    await readFile(image),
+    await readFile(state),
+    await readFile(definition),
+  ];
   const { uid, gid, mode } = await stat(image);
   const manifest: Manifest = {
     formatVersion: 1,
@@ -67,7 +73,7 @@ export async function makeSample(
       },
     ],
     memory: { file: names.memory, sizeBytes: stateData.length, sha256: digest(stateData), running: true },
-    definition: { file: names.definition, sha256: digest(Buffer.from(definition)), autostart: false },
+    definition: { file: names.definition, sha256: digest(definitionData), autostart: false },
     extras: [],
     steps: [{ name: 'save', durationMs: 12 }],
     labels: {},
@@ -81,7 +87,7 @@ export function stepsOf(sample: Sample): readonly ((writer: BackupWriter) => Pro
   return [
     (writer) => writer.addByRename(sample.image, manifest.volumes[0]?.file ?? ''),
     (writer) => writer.addByCopy(sample.state, manifest.memory?.file ?? ''),
-    (writer) => writer.addBytes(manifest.definition.file, sample.definition),
+    (writer) => writer.addByCopy(sample.definition, manifest.definition.file),
     (writer) => writer.commit(manifest),
   ];
 }

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { lstat, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
@@ -53,10 +53,6 @@ export class DirectoryBackupWriter implements BackupWriter {
     return this.#context.directory;
   }
 
-  async sameFileSystemAs(path: string): Promise<boolean> {
-    return sameFileSystem(this.directory, path);
-  }
-
   async has(fileName: string): Promise<boolean> {
     return this.#run(`looking for ${fileName}`, () => exists(this.#pathOf(fileName)));
   }
@@ -87,7 +83,7 @@ export class DirectoryBackupWriter implements BackupWriter {
     if (!(await lstat(from)).isFile())
       throw new StorageError('FOREIGN_CONTENT', `${from} is not a regular file`);
     // Before anything is changed on the file: a caller that has to copy instead finds it as it was.
-    if (!(await this.sameFileSystemAs(from))) {
+    if (!(await sameFileSystem(this.directory, from))) {
       throw new StorageError(
         'CROSS_FILE_SYSTEM',
         `${from} and ${this.directory} are on different file systems`,
@@ -103,11 +99,7 @@ export class DirectoryBackupWriter implements BackupWriter {
     const to = this.#pathOf(fileName);
     return this.#run(`copying ${from} to ${to}`, async () => {
       if (await exists(to)) return hashFile(to, options);
-      const copying = join(
-        this.directory,
-        `.${createHash('sha256').update(fileName).digest('hex').slice(0, 32)}${copyingSuffix}`,
-      );
-      await rm(copying, { force: true }); // a killed predecessor's
+      const copying = await this.#makeRoomForCopy(fileName);
       const ownership = options.ownership ?? (await readOwnership(from));
       const { sizeBytes, sha256 } = await copyFileDurable({ ...options, from, to: copying, mode: 0o600 });
       await applyOwnership(copying, ownership);
@@ -117,16 +109,15 @@ export class DirectoryBackupWriter implements BackupWriter {
     });
   }
 
-  async addBytes(
-    fileName: string,
-    data: string | Uint8Array,
-    options: { readonly mode?: number | undefined } = {},
-  ): Promise<FileDigest> {
-    const to = this.#pathOf(fileName);
-    return this.#run(`writing ${to}`, async () => {
-      await writeFileDurable(to, data, options);
-      return { sizeBytes: Buffer.byteLength(data), sha256: createHash('sha256').update(data).digest('hex') };
-    });
+  /**
+   * A name for a copy on its way, never used before: a predecessor that hung may still be at work on its own, and
+   * what it does when the storage answers again must not meet ours. What a killed one left is removed.
+   */
+  async #makeRoomForCopy(fileName: string): Promise<string> {
+    const beginning = `.${createHash('sha256').update(fileName).digest('hex').slice(0, 32)}.`;
+    for (const name of await readdir(this.directory))
+      if (name.startsWith(beginning)) await rm(join(this.directory, name), { force: true });
+    return join(this.directory, `${beginning}${randomBytes(8).toString('hex')}${copyingSuffix}`);
   }
 
   async commit(manifest: Manifest): Promise<BackupEntry> {

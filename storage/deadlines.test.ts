@@ -1,0 +1,106 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import t from 'tap';
+import type { FileDigest } from '../common/copy.ts';
+import { DeadlineStorage } from './deadlines.ts';
+import { DirectoryStorage } from './directory/directoryStorage.ts';
+import { makeSample, storeSample } from './directory/fixture.ts';
+import type { BackupWriter } from './storage.ts';
+
+const patience = { answerMs: 50, stallMs: 150 };
+const machine = { name: 'vm', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
+
+/** The same thing, but its methods hang, or do what `instead` says. */
+function hanging<T extends object>(real: T, instead: Partial<T> = {}): T {
+  return new Proxy(real, {
+    get: (target, key): unknown => {
+      if (key in instead) return Reflect.get(instead, key);
+      const value: unknown = Reflect.get(target, key, target);
+      return typeof value === 'function' ? () => Promise.withResolvers<never>().promise : value;
+    },
+  });
+}
+
+void t.test('no operation of a storage that hangs keeps its caller waiting', async (t) => {
+  const work = t.testdir({ root: {} });
+  const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
+  const entry = await storeSample(real, await makeSample(work));
+  const storage = new DeadlineStorage(hanging(real), patience);
+  const calls: Record<string, () => Promise<unknown>> = {
+    sameFileSystemAs: () => storage.sameFileSystemAs('/'),
+    begin: () => storage.begin({ jobId: 'j', machine }),
+    findCommitted: () => storage.findCommitted('id'),
+    list: () => storage.list(),
+    find: () => storage.find('id'),
+    verify: () => storage.verify(entry, { data: true }),
+    delete: () => storage.delete(entry),
+    partials: () => storage.partials(),
+    cleanUp: () => storage.cleanUp(),
+  };
+  for (const [name, call] of Object.entries(calls))
+    await t.rejects(call(), { code: 'STORAGE_UNREACHABLE', retryable: true, hint: real.location }, name);
+  t.match(await storage.check(), { ok: false, problem: { code: 'STORAGE_UNREACHABLE' } });
+  t.same(
+    new Set(Object.getOwnPropertyNames(DeadlineStorage.prototype)),
+    new Set(['constructor', 'name', 'kind', 'location', 'check', ...Object.keys(calls)]),
+    'a method that is new is asked for here',
+  );
+});
+
+void t.test('a copy that goes on takes as long as it takes; one that stands still is given up', async (t) => {
+  const work = t.testdir({ root: {} });
+  const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
+  const writer = await real.begin({ jobId: 'j', machine });
+  const digest = { sizeBytes: 1, sha256: 'x' };
+  const storeWith = async (addByCopy: BackupWriter['addByCopy']): Promise<FileDigest> => {
+    const begin = (): Promise<BackupWriter> => Promise.resolve(hanging<BackupWriter>(writer, { addByCopy }));
+    const storage = new DeadlineStorage(hanging(real, { begin }), patience);
+    return (await storage.begin({ jobId: 'j', machine })).addByCopy('/a', 'b', {});
+  };
+  const slow: BackupWriter['addByCopy'] = async (_from, _name, options) => {
+    for (let block = 0; block < 8; block += 1) {
+      await sleep(patience.stallMs / 3);
+      options?.onProgress?.(block);
+    }
+    return digest;
+  };
+  t.same(await storeWith(slow), digest);
+  let signal: AbortSignal | undefined;
+  const stuck: BackupWriter['addByCopy'] = (_from, _name, options) => {
+    signal = options?.signal;
+    return Promise.withResolvers<never>().promise;
+  };
+  await t.rejects(storeWith(stuck), { code: 'STORAGE_UNREACHABLE' });
+  t.equal(signal?.aborted, true, 'what hangs is told to stop when it wakes up');
+  const begin = (): Promise<BackupWriter> => Promise.resolve(hanging<BackupWriter>(writer));
+  const begun = await new DeadlineStorage(hanging(real, { begin }), patience).begin({ jobId: 'j', machine });
+  const { manifest } = await makeSample(work);
+  const calls: readonly (() => Promise<unknown>)[] = [
+    () => begun.addByRename('/a', 'b'),
+    () => begun.has('b'),
+    () => begun.commit(manifest),
+    () => begun.abandon(),
+  ];
+  for (const call of calls) await t.rejects(call(), { code: 'STORAGE_UNREACHABLE' });
+});
+
+void t.test('a copy that wakes up late does not meet the one that was begun after it', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const writer = await storage.begin({ jobId: 'j', machine });
+  await writeFile(join(work, 'large'), Buffer.alloc(9 * 1024 * 1024, 1));
+  const began = Promise.withResolvers<void>();
+  const late = writer.addByCopy(join(work, 'large'), 'large', {
+    bandwidthBytesPerSecond: 8 * 1024 * 1024,
+    onProgress: () => began.resolve(),
+  });
+  await began.promise;
+  const digest = await writer.addByCopy(join(work, 'large'), 'large');
+  await t.rejects(late, { cause: { code: 'ENOENT' } });
+  t.same(
+    await writer.addByCopy(join(work, 'large'), 'large'),
+    digest,
+    'the file is the one that was complete',
+  );
+});

@@ -1,0 +1,234 @@
+import type { FileDigest, ReadOptions } from '../common/copy.ts';
+import { errorRecord } from '../common/errors.ts';
+import { StorageError } from './errors.ts';
+import type { Manifest } from './manifest.ts';
+import type {
+  AddOptions,
+  BackupEntry,
+  BackupWriter,
+  BeginRequest,
+  PartialBackup,
+  Storage,
+  StorageCheck,
+  VerifyOptions,
+  VerifyReport,
+} from './storage.ts';
+
+/** How long a storage may be silent, in milliseconds. */
+export interface StoragePatience {
+  /** Until the answer to a question of some bytes. */
+  readonly answerMs: number;
+  /** Between two signs of progress of an operation that moves data, and of one that waits for a disk. */
+  readonly stallMs: number;
+}
+
+/**
+ * A storage that never keeps its caller waiting for ever. A network file system whose server is gone lets every
+ * call hang, uninterruptibly; the call stays behind and ends when the server is back, so whatever it does then
+ * must be harmless: it was told to stop, and its files have names of their own.
+ */
+export class DeadlineStorage implements Storage {
+  readonly #storage: Storage;
+  readonly #patience: StoragePatience;
+
+  constructor(storage: Storage, patience: StoragePatience) {
+    this.#storage = storage;
+    this.#patience = patience;
+  }
+
+  get name(): string {
+    return this.#storage.name;
+  }
+
+  get kind(): Storage['kind'] {
+    return this.#storage.kind;
+  }
+
+  get location(): string {
+    return this.#storage.location;
+  }
+
+  async check(): Promise<StorageCheck> {
+    try {
+      return await this.#answer('its check', () => this.#storage.check());
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error;
+      const { name, location } = this;
+      return { name, location, ok: false, freeBytes: null, problem: errorRecord(error) };
+    }
+  }
+
+  sameFileSystemAs(path: string): Promise<boolean> {
+    return this.#answer('a question for its file system', () => this.#storage.sameFileSystemAs(path));
+  }
+
+  async begin(request: BeginRequest): Promise<BackupWriter> {
+    const writer = await this.#stall('the beginning of a backup', () => this.#storage.begin(request));
+    return new DeadlineWriter(writer, this, this.#patience);
+  }
+
+  findCommitted(backupId: string): Promise<BackupEntry | null> {
+    return this.#stall('the search for a backup', () => this.#storage.findCommitted(backupId));
+  }
+
+  list(filter?: { readonly machine?: string | undefined }): Promise<readonly BackupEntry[]> {
+    return this.#stall('the list of its backups', () => this.#storage.list(filter));
+  }
+
+  find(idOrName: string): Promise<BackupEntry> {
+    return this.#stall('the search for a backup', () => this.#storage.find(idOrName));
+  }
+
+  verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
+    return withDeadline(this, 'verifying a backup', this.#patience.stallMs, (watch) =>
+      this.#storage.verify(entry, {
+        ...options,
+        signal: watch.signalWith(options.signal),
+        onProgress: (done) => {
+          watch.alive();
+          options.onProgress?.(done);
+        },
+      }),
+    );
+  }
+
+  delete(entry: BackupEntry): Promise<void> {
+    return this.#stall('the deletion of a backup', () => this.#storage.delete(entry));
+  }
+
+  partials(): Promise<readonly PartialBackup[]> {
+    return this.#stall('the search for unfinished work', () => this.#storage.partials());
+  }
+
+  cleanUp(): Promise<number> {
+    return this.#stall('cleaning up', () => this.#storage.cleanUp());
+  }
+
+  #answer<T>(what: string, operation: () => Promise<T>): Promise<T> {
+    return withDeadline(this, what, this.#patience.answerMs, operation);
+  }
+
+  #stall<T>(what: string, operation: () => Promise<T>): Promise<T> {
+    return withDeadline(this, what, this.#patience.stallMs, operation);
+  }
+}
+
+class DeadlineWriter implements BackupWriter {
+  readonly #writer: BackupWriter;
+  readonly #storage: Storage;
+  readonly #patience: StoragePatience;
+
+  constructor(writer: BackupWriter, storage: Storage, patience: StoragePatience) {
+    this.#writer = writer;
+    this.#storage = storage;
+    this.#patience = patience;
+  }
+
+  get directory(): string {
+    return this.#writer.directory;
+  }
+
+  has(fileName: string): Promise<boolean> {
+    return withDeadline(this.#storage, `looking for ${fileName}`, this.#patience.answerMs, () =>
+      this.#writer.has(fileName),
+    );
+  }
+
+  addByRename(
+    from: string,
+    fileName: string,
+    options: AddOptions & { readonly sha256?: string | undefined } = {},
+  ): Promise<FileDigest> {
+    return this.#moving(`storing ${fileName}`, options, (watched) =>
+      this.#writer.addByRename(from, fileName, { ...options, ...watched }),
+    );
+  }
+
+  addByCopy(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    return this.#moving(`storing ${fileName}`, options, (watched) =>
+      this.#writer.addByCopy(from, fileName, { ...options, ...watched }),
+    );
+  }
+
+  commit(manifest: Manifest): Promise<BackupEntry> {
+    return withDeadline(this.#storage, 'the commit', this.#patience.stallMs, () =>
+      this.#writer.commit(manifest),
+    );
+  }
+
+  abandon(): Promise<void> {
+    return withDeadline(this.#storage, 'removing unfinished work', this.#patience.stallMs, () =>
+      this.#writer.abandon(),
+    );
+  }
+
+  #moving<T>(
+    what: string,
+    options: ReadOptions,
+    operation: (watched: Pick<ReadOptions, 'signal' | 'onProgress'>) => Promise<T>,
+  ): Promise<T> {
+    return withDeadline(this.#storage, what, this.#patience.stallMs, (watch) =>
+      operation({
+        signal: watch.signalWith(options.signal),
+        onProgress: (bytesDone) => {
+          watch.alive();
+          options.onProgress?.(bytesDone);
+        },
+      }),
+    );
+  }
+}
+
+/** The deadline of one operation, which every sign of progress puts off. */
+class Watch {
+  readonly expired: Promise<never>;
+  readonly #abort = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(silenceMs: number, error: () => StorageError) {
+    const { promise, reject } = Promise.withResolvers<never>();
+    this.expired = promise;
+    this.#timer = setTimeout(() => {
+      const reason = error();
+      this.#abort.abort(reason);
+      reject(reason);
+    }, silenceMs);
+  }
+
+  alive(): void {
+    this.#timer.refresh();
+  }
+
+  signalWith(signal: AbortSignal | undefined): AbortSignal {
+    return signal === undefined ? this.#abort.signal : AbortSignal.any([signal, this.#abort.signal]);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+async function withDeadline<T>(
+  storage: { readonly name: string; readonly location: string },
+  what: string,
+  silenceMs: number,
+  operation: (watch: Watch) => Promise<T>,
+): Promise<T> {
+  const watch = new Watch(
+    silenceMs,
+    () =>
+      new StorageError(
+        'STORAGE_UNREACHABLE',
+        `storage ${storage.name} has not answered for ${Math.round(silenceMs / 1000)} s (${what})`,
+        {
+          hint: `findmnt -T ${storage.location}; a network mount whose server is gone hangs: bring it back, or umount -l it`,
+          retryable: true,
+        },
+      ),
+  );
+  try {
+    return await Promise.race([operation(watch), watch.expired]);
+  } finally {
+    watch.stop();
+  }
+}
