@@ -8,7 +8,8 @@ import { formatBytes } from '../common/units.ts';
 import { StorageError } from '../storage/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { backupJob } from './backup/backupJob.ts';
-import type { BackupFacts, BackupSettings } from './backup/facts.ts';
+import { type BackupFacts, backupFactsSchema, type BackupSettings } from './backup/facts.ts';
+import { plannedRamDiskBytes } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
@@ -95,6 +96,7 @@ export class Agent {
     const plan = await planSave(this.parts.hypervisor, {
       jobId: newId(),
       machineUuid: machine.uuid,
+      ramDiskReservedBytes: this.#ramDiskReservedBytes(),
       ...settings,
     });
     const warnings = await requireStorages(
@@ -187,9 +189,9 @@ export class Agent {
     });
   }
 
-  /** What a backup job has found out so far; `undefined` for a job of another kind. */
+  /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
   backupFacts(job: JobRow): BackupFacts | undefined {
-    return job.kind === 'backup' ? this.#backupJob().parse(job.record) : undefined;
+    return job.kind === 'backup' ? backupFactsSchema.safeParse(job.record).data : undefined;
   }
 
   /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
@@ -206,8 +208,10 @@ export class Agent {
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
-      if (job.kind !== 'restore' || restoreFactsSchema.parse(job.record).plan.backup.id !== entry.id)
-        continue;
+      if (job.kind !== 'restore') continue;
+      const facts = restoreFactsSchema.safeParse(job.record).data;
+      // A record that cannot be read may mean any backup.
+      if (facts !== undefined && facts.plan.backup.id !== entry.id) continue;
       throw new JobError('MACHINE_BUSY', `job ${job.id} restores ${job.machineName} from this backup`, {
         hint: `stillpoint job watch ${job.id}`,
         retryable: true,
@@ -312,11 +316,17 @@ export class Agent {
       hypervisor,
       storage,
       stepRows: (jobId) => journal.steps(jobId),
+      ramDiskReservedBytes: (jobId) => this.#ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
         return requireStorages(facts.settings.storages.map(storage), plan);
       },
     });
+  }
+
+  #ramDiskReservedBytes(exceptJobId?: string): number {
+    const others = this.parts.journal.holding().filter(({ id }) => id !== exceptJobId);
+    return plannedRamDiskBytes(others.flatMap((job) => this.backupFacts(job) ?? []));
   }
 
   async #requireJournalSpace(): Promise<void> {

@@ -1,10 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { open, readdir, readFile, stat, symlink, truncate, writeFile } from 'node:fs/promises';
+import { readdir, readFile, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
-import { copyFileDurable, hashFile, sameContent } from './copy.ts';
+import { copyFileDurable, hashFile } from './copy.ts';
 
 const sha256 = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
 
@@ -46,7 +46,7 @@ void t.test('a sparse file stays sparse', async (t) => {
   t.equal(size, 64 * 1024 * 1024 + 5);
   t.ok(blocks * 512 <= 256 * 1024, `${blocks} blocks`);
   t.equal(mode & 0o777, 0o600);
-  t.ok(await sameContent(from, to));
+  t.same(await hashFile(to), await hashFile(from));
 });
 
 void t.test('a copy never overwrites', async (t) => {
@@ -101,19 +101,13 @@ void t.test('links and other things than files are refused', async (t) => {
 
 void t.test('hashing reports progress, and content is compared by every byte', async (t) => {
   const directory = t.testdir({});
-  const [a, b] = [join(directory, 'a'), join(directory, 'b')];
+  const a = join(directory, 'a');
   const data = randomBytes(5 * 1024 * 1024);
   await writeFile(a, data);
-  await writeFile(b, data);
   const progress: number[] = [];
   t.same(await hashFile(a, { onProgress: (bytes) => progress.push(bytes) }), {
     sizeBytes: data.length,
     sha256: sha256(data),
   });
   t.same(progress, [4 * 1024 * 1024, 5 * 1024 * 1024]);
-  t.ok(await sameContent(a, b));
-  const file = await open(b, 'r+');
-  await file.write(Buffer.from([(data[4_500_000] ?? 0) ^ 1]), 0, 1, 4_500_000);
-  await file.close();
-  t.notOk(await sameContent(a, b));
 });

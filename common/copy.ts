@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
-import { copyFile, lstat, open, rm } from 'node:fs/promises';
+import { copyFile, open, rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -129,14 +129,6 @@ async function hashHandle(file: FileHandle, options: ReadOptions): Promise<FileD
     options,
   );
   return { sizeBytes, sha256: hash.digest('hex') };
-}
-
-/** True when both files have the same bytes. */
-export async function sameContent(a: string, b: string, options: ReadOptions = {}): Promise<boolean> {
-  const [sizeA, sizeB] = [(await lstat(a)).size, (await lstat(b)).size];
-  if (sizeA !== sizeB) return false;
-  const [digestA, digestB] = [await hashFile(a, options), await hashFile(b, { signal: options.signal })];
-  return digestA.sizeBytes === digestB.sizeBytes && digestA.sha256 === digestB.sha256;
 }
 
 /**

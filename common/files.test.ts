@@ -6,14 +6,12 @@ import {
   exists,
   freeBytes,
   isBelow,
-  isEmptyDirectory,
   isTemporaryName,
   makeDirectoryDurable,
   readOwnership,
   removeTree,
   renameDurable,
   sameFileSystem,
-  unlinkDurable,
   writeFileDurable,
 } from './files.ts';
 
@@ -50,9 +48,6 @@ void t.test(
     await makeDirectoryDurable(path, 0o711);
     await makeDirectoryDurable(path, 0o700);
     t.equal((await readOwnership(path)).mode, 0o711, 'what is there keeps its mode');
-    t.ok(await isEmptyDirectory(path));
-    t.notOk(await isEmptyDirectory(join(root, 'a')));
-    t.notOk(await isEmptyDirectory(join(root, 'missing')));
   },
 );
 
@@ -62,12 +57,11 @@ void t.test('a file in the way of a directory is an error', async (t) => {
   await t.rejects(makeDirectoryDurable(join(root, 'file', 'below')), { code: 'ENOTDIR' });
 });
 
-void t.test('rename and unlink do what their names say', async (t) => {
+void t.test('a rename does what its name says', async (t) => {
   const root = t.testdir({ a: { file: 'x' }, b: {} });
   await renameDurable(join(root, 'a', 'file'), join(root, 'b', 'file'));
   t.notOk(await exists(join(root, 'a', 'file')));
-  t.ok(await unlinkDurable(join(root, 'b', 'file')));
-  t.notOk(await unlinkDurable(join(root, 'b', 'file')));
+  t.ok(await exists(join(root, 'b', 'file')));
 });
 
 void t.test('a dangling link exists', async (t) => {

@@ -6,14 +6,12 @@ import {
   lstat,
   mkdir,
   open,
-  readdir,
   readFile,
   realpath,
   rename,
   rm,
   stat,
   statfs,
-  unlink,
 } from 'node:fs/promises';
 import { basename, dirname, join, relative, resolve, sep } from 'node:path';
 import { isErrno } from './errors.ts';
@@ -91,18 +89,6 @@ export async function renameDurable(from: string, to: string): Promise<void> {
   // The new name first: if only one of the two survives, it must be this one.
   await fsyncDirectory(dirname(to));
   if (dirname(from) !== dirname(to)) await fsyncDirectory(dirname(from));
-}
-
-/** Unlinks a file, if it is there, and brings that to the disk. Tells whether it was there. */
-export async function unlinkDurable(path: string): Promise<boolean> {
-  try {
-    await unlink(path);
-  } catch (error) {
-    if (isErrno(error, 'ENOENT')) return false;
-    throw error;
-  }
-  await fsyncDirectory(dirname(path));
-  return true;
 }
 
 /** True when there is something under this name; a symbolic link counts, wherever it points. */
@@ -184,16 +170,6 @@ export async function makeDirectoryDurable(path: string, mode = 0o755): Promise<
     await fsyncDirectory(parent);
   }
   await fsyncDirectory(target);
-}
-
-/** True for a directory with nothing in it; false for one with content and for a missing one. */
-export async function isEmptyDirectory(path: string): Promise<boolean> {
-  try {
-    return (await readdir(path)).length === 0;
-  } catch (error) {
-    if (isErrno(error, 'ENOENT') || isErrno(error, 'ENOTDIR')) return false;
-    throw error;
-  }
 }
 
 /** True when `path` lies below `root` (not the root itself), by the letters of both paths. */

@@ -1,7 +1,13 @@
 import t from 'tap';
 
 import { calm, factsWith, off, overlay, volumeWith, worldWith } from '../../test/sim/backupWorlds.ts';
-import { type Circumstances, decideRepair, type Repair, restoreAttemptsMax } from './decide.ts';
+import {
+  type Circumstances,
+  decideRepair,
+  type Repair,
+  restoreAttemptsMax,
+  resumeAttemptsMax,
+} from './decide.ts';
 import type { BackupFacts } from './facts.ts';
 import type { World } from './world.ts';
 
@@ -78,23 +84,44 @@ const rows: readonly Row[] = [
   },
   {
     name: 'restored paused, not resumed: resume if the owner had it running',
-    facts: { consumed: true, vcpusHeld: true },
+    facts: { vcpusHeld: true },
     world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'migrating' }, both: restored }),
     repair: { kind: 'resume' },
   },
   {
+    name: 'an image that somebody holds keeps it from running on: an operator, who is told by whom',
+    facts: { vcpusHeld: true },
+    world: worldWith({
+      state: 'complete',
+      status: { state: 'paused', reason: 'migrating' },
+      both: { ...restored, lockedBy: 'process 1 (qemu-nbd)' },
+    }),
+    circumstances: tried('resume', resumeAttemptsMax),
+    repair: {
+      kind: 'park',
+      why: 'the image of vda is held by process 1 (qemu-nbd)',
+      code: 'CANNOT_START_MACHINE',
+    },
+  },
+  {
+    name: 'it pauses again and again: an operator',
+    facts: { flushed: true },
+    world: worldWith({ status: { state: 'paused', reason: 'io-error' }, both: restored }),
+    circumstances: tried('resume', resumeAttemptsMax),
+    repair: { kind: 'park', why: 'it does not run on, it is paused (io-error)' },
+  },
+  {
     name: 'restored paused of an owner who had suspended it: stays so',
     facts: {
-      consumed: true,
       vcpusHeld: true,
       before: { running: false, autostart: false, definitionCut: false },
     },
     world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'migrating' }, both: restored }),
-    repair: { kind: 'go-on', from: 'merge', valid: true },
+    repair: { kind: 'go-on', from: 'stow', valid: true },
   },
   {
     name: 'restored on a cut chain (trap 1): never resumed',
-    facts: { consumed: true, vcpusHeld: true },
+    facts: { vcpusHeld: true },
     world: worldWith({
       state: 'complete',
       status: { state: 'paused', reason: 'migrating' },
@@ -114,7 +141,7 @@ const rows: readonly Row[] = [
   },
   {
     name: 'the agent died during the restore: wait',
-    facts: { consumed: true, vcpusHeld: true },
+    facts: { vcpusHeld: true },
     world: worldWith({
       busy: true,
       state: 'complete',
@@ -125,13 +152,13 @@ const rows: readonly Row[] = [
   },
   {
     name: 'libvirtd died during the restore: restore again',
-    facts: { consumed: true, vcpusHeld: true },
+    facts: { vcpusHeld: true },
     world: worldWith({ ...off('daemon'), state: 'complete', both: overlay }),
     repair: { kind: 'restore-swapped' },
   },
   {
     name: 'the restore fails three times: put the images back',
-    facts: { consumed: true },
+    facts: {},
     world: worldWith({ ...off('failed'), state: 'complete', both: overlay }),
     circumstances: tried('restore-swapped'),
     repair: { kind: 'put-back' },
@@ -145,12 +172,12 @@ const rows: readonly Row[] = [
   {
     name: 'somebody started it in the window: the state is never restored, base and state remain a backup',
     world: worldWith({ state: 'complete', both: { ...restored, written: true } }),
-    repair: { kind: 'go-on', from: 'merge', valid: true },
+    repair: { kind: 'go-on', from: 'stow', valid: true },
   },
   {
     name: 'somebody started it and it is off again: the state is never restored',
     world: worldWith({ ...off('shutdown'), state: 'complete', both: { ...overlay, written: true } }),
-    repair: { kind: 'go-on', from: 'merge', valid: true },
+    repair: { kind: 'go-on', from: 'stow', valid: true },
   },
   {
     name: 'somebody ran the original images: the state is never restored',
@@ -166,13 +193,13 @@ const rows: readonly Row[] = [
         volumeWith({ target: 'vdb', chain: 'without-frozen' }),
       ],
     }),
-    repair: { kind: 'go-on', from: 'merge', valid: false },
+    repair: { kind: 'go-on', from: 'stow', valid: false },
   },
   {
     name: 'merge interrupted: pull again',
     facts: { resuming: true },
     world: worldWith({ state: 'complete', both: restored }),
-    repair: { kind: 'go-on', from: 'merge' },
+    repair: { kind: 'go-on', from: 'stow' },
   },
   {
     name: 'merged, not flushed: flush',
@@ -204,7 +231,7 @@ const rows: readonly Row[] = [
     facts: { resuming: true, mergeRun: '1' },
     world: worldWith({ runId: '2', state: 'complete', both: { ...restored, written: true } }),
     circumstances: { ...calm, mergeIncomplete: true },
-    repair: { kind: 'go-on', from: 'merge' },
+    repair: { kind: 'go-on', from: 'stow' },
   },
   {
     name: 'somebody booted the lost merge: it must not run on',
@@ -227,7 +254,7 @@ const rows: readonly Row[] = [
     name: 'suspended by its owner during the merge: his decision',
     facts: { resuming: true, vcpusHeld: false },
     world: worldWith({ state: 'complete', status: { state: 'paused', reason: 'user' }, both: restored }),
-    repair: { kind: 'go-on', from: 'merge' },
+    repair: { kind: 'go-on', from: 'stow' },
   },
   {
     name: 'suspended by our flush: resumed',

@@ -24,7 +24,7 @@ export type Repair =
   /** Nothing of T1 is there or can be: remove what was prepared. The machine is as its owner had it. */
   | { readonly kind: 'undo' }
   /** The machine is safe; the rest of the job can be done. `valid`: what is frozen is a complete T1. */
-  | { readonly kind: 'go-on'; readonly from: 'merge' | 'flush' | 'unguard'; readonly valid: boolean }
+  | { readonly kind: 'go-on'; readonly from: 'stow' | 'flush' | 'unguard'; readonly valid: boolean }
   /** `code`: the service tries again by itself. */
   | { readonly kind: 'park'; readonly why: string; readonly code?: 'CANNOT_START_MACHINE' };
 
@@ -35,6 +35,9 @@ export type Attempts = ReadonlyMap<Repair['kind'], number>;
 export const restoreAttemptsMax = 5;
 /** A cold start is the last way: it is tried for half a minute. */
 export const startAttemptsMax = 6;
+
+/** So often, in two minutes and a half, a machine that stands still is told to run on. */
+export const resumeAttemptsMax = 20;
 
 /** What else a decision depends on. */
 export interface Circumstances {
@@ -82,7 +85,7 @@ export function decideRepair(facts: BackupFacts, world: World, circumstances: Ci
 
 /** The images are complete and durable; until it is unguarded the machine is still in our care. */
 function decideFlushed(facts: BackupFacts, world: World, circumstances: Circumstances): Repair {
-  if (world.machine === 'active' && needsResume(facts, world)) return { kind: 'resume' };
+  if (world.machine === 'active' && needsResume(facts, world)) return resumeOrPark(world, circumstances);
   const start = facts.unguarded ? undefined : coldStart(facts, world, circumstances);
   return start ?? { kind: 'go-on', from: 'unguard', valid: facts.frozenPoint === true };
 }
@@ -94,13 +97,29 @@ function needsResume(facts: BackupFacts, world: World): boolean {
   return world.status.reason !== 'user' || facts.vcpusHeld === true;
 }
 
+function resumeOrPark(world: World, circumstances: Circumstances): Repair {
+  if (tries(circumstances, 'resume') < resumeAttemptsMax) return { kind: 'resume' };
+  const { state, reason } = world.status;
+  return {
+    kind: 'park',
+    why: lockedImage(world) ?? `it does not run on, it is ${state} (${reason})`,
+    code: 'CANNOT_START_MACHINE',
+  };
+}
+
+function lockedImage(world: World): string | undefined {
+  const locked = world.volumes.find((volume) => volume.lockedBy !== undefined);
+  return locked === undefined ? undefined : `the image of ${locked.target} is held by ${locked.lockedBy}`;
+}
+
 function decideActive(
   facts: BackupFacts,
   world: World,
   swapped: readonly VolumeWorld[],
   circumstances: Circumstances,
 ): Repair {
-  if (swapped.length === 0) return needsResume(facts, world) ? { kind: 'resume' } : { kind: 'undo' };
+  if (swapped.length === 0)
+    return needsResume(facts, world) ? resumeOrPark(world, circumstances) : { kind: 'undo' };
   const strange = swapped.find((volume) => volume.header === 'on-frozen' && volume.chain !== 'expected');
   if (strange?.chain === 'without-frozen')
     return { kind: 'power-off', why: `${strange.target} runs without the data below it` };
@@ -112,12 +131,12 @@ function decideActive(
   if (circumstances.mergeIncomplete && anyMerged && world.runId !== facts.mergeRun) {
     return { kind: 'power-off', why: 'it was started on an image whose merge had been lost' };
   }
-  if (needsResume(facts, world)) return { kind: 'resume' };
+  if (needsResume(facts, world)) return resumeOrPark(world, circumstances);
   // A volume that was not swapped when somebody started the machine is not frozen: there is no common T1.
   const all = swapped.length === world.volumes.length;
   const valid = all && world.state === 'complete';
   const merged = swapped.every((volume) => volume.header === 'merged');
-  return { kind: 'go-on', from: merged ? 'flush' : 'merge', valid };
+  return { kind: 'go-on', from: merged ? 'flush' : 'stow', valid };
 }
 
 function decideOffOriginal(facts: BackupFacts, world: World, circumstances: Circumstances): Repair {
@@ -125,9 +144,8 @@ function decideOffOriginal(facts: BackupFacts, world: World, circumstances: Circ
   const ran = facts.resuming === true || world.volumes.some((volume) => volume.written);
   if (world.state === 'complete' && !ran) {
     if (tries(circumstances, 'restore-original') < restoreAttemptsMax) return { kind: 'restore-original' };
-    const locked = world.volumes.find((volume) => volume.lockedBy !== undefined);
-    if (locked !== undefined)
-      return { kind: 'park', why: `the image of ${locked.target} is held by ${locked.lockedBy}` };
+    const locked = lockedImage(world);
+    if (locked !== undefined) return { kind: 'park', why: locked };
     // Nobody is in the way: it is the state that cannot be loaded.
   }
   return coldStart(facts, world, circumstances) ?? { kind: 'undo' };
@@ -154,7 +172,7 @@ function decideOffSwapped(
   if (untouched) return { kind: 'put-back' };
   if (swapped.some((volume) => volume.header === 'merged')) return { kind: 'put-frozen-under' };
   const valid = all && world.state === 'complete';
-  return coldStart(facts, world, circumstances) ?? { kind: 'go-on', from: 'merge', valid };
+  return coldStart(facts, world, circumstances) ?? { kind: 'go-on', from: 'stow', valid };
 }
 
 /**

@@ -25,7 +25,6 @@ const repairsMax = 40;
 const flag = constantFrom(true, undefined);
 const anyFacts = record({
   prepared: flag,
-  consumed: flag,
   vcpusHeld: flag,
   poweredOff: flag,
   resuming: flag,
@@ -47,9 +46,12 @@ const anyFiles = oneof(
   },
   {
     weight: 1,
-    arbitrary: constantFrom('without-frozen' as const, 'missing' as const, 'foreign' as const).map(
-      (image) => ({ image, header: undefined }),
-    ),
+    arbitrary: constantFrom(
+      'without-frozen' as const,
+      'missing' as const,
+      'foreign' as const,
+      'undone' as const,
+    ).map((image) => ({ image, header: undefined })),
   },
 );
 const anyVolume = tuple(
@@ -205,7 +207,7 @@ function forbidden(repair: Repair, facts: BackupFacts, world: World): string | u
             (swapped.length < volumes.length || world.state !== 'complete'),
           'no complete T1',
         ) ??
-        says(repair.from === 'merge' && swapped.length === 0, 'nothing to merge')
+        says(repair.from === 'stow' && swapped.length === 0, 'nothing to merge')
       );
     default:
       return undefined;
@@ -326,7 +328,9 @@ void t.test(
             if (way.length > repairsMax) throw new Error(`in a circle: ${way.slice(-8).join(' ')}`);
             if (repair.kind === 'park') break;
             if (repair.kind === 'undo' || repair.kind === 'go-on') {
-              const { status, machine } = host.world;
+              const { status, machine, volumes } = host.world;
+              // An undo had begun, and the machine been given back: what it is now is its owner's doing.
+              if (volumes.some(({ image }) => image === 'undone')) break;
               const down =
                 machine === 'off' &&
                 host.facts.unguarded !== true &&

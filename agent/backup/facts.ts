@@ -60,8 +60,6 @@ export const backupFactsSchema = z.object({
   prepared: z.boolean().optional(),
   pointInTime: z.iso.datetime().optional(),
   pauseMs: z.number().nullable().optional(),
-  /** A restore from the state file has been asked for. */
-  consumed: z.boolean().optional(),
   /** We may have left the vCPUs stopped: restored or started paused, or suspended for a flush. */
   vcpusHeld: z.boolean().optional(),
   /** We stopped the machine ourselves, because it stood on a wrong chain: it must be started again. */

@@ -197,8 +197,7 @@ async function act(
   const { uuid } = plan.machine;
   switch (repair.kind) {
     case 'resume':
-      await hypervisor.resume(uuid);
-      return context.commit({ vcpusHeld: false });
+      return tryToResume(hypervisor, context, attempts);
     case 'power-off':
       context.commit({ poweredOff: true });
       return hypervisor.powerOff(uuid);
@@ -216,6 +215,25 @@ async function act(
     default:
       return assertNever(repair);
   }
+}
+
+/** A machine that pauses again, for want of space or because its image is locked, is given time between. */
+async function tryToResume(
+  hypervisor: Hypervisor,
+  context: Context,
+  attempts: Map<Repair['kind'], number>,
+): Promise<void> {
+  const tried = (attempts.get('resume') ?? 0) + 1;
+  attempts.set('resume', tried);
+  if (tried > 1) await beforeNextAttempt(tried - 1);
+  try {
+    await hypervisor.resume(planOf(context.facts).machine.uuid);
+  } catch (error) {
+    if (!(error instanceof HypervisorError)) throw error;
+    context.warn(`recovery: resume failed (attempt ${tried}): ${error.message}`);
+    return;
+  }
+  context.commit({ vcpusHeld: false });
 }
 
 async function tryToBringBack(
@@ -241,7 +259,7 @@ async function tryToBringBack(
 
 async function restoreOriginal(hypervisor: Hypervisor, context: Context): Promise<void> {
   const plan = planOf(context.facts);
-  context.commit({ consumed: true, vcpusHeld: true });
+  context.commit({ vcpusHeld: true });
   await hypervisor.restoreState({
     file: plan.stateFile,
     paused: true,
@@ -255,7 +273,7 @@ async function restoreOriginal(hypervisor: Hypervisor, context: Context): Promis
 
 async function restoreSwapped(hypervisor: Hypervisor, context: Context): Promise<void> {
   const plan = planOf(context.facts);
-  context.commit({ consumed: true, vcpusHeld: true });
+  context.commit({ vcpusHeld: true });
   await restorePaused(hypervisor, plan, context.facts.settings.restoreDeadlineMs);
   context.commit({ resuming: true });
   if (beforeOf(context.facts).running) await hypervisor.resume(plan.machine.uuid);

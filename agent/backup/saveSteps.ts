@@ -1,13 +1,14 @@
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { guardMachine, readOwnerSettings } from '../snapshot/guard.ts';
+import { messageOf } from '../../common/errors.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import { definitionFile } from '../retain/retain.ts';
 import { PauseMeter } from '../snapshot/pause.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
 import { planSave } from '../snapshot/preflight.ts';
 import { correctedDefinition, publicDefinition, restorePaused, saveMachine } from '../snapshot/save.ts';
-import { stateFileBirth } from '../snapshot/stateFile.ts';
+import { stateFileBirth, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, prepareWorkFiles, swapImages } from '../snapshot/workFiles.ts';
 import type { BackupFacts } from './facts.ts';
 
@@ -26,6 +27,8 @@ export function beforeOf(facts: BackupFacts): NonNullable<BackupFacts['before']>
 export interface SaveStepDependencies {
   readonly hypervisor: Hypervisor;
   /** Checks that the storages of the job can take what the plan will bring. */
+  /** What the other unfinished jobs are still going to write to the RAM disk. */
+  readonly ramDiskReservedBytes: (jobId: string) => number;
   readonly checkStorages: (facts: BackupFacts, plan: SavePlan) => Promise<readonly string[]>;
 }
 
@@ -44,11 +47,19 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
 
   const preflight = async (context: StepContext<BackupFacts>): Promise<void> => {
     const { settings, machine } = context.facts;
-    const plan = await planSave(hypervisor, { jobId: context.jobId, machineUuid: machine.uuid, ...settings });
+    const request = { jobId: context.jobId, machineUuid: machine.uuid, ...settings };
+    let plan: SavePlan;
+    let ramDiskReservedBytes: number;
+    do {
+      ramDiskReservedBytes = dependencies.ramDiskReservedBytes(context.jobId);
+      plan = await planSave(hypervisor, { ...request, ramDiskReservedBytes });
+      // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
+      context.commit({ plan });
+    } while (plan.stateOnRamDisk && dependencies.ramDiskReservedBytes(context.jobId) > ramDiskReservedBytes);
     const storageWarnings = await dependencies.checkStorages(context.facts, plan);
     const warnings = [...plan.warnings, ...storageWarnings];
     for (const warning of warnings) context.warn(warning);
-    context.learn({ plan, warnings: [...context.facts.warnings, ...warnings] });
+    context.learn({ warnings: [...context.facts.warnings, ...warnings] });
   };
 
   const prepare = async (context: StepContext<BackupFacts>): Promise<void> => {
@@ -95,6 +106,21 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
     await close();
   };
 
+  const stow = async (context: StepContext<BackupFacts>): Promise<void> => {
+    if (context.facts.givenUp !== undefined) return;
+    const plan = planOf(context.facts);
+    try {
+      await stowState(plan, {
+        onProgress: (doneBytes) => context.report({ doneBytes, totalBytes: plan.memoryBytes }),
+      });
+    } catch (error) {
+      // The merge must not wait for it: the RAM disk keeps it until it is stored.
+      const warning = `the memory stays on the RAM disk until it is stored: ${messageOf(error)}`;
+      context.warn(warning);
+      context.learn({ warnings: [...context.facts.warnings, warning] });
+    }
+  };
+
   const close = async (): Promise<void> => {
     await meter?.[Symbol.asyncDispose]();
     meter = undefined;
@@ -122,8 +148,7 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
       name: 'restore',
       state: 'snapshotting',
       cancellable: false,
-      // libvirt does not refuse to restore a state twice: it is written down before it is done.
-      intend: () => ({ consumed: true, vcpusHeld: true }),
+      intend: () => ({ vcpusHeld: true }),
       act: (context) =>
         restorePaused(hypervisor, planOf(context.facts), context.facts.settings.restoreDeadlineMs),
     },
@@ -135,6 +160,7 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
       intend: () => ({ resuming: true }),
       act: resume,
     },
+    { name: 'stow', state: 'snapshotted', cancellable: false, act: stow },
   ];
   return { steps, close };
 }

@@ -9,7 +9,12 @@ import { foreignWriters } from '../snapshot/imageUsers.ts';
 import type { PlannedVolume } from '../snapshot/plan.ts';
 import type { BackupFacts } from './facts.ts';
 import { planOf } from './saveSteps.ts';
-import { inspectStateFile, type StateFileCondition, stateFileTime } from '../snapshot/stateFile.ts';
+import {
+  currentStateFile,
+  inspectStateFile,
+  type StateFileCondition,
+  stateFileTime,
+} from '../snapshot/stateFile.ts';
 import { inodeOf, isSameFile, modificationTime } from '../snapshot/workFiles.ts';
 
 /** What is really there of one volume. */
@@ -26,7 +31,7 @@ export interface VolumeWorld {
   readonly chain: ChainState | undefined;
   /** The guest wrote since the state was saved: the state must not be restored onto it. */
   readonly written: boolean;
-  /** Another process that has the image open for writing; looked for while the machine is off. */
+  /** Another process that has the image open for writing; looked for while the machine stands still. */
   readonly lockedBy: string | undefined;
 }
 
@@ -70,13 +75,16 @@ async function look(hypervisor: Hypervisor, facts: BackupFacts): Promise<World> 
   const status = machine === undefined ? gone : ownersStatus(machine);
   const active = machine !== undefined && status.state !== 'shut-off' && status.state !== 'crashed';
   const busy = active && ((await hypervisor.job(plan.machine.uuid)).kind !== 'none' || isTransition(status));
-  const state = await inspectStateFile(plan.stateFile);
+  const stateFile = await currentStateFile(plan);
+  const state = await inspectStateFile(stateFile);
   const live = active ? DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live')) : undefined;
-  const savedAt = state === 'complete' ? await stateFileTime(plan.stateFile) : undefined;
+  const savedAt = state === 'complete' ? await stateFileTime(stateFile) : undefined;
+  const standsStill = !active || status.state === 'paused';
   const volumes: VolumeWorld[] = [];
   for (const volume of plan.volumes) {
     const files = await observeVolume(volume, { live, savedAt, facts });
-    volumes.push({ ...files, lockedBy: active ? undefined : await otherWriter(volume, plan.machine.uuid) });
+    const lockedBy = standsStill ? await otherWriter(volume, plan.machine.uuid) : undefined;
+    volumes.push({ ...files, lockedBy });
   }
   return {
     machine: machine === undefined ? 'gone' : active ? 'active' : 'off',

@@ -66,7 +66,7 @@ void t.test('a live definition reads as plain data', async (t) => {
   const xml = DomainXml.parse(await fixture('web-1.live'));
   t.match(xml, { name: 'web-1', uuid: '4e9f2d51-6b1a-4c57-8b19-0f3d1a2b3c4d', type: 'qemu', hasTpm: false });
   t.equal(xml.memoryBytes, 96 * 1024 * 1024);
-  t.same([xml.nvram, xml.loader, xml.hostDevices], [undefined, undefined, []]);
+  t.same([xml.nvram, xml.hostDevices], [undefined, []]);
   t.same(xml.liveChain('vda'), [
     '/srv/images/web-1-vda.qcow2',
     '/srv/images/web-1-vda.base',
@@ -115,7 +115,6 @@ void t.test('every kind of disk and every device of the host is recognised', asy
   const xml = DomainXml.parse(await fixture('render-7.persistent'));
   t.equal(xml.memoryBytes, 2 * 1024 ** 3);
   t.equal(xml.nvram, '/var/lib/libvirt/qemu/nvram/render-7_VARS.fd');
-  t.equal(xml.loader, '/usr/share/OVMF/OVMF_CODE_4M.fd');
   t.same(Object.fromEntries(xml.volumes.map((v) => [v.target, [v.sourceKind, v.path]])), {
     sda: ['block', '/dev/vg0/render-7'],
     sdb: ['file', '/srv/iso/install.iso'],
@@ -153,8 +152,6 @@ void t.test('NVRAM is found in all its forms, and replaced in the same form', (t
     xml.setNvram('/b & c');
     t.equal(xml.nvram, '/b & c');
     t.equal(xml.toString().includes('/a<') || xml.toString().includes('"/a"'), false);
-    xml.removeNvram();
-    t.equal(xml.toString(), '<domain><os/></domain>');
   }
   t.throws(() => withOs('').setNvram('/b'), { code: 'XML_ELEMENT_MISSING' });
   const chosen = DomainXml.parse("<domain><os firmware='efi'/></domain>");
@@ -228,12 +225,6 @@ void t.test('each mutator changes what its name says and nothing else', async (t
     'only in disks',
   );
   t.equal(removed.length, 1 + 2 + 1 + 2 + 1 + 1);
-  const xml = DomainXml.parse(live);
-  xml.removeVolume('vdb');
-  t.same(
-    xml.volumes.map((v) => v.target),
-    ['vda', 'hda', 'fda'],
-  );
 });
 
 void t.test('values that would make a definition invalid are refused', async (t) => {
@@ -243,7 +234,6 @@ void t.test('values that would make a definition invalid are refused', async (t)
   t.throws(() => xml.setMac(0, '52:54:00'), { code: 'XML_VALUE_INVALID' });
   t.throws(() => xml.setMac(9, '52:54:00:00:00:01'), { code: 'XML_INTERFACE_NOT_FOUND' });
   t.throws(() => xml.setVolumePath('sda', '/x'), { code: 'XML_VOLUME_NOT_A_FILE' });
-  t.throws(() => xml.removeVolume('xyz'), { code: 'XML_VOLUME_NOT_FOUND' });
   const identity = { name: 'x', uuid: '00000000-0000-4000-8000-000000000001', macs: [] };
   t.throws(() => xml.prepareForNewMachine(identity), { code: 'XML_VALUE_INVALID' });
   t.equal(
@@ -293,12 +283,6 @@ void t.test('passwords are taken out, and it is said which', async (t) => {
   t.same(xml.stripSecrets(), ['graphics vnc: passwd', 'graphics vnc: passwdValidTo']);
   t.notMatch(xml.toString(), /s3cret|passwd/);
   t.same(xml.stripSecrets(), []);
-});
-
-void t.test('a clone is independent', async (t) => {
-  const xml = DomainXml.parse(await fixture('web-1.live'));
-  xml.clone().setName('other');
-  t.equal(xml.name, 'web-1');
 });
 
 void t.test('hostile and broken input is refused quickly', (t) => {

@@ -73,10 +73,6 @@ export class DomainXml {
     return serializeNode(this.#document);
   }
 
-  clone(): DomainXml {
-    return DomainXml.parse(this.toString());
-  }
-
   get name(): string {
     return required(text(child(this.#root, 'name')), 'name');
   }
@@ -110,10 +106,6 @@ export class DomainXml {
     if (type !== undefined || child(nvram, 'source') !== undefined)
       return attribute(child(nvram, 'source'), 'file');
     return text(nvram);
-  }
-
-  get loader(): string | undefined {
-    return text(child(this.#root, 'os', 'loader'));
   }
 
   get hasTpm(): boolean {
@@ -189,11 +181,6 @@ export class DomainXml {
       (child(disk, 'driver') ?? appendElement(disk, 'driver')).setAttribute('type', format);
   }
 
-  /** @throws DomainXmlError XML_VOLUME_NOT_FOUND */
-  removeVolume(target: string): void {
-    removeElement(this.#disk(target));
-  }
-
   /** libvirt forbids `/` and line ends in names. */
   setName(name: string): void {
     if (name === '' || /[/\n]/.test(name)) throw invalidValue('machine name', name);
@@ -242,11 +229,6 @@ export class DomainXml {
     const source = child(nvram, 'source');
     if (source === undefined) nvram.textContent = path;
     else source.setAttribute('file', path);
-  }
-
-  /** libvirt then makes a new one from its template at the next start. */
-  removeNvram(): void {
-    for (const nvram of children(child(this.#root, 'os'), 'nvram')) removeElement(nvram);
   }
 
   /**

@@ -67,13 +67,6 @@ export interface BlockJob {
   readonly endBytes: number;
 }
 
-export interface VolumeInfo {
-  /** Size that the guest sees. */
-  readonly capacityBytes: number;
-  readonly allocationBytes: number;
-  readonly physicalBytes: number;
-}
-
 export interface SaveOptions {
   /** Fresh path that does not exist; libvirt writes it as root. There is no save without one (trap 3). */
   readonly file: string;
@@ -180,7 +173,6 @@ export interface Hypervisor extends AsyncDisposable {
   /** Aborts that job; of a save: the file goes and the machine runs on. */
   abortJob(uuid: string): Promise<void>;
 
-  volumeInfo(uuid: string, target: string): Promise<VolumeInfo>;
   pull(uuid: string, options: PullOptions): Promise<void>;
   blockJob(uuid: string, target: string): Promise<BlockJob | null>;
   setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void>;

@@ -221,6 +221,20 @@ void t.test(
   },
 );
 
+void t.test('a job whose record cannot be read is parked once, and keeps its machine', async (t) => {
+  const { journal } = await journalFor(t);
+  const engine = new Engine({ journal });
+  const definition = definitionOf([stepOf('one')], neverSettles);
+  const strange = journal.create({ ...jobOf('m', deadOwner), record: { seen: 'by another version' } });
+  t.match(await engine.recover(definition, strange.id), {
+    state: 'failed',
+    holdsMachine: true,
+    error: { code: 'JOB_RECORD_UNREADABLE', hint: strange.id },
+  });
+  t.same(engine.orphaned(), [], 'it is not found again at every look');
+  t.match(journal.get(strange.id).record, { seen: 'by another version' }, 'nothing of it is changed');
+});
+
 void t.test('a cancel is seen within half a second, in the steps that allow it only', async (t) => {
   const { journal, open } = await journalFor(t);
   const causes: unknown[] = [];

@@ -91,12 +91,29 @@ export class Engine {
 
   /**
    * Takes over the job of a dead owner, or a parked one, and brings it to an end.
+   * A record that cannot be read parks the job with JOB_RECORD_UNREADABLE.
    * @returns undefined when a living process has the job
    */
   async recover<Facts>(definition: JobDefinition<Facts>, jobId: string): Promise<JobRow | undefined> {
     if (!this.#journal.takeOver(jobId, this.#owner, (id) => this.#running.has(id))) return undefined;
-    const facts = definition.parse(this.#journal.get(jobId).record);
+    let facts: Facts;
+    try {
+      facts = definition.parse(this.#journal.get(jobId).record);
+    } catch (cause) {
+      return this.#parkUnreadable(jobId, cause);
+    }
     return this.#drive(definition, jobId, facts, undefined);
+  }
+
+  /** Nobody can go on with a job whose record means nothing to this version: its machine stays taken. */
+  #parkUnreadable(jobId: string, cause: unknown): JobRow {
+    const error = new JobError('JOB_RECORD_UNREADABLE', `the record of job ${jobId} cannot be read`, {
+      cause,
+      hint: `was it begun by another version? Bring it to an end with that one; what it did: stillpoint job show ${jobId}`,
+    });
+    this.#listener.error?.(jobId, error);
+    this.#journal.end(jobId, { state: 'failed', error: errorRecord(error), holdsMachine: true });
+    return this.#journal.get(jobId);
   }
 
   async #drive<Facts>(

@@ -14,6 +14,8 @@ export type JobErrorCode =
   | 'STEP_DEADLINE_EXCEEDED'
   /** The agent that owned the job died in the middle; recovery put everything in order. */
   | 'AGENT_DIED'
+  /** Written by another version, or damaged. */
+  | 'JOB_RECORD_UNREADABLE'
   /** The journal cannot be opened or is of a newer version. */
   | 'JOURNAL_UNUSABLE';
 

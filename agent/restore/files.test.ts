@@ -1,4 +1,4 @@
-import { link, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { link, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -17,7 +17,7 @@ async function replacementFor(test: Test, before?: string): Promise<Replacement>
   ];
   await writeFile(staged, 'new');
   if (before !== undefined) await writeFile(place, before);
-  return { staged, place, kept, existed: before !== undefined };
+  return { staged, place, kept, existed: before !== undefined, presentOwner: null };
 }
 
 async function namesBeside({ place }: Replacement): Promise<string[]> {
@@ -32,6 +32,13 @@ void t.test('a file that is put in place keeps what was there, and gives it back
   for (const _ of ['once', 'again, after a crash']) await takeOut(replacement);
   t.equal(await readFile(replacement.place, 'utf8'), 'old');
   t.same(await namesBeside(replacement), ['place']);
+});
+
+void t.test('an image that libvirt left to root goes back to its owner with its place', async (t) => {
+  const replacement = { ...(await replacementFor(t, 'old')), presentOwner: { uid: 4711, gid: 4712 } };
+  await putInPlace(replacement, true);
+  await takeOut(replacement);
+  t.match(await stat(replacement.place), replacement.presentOwner);
 });
 
 void t.test('a file that is new is put in place without overwriting, and taken out whole', async (t) => {

@@ -1,10 +1,10 @@
-import { chown, chmod, link, rename, rm, rmdir } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { chown, chmod, link, rename, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
-import { exists, fsyncDirectory, makeDirectoryDurable, removeTree } from '../../common/files.ts';
+import { exists, fsyncDirectory, makeDirectoryDurable } from '../../common/files.ts';
 import { isSameFile } from '../snapshot/workFiles.ts';
-import { retainDirectoryName, workDirectoryMode } from '../snapshot/workspace.ts';
+import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
 import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
@@ -15,17 +15,20 @@ export interface Replacement {
   readonly place: string;
   readonly kept: string;
   readonly existed: boolean;
+  /** What stands at the place belongs to, where only the plan knows it. */
+  readonly presentOwner: { readonly uid: number; readonly gid: number } | null;
 }
 
 /** Every file that a plan puts into its place. */
 export function replacementsOf(plan: RestorePlan): readonly Replacement[] {
-  const volumes = plan.volumes.map(({ staged, file, kept, existed }) => ({
+  const volumes = plan.volumes.map(({ staged, file, kept, existed, presentOwner }) => ({
     staged,
     place: file,
     kept,
     existed,
+    presentOwner,
   }));
-  const nvram = plan.nvram === null ? [] : [{ ...plan.nvram, place: plan.nvram.path }];
+  const nvram = plan.nvram === null ? [] : [{ ...plan.nvram, place: plan.nvram.path, presentOwner: null }];
   return [...volumes, ...nvram, ...plainFilesOf(plan)];
 }
 
@@ -42,6 +45,7 @@ export function plainFilesOf(
     staged: join(work, `${name}.staged`),
     kept: join(work, `${name}.kept`),
     existed: false,
+    presentOwner: null,
   });
   const memory = plan.memory === null ? [] : [file('memory', plan.memory.staged, plan.memory.artifact)];
   return [...memory, file('definition', join(dirname(image), `${plan.machine.name}.xml`), plan.definition)];
@@ -136,27 +140,14 @@ export async function isInPlace({ staged, place, kept, existed }: Replacement): 
 
 /** Undoes `putInPlace`: what stood there gets its place back; a file that is new goes. */
 export async function takeOut(replacement: Replacement): Promise<void> {
-  const { staged, place, kept, existed } = replacement;
+  const { staged, place, kept, existed, presentOwner } = replacement;
   if (existed) {
     if (!(await exists(kept))) return;
+    if (presentOwner !== null) await chown(kept, presentOwner.uid, presentOwner.gid);
     await rename(kept, place);
   } else if (!(await exists(staged)) || (await isSameFile(staged, place))) {
     // Without a staged copy (or as its second name) it is ours; anything else was there before us.
     await rm(place, { force: true });
   }
   await fsyncDirectory(dirname(place));
-}
-
-/** Removes the directories of a restore with what is left in them. */
-export async function removeRestoreWork(plan: RestorePlan): Promise<void> {
-  for (const directory of plan.workDirectories) {
-    await removeTree(directory, { root: dirname(directory) });
-    if (basename(dirname(directory)) !== retainDirectoryName) continue;
-    try {
-      await rmdir(dirname(directory));
-    } catch (error) {
-      // Another job's directory is in it, or it is gone already.
-      if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'EEXIST') && !isErrno(error, 'ENOENT')) throw error;
-    }
-  }
 }

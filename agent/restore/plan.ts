@@ -16,7 +16,10 @@ export const restoredVolumeSchema = z.object({
   /** Second name of what stood at `image`, until the restored machine has started. */
   kept: z.string(),
   existed: z.boolean(),
+  /** What the restored image gets. */
   owner: z.object({ uid: z.number(), gid: z.number(), mode: z.number() }),
+  /** Whose the present image is while no QEMU has it, where libvirt remembers that now and may forget it. */
+  presentOwner: z.object({ uid: z.number(), gid: z.number() }).nullable(),
 });
 
 /** Something that the restore changes or that stands in its way, for the operator to see before it happens. */

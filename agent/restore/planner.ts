@@ -4,11 +4,12 @@ import { basename, dirname, join } from 'node:path';
 import { exists, freeBytes, sameFileSystem } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
+import { rememberedOwner } from '../../common/xattr.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
-import { spaceFactor } from '../snapshot/preflight.ts';
+import { spaceFactor } from '../snapshot/space.ts';
 import { retainDirectoryName } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
 import type { Conflict, RestoredVolume, RestorePlan } from './plan.ts';
@@ -253,6 +254,7 @@ async function planVolume(
     kept: join(workDirectory, `${volume.target}.kept`),
     existed,
     owner: volume.owner,
+    presentOwner: existed ? await rememberedOwner(file) : null,
   };
 }
 

@@ -8,7 +8,8 @@ import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
 import { RestoreError } from './errors.ts';
-import { isInPlace, removeRestoreWork, type Replacement, replacementsOf, takeOut } from './files.ts';
+import { removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { isInPlace, type Replacement, replacementsOf, takeOut } from './files.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './plan.ts';
 import { giveAutostart, keptDefinitionFile, requireRestoredImages, restoreSteps } from './restoreSteps.ts';
 
@@ -60,7 +61,7 @@ async function settleRestore(
   // A rollback that could not be written down (its disk was full): it must not go on as a restore.
   if (facts.staged !== undefined && !(await isAnyWorkLeft(facts.plan))) {
     // The directory that held them may be left, empty.
-    await removeRestoreWork(facts.plan);
+    await removeWorkDirectories(facts.plan);
     return { kind: 'end', state: 'failed', error: interrupted() };
   }
   if (facts.staged) {
@@ -130,7 +131,7 @@ async function rollBack(
     if (facts.stopping)
       await patiently('putting the machine back', context, () => putMachineBack(hypervisor, context));
     else if (facts.swapping) for (const replacement of replacementsOf(plan)) await takeOut(replacement);
-    await removeRestoreWork(plan);
+    await removeWorkDirectories(plan);
   } catch (cause) {
     throw new RestoreError(
       'CANNOT_PUT_BACK',

@@ -6,17 +6,11 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { unguardMachine } from '../snapshot/guard.ts';
+import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { restoredDefinition } from './definition.ts';
 import { RestoreError } from './errors.ts';
-import {
-  plainFilesOf,
-  putInPlace,
-  requireStandalone,
-  removeRestoreWork,
-  replacementsOf,
-  stageFile,
-} from './files.ts';
+import { plainFilesOf, putInPlace, requireStandalone, replacementsOf, stageFile } from './files.ts';
 import type { RestoreFacts, RestorePlan } from './plan.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 
@@ -128,7 +122,7 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
       cancellable: false,
       act: async (context) => {
         await giveAutostart(hypervisor, context);
-        await removeRestoreWork(context.facts.plan);
+        await removeWorkDirectories(context.facts.plan);
       },
     },
   ];
@@ -225,7 +219,7 @@ function fileSteps(): readonly Step<RestoreFacts>[] {
       name: 'cleanup',
       state: 'restored',
       cancellable: false,
-      act: (context) => removeRestoreWork(context.facts.plan),
+      act: (context) => removeWorkDirectories(context.facts.plan),
     },
   ];
 }

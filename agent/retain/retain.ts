@@ -12,7 +12,8 @@ import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
-import { spaceFactor } from '../snapshot/preflight.ts';
+import { spaceFactor } from '../snapshot/space.ts';
+import { currentStateFile } from '../snapshot/stateFile.ts';
 
 /** Memory states hold everything that was in the guest's memory, and the definition's secrets. */
 const secretOwnership: Ownership = { uid: 0, gid: 0, mode: 0o600 };
@@ -125,10 +126,11 @@ export async function retainInto(
   mayTake: boolean,
   options: RetainOptions,
 ): Promise<Retained> {
-  if (!(await exists(plan.stateFile)) && !(await writer.has(names.memory))) {
+  const stateFile = await currentStateFile(plan);
+  if (!(await exists(stateFile)) && !(await writer.has(names.memory))) {
     throw new SnapshotError(
       'MACHINE_INTERFERED',
-      `the memory state ${plan.stateFile} is gone (a RAM disk loses it with its host)`,
+      `the memory state ${stateFile} is gone (a RAM disk loses it with its host)`,
       {
         hint: 'the machine is complete and runs on one image again; start the backup again',
         retryable: true,
@@ -148,7 +150,7 @@ export async function retainInto(
       : await writer.addByCopy(from, name, progress);
     retained[name] = { ...digest, owner: secretOwnership };
   };
-  await add(plan.stateFile, names.memory, mayTake);
+  await add(stateFile, names.memory, mayTake);
   await add(definitionFile(plan), names.definition, false);
   if (plan.nvram !== null) await add(plan.nvram.file, names.nvram, false);
   return retained;

@@ -6,7 +6,6 @@ export type SnapshotErrorCode =
   | 'MACHINE_OFF'
   | 'MACHINE_TRANSIENT'
   | 'MACHINE_STATE_UNSUITABLE'
-  | 'MODE_UNSUPPORTED'
   | 'HOST_DEVICE_UNSUPPORTED'
   | 'TPM_UNSUPPORTED'
   | 'NO_VOLUMES'
@@ -34,7 +33,6 @@ export type SnapshotErrorCode =
   | 'CANNOT_SAVE_MACHINE_STATE'
   | 'CANNOT_RENAME_DISK_IMAGE'
   | 'CANNOT_RESTORE_MACHINE'
-  | 'MACHINE_CRASHED'
   /** The machine came back on other images than it must have: it was stopped before it ran (trap 1). */
   | 'WRONG_BLOCK_GRAPH'
   /** Somebody started, changed or moved the machine while the job was at it. */

@@ -37,8 +37,11 @@ export const savePlanSchema = z.object({
   mode: z.literal('save'),
   modeReason: z.string(),
   memoryBytes: z.number(),
+  /** What libvirt writes. */
   stateFile: z.string(),
   stateOnRamDisk: z.boolean(),
+  /** Where the memory state goes once the machine runs again; `null`: it stays where it is. */
+  stowedStateFile: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
   volumes: z.array(plannedVolumeSchema).min(1),
   /** Directories of ours that are removed at the end. */

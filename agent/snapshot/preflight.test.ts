@@ -31,6 +31,7 @@ function planOf(site: Site, changes: Partial<PreflightRequest> = {}, machineUuid
     modeReason: '',
     retainDirectory: null,
     ramDisk: null,
+    ramDiskReservedBytes: 0,
     ...changes,
   };
   return planSave(site.world.connect(), request);
@@ -338,6 +339,13 @@ void t.test(
     t.ok(
       fits.stateFile.startsWith(site.ramDisk) && fits.workDirectories.includes(join(fits.stateFile, '..')),
     );
+    t.equal(
+      fits.stowedStateFile,
+      join(fits.volumes[0]?.workDirectory ?? '?', 'vda.state'),
+      'it leaves the RAM disk after the pause',
+    );
+    const crowded = await planOf(site, { ramDisk: site.ramDisk, ramDiskReservedBytes: 2 ** 50 });
+    t.match(crowded, { stateOnRamDisk: false, warnings: [/has 0 B free/] }, 'others come first');
     // A file system without room of its own.
     const full = await planOf(site, { ramDisk: '/proc' });
     t.match(full, { stateOnRamDisk: false, warnings: [/RAM disk .* the pause is longer/] });

@@ -1,7 +1,8 @@
 import { open, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
-import { exists, fsyncDirectory, fsyncFile } from '../../common/files.ts';
+import { copyFileDurable, type ReadOptions } from '../../common/copy.ts';
+import { exists, fsyncDirectory, fsyncFile, renameDurable } from '../../common/files.ts';
 
 /** libvirt's marks at the start of a save image (`virQEMUSaveHeader.magic`, 16 bytes). */
 const magicComplete = 'LibvirtQemudSave';
@@ -38,6 +39,37 @@ export async function stateFileBirth(path: string): Promise<Date> {
 /** When libvirt completed the file, in milliseconds since 1970. */
 export async function stateFileTime(path: string): Promise<number> {
   return (await stat(path)).mtimeMs;
+}
+
+/** The paths of a memory state in a plan. */
+export interface StatePaths {
+  readonly stateFile: string;
+  readonly stowedStateFile: string | null;
+}
+
+/** Where the memory state is now: libvirt's file, or where it was moved off the RAM disk. */
+export async function currentStateFile(paths: StatePaths): Promise<string> {
+  const { stateFile, stowedStateFile } = paths;
+  return stowedStateFile !== null && (await exists(stowedStateFile)) ? stowedStateFile : stateFile;
+}
+
+/**
+ * Moves a complete memory state off the RAM disk: the host has its memory back while the merge runs, and the
+ * state outlives the host. May be started again after a crash.
+ */
+export async function stowState(paths: StatePaths, options: ReadOptions): Promise<void> {
+  const { stateFile, stowedStateFile } = paths;
+  if (stowedStateFile === null || (await inspectStateFile(stateFile)) !== 'complete') return;
+  const copying = `${stowedStateFile}.copying`;
+  await rm(copying, { force: true });
+  try {
+    await copyFileDurable({ ...options, from: stateFile, to: copying, mode: 0o600 });
+  } catch (error) {
+    await rm(copying, { force: true });
+    throw error;
+  }
+  await renameDurable(copying, stowedStateFile);
+  await removeStateFile(stateFile);
 }
 
 /** Removes a state file; QEMU or libvirt may have removed it already. */

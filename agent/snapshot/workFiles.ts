@@ -97,8 +97,10 @@ export async function putImageBack(volume: PlannedVolume): Promise<void> {
   await fsyncDirectory(volume.workDirectory);
 }
 
-/** Removes the job's directories with what is left in them, and ours above them when they are empty. */
-export async function removeWorkDirectories(plan: SavePlan): Promise<void> {
+/** Removes a job's directories with what is left in them, and ours above them when they are empty. */
+export async function removeWorkDirectories(plan: {
+  readonly workDirectories: readonly string[];
+}): Promise<void> {
   for (const directory of plan.workDirectories) {
     await removeTree(directory, { root: dirname(directory) });
     // A directory that the administrator named stays, also when it is empty.

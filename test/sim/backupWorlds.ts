@@ -51,6 +51,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       memoryBytes: 1,
       stateFile: '/state',
       stateOnRamDisk: false,
+      stowedStateFile: null,
       nvram: null,
       volumes: [planned('vda'), planned('vdb')],
       workDirectories: [],

@@ -174,7 +174,7 @@ async function launch(world: Registry, machine: SimulatedMachine, xml: DomainXml
   for (const volume of xml.volumes) {
     if (volume.path !== undefined) chains.set(volume.target, await openChain(volume));
   }
-  const definition = xml.clone();
+  const definition = DomainXml.parse(xml.toString());
   definition.removeBackingStores();
   machine.instance = {
     id: (lastInstanceId += 1),

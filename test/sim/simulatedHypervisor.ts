@@ -1,4 +1,3 @@
-import { stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
@@ -16,9 +15,7 @@ import type {
   PullOptions,
   RestoreStateOptions,
   SaveOptions,
-  VolumeInfo,
 } from '../../agent/hypervisor/hypervisor.ts';
-import { readImageInfo } from '../../common/qemuImage.ts';
 import { Interruption, refusal, unreachable } from './errors.ts';
 import { lifecycleEvent } from './events.ts';
 import type { Operation } from './faults.ts';
@@ -203,19 +200,6 @@ export class SimulatedHypervisor implements Hypervisor {
       if (operation?.name !== 'save') throw refusal('operationInvalid', 'no job is active on the domain');
       operation.controller.abort(new Interruption('abort'));
       await operation.done;
-    });
-  }
-
-  volumeInfo(uuid: string, target: string): Promise<VolumeInfo> {
-    return this.#on('volumeInfo', uuid, async (machine) => {
-      const volume = requireVolume(machine, target);
-      if (volume.path === undefined) {
-        throw refusal('invalidArgument', `disk '${target}' does not currently have a source assigned`);
-      }
-      const format = volume.format === 'qcow2' ? 'qcow2' : 'raw';
-      const { virtualSizeBytes } = await readImageInfo(volume.path, format, { inUse: true });
-      const { size, blocks } = await stat(volume.path);
-      return { capacityBytes: virtualSizeBytes, allocationBytes: blocks * 512, physicalBytes: size };
     });
   }
 

@@ -20,13 +20,6 @@ export interface RawError {
   readonly int1: number;
 }
 
-/** `virDomainBlockInfo`. */
-export interface RawBlockInfo {
-  readonly capacity: number | bigint;
-  readonly allocation: number | bigint;
-  readonly physical: number | bigint;
-}
-
 /** `virDomainBlockJobInfo`. */
 export interface RawBlockJobInfo {
   readonly type: number;
@@ -56,7 +49,6 @@ const errorType = koffi.struct('virError', {
   int2: 'int',
   net: 'void *',
 });
-koffi.struct('virDomainBlockInfo', { capacity: 'uint64', allocation: 'uint64', physical: 'uint64' });
 koffi.struct('virDomainBlockJobInfo', { type: 'int', bandwidth: 'ulong', cur: 'uint64', end: 'uint64' });
 koffi.struct('virDomainJobInfo', {
   type: 'int',
@@ -145,12 +137,6 @@ export interface Libvirt {
   readonly virDomainGetJobInfo: (domain: Pointer, info: Partial<RawJobInfo>) => number;
   readonly virDomainAbortJob: OfDomain<number>;
 
-  readonly virDomainGetBlockInfo: (
-    domain: Pointer,
-    disk: string,
-    info: Partial<RawBlockInfo>,
-    flags: Flags,
-  ) => number;
   readonly virDomainBlockPull: (domain: Pointer, disk: string, bandwidth: number, flags: Flags) => number;
   readonly virDomainBlockRebase: (
     domain: Pointer,
@@ -243,9 +229,6 @@ export const libvirt: Libvirt = {
   virDomainGetJobInfo: library.func('int virDomainGetJobInfo(void *dom, _Out_ virDomainJobInfo *info)'),
   virDomainAbortJob: library.func('int virDomainAbortJob(void *dom)'),
 
-  virDomainGetBlockInfo: library.func(
-    'int virDomainGetBlockInfo(void *dom, str disk, _Out_ virDomainBlockInfo *info, uint flags)',
-  ),
   virDomainBlockPull: library.func(
     'int virDomainBlockPull(void *dom, str disk, ulong bandwidth, uint flags)',
   ),

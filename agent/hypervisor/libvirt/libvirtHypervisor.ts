@@ -15,7 +15,6 @@ import type {
   PullOptions,
   RestoreStateOptions,
   SaveOptions,
-  VolumeInfo,
 } from '../hypervisor.ts';
 import type { OperationArguments, OperationResult } from './channel.ts';
 import { defaultDeadlines } from './deadlines.ts';
@@ -165,10 +164,6 @@ export class LibvirtHypervisor implements Hypervisor {
 
   abortJob(uuid: string): Promise<void> {
     return this.#query('abortJob', uuid);
-  }
-
-  volumeInfo(uuid: string, target: string): Promise<VolumeInfo> {
-    return this.#query('volumeInfo', uuid, target);
   }
 
   pull(uuid: string, options: PullOptions): Promise<void> {

@@ -1,9 +1,9 @@
 import { HypervisorError } from '../errors.ts';
-import type { BlockJob, VolumeInfo } from '../hypervisor.ts';
+import type { BlockJob } from '../hypervisor.ts';
 import { check, outValue, present } from './connection.ts';
 import type { Connection } from './connection.ts';
 import { libvirt, qemuMonitorCommand, takeList } from './library.ts';
-import type { Out, Pointer, RawBlockInfo, RawBlockJobInfo } from './library.ts';
+import type { Out, Pointer, RawBlockJobInfo } from './library.ts';
 import { blockJobKindOf } from './reasons.ts';
 
 /** `VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES` and `…_REBASE_BANDWIDTH_BYTES`. */
@@ -15,18 +15,6 @@ const monitorHuman = 1 << 0;
 /** Volumes, their block jobs, and what libvirt has noted about their past. */
 export function volumeOperations(connection: Connection) {
   return {
-    volumeInfo(uuid: string, target: string): VolumeInfo {
-      return connection.withMachine(uuid, (domain) => {
-        const info: Partial<RawBlockInfo> = {};
-        check('virDomainGetBlockInfo', libvirt.virDomainGetBlockInfo(domain, target, info, 0));
-        return {
-          capacityBytes: Number(info.capacity),
-          allocationBytes: Number(info.allocation),
-          physicalBytes: Number(info.physical),
-        };
-      });
-    },
-
     pull(uuid: string, target: string, base: string | null, bandwidth: number): void {
       connection.withMachine(uuid, (domain) => {
         if (base === null) {

@@ -1,0 +1,166 @@
+import { lstat, realpath } from 'node:fs/promises';
+import { isAbsolute, join } from 'node:path';
+import { type ImageInfo, readImageInfo } from '../../common/qemuImage.ts';
+import { rememberedOwner } from '../../common/xattr.ts';
+import type { DomainVolume } from '../hypervisor/domainXml.ts';
+import { SnapshotError } from './errors.ts';
+import { foreignWriters } from './imageUsers.ts';
+import type { PlannedVolume } from './plan.ts';
+import { requireUsableRetainDirectory } from './retainDirectory.ts';
+import { workDirectoryFor } from './workspace.ts';
+
+/** Removable and read-only media hold nothing of the machine's own; they stay where they are. */
+export function isLeftOut(volume: DomainVolume): boolean {
+  return (
+    volume.device === 'cdrom' || volume.device === 'floppy' || volume.readOnly || volume.sourceKind === 'none'
+  );
+}
+
+/**
+ * Looks at one volume and plans its part of the backup. Changes nothing.
+ * @throws SnapshotError with why it cannot be backed up in this mode
+ */
+export async function planVolume(
+  machine: { readonly uuid: string; readonly name: string },
+  volume: DomainVolume,
+  request: { readonly retainDirectory: string | null; readonly jobId: string },
+): Promise<PlannedVolume> {
+  const what = `${volume.target} of ${machine.name}`;
+  refuseUnsupportedVolume(what, volume);
+  const image = volume.path;
+  if (image === undefined || !isAbsolute(image)) {
+    throw new SnapshotError('XML_INCONSISTENCY', `${what} names no absolute path`, {
+      hint: `virsh domblklist ${machine.name}`,
+    });
+  }
+  const file = await resolveImage(what, image);
+  const info = await readImageInfo(file, 'qcow2', { inUse: true });
+  if (info.corrupt) {
+    throw new SnapshotError('CORRUPT_DISK_IMAGE_FOUND', `${what}: ${file} is marked corrupt`, {
+      hint: `with the machine off: qemu-img check ${file}`,
+    });
+  }
+  if (info.internalSnapshots.length > 0) {
+    throw new SnapshotError(
+      'INTERNAL_SNAPSHOTS',
+      `${what} holds internal snapshots: ${info.internalSnapshots.join(', ')}`,
+      {
+        hint: `with the machine off: qemu-img snapshot -d ${info.internalSnapshots[0]} ${file}`,
+      },
+    );
+  }
+  if (info.encrypted) throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; its overlay would not be');
+  if (info.dataFile !== undefined)
+    throw volumeError('VOLUME_UNSUPPORTED', what, 'keeps its data in an external data file');
+  const base = info.backing;
+  if (base !== null && !isAbsolute(base.path)) {
+    throw new SnapshotError(
+      'RELATIVE_BACKING',
+      `${what}: ${file} names its backing file relatively (${base.path})`,
+      {
+        hint: `with the machine off: qemu-img rebase -u -F ${base.format ?? 'qcow2'} -b ABSOLUTE-PATH ${file}`,
+      },
+    );
+  }
+  await refuseOtherUsers(what, file, machine.uuid);
+  const workDirectory = workDirectoryFor(file, request.retainDirectory, request.jobId);
+  await requireUsableRetainDirectory(what, file, request.retainDirectory);
+  const below = await chainBelow(what, volume, base);
+  return {
+    target: volume.target,
+    image,
+    file,
+    frozen: join(workDirectory, `${volume.target}.frozen`),
+    overlay: join(workDirectory, `${volume.target}.overlay`),
+    workDirectory,
+    base: base === null ? null : { path: base.path, format: base.format ?? 'raw' },
+    chain: [image, ...below],
+    virtualSizeBytes: info.virtualSizeBytes,
+    layout: [...info.layout],
+    owner: await rememberedOwner(file),
+    allocatedBytes: info.allocatedBytes,
+  };
+}
+
+/**
+ * The paths below the top image, as QEMU has them open. They must be letter by letter what the headers say: the
+ * restored machine's chain is read from the headers, and compared with these.
+ */
+async function chainBelow(what: string, volume: DomainVolume, base: ImageInfo['backing']): Promise<string[]> {
+  const below = (volume.backingChain ?? []).map((element) => {
+    if (element.path === undefined)
+      throw volumeError('VOLUME_UNSUPPORTED', what, 'stands on something that is not a file');
+    return element.path;
+  });
+  let header = base;
+  for (const path of [...below, undefined]) {
+    if (header?.path !== path) {
+      throw new SnapshotError(
+        'XML_INCONSISTENCY',
+        `${what}: an image's header names ${header?.path ?? 'no backing file'}, but the machine runs on ${path ?? 'none'}`,
+        {
+          hint: 'the two must be the same, letter by letter; look at them: qemu-img info -U --backing-chain, virsh dumpxml',
+        },
+      );
+    }
+    if (header === null || path === undefined) break;
+    header = header.format === 'qcow2' ? (await readImageInfo(path, 'qcow2', { inUse: true })).backing : null;
+  }
+  return below;
+}
+
+function volumeError(
+  code: 'VOLUME_UNSUPPORTED' | 'VOLUME_ENCRYPTED' | 'VOLUME_SHARED',
+  what: string,
+  why: string,
+): SnapshotError {
+  return new SnapshotError(code, `${what} ${why}`, {
+    hint: 'docs/SUPPORT.md lists what each mode can do with each kind of volume; detach it, or exclude the machine',
+  });
+}
+
+function refuseUnsupportedVolume(what: string, volume: DomainVolume): void {
+  if (volume.device !== 'disk') throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.device}`);
+  if (volume.sourceKind !== 'file')
+    throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.sourceKind} volume, not an image file`);
+  if (volume.shareable)
+    throw volumeError('VOLUME_SHARED', what, 'is shared with other machines, which would not be stopped');
+  if (volume.transient)
+    throw volumeError('VOLUME_UNSUPPORTED', what, 'is transient: its changes are thrown away');
+  if (volume.encrypted) throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; its overlay would not be');
+  if (volume.format === 'raw') {
+    throw new SnapshotError('VOLUME_RAW', `${what} is a raw image; after mode "save" it would be qcow2`, {
+      hint: `with the machine off: qemu-img convert -O qcow2, and change its definition; or wait for mode "disk"`,
+    });
+  }
+  if (volume.format !== 'qcow2')
+    throw volumeError('VOLUME_UNSUPPORTED', what, `has the format ${volume.format ?? 'unknown'}`);
+}
+
+async function resolveImage(what: string, image: string): Promise<string> {
+  try {
+    const file = await realpath(image);
+    if (!(await lstat(file)).isFile())
+      throw volumeError('VOLUME_UNSUPPORTED', what, `is not a regular file: ${file}`);
+    return file;
+  } catch (error) {
+    if (error instanceof SnapshotError) throw error;
+    throw new SnapshotError('MISSING_NECESSARY_FILES', `${what}: ${image} cannot be found`, {
+      hint: 'the machine runs on an image that has no name any more: do not stop it before you have copied its disk',
+      cause: error,
+    });
+  }
+}
+
+async function refuseOtherUsers(what: string, file: string, uuid: string): Promise<void> {
+  const writer = (await foreignWriters(file, uuid))[0];
+  if (writer === undefined) return;
+  throw new SnapshotError(
+    'IMAGE_LOCKED',
+    `${what}: process ${writer.pid} (${writer.command}) has ${file} open for writing`,
+    {
+      hint: 'end that process first: with its lock the machine could not come back',
+      retryable: true,
+    },
+  );
+}
