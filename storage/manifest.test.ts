@@ -1,21 +1,41 @@
 import t from 'tap';
+import { StorageError } from './errors.ts';
 import { makeSample } from './directory/fixture.ts';
-import { formatManifest, parseManifest } from './manifest.ts';
+import { formatManifest, manifestDigest, parseManifest } from './manifest.ts';
+
+/** The text of anything, with the digest that it would have as a manifest. */
+function sealed(described: object): string {
+  return JSON.stringify({ ...described, manifestSha256: manifestDigest(described) });
+}
 
 void t.test('a manifest reads back as it was written', async (t) => {
   const { manifest } = await makeSample(t.testdir({}));
   t.same(parseManifest(formatManifest(manifest)), manifest);
 });
 
+void t.test('no change of a single bit in what a manifest says goes unnoticed', async (t) => {
+  const { manifest } = await makeSample(t.testdir({}));
+  const text = Buffer.from(formatManifest(manifest));
+  const unnoticed: string[] = [];
+  for (let bit = 0; bit < text.length * 8; bit += 1) {
+    const damaged = Buffer.from(text);
+    damaged[bit >> 3] = (damaged[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+    try {
+      t.same(parseManifest(damaged.toString('utf8')), manifest);
+      // White space between two values may be another one.
+      if (!/\s/.test(text.toString('latin1', bit >> 3, (bit >> 3) + 1))) unnoticed.push(`bit ${bit}`);
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error;
+    }
+  }
+  t.same(unnoticed, []);
+});
+
 void t.test('a manifest that names a file outside of its backup is invalid', async (t) => {
   const { manifest } = await makeSample(t.testdir({}));
   for (const file of ['../x', '/etc/passwd', 'a\0b', 'x'.repeat(300), '..', 'manifest.json']) {
     const hostile = { ...manifest, definition: { ...manifest.definition, file } };
-    t.throws(
-      () => parseManifest(JSON.stringify(hostile)),
-      { code: 'MANIFEST_INVALID' },
-      JSON.stringify(file),
-    );
+    t.throws(() => parseManifest(sealed(hostile)), { code: 'MANIFEST_INVALID' }, JSON.stringify(file));
     t.throws(() => formatManifest(hostile), { code: 'MANIFEST_INVALID' });
   }
 });
@@ -25,7 +45,7 @@ void t.test(
   async (t) => {
     const { manifest } = await makeSample(t.testdir({}));
     const twice = { ...manifest, volumes: [...manifest.volumes, ...manifest.volumes] };
-    t.throws(() => parseManifest(JSON.stringify(twice)), { code: 'MANIFEST_INVALID', message: /twice/ });
+    t.throws(() => parseManifest(sealed(twice)), { code: 'MANIFEST_INVALID', message: /twice/ });
     const future = { formatVersion: 2, everything: 'is different' };
     t.throws(() => parseManifest(JSON.stringify(future)), { code: 'MANIFEST_TOO_NEW' });
     for (const text of [
@@ -34,7 +54,8 @@ void t.test(
       '[]',
       'null',
       '{"formatVersion":0}',
-      JSON.stringify({ ...manifest, surprise: 1 }),
+      sealed({ ...manifest, surprise: 1 }),
+      JSON.stringify(manifest),
     ])
       t.throws(() => parseManifest(text), { code: 'MANIFEST_INVALID' }, text.slice(0, 30));
   },

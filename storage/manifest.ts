@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { StorageError } from './errors.ts';
 
@@ -160,7 +161,10 @@ export function parseManifest(text: string): Manifest {
       { hint: 'use a newer stillpoint for this backup' },
     );
   }
-  const result = manifestSchema.safeParse(value);
+  const { manifestSha256, ...described } = z.looseObject({}).catch({}).parse(value);
+  if (manifestSha256 !== manifestDigest(described))
+    throw invalid('its own digest (manifestSha256) differs: it was damaged, or changed by hand');
+  const result = manifestSchema.safeParse(described);
   if (result.success) return result.data;
   const problems = result.error.issues
     .slice(0, 3)
@@ -168,9 +172,16 @@ export function parseManifest(text: string): Manifest {
   throw invalid(problems.join('; '), result.error);
 }
 
+/** SHA-256 of everything else that a manifest says, as JSON with two spaces: a flipped bit in it is seen too. */
+export function manifestDigest(described: object): string {
+  return createHash('sha256')
+    .update(JSON.stringify(described, null, 2))
+    .digest('hex');
+}
+
 /** The text of a manifest as it is stored. Throws MANIFEST_INVALID for one that no reader would accept. */
 export function formatManifest(manifest: Manifest): string {
-  const text = `${JSON.stringify(manifest, null, 2)}\n`;
+  const text = `${JSON.stringify({ ...manifest, manifestSha256: manifestDigest(manifest) }, null, 2)}\n`;
   if (Buffer.byteLength(text) > maxManifestBytes)
     throw invalid(`it is larger than ${maxManifestBytes} bytes`);
   parseManifest(text);

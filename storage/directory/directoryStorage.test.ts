@@ -5,6 +5,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 import { exists } from '../../common/files.ts';
 import { StorageError } from '../errors.ts';
+import { formatManifest } from '../manifest.ts';
 import type { BackupEntry, FileReport } from '../storage.ts';
 import { DirectoryStorage } from './directoryStorage.ts';
 import { firstTime, makeSample, storeSample } from './fixture.ts';
@@ -106,7 +107,7 @@ void t.test('one damaged entry never hides the others', async (t) => {
   await truncate(join(directory(1), 'manifest.json'), 5 * 1024 * 1024);
   await writeFile(join(directory(2), 'manifest.json'), '{"formatVersion": 99}');
   await symlink('/etc/passwd', join(directory(3), 'manifest.json'));
-  await writeFile(join(directory(4), 'manifest.json'), JSON.stringify(sample.manifest));
+  await writeFile(join(directory(4), 'manifest.json'), formatManifest(sample.manifest));
   await mkdir(join(directory(5), 'manifest.json'));
   await mkdir(join(root, 'vm-001', '.partial-job'));
   await mkdir(join(root, 'vm-001', 'lost+found'));

@@ -2,6 +2,7 @@ import { appendFile, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
+import { formatManifest, parseManifest } from '../../storage/manifest.ts';
 import {
   type AgentResult,
   eventually,
@@ -166,10 +167,8 @@ void t.test('the command line on a real host', async (t) => {
     );
     const shown = await agent.run(['show', 'sp-first@latest', '--json']);
     const stored = storedSchema.parse(shown.json());
-    const manifest: unknown = JSON.parse(
-      await readFile(path.join(stored.storages[0]?.directory ?? '', 'manifest.json'), 'utf8'),
-    );
-    t.match(shown.json(), manifest, 'the fields of the manifest');
+    const text = await readFile(path.join(stored.storages[0]?.directory ?? '', 'manifest.json'), 'utf8');
+    t.match(shown.json(), parseManifest(text), 'the fields of the manifest');
     t.match(
       (await agent.run(['show', stored.id.slice(0, 13)])).stdout,
       /virsh restore --paused .*sp-first\.state/,
@@ -234,8 +233,8 @@ void t.test('the command line on a real host', async (t) => {
     const evil = '\u001b[2J\u009b31mevil\nsp-first';
     await writeFile(
       file,
-      JSON.stringify({
-        ...z.looseObject({}).parse(JSON.parse(text)),
+      formatManifest({
+        ...parseManifest(text),
         machine: { name: evil, uuid: first.uuid },
         labels: { [evil]: evil },
       }),

@@ -3,6 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
+import { manifestDigest, parseManifest } from '../../storage/manifest.ts';
 import { type Lab, type LabMachine, startLab } from '../lab/lab.ts';
 import {
   artifact,
@@ -133,8 +134,6 @@ void t.test('a backup brings the machine back', async (t) => {
   });
 });
 
-const volumeList = z.object({ volumes: z.array(z.object({ file: z.string() })) });
-
 /** Damages that somebody else did to a backup: what, and how the restore answers. */
 const damages: readonly {
   readonly what: string;
@@ -182,11 +181,17 @@ const damages: readonly {
     damage: async (lab, backup) => {
       const file = path.join(backup.directory, 'manifest.json');
       const text = await readFile(file, 'utf8');
-      const { volumes } = volumeList.parse(JSON.parse(text));
-      await lab.run('tee', [file], { input: text.replace(volumes[0]?.file ?? '', '../../../etc/shadow') });
+      const { volumes } = parseManifest(text);
+      await lab.run('tee', [file], { input: resealed(text, volumes[0]?.file ?? '', '../../../etc/shadow') });
     },
   },
 ];
+
+/** A manifest in which something was replaced, with the digest that makes it credible. */
+function resealed(text: string, from: string, to: string): string {
+  const { manifestSha256: _, ...described } = z.looseObject({}).parse(JSON.parse(text.replace(from, to)));
+  return JSON.stringify({ ...described, manifestSha256: manifestDigest(described) });
+}
 
 function stateOf(backup: StoredBackup): string {
   return path.join(backup.directory, backup.manifest.memory?.file ?? '');
@@ -247,7 +252,7 @@ void t.test('a restore that cannot be', async (t) => {
     const digest = createHash('sha256')
       .update(await readFile(stateOf(backup)))
       .digest('hex');
-    await lab.run('tee', [file], { input: text.replace(backup.manifest.memory?.sha256 ?? '', digest) });
+    await lab.run('tee', [file], { input: resealed(text, backup.manifest.memory?.sha256 ?? '', digest) });
     const sequence = (await machine.pauseWriter()).sequence;
     requireError(t, await agent.restore('sp-safe@latest', { inPlace: true }), 'CANNOT_START_MACHINE');
     t.same(await inodes(), before, 'the images of before are in their places');
