@@ -1,11 +1,9 @@
-import { stat } from 'node:fs/promises';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { policyFor } from '../config/policy.ts';
 import { assertNever } from '../common/errors.ts';
-import { exists, freeBytes } from '../common/files.ts';
+import { freeBytes } from '../common/files.ts';
 import { newId } from '../common/ids.ts';
 import { formatBytes } from '../common/units.ts';
-import { StorageError } from '../storage/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { backupJob } from './backup/backupJob.ts';
 import { type BackupFacts, backupFactsSchema, type BackupSettings } from './backup/facts.ts';
@@ -27,6 +25,7 @@ import { restoreJob } from './restore/restoreJob.ts';
 import { requireStorages } from './retain/retain.ts';
 import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
+import { StoredBackups } from './storedBackups.ts';
 
 /** Time for copying one backup into its storages. */
 const retainDeadlineMs = 7 * 24 * 3600 * 1000;
@@ -68,9 +67,11 @@ export interface BackupRequest {
 /** What the agent of one host can be asked for; the CLI and later the API call this and nothing below it. */
 export class Agent {
   readonly parts: AgentParts;
+  readonly backups: StoredBackups;
 
   constructor(parts: AgentParts) {
     this.parts = parts;
+    this.backups = new StoredBackups(parts);
   }
 
   /** A configured storage. @throws AgentError STORAGE_NOT_CONFIGURED */
@@ -127,48 +128,9 @@ export class Agent {
     });
   }
 
-  /** All backups of all storages, or of one machine, oldest first. */
-  async listBackups(machine?: string): Promise<readonly BackupEntry[]> {
-    const lists = await Promise.all(
-      [...this.parts.storages.values()].map((storage) => storage.list({ machine })),
-    );
-    return lists.flat().toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
-  }
-
-  /**
-   * One backup by id, `MACHINE@latest` or `MACHINE@T1`, from the first storage that has it; of several latest
-   * ones the newest.
-   * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
-   */
-  async findBackup(reference: string): Promise<BackupEntry> {
-    let found: BackupEntry | undefined;
-    const failures: unknown[] = [];
-    for (const storage of this.parts.storages.values()) {
-      try {
-        const entry = await storage.find(reference);
-        if (found === undefined || entry.pointInTime > found.pointInTime) found = entry;
-      } catch (error) {
-        // A storage that is out of order must not hide a backup that another one has.
-        if (!(error instanceof StorageError) || error.code === 'BACKUP_AMBIGUOUS') throw error;
-        failures.push(error);
-      }
-    }
-    if (found !== undefined) return found;
-    const worse = failures.find(
-      (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
-    );
-    throw (
-      worse ??
-      failures[0] ??
-      new AgentError('NO_STORAGE', 'no storage is configured', {
-        hint: `storages: in ${this.parts.configPath}`,
-      })
-    );
-  }
-
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
   async planRestore(request: RestoreRequest & { readonly backup: string }): Promise<RestorePlan> {
-    return planRestore(this.parts.hypervisor, await this.findBackup(request.backup), request);
+    return planRestore(this.parts.hypervisor, await this.backups.find(request.backup), request);
   }
 
   /** Writes a confirmed restore down and takes the machine for it; `run` does it. */
@@ -192,14 +154,6 @@ export class Agent {
   /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
   backupFacts(job: JobRow): BackupFacts | undefined {
     return job.kind === 'backup' ? backupFactsSchema.safeParse(job.record).data : undefined;
-  }
-
-  /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
-  async isLocal(entry: BackupEntry): Promise<boolean> {
-    for (const { source } of entry.manifest?.volumes ?? []) {
-      if (!(await exists(source)) || !(await isOnSameDevice(source, entry.directory))) return false;
-    }
-    return entry.manifest !== null;
   }
 
   /**
@@ -389,12 +343,6 @@ export class Agent {
       },
     };
   }
-}
-
-/** True when both are on one file system, also where two mounts lead to it. */
-async function isOnSameDevice(a: string, b: string): Promise<boolean> {
-  const [first, second] = await Promise.all([stat(a), stat(b)]);
-  return first.dev === second.dev;
 }
 
 /** The engine with one kind of job. */

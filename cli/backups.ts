@@ -1,5 +1,9 @@
 import type { Agent } from '../agent/agent.ts';
+import type { OnUnreachable } from '../agent/storedBackups.ts';
+import { errorRecord } from '../common/errors.ts';
 import type { BackupEntry } from '../storage/storage.ts';
+import type { Cli } from './cli.ts';
+import { type ExitCode, exitCodeOf } from './exitCodes.ts';
 
 /** One copy of a backup in one storage. */
 export interface BackupCopy {
@@ -38,16 +42,28 @@ export async function gatherBackups(
 }
 
 /** The backup with all its copies that an entry is one of. */
-export async function backupOfEntry(agent: Agent, entry: BackupEntry): Promise<Backup> {
+export async function backupOfEntry(
+  agent: Agent,
+  entry: BackupEntry,
+  onUnreachable: OnUnreachable,
+): Promise<Backup> {
   const { id } = entry;
   if (id === null) return backupOf(agent, [entry]);
-  const others: BackupEntry[] = [];
-  for (const storage of agent.parts.storages.values()) {
-    if (storage.name === entry.storage) continue;
-    const other = (await storage.list()).find((candidate) => candidate.id === id);
-    if (other !== undefined) others.push(other);
-  }
+  const copies = await agent.backups.list(undefined, onUnreachable);
+  const others = copies.filter((copy) => copy.id === id && copy.storage !== entry.storage);
   return backupOf(agent, [entry, ...others]);
+}
+
+/** Tells of storages that do not answer, and remembers with which code to end. */
+export function tellUnreachable(cli: Cli): { readonly tell: OnUnreachable; code: ExitCode } {
+  const told: { readonly tell: OnUnreachable; code: ExitCode } = {
+    code: 0,
+    tell: (storage, error) => {
+      cli.terminal.error(error, `storage ${storage}`);
+      told.code = exitCodeOf(errorRecord(error).code);
+    },
+  };
+  return told;
 }
 
 async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<Backup> {
@@ -56,7 +72,7 @@ async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<
   const storages = await Promise.all(
     entries.map(async (copy): Promise<BackupCopy> => {
       const { storage: name, directory, state, problem } = copy;
-      return { name, directory, local: await agent.isLocal(copy), state, problem };
+      return { name, directory, local: await agent.backups.isLocal(copy), state, problem };
     }),
   );
   return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };

@@ -16,6 +16,7 @@ import { stateFileBirth } from '../snapshot/stateFile.ts';
 import { giveBackOwners, putImageBack, swapImages } from '../snapshot/workFiles.ts';
 import { assertNever } from '../../common/errors.ts';
 import { decideRepair, type Repair } from './decide.ts';
+import { describeRepair } from './describeRepair.ts';
 import type { BackupFacts } from './facts.ts';
 import { giveAutostartBack, removeWork } from './laterSteps.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
@@ -58,7 +59,7 @@ export async function settleBackup(
       repairs -= 1;
       continue;
     }
-    context.warn(`recovery: ${describe(repair)}`);
+    context.warn(`recovery: ${describeRepair(repair)}`);
     await context.point(`before:${repair.kind}`);
     switch (repair.kind) {
       case 'wait':
@@ -108,38 +109,6 @@ async function observeWhenPossible(hypervisor: Hypervisor, context: Context): Pr
         context.warn(`recovery: libvirt cannot be asked yet, waiting for it: ${error.message}`);
       await sleep(waitPollMs);
     }
-  }
-}
-
-/** What a repair is about to do, for the operator. */
-function describe(repair: Repair): string {
-  switch (repair.kind) {
-    case 'wait':
-      return 'waits for libvirt to finish what it does';
-    case 'resume':
-      return 'lets the machine run on';
-    case 'power-off':
-      return `stops the machine, because ${repair.why}`;
-    case 'restore-original':
-      return 'brings the machine back from its memory state, on the images that it had';
-    case 'finish-swap':
-      return 'puts the remaining overlays into place';
-    case 'restore-swapped':
-      return 'brings the machine back from its memory state';
-    case 'put-back':
-      return 'gives the machine back the images that it had';
-    case 'put-frozen-under':
-      return 'puts the frozen image under an image whose merge was not on the disk';
-    case 'start-cold':
-      return `starts the machine: ${repair.why}`;
-    case 'undo':
-      return 'the machine is as it was; removes what was prepared';
-    case 'go-on':
-      return `the machine is in order; the job goes on with ${repair.from}`;
-    case 'park':
-      return `needs an operator: ${repair.why}`;
-    default:
-      return assertNever(repair);
   }
 }
 

@@ -7,7 +7,10 @@ import { changing } from '../session.ts';
 /** `stillpoint delete BACKUP`: every copy of it. */
 export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
   changing(cli, async ({ agent, interruption }) => {
-    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    // A copy in a storage that does not answer would stay: then nothing is deleted.
+    const backup = await backupOfEntry(agent, await agent.backups.find(reference), (_, error) => {
+      throw error;
+    });
     const { entry } = backup;
     const tell = cli.terminal.json
       ? cli.terminal.err.bind(cli.terminal)

@@ -1,17 +1,15 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
-import { type Backup, backupJson, gatherBackups, shortId, storedBytes } from '../backups.ts';
+import { type Backup, backupJson, gatherBackups, shortId, storedBytes, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
-import { errorRecord } from '../../common/errors.ts';
-import { type ExitCode, exitCodeOf } from '../exitCodes.ts';
 import { styled, type Text } from '../output.ts';
-import { type ReadSession, reading } from '../session.ts';
+import { reading } from '../session.ts';
 
 /** `stillpoint list [MACHINE]`. A storage that does not answer is an error, and hides no other one. */
 export const list: RunVerb = (cli, [machine]) =>
   reading(cli, async ({ agent }) => {
-    const { entries, code } = await readStorages(cli, agent, machine);
+    const unreachable = tellUnreachable(cli);
+    const entries = await agent.backups.list(machine, unreachable.tell);
     const backups = await gatherBackups(agent, entries);
     if (cli.terminal.json) cli.terminal.object({ backups: backups.map(backupJson) });
     else if (backups.length > 0) printBackups(cli, backups);
@@ -19,26 +17,8 @@ export const list: RunVerb = (cli, [machine]) =>
       cli.terminal.remark(
         machine === undefined ? 'there are no backups' : `there are no backups of ${machine}`,
       );
-    return code;
+    return unreachable.code;
   });
-
-async function readStorages(
-  cli: Cli,
-  agent: ReadSession['agent'],
-  machine: string | undefined,
-): Promise<{ readonly entries: readonly BackupEntry[]; readonly code: ExitCode }> {
-  const entries: BackupEntry[] = [];
-  let code: ExitCode = 0;
-  for (const storage of agent.parts.storages.values()) {
-    try {
-      entries.push(...(await storage.list({ machine })));
-    } catch (error) {
-      cli.terminal.error(error, `storage ${storage.name}`);
-      code = exitCodeOf(errorRecord(error).code);
-    }
-  }
-  return { entries: entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime)), code };
-}
 
 function printBackups(cli: Cli, backups: readonly Backup[]): void {
   const right = { align: 'right' } as const;

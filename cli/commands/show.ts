@@ -1,7 +1,7 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Manifest } from '../../storage/manifest.ts';
-import { type Backup, backupJson, backupOfEntry, storedBytes } from '../backups.ts';
+import { type Backup, backupJson, backupOfEntry, storedBytes, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
@@ -10,10 +10,11 @@ import { restoreByHand } from '../restoreByHand.ts';
 /** `stillpoint show BACKUP`. */
 export const show: RunVerb = (cli, [reference = '']) =>
   reading(cli, async ({ agent }) => {
-    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    const unreachable = tellUnreachable(cli);
+    const backup = await backupOfEntry(agent, await agent.backups.find(reference), unreachable.tell);
     if (cli.terminal.json) cli.terminal.object(backupJson(backup));
     else printBackup(cli, backup);
-    return backup.state === 'Active' ? 0 : 5;
+    return backup.state === 'Active' ? unreachable.code : 5;
   });
 
 function printBackup(cli: Cli, backup: Backup): void {

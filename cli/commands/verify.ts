@@ -1,7 +1,9 @@
 import type { Agent } from '../../agent/agent.ts';
+import { StorageError } from '../../storage/errors.ts';
 import type { BackupEntry, VerifyReport } from '../../storage/storage.ts';
 import { formatBytes } from '../../common/units.ts';
-import { backupOfEntry } from '../backups.ts';
+import type { OnUnreachable } from '../../agent/storedBackups.ts';
+import { backupOfEntry, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { styled } from '../output.ts';
@@ -19,22 +21,34 @@ export const verify: RunVerb = (cli, references, options) => {
   }
   const data = options.flag('data');
   return reading(cli, async ({ agent }) => {
-    const entries = all ? await agent.listBackups() : await copiesOf(agent, references);
+    const unreachable = tellUnreachable(cli);
+    const entries = all
+      ? await agent.backups.list(undefined, unreachable.tell)
+      : await copiesOf(agent, references, unreachable.tell);
     if (entries.length === 0) cli.terminal.remark('there are no backups');
     let damaged = 0;
     for (const entry of entries) {
-      const report = await verifyCopy(cli, agent, entry, data);
-      if (!report.ok) damaged += 1;
+      try {
+        const report = await verifyCopy(cli, agent, entry, data);
+        if (!report.ok) damaged += 1;
+      } catch (error) {
+        if (!(error instanceof StorageError)) throw error;
+        unreachable.tell(entry.storage, error);
+      }
     }
     if (damaged > 0) cli.terminal.remark(`${damaged} of ${entries.length} are damaged`);
-    return damaged > 0 ? 5 : 0;
+    return damaged > 0 ? 5 : unreachable.code;
   });
 };
 
-async function copiesOf(agent: Agent, references: readonly string[]): Promise<readonly BackupEntry[]> {
+async function copiesOf(
+  agent: Agent,
+  references: readonly string[],
+  onUnreachable: OnUnreachable,
+): Promise<readonly BackupEntry[]> {
   const entries = new Map<string, BackupEntry>();
   for (const reference of references) {
-    const backup = await backupOfEntry(agent, await agent.findBackup(reference));
+    const backup = await backupOfEntry(agent, await agent.backups.find(reference), onUnreachable);
     for (const entry of backup.entries) entries.set(`${entry.storage}:${entry.directory}`, entry);
   }
   return [...entries.values()];

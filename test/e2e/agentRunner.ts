@@ -67,11 +67,15 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
     case 'planRestore':
       return { result: await agent.planRestore(asked) };
     case 'verify': {
-      const entry = await agent.findBackup(asked.backup);
+      const entry = await agent.backups.find(asked.backup);
       return { result: await agent.storage(entry.storage).verify(entry, { data: true }) };
     }
     case 'list':
-      return { result: await agent.listBackups() };
+      return {
+        result: await agent.backups.list(undefined, (_, error) => {
+          throw error;
+        }),
+      };
     case 'jobs':
       return { result: agent.parts.journal.list() };
     case 'retry':

@@ -52,7 +52,9 @@ export class ChannelPool {
     const startMs = performance.now();
     const channel = this.#takeIdle() ?? (await this.#waitForChannel(operation, deadlineMs));
     try {
-      return await channel.request(operation, args, deadlineMs - (performance.now() - startMs));
+      const leftMs = deadlineMs - (performance.now() - startMs);
+      if (leftMs <= 0) throw deadlineExceeded(operation);
+      return await channel.request(operation, args, leftMs);
     } finally {
       this.#release(channel);
     }

@@ -1,0 +1,80 @@
+import { stat } from 'node:fs/promises';
+import { exists } from '../common/files.ts';
+import { StorageError } from '../storage/errors.ts';
+import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { AgentError } from './errors.ts';
+
+/** Hears of a storage that does not answer. */
+export type OnUnreachable = (storage: string, error: unknown) => void;
+
+/** The backups in all storages of an agent. */
+export class StoredBackups {
+  readonly #storages: ReadonlyMap<string, Storage>;
+  readonly #configPath: string;
+
+  constructor(parts: { readonly storages: ReadonlyMap<string, Storage>; readonly configPath: string }) {
+    this.#storages = parts.storages;
+    this.#configPath = parts.configPath;
+  }
+
+  /**
+   * All backups of all storages, or of one machine, oldest first.
+   * @param onUnreachable is told of a storage that does not answer, which then hides no other one; may throw
+   */
+  async list(machine: string | undefined, onUnreachable: OnUnreachable): Promise<readonly BackupEntry[]> {
+    const entries: BackupEntry[] = [];
+    for (const storage of this.#storages.values()) {
+      try {
+        entries.push(...(await storage.list({ machine })));
+      } catch (error) {
+        onUnreachable(storage.name, error);
+      }
+    }
+    return entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
+  }
+
+  /**
+   * One backup by id, `MACHINE@latest` or `MACHINE@T1`, from the first storage that has it; of several latest
+   * ones the newest.
+   * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+   */
+  async find(reference: string): Promise<BackupEntry> {
+    let found: BackupEntry | undefined;
+    const failures: unknown[] = [];
+    for (const storage of this.#storages.values()) {
+      try {
+        const entry = await storage.find(reference);
+        if (found === undefined || entry.pointInTime > found.pointInTime) found = entry;
+      } catch (error) {
+        // A storage that is out of order must not hide a backup that another one has.
+        if (!(error instanceof StorageError) || error.code === 'BACKUP_AMBIGUOUS') throw error;
+        failures.push(error);
+      }
+    }
+    if (found !== undefined) return found;
+    const worse = failures.find(
+      (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
+    );
+    throw (
+      worse ??
+      failures[0] ??
+      new AgentError('NO_STORAGE', 'no storage is configured', {
+        hint: `storages: in ${this.#configPath}`,
+      })
+    );
+  }
+
+  /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
+  async isLocal(entry: BackupEntry): Promise<boolean> {
+    for (const { source } of entry.manifest?.volumes ?? []) {
+      if (!(await exists(source)) || !(await isOnSameDevice(source, entry.directory))) return false;
+    }
+    return entry.manifest !== null;
+  }
+}
+
+/** True when both are on one file system, also where two mounts lead to it. */
+async function isOnSameDevice(a: string, b: string): Promise<boolean> {
+  const [first, second] = await Promise.all([stat(a), stat(b)]);
+  return first.dev === second.dev;
+}
