@@ -19,7 +19,7 @@ export async function checkHost(
   const groups = [
     [checkPrivileges()],
     checkConfig(loaded, configPath),
-    [await checkLibvirt(agent)],
+    await checkLibvirt(agent),
     [await checkQemuImg()],
     [await checkJournal(agent)],
     await checkStorages(agent, configPath),
@@ -57,18 +57,33 @@ function checkConfig({ files, inactive }: LoadedConfig, configPath: string): rea
   ];
 }
 
-async function checkLibvirt(agent: Agent): Promise<Check> {
+async function checkLibvirt(agent: Agent): Promise<readonly Check[]> {
   try {
     const { hostName, libvirtVersion, qemuVersion, uri } = await agent.parts.hypervisor.hostInfo();
-    return ok('libvirt', `${uri} on ${hostName}: libvirt ${libvirtVersion}, QEMU ${qemuVersion}`);
+    const found = ok('libvirt', `${uri} on ${hostName}: libvirt ${libvirtVersion}, QEMU ${qemuVersion}`);
+    return [found, ...checkQemu(qemuVersion)];
   } catch (error) {
     const { code, message, hint } = errorRecord(error);
-    return fail(
-      'libvirt',
-      `${code}: ${message}`,
-      hint ?? `systemctl status libvirtd; virsh -c ${agent.parts.config.agent.libvirtUri} list`,
-    );
+    return [
+      fail(
+        'libvirt',
+        `${code}: ${message}`,
+        hint ?? `systemctl status libvirtd; virsh -c ${agent.parts.config.agent.libvirtUri} list`,
+      ),
+    ];
   }
+}
+
+/** docs/BEHAVIOUR.md, number 5. */
+function checkQemu(version: string): readonly Check[] {
+  if (!version.startsWith('7.2.')) return [];
+  return [
+    warn(
+      'QEMU',
+      `QEMU ${version} can crash when it is asked about its disks (domblkinfo, domstats --block) while a merge runs`,
+      'keep monitoring and management tools from asking for block statistics during backups, or use a newer QEMU',
+    ),
+  ];
 }
 
 async function checkQemuImg(): Promise<Check> {
