@@ -1,14 +1,8 @@
 import { StillpointError } from '../common/errors.ts';
 
 export type AgentErrorCode =
-  /** The configuration names no storage. */
-  | 'NO_STORAGE'
   /** A command or a job names a storage that the configuration does not have. */
-  | 'STORAGE_NOT_CONFIGURED'
-  | 'MACHINE_EXCLUDED'
-  /** A backup is in no storage, or its name is not unique. */
-  | 'BACKUP_NOT_FOUND'
-  | 'REQUEST_INVALID';
+  'STORAGE_NOT_CONFIGURED' | 'MACHINE_EXCLUDED';
 
 /** An error of a request to the agent. */
 export class AgentError extends StillpointError<AgentErrorCode> {

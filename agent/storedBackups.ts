@@ -1,8 +1,9 @@
 import { stat } from 'node:fs/promises';
 import { exists } from '../common/files.ts';
+import { storageLines } from '../config/config.ts';
+import { ConfigError } from '../config/errors.ts';
 import { StorageError } from '../storage/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
-import { AgentError } from './errors.ts';
 
 /** Hears of a storage that does not answer. */
 export type OnUnreachable = (storage: string, error: unknown) => void;
@@ -58,9 +59,7 @@ export class StoredBackups {
     throw (
       worse ??
       failures[0] ??
-      new AgentError('NO_STORAGE', 'no storage is configured', {
-        hint: `storages: in ${this.#configPath}`,
-      })
+      new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(this.#configPath) })
     );
   }
 

@@ -19,7 +19,7 @@ async function parse(...argv: readonly string[]) {
 }
 
 void t.test('verbs, arguments and options are understood, global ones at any place', async (t) => {
-  const typed = 'backup web-1 db-1 --json --storage local vault --mode save -l a=b --config /c.yaml';
+  const typed = 'backup web-1 db-1 --json --storage local -s vault --mode save -l a=b --config /c.yaml';
   const { verb, args, options, globals } = await parse(...typed.split(' '));
   t.equal(verb.name, 'backup');
   t.same(args, ['web-1', 'db-1']);

@@ -125,7 +125,9 @@ function buildOption({ flags, description, choices, laterChoices, many }: VerbOp
       throw new InvalidArgumentError(`Allowed are ${choices.join(', ')}.`);
     });
   }
-  if (many === true && !option.variadic) throw new Error(`${flags} does not take several values`);
+  // Not variadic: `--storage vault web-1` would take the machine for a second storage.
+  if (many === true)
+    option.argParser((value: string, before: readonly string[] | undefined) => [...(before ?? []), value]);
   return option;
 }
 

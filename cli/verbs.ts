@@ -7,7 +7,7 @@ export interface VerbOption {
   readonly choices?: readonly string[] | undefined;
   /** Choices that a later version will have. */
   readonly laterChoices?: readonly string[] | undefined;
-  /** May be given several times, and takes several values at once. */
+  /** May be given several times. */
   readonly many?: boolean | undefined;
 }
 
@@ -62,11 +62,15 @@ export const verbs: readonly Verb[] = [
         laterChoices: ['live', 'disk', 'offline'],
       },
       {
-        flags: '-s, --storage <name...>',
-        description: 'into these storages instead of those of the policy',
+        flags: '-s, --storage <name>',
+        description: 'into this storage instead of those of the policy; may be repeated',
         many: true,
       },
-      { flags: '-l, --label <key=value...>', description: 'labels for the manifest', many: true },
+      {
+        flags: '-l, --label <key=value>',
+        description: 'a label for the manifest; may be repeated',
+        many: true,
+      },
       { flags: '-n, --dry-run', description: 'only say what would be done' },
     ],
     examples: [

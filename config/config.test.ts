@@ -195,7 +195,7 @@ void t.test('the first rule that fits a machine decides, and its policy counts a
   });
   const none = parseConfig('', 'c.yaml').config;
   t.throws(() => policyFor(none, 'db', '/etc/x.yaml'), {
-    code: 'CONFIG_INVALID',
+    code: 'NO_STORAGE',
     hint: /\/etc\/x\.yaml:\nstorages:/,
   });
   t.ok(matchesName('a.b*', 'a.b+c'));

@@ -5,6 +5,8 @@ export type ConfigErrorCode =
   | 'CONFIG_MISSING'
   | 'CONFIG_UNREADABLE'
   | 'CONFIG_INVALID'
+  /** It names no storage. */
+  | 'NO_STORAGE'
   /** All that is wrong is that it asks for what this version cannot do. */
   | 'CONFIG_NOT_AVAILABLE';
 

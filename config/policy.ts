@@ -23,7 +23,7 @@ export type PolicyDecision =
  * The policy of a machine: that of the first rule that matches its name, otherwise `default`. A policy counts
  * as a whole; what it leaves out has its default and is not taken from another policy.
  *
- * @throws ConfigError CONFIG_INVALID when there is no storage, with the lines to add
+ * @throws ConfigError NO_STORAGE when there is no storage, with the lines to add
  */
 export function policyFor(config: Config, machineName: string, configPath: string): PolicyDecision {
   const rule = config.machines.find(({ match }) => matchesName(match, machineName));
@@ -32,7 +32,7 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   const policy = config.policies[name] ?? emptyPolicy();
   const storages = policy.storages ?? Object.keys(config.storages);
   if (storages.length === 0) {
-    throw new ConfigError('CONFIG_INVALID', 'no storage is configured', { hint: storageLines(configPath) });
+    throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }
   const modeReason =
     policy.mode === 'save' ? `policy ${name} asks for it` : 'auto: save is the only mode of this version';

@@ -75,12 +75,12 @@ async function checkLibvirt(agent: Agent): Promise<readonly Check[]> {
 }
 
 /** docs/BEHAVIOUR.md, number 5. */
-function checkQemu(version: string): readonly Check[] {
-  if (!version.startsWith('7.2.')) return [];
+function checkQemu(qemuVersion: string): readonly Check[] {
+  if (!qemuVersion.startsWith('7.2.')) return [];
   return [
     warn(
       'QEMU',
-      `QEMU ${version} can crash when it is asked about its disks (domblkinfo, domstats --block) while a merge runs`,
+      `QEMU ${qemuVersion} can crash when it is asked about its disks (domblkinfo, domstats --block) while a merge runs`,
       'keep monitoring and management tools from asking for block statistics during backups, or use a newer QEMU',
     ),
   ];

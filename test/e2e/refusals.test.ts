@@ -146,7 +146,7 @@ void t.test('what cannot be backed up is refused before anything is touched', as
     requireError(t, await gone.backup(machine), 'STORAGE_UNREACHABLE');
     await requireNothingLost(t, lab, gone, whole);
     const none = await TestAgent.install(lab, { name: 'none', storages: {} });
-    requireError(t, await none.backup(machine), 'CONFIG_INVALID');
+    requireError(t, await none.backup(machine), 'NO_STORAGE');
     requireError(t, await agent.backup(machine, { storages: ['elsewhere'] }), 'STORAGE_NOT_CONFIGURED');
     await refused('excluded', { machines: [{ match: 'sp-*', exclude: true }] }, 'MACHINE_EXCLUDED');
     await refused('unknown-key', { polices: {} }, 'CONFIG_INVALID');
