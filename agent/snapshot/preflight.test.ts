@@ -173,7 +173,7 @@ const refusals: readonly Refusal[] = [
         '--object',
         'secret,id=s,data=secret',
         '-o',
-        'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10',
+        'encrypt.format=aes,encrypt.key-secret=s',
         site.image('vda'),
         '1M',
       ),
