@@ -17,6 +17,10 @@ import { treePssBytes } from './processTree.ts';
 import { paired, summarize } from './statistics.ts';
 
 const roundsDefault = 15;
+/** What `stillpoint backup` does before its pause takes about this long: the others begin theirs as late. */
+const preparationMs = 1000;
+/** Backups whose memory is watched. */
+const memoryRuns = 3;
 const guests = [
   { name: 'sp-small', memoryMiB: 512, fillMiB: 320 },
   { name: 'sp-large', memoryMiB: 2048, fillMiB: 1536 },
@@ -85,6 +89,16 @@ virsh restore "$2"`;
   await script(lab, after, [machine.name, state, retained]);
 }
 
+/**
+ * The same start for each flow. What the flow before has left unwritten would be flushed in the pause of this one.
+ * As much free memory of the host is touched as a flow will use: a host that is a virtual machine itself gives free
+ * memory back to its own host, and getting it again costs a restore up to a second, by chance.
+ */
+async function settle(lab: Lab, ram: string, sizeMiB: number): Promise<void> {
+  const text = 'sync; dd if=/dev/zero of="$1" bs=1M count="$2" status=none && rm "$1"';
+  await script(lab, text, [join(ram, 'warm'), `${sizeMiB}`]);
+}
+
 async function script(lab: Lab, text: string, args: readonly string[]): Promise<void> {
   await lab.run('sh', ['-c', text, 'sh', ...args], { timeoutMs: 300_000 });
 }
@@ -99,8 +113,8 @@ async function measureGuest(
   const machine = await lab.createMachine({ name, memoryMiB, volumes: [{ target: 'vda', sizeMiB: 256 }] });
   await machine.waitUntilWriting({ rounds: 20 });
   await machine.command(`fill ${fillMiB}`, 120_000);
-  // All flows save to the same RAM disk, large enough for the state of the large guest.
-  const ram = await lab.smallTmpfs(4096);
+  // All flows save to the same RAM disk, large enough for its state, and for warming up.
+  const ram = await lab.smallTmpfs(3 * memoryMiB + 64);
   const agent = await lab.installAgent({
     name: `agent-${name}`,
     agent: { ramDisk: join(ram, 'stillpoint') },
@@ -109,26 +123,33 @@ async function measureGuest(
   const stop = await listener.start();
   const pauses = { floor: [] as number[], byHand: [] as number[], ours: [] as number[] };
   let pssBytesMax = 0;
-  const ours = async (): Promise<void> => {
+  const ours = async (watchMemory = false): Promise<void> => {
     const run = agent.background(['backup', machine.name, '--quiet']);
     const ended = new AbortController();
     const watch = async (): Promise<void> => {
       while (!ended.signal.aborted) {
         pssBytesMax = Math.max(pssBytesMax, await treePssBytes(run.pid));
-        await sleep(200);
+        await sleep(50);
       }
     };
-    const watching = watch();
+    const watching = watchMemory ? watch() : undefined;
     const { exitCode, stderr } = await run.done;
     ended.abort();
     await watching;
     if (exitCode !== 0) throw new Error(`the backup failed: ${stderr}`);
     await lab.run('find', [agent.storageDir, '-mindepth', '1', '-delete']);
   };
+  const measure = async (flow: () => Promise<void>, leadMs = 0): Promise<number> => {
+    await settle(lab, ram, 3 * memoryMiB);
+    await sleep(leadMs);
+    return listener.measure(flow);
+  };
+  // In runs of their own: counting the memory of a process holds it up.
+  for (let run = 0; run < memoryRuns; run += 1) await ours(true);
   for (let round = 0; round < rounds; round += 1) {
-    pauses.floor.push(await listener.measure(() => floor(lab, machine, ram)));
-    pauses.byHand.push(await listener.measure(() => byHand(lab, machine, ram)));
-    pauses.ours.push(await listener.measure(ours));
+    pauses.floor.push(await measure(() => floor(lab, machine, ram), preparationMs));
+    pauses.byHand.push(await measure(() => byHand(lab, machine, ram), preparationMs));
+    pauses.ours.push(await measure(() => ours()));
     process.stderr.write(
       `${name} round ${round + 1}/${rounds}: floor ${last(pauses.floor)} ms, by hand ${last(pauses.byHand)} ms, ours ${last(pauses.ours)} ms\n`,
     );
