@@ -4,6 +4,7 @@ import { exitCodeOf, type ExitCode } from './exitCodes.ts';
 import type { Options } from './options.ts';
 import { parseCommandLine } from './program.ts';
 import { outliveReaders, Terminal } from './terminal.ts';
+import { endProcess } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 
 /** The terminal of this process. */
@@ -42,4 +43,4 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
 
 outliveReaders([process.stdout, process.stderr]);
 // Whatever handle is still open: the command has done what it was asked for.
-process.exit(await main(process.argv.slice(2)));
+endProcess(await main(process.argv.slice(2)));

@@ -1,4 +1,5 @@
 import type { FileDigest, ReadOptions } from '../common/copy.ts';
+import { noteHangingCall } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 import { StorageError } from './errors.ts';
 import type { Manifest } from './manifest.ts';
@@ -195,6 +196,10 @@ class Watch {
     }, silenceMs);
   }
 
+  get isExpired(): boolean {
+    return this.#abort.signal.aborted;
+  }
+
   alive(): void {
     this.#timer.refresh();
   }
@@ -226,8 +231,12 @@ async function withDeadline<T>(
         },
       ),
   );
+  const call = operation(watch);
   try {
-    return await Promise.race([operation(watch), watch.expired]);
+    return await Promise.race([call, watch.expired]);
+  } catch (error) {
+    if (watch.isExpired) noteHangingCall(call);
+    throw error;
   } finally {
     watch.stop();
   }

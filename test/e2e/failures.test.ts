@@ -135,6 +135,27 @@ void t.test('a backup that cannot go on leaves the machine whole', async (t) => 
     await requireNothingLost(t, lab, readOnly, whole);
   });
 
+  await t.test('a storage that hangs, as a network mount does whose server is gone', async (t) => {
+    const storage = await lab.loopFilesystem('ext4', 300);
+    const hanging = await TestAgent.install(lab, {
+      name: 'hangs',
+      storages: { local: { kind: 'directory', path: `${storage}/backups`, stallSeconds: 3 } },
+    });
+    await lab.run('mkdir', [`${storage}/backups`]);
+    await lab.run('fsfreeze', ['-f', storage]);
+    const run = hanging.start({ kind: 'backup', machine: machine.uuid });
+    try {
+      // A call into a frozen file system cannot be killed: the process ends when it thaws, its job is over before.
+      await eventually(() => run.output().stdout.includes('}'), { timeoutMs: 120_000 });
+      t.match(await machine.verifyFromInside(), { missing: 0, torn: 0 });
+    } finally {
+      await lab.run('fsfreeze', ['-u', storage]);
+    }
+    const failed = await answerOf(run);
+    requireError(t, failed, 'STORAGE_UNREACHABLE');
+    await requireRetried(t, lab, hanging, failed, whole);
+  });
+
   await t.test('images in a directory that cannot be written', async (t) => {
     await lab.run('mount', ['--bind', lab.imagesDir, lab.imagesDir]);
     await lab.run('mount', ['-o', 'remount,bind,ro', lab.imagesDir]);

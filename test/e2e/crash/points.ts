@@ -14,6 +14,7 @@ export const knownSteps = {
     'swap',
     'restore',
     'resume',
+    'stow',
     'merge',
     'flush',
     'unguard',

@@ -1,0 +1,21 @@
+import { join } from 'node:path';
+import { execa } from 'execa';
+import t from 'tap';
+
+void t.test('a process ends with its exit code, also while one of its calls hangs', async (t) => {
+  const directory = t.testdir({});
+  const fifo = join(directory, 'fifo');
+  await execa('mkfifo', [fifo]);
+  const program = (note: string): string => `
+    import { open } from 'node:fs/promises';
+    import { endProcess, noteHangingCall } from ${JSON.stringify(join(import.meta.dirname, 'endProcess.ts'))};
+    // Nobody ever opens the other end: the thread of this call hangs.
+    const call = open(${JSON.stringify(fifo)}, 'r');
+    ${note}
+    console.log('said');
+    setTimeout(() => endProcess(6), 50);`;
+  const run = (note: string) =>
+    execa(process.execPath, ['--input-type=module', '-e', program(note)], { reject: false, timeout: 3_000 });
+  t.match(await run('noteHangingCall(call);'), { exitCode: 6, stdout: 'said', timedOut: false });
+  t.match(await run(''), { timedOut: true }, 'Node.js itself would wait for it');
+});
