@@ -167,3 +167,15 @@ void t.test('a journal of a newer version, or one that is none, is refused and l
   t.throws(() => new Journal(broken), { code: 'JOURNAL_UNUSABLE', hint: /stateDir/ });
   t.match(await readFile(broken, 'utf8'), /^not a database/);
 });
+
+void t.test('what SQLite cannot write is told as a fault of the journal, with where to look', async (t) => {
+  const { journal, path } = await journalFor(t);
+  const { id } = journal.create(jobOf('m'));
+  const other = new DatabaseSync(path);
+  other.exec("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'disk is full'); END");
+  other.close();
+  const told = { code: 'JOURNAL_UNUSABLE', message: /disk is full/, hint: /df -h/, retryable: true };
+  t.throws(() => journal.write(id, { record: {} }), told);
+  t.throws(() => journal.end(id, { state: 'finished' }), told);
+  t.throws(() => journal.requestCancel(id), told);
+});

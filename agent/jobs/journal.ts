@@ -1,7 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { type ErrorRecord, messageOf } from '../../common/errors.ts';
+import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
 import { JobError } from './errors.ts';
 import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import { jobFrom, progressSchema, schema, schemaVersion, stepFrom } from './journalTables.ts';
@@ -24,12 +24,14 @@ export interface JournalEntry {
  */
 export class Journal implements Disposable {
   readonly #db: DatabaseSync;
+  readonly #path: string;
 
   /**
    * Opens the journal and creates it where it is missing.
    * @throws JobError JOURNAL_UNUSABLE
    */
   constructor(path: string, options: { readonly readOnly?: boolean } = {}) {
+    this.#path = path;
     try {
       if (!options.readOnly) mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
       this.#db = new DatabaseSync(path, { readOnly: options.readOnly ?? false, timeout: 10_000 });
@@ -66,15 +68,35 @@ export class Journal implements Disposable {
   }
 
   #transaction<T>(work: () => T): T {
-    this.#db.exec('BEGIN IMMEDIATE');
+    return this.#changing(() => {
+      this.#db.exec('BEGIN IMMEDIATE');
+      try {
+        const result = work();
+        this.#db.exec('COMMIT');
+        return result;
+      } catch (error) {
+        // SQLite rolls back by itself on some errors (a full disk); the first error is the one to tell.
+        if (this.#db.isTransaction) this.#db.exec('ROLLBACK');
+        throw error;
+      }
+    });
+  }
+
+  /** @throws JobError JOURNAL_UNUSABLE for what SQLite cannot write, such as on a full disk */
+  #changing<T>(work: () => T): T {
     try {
-      const result = work();
-      this.#db.exec('COMMIT');
-      return result;
+      return work();
     } catch (error) {
-      // SQLite rolls back by itself on some errors (a full disk); the first error is the one to tell.
-      if (this.#db.isTransaction) this.#db.exec('ROLLBACK');
-      throw error;
+      if (!isErrno(error, 'ERR_SQLITE_ERROR')) throw error;
+      throw new JobError(
+        'JOURNAL_UNUSABLE',
+        `the journal ${this.#path} cannot be written: ${error.message}`,
+        {
+          hint: `df -h ${dirname(this.#path)}; what was begun is taken up by: stillpoint agent --once`,
+          cause: error,
+          retryable: true,
+        },
+      );
     }
   }
 
@@ -157,19 +179,12 @@ export class Journal implements Disposable {
     },
   ): void {
     const now = Date.now();
-    this.#db
-      .prepare(
-        `UPDATE jobs SET state = ?, error = ?, holds_machine = ?, owner = NULL, progress = NULL,
+    const statement = this.#db.prepare(
+      `UPDATE jobs SET state = ?, error = ?, holds_machine = ?, owner = NULL, progress = NULL,
            updated_at_ms = ?, finished_at_ms = ? WHERE id = ?`,
-      )
-      .run(
-        end.state,
-        end.error === undefined ? null : JSON.stringify(end.error),
-        end.holdsMachine ? 1 : 0,
-        now,
-        now,
-        jobId,
-      );
+    );
+    const error = end.error === undefined ? null : JSON.stringify(end.error);
+    this.#changing(() => statement.run(end.state, error, end.holdsMachine ? 1 : 0, now, now, jobId));
   }
 
   /**
@@ -197,9 +212,10 @@ export class Journal implements Disposable {
 
   /** Asks the owner of a job to cancel it; the owner looks every half second. */
   requestCancel(jobId: string): void {
-    this.#db
-      .prepare('UPDATE jobs SET cancel_requested = 1, updated_at_ms = ? WHERE id = ?')
-      .run(Date.now(), jobId);
+    const statement = this.#db.prepare(
+      'UPDATE jobs SET cancel_requested = 1, updated_at_ms = ? WHERE id = ?',
+    );
+    this.#changing(() => statement.run(Date.now(), jobId));
   }
 
   isCancelRequested(jobId: string): boolean {

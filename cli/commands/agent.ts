@@ -15,7 +15,8 @@ export const agent: RunVerb = (cli, _, options) => {
   if (!options.flag('once')) return serve(cli);
   // Taking over is what every command that changes something begins with; afterwards only a look is left.
   return changing(cli, async (session) => {
-    const left = session.agent.parts.journal.holding().filter(({ owner }) => owner === null);
+    const { engine, journal } = session.agent.parts;
+    const left = [...journal.holding().filter(({ owner }) => owner === null), ...engine.orphaned()];
     for (const job of left)
       cli.terminal.warning(
         `job ${job.id} of ${job.machineName} was left with work to do; type: stillpoint job show ${job.id}`,
