@@ -90,7 +90,7 @@ export class Journal implements Disposable {
       if (!isErrno(error, 'ERR_SQLITE_ERROR')) throw error;
       throw new JobError(
         'JOURNAL_UNUSABLE',
-        `the journal ${this.#path} cannot be written: ${error.message}`,
+        `the journal ${this.#path} cannot be written: ${messageOf(error)}`,
         {
           hint: `df -h ${dirname(this.#path)}; what was begun is taken up by: stillpoint agent --once`,
           cause: error,
