@@ -329,7 +329,7 @@ export class Agent {
       settings: {
         mode: 'save',
         modeReason: request.mode === 'save' ? 'asked for' : policy.modeReason,
-        storages: [...storages],
+        storages: [...new Set(storages)],
         retainDirectory: policy.retainDirectory,
         ramDisk: config.agent.ramDisk,
         mergeBandwidthBytesPerSecond: policy.merge.bandwidthBytesPerSecond,

@@ -20,9 +20,11 @@ export class StoredBackups {
 
   /**
    * All backups of all storages, or of one machine, oldest first.
+   * @throws ConfigError NO_STORAGE: nothing could be looked at
    * @param onUnreachable is told of a storage that does not answer, which then hides no other one; may throw
    */
   async list(machine: string | undefined, onUnreachable: OnUnreachable): Promise<readonly BackupEntry[]> {
+    if (this.#storages.size === 0) throw this.#noStorage();
     const entries: BackupEntry[] = [];
     for (const storage of this.#storages.values()) {
       try {
@@ -56,11 +58,13 @@ export class StoredBackups {
     const worse = failures.find(
       (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
     );
-    throw (
-      worse ??
-      failures[0] ??
-      new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(this.#configPath) })
-    );
+    throw worse ?? failures[0] ?? this.#noStorage();
+  }
+
+  #noStorage(): ConfigError {
+    return new ConfigError('NO_STORAGE', 'no storage is configured', {
+      hint: storageLines(this.#configPath),
+    });
   }
 
   /** True when a backup stands on the file system that holds the images it was made of, as they are now. */

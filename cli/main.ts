@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises';
 import { defaultConfigPath } from './defaults.ts';
 import type { Cli } from './cli.ts';
 import { exitCodeOf, type ExitCode } from './exitCodes.ts';
@@ -41,6 +42,12 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
   }
 }
 
-outliveReaders([process.stdout, process.stderr]);
+const lostOutput = outliveReaders([process.stdout, process.stderr]);
+const code = await main(process.argv.slice(2));
+// Errors of the streams arrive after the writes.
+await setImmediate();
+const lost = lostOutput();
+if (lost !== undefined)
+  terminalFor(false, false, false).error(lost, 'what was to be told could not be written');
 // Whatever handle is still open: the command has done what it was asked for.
-endProcess(await main(process.argv.slice(2)));
+endProcess(lost !== undefined && code === 0 ? 1 : code);

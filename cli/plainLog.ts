@@ -32,7 +32,7 @@ export class PlainLog {
       this.#terminal.err(`${time} ${words[level] ?? 'log'}: ${[msg, ...details].join(' ')}`);
     } else if (level >= warnLevel && rest['jobId'] === undefined) {
       // What concerns a job its verb tells, with the name of the machine.
-      this.#terminal.warning(msg);
+      this.#terminal.warning(rest['err'] === undefined ? msg : `${msg}: ${briefly(rest['err'])}`);
     }
   }
 }

@@ -18,6 +18,8 @@ export interface ReadSession {
 
 /** An agent that may change things, with what the operator sees and says meanwhile. */
 export interface ChangeSession extends ReadSession {
+  /** Jobs of dead agents that were brought to their end before the verb began. */
+  readonly takenOver: readonly JobRow[];
   readonly view: ProgressView;
   readonly interruption: Interruption;
 }
@@ -54,20 +56,23 @@ export async function reading(
 /**
  * Runs a verb that changes something: jobs of dead agents are brought to their end first, a signal asks our jobs
  * to end in order, progress is shown.
+ * @param beforeTakeOver what the verb must have said before jobs of dead agents go on
  */
 export async function changing(
   cli: Cli,
   verb: (session: ChangeSession) => Promise<ExitCode>,
+  beforeTakeOver: (agent: Agent) => void = () => undefined,
 ): Promise<ExitCode> {
   const loaded = await readConfig(cli);
   const view = new ProgressView(cli.terminal);
   const log = commandLog(cli);
   await using open = await openAgent({ loaded, configPath: cli.configPath, log, listener: view.listener() });
   using interruption = new Interruption(cli.terminal, open.agent.parts.journal);
-  await takeOver(cli, open.agent, view);
+  beforeTakeOver(open.agent);
+  const takenOver = await takeOver(cli, open.agent, view);
   await open.agent.finishDeletions();
   try {
-    return await verb({ agent: open.agent, loaded, view, interruption });
+    return await verb({ agent: open.agent, loaded, view, interruption, takenOver });
   } finally {
     view.end();
   }
@@ -86,6 +91,11 @@ export async function takeOver(cli: Cli, agent: Agent, view: ProgressView): Prom
     view.done(row.id);
     cli.terminal.err(`job ${row.id} (${row.kind} of ${row.machineName}) has ended: ${row.state}`);
     if (row.error !== null && row.holdsMachine) cli.terminal.error(new JobFailure(row), row.machineName);
+  }
+  for (const job of agent.parts.engine.orphaned()) {
+    cli.terminal.warning(
+      `job ${job.id} (${job.kind} of ${job.machineName}) could not be taken over; look at the journal: stillpoint doctor`,
+    );
   }
   return rows;
 }

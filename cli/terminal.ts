@@ -178,13 +178,16 @@ function cut(text: string, columns: number): string {
 }
 
 /**
- * A reader that went away (`stillpoint … | head`) must not end a command in the middle of its work: what it would
- * have read is dropped.
+ * Nothing that happens to what a command tells may end it in the middle of its work, with a machine down: what a
+ * reader that went away would have read is dropped (`stillpoint … | head`), and a full log file is told at the end.
+ * @returns what was lost, if anything that somebody may still want to read
  */
-export function outliveReaders(streams: readonly NodeJS.WriteStream[]): void {
+export function outliveReaders(streams: readonly NodeJS.WriteStream[]): () => Error | undefined {
+  let lost: Error | undefined;
   for (const stream of streams) {
     stream.on('error', (error) => {
-      if (!isErrno(error, 'EPIPE') && !isErrno(error, 'EIO')) throw error;
+      if (!isErrno(error, 'EPIPE') && !isErrno(error, 'EIO')) lost ??= error;
     });
   }
+  return () => lost;
 }

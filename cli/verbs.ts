@@ -96,7 +96,7 @@ export const verbs: readonly Verb[] = [
     summary: 'everything about a backup, and how to restore it by hand',
     changes: false,
     options: [],
-    examples: ['show web-1@latest', 'show 019a1b2c', 'show web-1@20261120T151523.123Z --json'],
+    examples: ['show web-1@latest', 'show 01a1fa1b-a048', 'show web-1@20261120T151523.123Z --json'],
     load: async () => (await import('./commands/show.ts')).show,
   },
   {
@@ -143,7 +143,7 @@ export const verbs: readonly Verb[] = [
     summary: 'removes a backup from every storage, for good; asks first',
     changes: true,
     options: [yes],
-    examples: ['delete 019a1b2c', 'delete web-1@20261120T151523.123Z --yes'],
+    examples: ['delete 01a1fa1b-a048', 'delete web-1@20261120T151523.123Z --yes'],
     load: async () => (await import('./commands/delete.ts')).deleteBackup,
   },
   {
@@ -164,7 +164,7 @@ export const verbs: readonly Verb[] = [
     summary: 'everything about a job',
     changes: false,
     options: [],
-    examples: ['job show 019a1b2c'],
+    examples: ['job show 01a1fa1b-a048'],
     load: async () => (await import('./commands/jobShow.ts')).jobShow,
   },
   {
@@ -173,7 +173,7 @@ export const verbs: readonly Verb[] = [
     summary: 'follows a job until it ends; with --json one line for each change',
     changes: false,
     options: [],
-    examples: ['job watch 019a1b2c'],
+    examples: ['job watch 01a1fa1b-a048'],
     load: async () => (await import('./commands/jobWatch.ts')).jobWatch,
   },
   {
@@ -182,7 +182,7 @@ export const verbs: readonly Verb[] = [
     summary: 'gives a job up; its machine is brought back in order',
     changes: true,
     options: [],
-    examples: ['job cancel 019a1b2c'],
+    examples: ['job cancel 01a1fa1b-a048'],
     load: async () => (await import('./commands/jobChange.ts')).jobCancel,
   },
   {
@@ -191,7 +191,7 @@ export const verbs: readonly Verb[] = [
     summary: 'goes on with a job that was left with work to do',
     changes: true,
     options: [],
-    examples: ['job retry 019a1b2c'],
+    examples: ['job retry 01a1fa1b-a048'],
     load: async () => (await import('./commands/jobChange.ts')).jobRetry,
   },
   {

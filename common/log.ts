@@ -15,6 +15,13 @@ export interface LogBindings extends Bindings {
   readonly machine?: string;
 }
 
+/** Where log lines go; a log that cannot be written (a full disk) must not end the work that it tells of. */
+function standardError(): DestinationStream {
+  const destination = pino.destination({ dest: 2, sync: true });
+  destination.on('error', () => undefined);
+  return destination;
+}
+
 /**
  * The logger of a process: JSON lines on stderr (stdout belongs to a command's result), secrets taken out.
  * Domain definitions may hold passwords (`<graphics passwd=…>`) and count as secrets.
@@ -36,7 +43,7 @@ export function createLogger(
       timestamp: pino.stdTimeFunctions.isoTime,
       redact: { paths: secretKeys.flatMap((key) => [key, `*.${key}`, `*.*.${key}`]), censor: '[secret]' },
     },
-    options.destination ?? pino.destination({ dest: 2, sync: true }),
+    options.destination ?? standardError(),
   );
   if (level !== wanted) logger.warn({ level: wanted }, `STILLPOINT_LOG is none of ${logLevels.join(', ')}`);
   return logger;

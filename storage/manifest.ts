@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { normalize } from 'node:path';
 import { z } from 'zod';
 import { StorageError } from './errors.ts';
 
@@ -26,7 +27,7 @@ const target = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/);
 const absolutePath = z
   .string()
   .startsWith('/')
-  .refine((path) => !path.includes('\0'));
+  .refine((path) => !path.includes('\0') && normalize(path) === path);
 
 const volume = z.strictObject({
   target,

@@ -70,6 +70,8 @@ export const backupFactsSchema = z.object({
   frozenPoint: z.boolean().optional(),
   /** libvirt's id of the machine's run in which the merge was made: another run is another QEMU. */
   mergeRun: z.string().optional(),
+  /** How often the machine went down during the merge. */
+  mergeStops: z.number().optional(),
   /** All images are complete without their frozen images, and durable. */
   flushed: z.boolean().optional(),
   unguarded: z.boolean().optional(),

@@ -27,6 +27,8 @@ const waitDeadlineMs = 15 * 60_000;
 const waitPollMs = 250;
 /** No recovery needs this many repairs; more of them go in a circle. */
 const repairsMax = 40;
+/** A machine that goes down so often during its merge is left alone with it. */
+const mergeStopsMax = 2;
 
 export interface RecoveryDependencies {
   readonly hypervisor: Hypervisor;
@@ -59,7 +61,8 @@ export async function settleBackup(
       repairs -= 1;
       continue;
     }
-    context.warn(`recovery: ${describeRepair(repair)}`);
+    // A backup that was refused has nothing to be recovered from.
+    if (context.facts.plan !== undefined) context.warn(`recovery: ${describeRepair(repair)}`);
     await context.point(`before:${repair.kind}`);
     switch (repair.kind) {
       case 'wait':
@@ -314,13 +317,34 @@ async function goOn(
   }
   if (repair.valid) context.commit({ frozenPoint: true });
   if (context.facts.givenUp !== undefined && facts.flushed) await dependencies.abandonPartials(context);
-  if (cause !== undefined && !cancelled && mustPark(cause)) {
+  const stops = countStops(context, cause);
+  if (cause !== undefined && (stops >= mergeStopsMax || (!cancelled && mustPark(cause)))) {
     await patiently('leaving the machine parked', context, () =>
       makeParkable(dependencies.hypervisor, context, repair),
     );
-    return { kind: 'park', error: errorRecord(cause) };
+    return {
+      kind: 'park',
+      error: stops >= mergeStopsMax ? mergeStopsMachine(facts, cause) : errorRecord(cause),
+    };
   }
   return { kind: 'continue', from: repair.from };
+}
+
+/** A merge that makes QEMU crash must not be tried on the running machine again and again. */
+function countStops(context: Context, cause: StillpointError | undefined): number {
+  const before = context.facts.mergeStops ?? 0;
+  if (!(cause instanceof MergeError) || cause.code !== 'MACHINE_STOPPED') return 0;
+  context.commit({ mergeStops: before + 1 });
+  return before + 1;
+}
+
+function mergeStopsMachine(facts: BackupFacts, cause: StillpointError): ErrorRecord {
+  return {
+    code: cause.code,
+    message: `${facts.machine.name} went down ${mergeStopsMax} times during its merge, and was started again: ${cause.message}`,
+    hint: `look at /var/log/libvirt/qemu/${facts.machine.name}.log; the merge works without QEMU too: virsh shutdown ${facts.machine.name}, then: stillpoint job retry <id>, then start it`,
+    retryable: true,
+  };
 }
 
 /** What needs somebody to make room, or to change something, before it can go on. */
@@ -374,7 +398,7 @@ function parked(facts: BackupFacts, why: string, cause: StillpointError | undefi
   return {
     code: cause?.code ?? 'CANNOT_RESTORE_MACHINE',
     message: `${facts.machine.name} needs you: ${why}${cause === undefined ? '' : ` (${cause.message})`}`,
-    hint: 'put that right, then: stillpoint job retry <id>; the files are listed by: stillpoint job show <id>',
+    hint: 'put that right, then: stillpoint job retry <id>; what the job did: stillpoint job show <id>',
     retryable: true,
   };
 }

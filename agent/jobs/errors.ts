@@ -7,6 +7,7 @@ export type JobErrorCode =
   /** A job of an agent that died, or a failed one that left work, must be ended first. */
   | 'UNFINISHED_JOB'
   | 'JOB_NOT_FOUND'
+  | 'JOB_AMBIGUOUS'
   /** The job has ended, or is not in a state in which this can be asked of it. */
   | 'JOB_STATE_INVALID'
   | 'CANCELLED'

@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
@@ -6,6 +6,9 @@ import { JobError } from './errors.ts';
 import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import { jobFrom, progressSchema, schema, schemaVersion, stepFrom } from './journalTables.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
+
+/** What a job writes on its way to an end, many times over. */
+const reserveBytes = 2 * 1024 * 1024;
 
 /** A change that one transaction makes durable. All parts are optional but the job. */
 export interface JournalEntry {
@@ -37,11 +40,14 @@ export class Journal implements Disposable {
       this.#db = new DatabaseSync(path, { readOnly: options.readOnly ?? false, timeout: 10_000 });
       this.#db.exec('PRAGMA foreign_keys = ON');
       if (options.readOnly) this.#version();
-      else this.#migrate();
+      else {
+        this.#migrate();
+        this.#keepReserve();
+      }
     } catch (error) {
       if (error instanceof JobError) throw error;
       throw new JobError('JOURNAL_UNUSABLE', `the journal ${path} cannot be opened: ${messageOf(error)}`, {
-        hint: 'check the directory named by agent.stateDir: its owner, its free space, its file system',
+        hint: 'check the directory named by agent.stateDir: its owner, its free space, its file system; a journal that is damaged can be moved away, then doctor shows what its jobs left',
         cause: error,
       });
     }
@@ -82,12 +88,41 @@ export class Journal implements Disposable {
     });
   }
 
+  /** Room that a full file system has for what must be written then. Without room for it now, there is none. */
+  #keepReserve(): void {
+    if (this.#path === ':memory:' || existsSync(this.#reserve)) return;
+    try {
+      writeFileSync(this.#reserve, Buffer.alloc(reserveBytes, 1), { mode: 0o600 });
+    } catch (error) {
+      if (!isErrno(error, 'ENOSPC') && !isErrno(error, 'EROFS') && !isErrno(error, 'EDQUOT')) throw error;
+      rmSync(this.#reserve, { force: true });
+    }
+  }
+
+  /** @returns false when there was none left */
+  #freeReserve(): boolean {
+    if (this.#path === ':memory:' || !existsSync(this.#reserve)) return false;
+    try {
+      rmSync(this.#reserve);
+      return true;
+    } catch (error) {
+      if (!isErrno(error, 'EROFS')) throw error;
+      return false;
+    }
+  }
+
+  get #reserve(): string {
+    return `${this.#path}.reserve`;
+  }
+
   /** @throws JobError JOURNAL_UNUSABLE for what SQLite cannot write, such as on a full disk */
   #changing<T>(work: () => T): T {
     try {
       return work();
     } catch (error) {
       if (!isErrno(error, 'ERR_SQLITE_ERROR')) throw error;
+      // A recovery must be able to begin on a full disk: there may be a machine to bring back.
+      if (this.#freeReserve()) return this.#changing(work);
       throw new JobError(
         'JOURNAL_UNUSABLE',
         `the journal ${this.#path} cannot be written: ${messageOf(error)}`,
@@ -232,7 +267,7 @@ export class Journal implements Disposable {
     return typeof text === 'string' ? progressSchema.parse(JSON.parse(text)) : undefined;
   }
 
-  /** @throws JobError JOB_NOT_FOUND; `id` may be a unique beginning or end of at least 8 characters */
+  /** @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; `id` may be a unique beginning or end of at least 8 characters */
   get(id: string): JobRow {
     const rows = /^[0-9a-f-]{8,36}$/.test(id)
       ? this.#db.prepare(`SELECT * FROM jobs WHERE id LIKE ? || '%' OR id LIKE '%' || ? LIMIT 2`).all(id, id)
@@ -240,7 +275,7 @@ export class Journal implements Disposable {
     const row = rows[0];
     if (row === undefined || rows.length > 1) {
       throw new JobError(
-        'JOB_NOT_FOUND',
+        rows.length > 1 ? 'JOB_AMBIGUOUS' : 'JOB_NOT_FOUND',
         `there is ${rows.length > 1 ? 'more than one' : 'no'} job "${id}"`,
         {
           hint: 'stillpoint jobs',

@@ -24,14 +24,17 @@ export async function findConflicts(
     if (volume.existed)
       conflicts.push({
         kind: 'path',
-        message: `${volume.image} is replaced; the present image is kept until the restored machine has started`,
+        message:
+          plan.start === 'none'
+            ? `${volume.image} is replaced, and the present image removed`
+            : `${volume.image} is replaced; the present image is kept until the restored machine has started`,
       });
   }
   if (plan.nvram?.existed) conflicts.push({ kind: 'nvram', message: `${plan.nvram.path} is replaced` });
   if (plan.linksDown) {
     conflicts.push({
       kind: 'network',
-      message: `the resumed guest still uses the addresses of the original: its interfaces start disconnected (virsh domif-setlink ${plan.machine.name} MAC up)`,
+      message: `the resumed guest still uses the addresses of the original: its interfaces start disconnected (${plan.macs.map((mac) => `virsh domif-setlink ${plan.machine.name} ${mac} up`).join('; ')})`,
     });
   }
   if (plan.kind === 'in-place') conflicts.push(...(await sharedMacs(hypervisor, machines, plan, definition)));

@@ -5,6 +5,7 @@ export type RestoreErrorCode =
   // Refused while planning; nothing is touched.
   | 'RESTORE_TARGET_UNCLEAR'
   | 'NAME_TAKEN'
+  | 'NAME_INVALID'
   | 'PATH_TAKEN'
   | 'NO_MEMORY_STATE'
   | 'MACHINE_HAS_SNAPSHOTS'

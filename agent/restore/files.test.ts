@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import t, { type Test } from 'tap';
 
-import { putInPlace, type Replacement, takeOut } from './files.ts';
+import { markOf, putInPlace, type Replacement, type StagedMarks, takeOut } from './files.ts';
 
 /** A staged file with content `new`, and at its place what was there before, if anything. */
 async function replacementFor(test: Test, before?: string): Promise<Replacement> {
@@ -20,32 +20,40 @@ async function replacementFor(test: Test, before?: string): Promise<Replacement>
   return { staged, place, kept, existed: before !== undefined, presentOwner: null };
 }
 
+/** What a restore notes of a staged file before it is put in place. */
+async function marksFor({ staged }: Replacement): Promise<StagedMarks> {
+  return { [staged]: await markOf(staged) };
+}
+
 async function namesBeside({ place }: Replacement): Promise<string[]> {
   return (await readdir(join(place, '..'))).toSorted();
 }
 
 void t.test('a file that is put in place keeps what was there, and gives it back', async (t) => {
   const replacement = await replacementFor(t, 'old');
+  const marks = await marksFor(replacement);
   for (const _ of ['once', 'again, after a crash']) await putInPlace(replacement, true);
   t.equal(await readFile(replacement.place, 'utf8'), 'new');
   t.equal(await readFile(replacement.kept, 'utf8'), 'old');
-  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement);
+  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement, marks);
   t.equal(await readFile(replacement.place, 'utf8'), 'old');
   t.same(await namesBeside(replacement), ['place']);
 });
 
 void t.test('an image that libvirt left to root goes back to its owner with its place', async (t) => {
   const replacement = { ...(await replacementFor(t, 'old')), presentOwner: { uid: 4711, gid: 4712 } };
+  const marks = await marksFor(replacement);
   await putInPlace(replacement, true);
-  await takeOut(replacement);
+  await takeOut(replacement, marks);
   t.match(await stat(replacement.place), replacement.presentOwner);
 });
 
 void t.test('a file that is new is put in place without overwriting, and taken out whole', async (t) => {
   const replacement = await replacementFor(t);
+  const marks = await marksFor(replacement);
   for (const _ of ['once', 'again, after a crash']) await putInPlace(replacement, false);
   t.same(await namesBeside(replacement), ['place']);
-  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement);
+  for (const _ of ['once', 'again, after a crash']) await takeOut(replacement, marks);
   t.same(await namesBeside(replacement), []);
 });
 
@@ -57,16 +65,22 @@ void t.test(
     await putInPlace(finished, false);
     t.same(await namesBeside(finished), ['place']);
     const undone = await replacementFor(t);
+    const marks = await marksFor(undone);
     await link(undone.staged, undone.place);
-    await takeOut(undone);
+    await takeOut(undone, marks);
     t.same(await namesBeside(undone), ['staged'], 'which goes with the directory of the job');
   },
 );
 
 void t.test('what somebody has put there meanwhile is neither overwritten nor removed', async (t) => {
   const replacement = await replacementFor(t);
+  const marks = await marksFor(replacement);
   await writeFile(replacement.place, 'precious');
   await t.rejects(putInPlace(replacement, false), { code: 'PATH_TAKEN', hint: /--to/ });
-  await takeOut(replacement);
+  await takeOut(replacement, marks);
+  t.equal(await readFile(replacement.place, 'utf8'), 'precious');
+  // A rollback that had removed its staged files already, and begins once more.
+  await rm(replacement.staged);
+  await takeOut(replacement, marks);
   t.equal(await readFile(replacement.place, 'utf8'), 'precious');
 });

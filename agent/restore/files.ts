@@ -1,4 +1,4 @@
-import { chown, chmod, link, rename, rm } from 'node:fs/promises';
+import { chown, chmod, link, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
@@ -102,6 +102,34 @@ export async function requireStandalone(volume: RestoredVolume): Promise<void> {
   });
 }
 
+/** By the path where it was staged: the inode and the last change of every file that a restore made. */
+export type StagedMarks = Readonly<Record<string, string>>;
+
+/**
+ * What tells whether a file is ours, and whether it was written to since: a rename keeps it, and QEMU changes the
+ * header of every image that it opens for writing.
+ */
+export async function markOf(path: string): Promise<string> {
+  const { ino, mtimeNs } = await stat(path, { bigint: true });
+  return `${ino}:${mtimeNs}`;
+}
+
+/** What stands at the place is the file that was staged, written to or not. */
+async function isOurs({ staged, place }: Replacement, marks: StagedMarks): Promise<boolean> {
+  const mark = marks[staged];
+  if (mark === undefined || !(await exists(place))) return false;
+  return (await markOf(place)).split(':')[0] === mark.split(':')[0];
+}
+
+/** True when a restored image that stands at its place was written to since it was staged: a machine ran on it. */
+export async function hasRun(volumes: readonly RestoredVolume[], marks: StagedMarks): Promise<boolean> {
+  for (const { staged, file } of volumes) {
+    if ((await exists(staged)) || !(await exists(file))) continue;
+    if ((await markOf(file)) !== marks[staged]) return true;
+  }
+  return false;
+}
+
 /** Puts a staged file into its place; what stood there keeps a second name. May be started again. */
 export async function putInPlace(replacement: Replacement, overwrite: boolean): Promise<void> {
   const { staged, place, kept, existed } = replacement;
@@ -134,19 +162,21 @@ async function linkNew(staged: string, place: string): Promise<void> {
 }
 
 /** The restored file stands at its place, and `takeOut` would take it away. */
-export async function isInPlace({ staged, place, kept, existed }: Replacement): Promise<boolean> {
-  return !(await exists(staged)) && (await exists(existed ? kept : place));
+export async function isInPlace(replacement: Replacement, marks: StagedMarks): Promise<boolean> {
+  const { staged, kept, existed } = replacement;
+  if (await exists(staged)) return false;
+  return existed ? exists(kept) : isOurs(replacement, marks);
 }
 
-/** Undoes `putInPlace`: what stood there gets its place back; a file that is new goes. */
-export async function takeOut(replacement: Replacement): Promise<void> {
-  const { staged, place, kept, existed, presentOwner } = replacement;
+/** Undoes `putInPlace`: what stood there gets its place back; a file of ours that is new goes, and no other. */
+export async function takeOut(replacement: Replacement, marks: StagedMarks): Promise<void> {
+  const { place, kept, existed, presentOwner } = replacement;
   if (existed) {
     if (!(await exists(kept))) return;
     if (presentOwner !== null) await chown(kept, presentOwner.uid, presentOwner.gid);
     await rename(kept, place);
-  } else if (!(await exists(staged)) || (await isSameFile(staged, place))) {
-    // Without a staged copy (or as its second name) it is ours; anything else was there before us.
+  } else {
+    if (!(await isOurs(replacement, marks))) return;
     await rm(place, { force: true });
   }
   await fsyncDirectory(dirname(place));

@@ -65,6 +65,10 @@ export const restoreFactsSchema = z.object({
   restoreDeadlineMs: z.number(),
   bootId: z.string(),
   staged: z.boolean().optional(),
+  /** What each staged file is known by, by its path: an image that has changed since then was run by somebody. */
+  stagedMarks: z.record(z.string(), z.string()).optional(),
+  /** Somebody started the machine on the restored disks before we could: it stays as it runs. */
+  takenAsItRuns: z.boolean().optional(),
   /** The present machine was stopped, its definition kept; from here a failure puts it back. */
   stopping: z.boolean().optional(),
   /** Files may stand at their final places. */

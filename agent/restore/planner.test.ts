@@ -1,10 +1,11 @@
-import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import t, { type Test } from 'tap';
 
 import type { BackupEntry } from '../../storage/storage.ts';
 import { endure } from '../../test/sim/crashes.ts';
+import { createImage } from '../../test/sim/images.ts';
 import { listed } from '../../test/sim/invariants.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
@@ -52,7 +53,7 @@ const refusals: readonly Refusal[] = [
     request: { inPlace: true, to: '/elsewhere' },
   },
   { name: 'the name is taken', code: 'NAME_TAKEN', request: { as: 'm' } },
-  { name: 'no name for a machine', code: 'NAME_TAKEN', request: { as: '../n' } },
+  { name: 'no name for a machine', code: 'NAME_INVALID', request: { as: '../n' } },
   {
     name: 'the machine has another name now',
     code: 'NAME_TAKEN',
@@ -74,6 +75,26 @@ const refusals: readonly Refusal[] = [
         name: 'other',
         volumes: [{ target: 'vda', path: site.image('vda'), exists: true }],
       })),
+  },
+  {
+    name: 'another machine reaches the image by a symbolic link',
+    code: 'PATH_TAKEN',
+    request: { inPlace: true },
+    prepare: async ({ site }) => {
+      const path = join(site.directory, 'link.qcow2');
+      await symlink(site.image('vda'), path);
+      await site.world.addMachine({ name: 'other', volumes: [{ target: 'vda', path, exists: true }] });
+    },
+  },
+  {
+    name: 'another machine stands on the image',
+    code: 'PATH_TAKEN',
+    request: { inPlace: true },
+    prepare: async ({ site }) => {
+      const path = join(site.directory, 'overlay.qcow2');
+      await createImage(path, { format: 'qcow2', sizeBytes: 2 ** 20, backing: site.image('vda') });
+      await site.world.addMachine({ name: 'other', volumes: [{ target: 'vda', path, exists: true }] });
+    },
   },
   {
     name: 'there is no memory state to resume',

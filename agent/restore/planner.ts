@@ -14,6 +14,7 @@ import { retainDirectoryName } from '../snapshot/workspace.ts';
 import { findConflicts } from './conflicts.ts';
 import { RestoreError } from './errors.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
+import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
 
 export interface RestoreRequest {
   /** The machine gets this name, and its own UUID, MACs, NVRAM and image paths. */
@@ -63,6 +64,7 @@ export async function planRestore(
     manifest.volumes.map((volume) => planVolume(entry, volume, { kind, name, jobId, to: request.to })),
   );
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);
+  await requireUnused(volumes, uuid);
   const first = volumes[0];
   if (first === undefined) throw new Error('a manifest without volumes');
   const memory =
@@ -88,7 +90,11 @@ export async function planRestore(
       sha256: manifest.definition.sha256,
     },
     macs: kind === 'new-machine' ? definition.interfaces.map(newMac) : [],
-    linksDown: kind === 'new-machine' && start === 'resume' && present !== undefined,
+    linksDown:
+      kind === 'new-machine' &&
+      start === 'resume' &&
+      present !== undefined &&
+      definition.interfaces.length > 0,
     present:
       kind === 'in-place' && present !== undefined
         ? {
@@ -174,7 +180,9 @@ async function refuseTakenName(
   uuid: string,
 ): Promise<void> {
   if (!/^[^/\n\0]{1,200}$/.test(name)) {
-    throw new RestoreError('NAME_TAKEN', `"${name}" cannot be the name of a machine`, { hint: '--as NAME' });
+    throw new RestoreError('NAME_INVALID', `"${name}" cannot be the name of a machine`, {
+      hint: 'a name has no / and no line end, and at most 200 characters',
+    });
   }
   const other = machines.find((machine) => machine.name === name && machine.uuid !== uuid);
   if (other === undefined) return;
@@ -300,32 +308,6 @@ async function planNvram(
     kept: join(work, 'nvram.kept'),
     existed: await exists(path),
   };
-}
-
-async function refuseTakenPaths(
-  hypervisor: Hypervisor,
-  machines: readonly MachineSummary[],
-  volumes: readonly RestoredVolume[],
-  kind: RestorePlan['kind'],
-  uuid: string,
-): Promise<void> {
-  for (const volume of volumes) {
-    if (kind !== 'in-place' && volume.existed) {
-      throw new RestoreError('PATH_TAKEN', `${volume.image} exists; nothing is overwritten`, {
-        hint: 'choose another directory with --to DIR, or another name',
-      });
-    }
-  }
-  const images = new Set(volumes.map((volume) => volume.image));
-  for (const machine of machines) {
-    if (machine.uuid === uuid) continue;
-    const definition = DomainXml.parse(await hypervisor.definition(machine.uuid, 'persistent'));
-    const shared = definition.volumes.find((volume) => volume.path !== undefined && images.has(volume.path));
-    if (shared === undefined) continue;
-    throw new RestoreError('PATH_TAKEN', `${shared.path} belongs to the machine ${machine.name}`, {
-      hint: 'restore with --as NAME or --to DIR',
-    });
-  }
 }
 
 /** Checked copies are made beside their destinations before anything is replaced. */

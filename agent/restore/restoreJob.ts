@@ -9,7 +9,7 @@ import { JobError } from '../jobs/errors.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
 import { RestoreError } from './errors.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
-import { isInPlace, type Replacement, replacementsOf, takeOut } from './files.ts';
+import { hasRun, isInPlace, type Replacement, replacementsOf, type StagedMarks, takeOut } from './files.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './plan.ts';
 import { giveAutostart, keptDefinitionFile, requireRestoredImages, restoreSteps } from './restoreSteps.ts';
 
@@ -30,8 +30,9 @@ export function restoreJob(hypervisor: Hypervisor): JobDefinition<RestoreFacts> 
 }
 
 /**
- * After a failed step: puts back what was there before. After a crash: a restore that was confirmed goes on
- * from where the files say it is, because the backup is still there and what it replaces is still kept.
+ * After a failed step: puts back what was there before. After a crash: a restore that has touched something goes
+ * on from where the files say it is, because the backup is still there and what it replaces is still kept; one
+ * that has touched nothing is dropped.
  */
 async function settleRestore(
   hypervisor: Hypervisor,
@@ -52,8 +53,11 @@ async function settleRestore(
     );
   }
   if (facts.started) return { kind: 'continue', from: 'cleanup' };
+  // Nothing was touched yet, and the machine may have gone on for hours: nobody has asked for that to be lost.
+  if (!facts.stopping && facts.plan.kind !== 'files')
+    return rollBack(hypervisor, context, interrupted(), false);
   if (facts.plan.kind === 'files') {
-    const isThere = facts.swapped && (await areAll(facts.plan, isInPlace));
+    const isThere = facts.swapped && (await areAll(facts.plan, (one) => isInPlace(one, marksOf(facts))));
     return isThere
       ? { kind: 'continue', from: 'cleanup' }
       : rollBack(hypervisor, context, interrupted(), false);
@@ -65,9 +69,14 @@ async function settleRestore(
     return { kind: 'end', state: 'failed', error: interrupted() };
   }
   if (facts.staged) {
-    const isOurs = await areAll(facts.plan, async (one) => (await exists(one.staged)) || isInPlace(one));
+    const isOurs = await areAll(
+      facts.plan,
+      async (one) => (await exists(one.staged)) || isInPlace(one, marksOf(facts)),
+    );
     if (!isOurs) return rollBack(hypervisor, context, interrupted(), false);
   }
+  if (facts.swapping && !facts.starting && (await hasRun(facts.plan.volumes, marksOf(facts))))
+    return patiently('looking at the machine', context, () => goOnAfterForeignRun(hypervisor, context));
   if (facts.starting)
     return patiently('going on after the start', context, () => goOnAfterStart(hypervisor, context));
   if (!facts.staged) return { kind: 'continue', from: 'stage' };
@@ -85,6 +94,10 @@ async function settleStarted(
   return { kind: 'continue', from: 'cleanup' };
 }
 
+function marksOf(facts: RestoreFacts): StagedMarks {
+  return facts.stagedMarks ?? {};
+}
+
 async function areAll(
   plan: RestorePlan,
   is: (replacement: Replacement) => Promise<boolean>,
@@ -98,16 +111,38 @@ async function isAnyWorkLeft(plan: RestorePlan): Promise<boolean> {
   return false;
 }
 
+/**
+ * Somebody started the machine on restored disks while nobody worked on the job. Its memory state must never be
+ * resumed on them any more: a machine that runs on all of them stays as it runs, otherwise they are copied again.
+ */
+async function goOnAfterForeignRun(hypervisor: Hypervisor, context: Context): Promise<Settlement> {
+  const { plan } = context.facts;
+  const status = await settledStatus(hypervisor, plan.machine.uuid);
+  const isActive = status !== undefined && status.state !== 'shut-off' && status.state !== 'crashed';
+  if (isActive && (await areAll(plan, (one) => isInPlace(one, marksOf(context.facts))))) {
+    context.warn(`${plan.machine.name} was started on its restored disks meanwhile: it stays as it runs`);
+    context.commit({ takenAsItRuns: true });
+    return { kind: 'continue', from: 'define' };
+  }
+  return copyAgain(context);
+}
+
+/** Whatever ran on the restored disks is of no use to the memory state. */
+async function copyAgain(context: Context): Promise<Settlement> {
+  const { plan } = context.facts;
+  // What replaced something is overwritten again; what is new must not be in its own way.
+  for (const replacement of replacementsOf(plan))
+    if (!replacement.existed) await takeOut(replacement, marksOf(context.facts));
+  return { kind: 'continue', from: 'stage' };
+}
+
 /** The machine may have been started, and may have written: it is taken as it is, or restored once more. */
 async function goOnAfterStart(hypervisor: Hypervisor, context: Context): Promise<Settlement> {
   const { plan } = context.facts;
   const status = await settledStatus(hypervisor, plan.machine.uuid);
   if (status === undefined || status.state === 'shut-off' || status.state === 'crashed') {
     if (plan.start === 'none') return { kind: 'continue', from: 'start' };
-    // Whatever ran on these images is of no use to its state: copy them again.
-    if (plan.kind === 'new-machine')
-      for (const replacement of replacementsOf(plan)) await takeOut(replacement);
-    return { kind: 'continue', from: 'stage' };
+    return copyAgain(context);
   }
   if (status.state === 'paused' && plan.runningAtPoint) {
     if (plan.start === 'resume') await requireRestoredImages(hypervisor, plan);
@@ -130,7 +165,8 @@ async function rollBack(
   try {
     if (facts.stopping)
       await patiently('putting the machine back', context, () => putMachineBack(hypervisor, context));
-    else if (facts.swapping) for (const replacement of replacementsOf(plan)) await takeOut(replacement);
+    else if (facts.swapping)
+      for (const replacement of replacementsOf(plan)) await takeOut(replacement, marksOf(facts));
     await removeWorkDirectories(plan);
   } catch (cause) {
     throw new RestoreError(
@@ -152,9 +188,12 @@ async function putMachineBack(hypervisor: Hypervisor, context: Context): Promise
   const status = await statusOf(hypervisor, uuid);
   const active = status !== undefined && status.state !== 'shut-off' && status.state !== 'crashed';
   // Without a restored image in place it runs on its own ones: an earlier attempt has started it again.
-  const isAnyInPlace = !(await areAll(plan, async (replacement) => !(await isInPlace(replacement))));
+  const isAnyInPlace = !(await areAll(
+    plan,
+    async (replacement) => !(await isInPlace(replacement, marksOf(facts))),
+  ));
   if (active && facts.swapping && isAnyInPlace) await hypervisor.powerOff(uuid);
-  for (const replacement of replacementsOf(plan)) await takeOut(replacement);
+  for (const replacement of replacementsOf(plan)) await takeOut(replacement, marksOf(facts));
   if (plan.present === null) {
     if (facts.defining && status !== undefined) await hypervisor.undefine(uuid);
     return;

@@ -10,9 +10,10 @@ import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { restoredDefinition } from './definition.ts';
 import { RestoreError } from './errors.ts';
-import { plainFilesOf, putInPlace, requireStandalone, replacementsOf, stageFile } from './files.ts';
+import { markOf, plainFilesOf, putInPlace, requireStandalone, replacementsOf, stageFile } from './files.ts';
 import type { RestoreFacts, RestorePlan } from './plan.ts';
 import { rewriteSaveImage } from './saveImage.ts';
+import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
 
@@ -33,7 +34,7 @@ export async function giveAutostart(hypervisor: Hypervisor, context: Context): P
 async function stage(context: Context): Promise<void> {
   const { plan } = context.facts;
   const { signal } = context;
-  context.commit({ staged: false, swapped: false });
+  context.commit({ staged: false, swapped: false, starting: false });
   for (const directory of plan.workDirectories) await makeDirectoryDurable(directory, workDirectoryMode);
   const totalBytes = plan.volumes.reduce(
     (sum, volume) => sum + volume.artifact.sizeBytes,
@@ -50,7 +51,9 @@ async function stage(context: Context): Promise<void> {
   if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.staged, { signal });
   for (const file of plainFilesOf(plan)) await stageFile(file.artifact, file.staged, { signal });
   if (plan.memory !== null && plan.kind !== 'files') await stageMemory(plan, plan.memory, signal, onProgress);
-  context.learn({ staged: true });
+  const stagedMarks: Record<string, string> = {};
+  for (const { staged } of replacementsOf(plan)) stagedMarks[staged] = await markOf(staged);
+  context.learn({ staged: true, stagedMarks });
 }
 
 async function stageMemory(
@@ -81,7 +84,12 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
       state: 'restoring',
       cancellable: false,
       intend: () => ({ stopping: true }),
-      act: (context) => stopPresent(hypervisor, context.facts.plan),
+      act: async (context) => {
+        const { plan } = context.facts;
+        await stopPresent(hypervisor, plan);
+        // Hours may have passed since the plan was made.
+        if (!context.facts.swapping) await requireUnused(plan.volumes, plan.machine.uuid);
+      },
     },
     {
       name: 'swap',
@@ -109,7 +117,7 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
       cancellable: false,
       intend: () => ({ starting: true }),
       act: async (context) => {
-        await start(hypervisor, context.facts);
+        if (!context.facts.takenAsItRuns) await start(hypervisor, context.facts);
         // It runs: from here on nothing is put back any more.
         context.commit({ started: true });
         // A host that crashes from here on starts it again by itself.

@@ -1,8 +1,9 @@
 import { readdir, readFile, stat } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
 
-/** A process that has a file open for writing. */
-export interface FileWriter {
+/** A process that has a file open. */
+export interface FileUser {
   readonly pid: number;
   readonly command: string;
 }
@@ -11,28 +12,42 @@ export interface FileWriter {
  * Finds the processes that have a file open for writing, by its device and inode, but not the QEMU of the
  * machine `uuid` itself. Another writer would make the restore fail on its lock, in the middle of the pause.
  */
-export async function foreignWriters(file: string, uuid: string): Promise<readonly FileWriter[]> {
+export async function foreignWriters(file: string, uuid: string): Promise<readonly FileUser[]> {
+  return foreignUsers(file, uuid, false);
+}
+
+/** The same, and every QEMU that only reads the file: a guest that stands on it as its backing file. */
+export async function foreignGuests(file: string, uuid: string): Promise<readonly FileUser[]> {
+  const writers = await foreignWriters(file, uuid);
+  const readers = await foreignUsers(file, uuid, true);
+  const known = new Set(writers.map(({ pid }) => pid));
+  const isGuest = ({ pid, command }: FileUser): boolean =>
+    !known.has(pid) && basename(command).startsWith('qemu-system');
+  return [...writers, ...readers.filter(isGuest)];
+}
+
+async function foreignUsers(file: string, uuid: string, readers: boolean): Promise<readonly FileUser[]> {
   const wanted = await stat(file, { bigint: true });
-  const writers: FileWriter[] = [];
+  const users: FileUser[] = [];
   for (const entry of await readdir('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
-    if (!(await hasOpenForWriting(entry, wanted.dev, wanted.ino))) continue;
+    if (!(await hasOpen(entry, wanted.dev, wanted.ino, readers))) continue;
     const command = (await readProcess(entry, 'cmdline')) ?? '';
     const args = command.split('\0').filter((part) => part !== '');
     if (args.includes(uuid)) continue;
-    writers.push({ pid: Number(entry), command: args[0] ?? 'unknown' });
+    users.push({ pid: Number(entry), command: args[0] ?? 'unknown' });
   }
-  return writers;
+  return users;
 }
 
-async function hasOpenForWriting(pid: string, dev: bigint, ino: bigint): Promise<boolean> {
+async function hasOpen(pid: string, dev: bigint, ino: bigint, readers: boolean): Promise<boolean> {
   const descriptors = await gone(readdir(`/proc/${pid}/fd`));
   for (const descriptor of descriptors ?? []) {
     // fdinfo asks no file system: a stat of a descriptor on a dead network mount would hang.
     const info = (await readProcess(pid, `fdinfo/${descriptor}`)) ?? '';
     const flags = Number.parseInt(/^flags:\s*(\d+)/m.exec(info)?.[1] ?? '0', 8);
     // O_ACCMODE: anything but O_RDONLY writes.
-    if ((flags & 3) === 0) continue;
+    if ((flags & 3) === 0 && !readers) continue;
     const inode = /^ino:\s*(\d+)/m.exec(info)?.[1]; // since Linux 5.14
     if (inode !== undefined && BigInt(inode) !== ino) continue;
     const found = await gone(stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }));

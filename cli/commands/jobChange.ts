@@ -7,27 +7,40 @@ import { changing, type ChangeSession } from '../session.ts';
 
 /** `stillpoint job cancel ID`. Of a job that runs elsewhere it only asks; `job watch` shows how it ends. */
 export const jobCancel: RunVerb = (cli, [id = '']) =>
-  changing(cli, async (session) => {
-    const { agent, view } = session;
-    const before = agent.parts.journal.get(id);
-    view.name(before.id, before.machineName);
-    const job = await agent.cancel(before.id);
-    if (holdOf(agent.parts.journal, job) === 'running') {
-      print(cli, session, job, `asked job ${job.id} to end; follow it with: stillpoint job watch ${job.id}`);
-      return 0;
-    }
-    // That a cancelled job is cancelled is what was asked for.
-    const code = job.holdsMachine ? 9 : 0;
-    return tellEnd(cli, session, job, code);
-  });
+  changing(
+    cli,
+    async (session) => {
+      const { agent, view, takenOver } = session;
+      const before = agent.parts.journal.get(id);
+      view.name(before.id, before.machineName);
+      const job = takenOver.find((row) => row.id === before.id) ?? (await agent.cancel(before.id));
+      if (holdOf(agent.parts.journal, job) === 'running') {
+        print(
+          cli,
+          session,
+          job,
+          `asked job ${job.id} to end; follow it with: stillpoint job watch ${job.id}`,
+        );
+        return 0;
+      }
+      // That a cancelled job is cancelled is what was asked for.
+      const code = job.holdsMachine ? 9 : 0;
+      return tellEnd(cli, session, job, code);
+    },
+    // The job of a dead agent must be given up, not finished, when it is taken over.
+    ({ parts: { journal } }) => {
+      const job = journal.get(id);
+      if (job.holdsMachine) journal.requestCancel(job.id);
+    },
+  );
 
 /** `stillpoint job retry ID`. */
 export const jobRetry: RunVerb = (cli, [id = '']) =>
   changing(cli, async (session) => {
-    const { agent, view } = session;
+    const { agent, view, takenOver } = session;
     const before = agent.parts.journal.get(id);
     view.name(before.id, before.machineName);
-    const job = await agent.retry(before.id);
+    const job = takenOver.find((row) => row.id === before.id) ?? (await agent.retry(before.id));
     return tellEnd(cli, session, job, exitCodeOfJob(job));
   });
 

@@ -13,7 +13,7 @@ export const list: RunVerb = (cli, [machine]) =>
     const backups = await gatherBackups(agent, entries);
     if (cli.terminal.json) cli.terminal.object({ backups: backups.map(backupJson) });
     else if (backups.length > 0) printBackups(cli, backups);
-    else
+    else if (unreachable.code === 0)
       cli.terminal.remark(
         machine === undefined ? 'there are no backups' : `there are no backups of ${machine}`,
       );

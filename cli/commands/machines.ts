@@ -58,6 +58,8 @@ async function report(
   const lastBackup =
     last === undefined ? null : { id: last.id, pointInTime: last.pointInTime, storage: last.storage };
   const about = { machine, lastBackup, policy: null, mode: null, refusal: null };
+  const unfinished = unfinishedJob(agent, machine);
+  if (unfinished !== undefined) return { ...about, refusal: unfinished };
   try {
     const decision = policyFor(agent.parts.config, machine.name, agent.parts.configPath);
     if (decision.kind === 'policy') return await withPlan(agent, { ...about, policy: decision.policy.name });
@@ -74,6 +76,34 @@ async function report(
   } catch (error) {
     return { ...about, refusal: errorRecord(error) };
   }
+}
+
+/** A machine that a job has in its hands: what it looks like says nothing, and is not to be acted upon. */
+function unfinishedJob(agent: Agent, machine: MachineSummary): ErrorRecord | undefined {
+  const { journal } = agent.parts;
+  const job = journal.holder(machine.uuid);
+  if (job === undefined) return undefined;
+  const what = `${job.kind} job ${job.id} (${job.state})`;
+  if (job.owner === null)
+    return {
+      code: 'UNFINISHED_JOB',
+      message: `${what} was left with work to do`,
+      hint: `stillpoint job show ${job.id}`,
+      retryable: false,
+    };
+  if (journal.orphaned().some(({ id }) => id === job.id))
+    return {
+      code: 'UNFINISHED_JOB',
+      message: `the process of ${what} died: leave the machine as it is`,
+      hint: 'stillpoint agent --once',
+      retryable: false,
+    };
+  return {
+    code: 'MACHINE_BUSY',
+    message: `${what} works on it`,
+    hint: `stillpoint job watch ${job.id}`,
+    retryable: true,
+  };
 }
 
 async function withPlan(agent: Agent, about: MachineReport): Promise<MachineReport> {

@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import type { RestorePlan } from '../../agent/restore/plan.ts';
 import type { RestoreRequest } from '../../agent/restore/planner.ts';
 import { formatBytes } from '../../common/units.ts';
@@ -37,10 +38,12 @@ export const restore: RunVerb = (cli, [backup = ''], options) =>
 
 function requestOf(options: Options): RestoreRequest {
   const start = options.text('start');
+  const to = options.text('to');
   return {
     as: options.text('as'),
     inPlace: options.flag('inPlace'),
-    to: options.text('to'),
+    // The job may go on in a process that stands somewhere else.
+    to: to === undefined ? undefined : resolve(to),
     start: start === 'resume' || start === 'boot' || start === 'none' ? start : undefined,
   };
 }
@@ -60,7 +63,7 @@ function endOf(plan: RestorePlan): string {
 
 function printPlan(out: (...parts: readonly Text[]) => void, plan: RestorePlan): void {
   const whats: Readonly<Record<RestorePlan['kind'], string>> = {
-    'in-place': `over the machine ${plan.machine.name}`,
+    'in-place': `${plan.present === null ? 'as' : 'over'} the machine ${plan.machine.name}`,
     'new-machine': `as the new machine ${plan.machine.name} (${plan.machine.uuid})`,
     files: 'files only, no machine',
   };

@@ -25,7 +25,7 @@ export const verify: RunVerb = (cli, references, options) => {
     const entries = all
       ? await agent.backups.list(undefined, unreachable.tell)
       : await copiesOf(agent, references, unreachable.tell);
-    if (entries.length === 0) cli.terminal.remark('there are no backups');
+    if (entries.length === 0 && unreachable.code === 0) cli.terminal.remark('there are no backups');
     let damaged = 0;
     for (const entry of entries) {
       try {

@@ -39,6 +39,8 @@ export class Channel {
     this.#child = fork(workerFile, [uri, String(process.pid)], {
       execArgv: [],
       env,
+      // In a session of its own: a Ctrl-C on the terminal is for us, who bring the machine in order with its help.
+      detached: true,
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     });
     this.#child.on('message', (message) => this.#receive(message));

@@ -1,0 +1,117 @@
+import { stat } from 'node:fs/promises';
+import { isErrno } from '../../common/errors.ts';
+import { QemuImageError, readImageInfo } from '../../common/qemuImage.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
+import { foreignGuests } from '../snapshot/imageUsers.ts';
+import { RestoreError } from './errors.ts';
+import type { RestoredVolume, RestorePlan } from './plan.ts';
+
+/** No honest chain is longer; a header can name its own file. */
+const chainMax = 64;
+
+/**
+ * A restore writes only where nothing is, or over images of the machine itself: not over another machine's disk,
+ * nor over what one stands on, by whatever name it reaches it.
+ * @throws RestoreError PATH_TAKEN
+ */
+export async function refuseTakenPaths(
+  hypervisor: Hypervisor,
+  machines: readonly MachineSummary[],
+  volumes: readonly RestoredVolume[],
+  kind: RestorePlan['kind'],
+  uuid: string,
+): Promise<void> {
+  const images = new Set<string>();
+  for (const volume of volumes) {
+    if (kind !== 'in-place' && volume.existed) {
+      throw new RestoreError('PATH_TAKEN', `${volume.image} exists; nothing is overwritten`, {
+        hint: 'choose another directory with --to DIR, or another name',
+      });
+    }
+    images.add(volume.image);
+    const file = await identityOf(volume.file);
+    if (file !== undefined) images.add(file);
+  }
+  for (const machine of machines) {
+    if (machine.uuid === uuid) continue;
+    for (const path of await imagesOf(hypervisor, machine)) {
+      const file = await identityOf(path);
+      if (!images.has(path) && (file === undefined || !images.has(file))) continue;
+      throw new RestoreError('PATH_TAKEN', `${path} belongs to the machine ${machine.name}`, {
+        hint: 'restore with --as NAME or --to DIR',
+      });
+    }
+  }
+}
+
+/**
+ * What is to be replaced must not be open in another guest: it would go on writing to a file without a name.
+ * @throws RestoreError PATH_TAKEN
+ */
+export async function requireUnused(volumes: readonly RestoredVolume[], uuid: string): Promise<void> {
+  for (const { file, existed } of volumes) {
+    if (!existed || (await identityOf(file)) === undefined) continue;
+    const user = (await foreignGuests(file, uuid))[0];
+    if (user === undefined) continue;
+    throw new RestoreError(
+      'PATH_TAKEN',
+      `${file} is open in process ${user.pid} (${user.command}), which is not the machine's own`,
+      { hint: 'end that process first, or restore with --as NAME or --to DIR', retryable: true },
+    );
+  }
+}
+
+/** Every image that a machine uses or would use at its next start, with what each stands on. */
+async function imagesOf(hypervisor: Hypervisor, machine: MachineSummary): Promise<ReadonlySet<string>> {
+  const isActive = machine.status.state !== 'shut-off' && machine.status.state !== 'crashed';
+  const definitions = [
+    ...(machine.persistent ? (['persistent'] as const) : []),
+    ...(isActive ? (['live'] as const) : []),
+  ];
+  const paths = new Set<string>();
+  for (const kind of definitions) {
+    for (const volume of DomainXml.parse(await hypervisor.definition(machine.uuid, kind)).volumes) {
+      if (volume.path !== undefined) await addChain(volume.path, volume.format, paths);
+      for (const { path } of volume.backingChain ?? []) if (path !== undefined) paths.add(path);
+    }
+  }
+  return paths;
+}
+
+/** Adds an image and, from the headers, what is below it. */
+async function addChain(top: string, topFormat: string | undefined, paths: Set<string>): Promise<void> {
+  let path: string | undefined = top;
+  let format = topFormat;
+  for (let depth = 0; path !== undefined && depth < chainMax && !paths.has(path); depth += 1) {
+    paths.add(path);
+    if (format !== 'qcow2') return;
+    const backing: { readonly path: string; readonly format?: string | undefined } | null =
+      await backingOf(path);
+    path = backing?.path;
+    format = backing?.format;
+  }
+}
+
+async function backingOf(
+  path: string,
+): Promise<{ readonly path: string; readonly format?: string | undefined } | null> {
+  try {
+    return (await readImageInfo(path, 'qcow2', { inUse: true })).backing;
+  } catch (error) {
+    // An image that is not there, or not readable, leads nowhere.
+    if (error instanceof QemuImageError) return null;
+    throw error;
+  }
+}
+
+/** Device and inode, by which a file is known under all its names; `undefined` where there is none. */
+async function identityOf(path: string): Promise<string | undefined> {
+  try {
+    const { dev, ino } = await stat(path, { bigint: true });
+    return `${dev}:${ino}`;
+  } catch (error) {
+    if (isErrno(error, 'ENOENT') || isErrno(error, 'ENOTDIR') || isErrno(error, 'EACCES')) return undefined;
+    throw error;
+  }
+}
