@@ -9,7 +9,9 @@ export type CliErrorCode =
   /** The operator did not say yes, or nobody was there to be asked. */
   | 'NOT_CONFIRMED'
   /** A signal asked the command to end before it had begun. */
-  | 'INTERRUPTED';
+  | 'INTERRUPTED'
+  /** What the command had to tell could not be written. */
+  | 'OUTPUT_FAILED';
 
 /** An error of a command as it was typed. */
 export class CliError extends StillpointError<CliErrorCode> {

@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { defaultConfigPath } from './defaults.ts';
 import type { Cli } from './cli.ts';
+import { CliError } from './errors.ts';
 import { exitCodeOf, type ExitCode } from './exitCodes.ts';
 import type { Options } from './options.ts';
 import { parseCommandLine } from './program.ts';
@@ -47,7 +48,11 @@ const code = await main(process.argv.slice(2));
 // Errors of the streams arrive after the writes.
 await setImmediate();
 const lost = lostOutput();
-if (lost !== undefined)
-  terminalFor(false, false, false).error(lost, 'what was to be told could not be written');
+if (lost !== undefined) {
+  const message = `what was to be told could not be written: ${lost.message}`;
+  terminalFor(false, false, false).error(
+    new CliError('OUTPUT_FAILED', message, 'the work was done all the same: stillpoint jobs'),
+  );
+}
 // Whatever handle is still open: the command has done what it was asked for.
 endProcess(lost !== undefined && code === 0 ? 1 : code);

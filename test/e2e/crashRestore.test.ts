@@ -3,12 +3,14 @@ import path from 'node:path';
 import t, { type Test } from 'tap';
 import { hashFile } from '../../common/copy.ts';
 import { checkNothingLeft, checkOrder, onlyJob } from './crash/order.ts';
-import { knownSteps, recordedPoints } from './crash/points.ts';
+import { isFrom, knownSteps, recordedPoints } from './crash/points.ts';
 import { CrashStage, type Remembered } from './crash/stage.ts';
 
 /** The writer's pace at T1, and later: memory itself tells which of the two instants it is from. */
 const paceAtPoint = 190;
 const paceLater = 170;
+/** From here on a restore has changed something, and is finished; before, it is dropped. */
+const firstTouch = 'restore/before:stop';
 
 /** A stage with one backup, and what was remembered just before its T1. */
 async function stageWithBackup(
@@ -30,7 +32,8 @@ void t.test('an agent killed anywhere in a restore leaves it done or undone, and
   await t.test('in place', async (t) => {
     const recording = await stage.run({ do: 'restore', backup, inPlace: true });
     t.equal(onlyJob(t, recording)?.state, 'finished');
-    for (const point of recordedPoints(t, recording, 'restore', knownSteps.restore)) {
+    const points = recordedPoints(t, recording, 'restore', knownSteps.restore);
+    for (const point of points) {
       if (!t.passing()) break;
       await t.test(`killed at ${point}`, async (t) => {
         await stage.machine.command(`rate ${paceLater}`);
@@ -39,8 +42,14 @@ void t.test('an agent killed anywhere in a restore leaves it done or undone, and
           'SIGKILL',
         );
         const recovery = await stage.recover();
-        t.equal(onlyJob(t, recovery)?.state, 'finished', recovery.log);
-        t.equal((await stage.machine.writerStatus()).rate, paceAtPoint, 'the machine is back at T1');
+        const { rate } = await stage.machine.writerStatus();
+        if (isFrom(points, firstTouch, point)) {
+          t.equal(onlyJob(t, recovery)?.state, 'finished', recovery.log);
+          t.equal(rate, paceAtPoint, 'the machine is back at T1');
+        } else {
+          t.match(onlyJob(t, recovery), { state: 'failed', code: 'AGENT_DIED' }, recovery.log);
+          t.equal(rate, paceLater, 'nothing was touched yet, and nothing is any more');
+        }
         await checkOrder(t, stage, atPoint, { memory: 'kept', newBackups: 0 });
       });
     }
@@ -52,12 +61,19 @@ void t.test('an agent killed anywhere in a restore leaves it done or undone, and
     const recording = await stage.run(as);
     t.equal(onlyJob(t, recording)?.state, 'finished');
     await (await stage.lab.findMachine(name)).remove();
-    for (const point of recordedPoints(t, recording, 'restore', knownSteps.restore)) {
+    const points = recordedPoints(t, recording, 'restore', knownSteps.restore);
+    for (const point of points) {
       if (!t.passing()) break;
       await t.test(`killed at ${point}`, async (t) => {
         await stage.machine.command(`rate ${paceLater}`);
         t.equal((await stage.run(as, { crashAt: point })).signal, 'SIGKILL');
         const recovery = await stage.recover();
+        if (!isFrom(points, firstTouch, point)) {
+          t.match(onlyJob(t, recovery), { state: 'failed', code: 'AGENT_DIED' }, recovery.log);
+          t.notMatch(await stage.lab.virsh('list', '--all', '--name'), name, 'there is no new machine');
+          await checkNothingLeft(t, stage);
+          return;
+        }
         t.equal(onlyJob(t, recovery)?.state, 'finished', recovery.log);
         const copy = await stage.lab.findMachine(name);
         try {
