@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { spawnSync } from 'node:child_process';
 import { readFile, stat, writeFile } from 'node:fs/promises';
 import { DatabaseSync } from 'node:sqlite';
@@ -178,4 +179,5 @@ void t.test('what SQLite cannot write is told as a fault of the journal, with wh
   t.throws(() => journal.write(id, { record: {} }), told);
   t.throws(() => journal.end(id, { state: 'finished' }), told);
   t.throws(() => journal.requestCancel(id), told);
+  t.ok(existsSync(`${path}.reserve`), 'the reserve is for a disk that is full');
 });

@@ -122,7 +122,7 @@ export class Journal implements Disposable {
     } catch (error) {
       if (!isErrno(error, 'ERR_SQLITE_ERROR')) throw error;
       // A recovery must be able to begin on a full disk: there may be a machine to bring back.
-      if (this.#freeReserve()) return this.#changing(work);
+      if (isOutOfRoom(error) && this.#freeReserve()) return this.#changing(work);
       throw new JobError(
         'JOURNAL_UNUSABLE',
         `the journal ${this.#path} cannot be written: ${messageOf(error)}`,
@@ -323,6 +323,12 @@ export class Journal implements Disposable {
   [Symbol.dispose](): void {
     this.#db.close();
   }
+}
+
+/** SQLITE_IOERR and SQLITE_FULL, in their extended forms too; a lock or a constraint needs no room. */
+function isOutOfRoom(error: unknown): boolean {
+  const code = error instanceof Error && 'errcode' in error ? Number(error.errcode) & 0xff : 0;
+  return code === 10 || code === 13;
 }
 
 function busy(holder: JobRow): JobError {
