@@ -159,6 +159,8 @@ export class CrashStage implements AsyncDisposable {
 
   /** Boots the guest again, where that is the owner's business, and notes which round the crash has cut. */
   async startAgain(): Promise<void> {
+    // The process may be gone before libvirt has noticed, and until then the machine is "already active".
+    await eventually(async () => (await this.machine.state()).startsWith('shut off'));
     await this.machine.start();
     await this.noteColdBoot();
   }
