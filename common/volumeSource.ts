@@ -1,0 +1,21 @@
+/** A stretch of a volume. All positions are in the guest's view of the volume, never in an image file. */
+export interface Extent {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  /** Known to read as zeros, so that nobody needs to read it. Data may be zero too. */
+  readonly zero: boolean;
+}
+
+/** A volume at T1 that can be read: a frozen export of QEMU, or an image that nobody runs. */
+export interface VolumeSource {
+  readonly virtualSizeBytes: number;
+  /**
+   * What the volume holds, from 0 to its size, in order and without gaps; neighbours of one kind are joined.
+   * Rejects rather than leave something out.
+   */
+  extents(signal?: AbortSignal): Promise<readonly Extent[]>;
+  /**
+   * Reads bytes; several reads may be in flight. Rejects with the source's error, never gives fewer bytes.
+   */
+  read(offsetBytes: number, lengthBytes: number, signal?: AbortSignal): Promise<Buffer>;
+}
