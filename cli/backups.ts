@@ -13,6 +13,8 @@ export interface BackupCopy {
   readonly local: boolean;
   readonly state: BackupEntry['state'];
   readonly problem: string | null;
+  readonly protected: boolean;
+  readonly protectedReason: string | null;
 }
 
 /** A backup with all its copies. */
@@ -71,17 +73,26 @@ async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<
   if (entry === undefined) throw new Error('a backup without a copy');
   const storages = await Promise.all(
     entries.map(async (copy): Promise<BackupCopy> => {
-      const { storage: name, directory, state, problem } = copy;
-      return { name, directory, local: await agent.backups.isLocal(copy), state, problem };
+      const { storage: name, directory, state, problem, protected: isProtected, protectedReason } = copy;
+      const local = await agent.backups.isLocal(copy);
+      return { name, directory, local, state, problem, protected: isProtected, protectedReason };
     }),
   );
   return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };
 }
 
-/** The fields of the manifest, and `state`, `problem` and `storages` beside them. */
+/** Whether some copy of it may not be removed, for a table; empty if every one may. */
+export function protectionRemark({ storages }: Backup): string {
+  const holders = storages.filter((copy) => copy.protected);
+  if (holders.length === storages.length) return 'protected';
+  return holders.length === 0 ? '' : `protected in ${holders.map(({ name }) => name).join(', ')}`;
+}
+
+/** The fields of the manifest, and `state`, `problem`, `protected` and `storages` beside them. */
 export function backupJson({ entry, state, storages }: Backup): Readonly<Record<string, unknown>> {
   const { id, machine, pointInTime, manifest, problem } = entry;
-  return { ...(manifest ?? { id, machine, pointInTime }), state, problem, storages };
+  const isProtected = storages.some((copy) => copy.protected);
+  return { ...(manifest ?? { id, machine, pointInTime }), state, problem, protected: isProtected, storages };
 }
 
 /** What a backup takes in its storage. */

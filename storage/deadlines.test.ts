@@ -3,9 +3,11 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import type { FileDigest } from '../common/copy.ts';
+import type { VolumeSource } from '../common/volumeSource.ts';
 import { DeadlineStorage } from './deadlines.ts';
 import { DirectoryStorage } from './directory/directoryStorage.ts';
 import { makeSample, storeSample } from './directory/fixture.ts';
+import { GeneratedSource, turns } from './directory/volumeFixture.ts';
 import type { BackupWriter } from './storage.ts';
 
 const patience = { answerMs: 50, stallMs: 150 };
@@ -35,6 +37,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
     find: () => storage.find('id'),
     verify: () => storage.verify(entry, { data: true }),
     delete: () => storage.delete(entry),
+    setProtected: () => storage.setProtected(entry, null),
     partials: () => storage.partials(),
     cleanUp: () => storage.cleanUp(),
   };
@@ -78,6 +81,7 @@ void t.test('a copy that goes on takes as long as it takes; one that stands stil
   const { manifest } = await makeSample(work);
   const calls: readonly (() => Promise<unknown>)[] = [
     () => begun.addByRename('/a', 'b'),
+    () => begun.addVolume(new GeneratedSource(512, turns([512], false)), 'b'),
     () => begun.has('b'),
     () => begun.commit(manifest),
     () => begun.abandon(),
@@ -103,4 +107,45 @@ void t.test('a copy that wakes up late does not meet the one that was begun afte
     digest,
     'the file is the one that was complete',
   );
+});
+
+void t.test('a volume may take long, from a slow source too, but not stand still', async (t) => {
+  const work = t.testdir({ root: {} });
+  const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
+  const storage = new DeadlineStorage(real, { answerMs: 5000, stallMs: 300 });
+  const writer = await storage.begin({ jobId: 'j', machine });
+  const size = 16 * 1024 * 1024;
+  const good = new GeneratedSource(size, turns([size], false));
+  const blockBytes = 2 * 1024 * 1024;
+  // One answer after the other, the first last: what is written waits for it.
+  const slow = {
+    virtualSizeBytes: size,
+    extents: () => sleep(200).then(() => good.extents()),
+    read: async (offsetBytes: number, lengthBytes: number) => {
+      await sleep(100 * (8 - offsetBytes / blockBytes));
+      return good.read(offsetBytes, lengthBytes);
+    },
+  };
+  const progress: number[] = [];
+  const digest = await writer.addVolume(slow, 'slow', { onProgress: (bytes) => progress.push(bytes) });
+  t.equal(progress.at(-1), digest.sizeBytes, 'the caller sees the progress as well');
+
+  let given: AbortSignal | undefined;
+  const silent: VolumeSource = {
+    virtualSizeBytes: size,
+    extents: () => good.extents(),
+    read: (offsetBytes, lengthBytes, signal) => {
+      given = signal;
+      return offsetBytes < size / 2
+        ? good.read(offsetBytes, lengthBytes)
+        : Promise.withResolvers<never>().promise;
+    },
+  };
+  await t.rejects(writer.addVolume(silent, 'silent'), {
+    code: 'STORAGE_UNREACHABLE',
+    message: /has not answered for .*storing silent/,
+  });
+  t.equal(given?.aborted, true, 'what hangs is told to stop when it wakes up');
+  const reason = new Error('enough');
+  await t.rejects(writer.addVolume(good, 'aborted', { signal: AbortSignal.abort(reason) }), reason);
 });

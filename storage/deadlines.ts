@@ -1,6 +1,7 @@
 import type { FileDigest, ReadOptions } from '../common/copy.ts';
 import { noteHangingCall } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
+import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
 import type { Manifest } from './manifest.ts';
 import type {
@@ -9,6 +10,7 @@ import type {
   BackupWriter,
   BeginRequest,
   PartialBackup,
+  Protection,
   Storage,
   StorageCheck,
   VerifyOptions,
@@ -97,6 +99,10 @@ export class DeadlineStorage implements Storage {
     return this.#stall('the deletion of a backup', () => this.#storage.delete(entry));
   }
 
+  setProtected(entry: BackupEntry, protection: Protection | null): Promise<void> {
+    return this.#stall('the protection of a backup', () => this.#storage.setProtected(entry, protection));
+  }
+
   partials(): Promise<readonly PartialBackup[]> {
     return this.#stall('the search for unfinished work', () => this.#storage.partials());
   }
@@ -151,6 +157,12 @@ class DeadlineWriter implements BackupWriter {
     );
   }
 
+  addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
+      this.#writer.addVolume(answering(source, alive), fileName, { ...options, ...watched }),
+    );
+  }
+
   commit(manifest: Manifest): Promise<BackupEntry> {
     return withDeadline(this.#storage, 'the commit', this.#patience.stallMs, () =>
       this.#writer.commit(manifest),
@@ -166,18 +178,41 @@ class DeadlineWriter implements BackupWriter {
   #moving<T>(
     what: string,
     options: ReadOptions,
-    operation: (watched: Pick<ReadOptions, 'signal' | 'onProgress'>) => Promise<T>,
+    operation: (watched: Pick<ReadOptions, 'signal' | 'onProgress'>, alive: () => void) => Promise<T>,
   ): Promise<T> {
     return withDeadline(this.#storage, what, this.#patience.stallMs, (watch) =>
-      operation({
-        signal: watch.signalWith(options.signal),
-        onProgress: (bytesDone) => {
-          watch.alive();
-          options.onProgress?.(bytesDone);
+      operation(
+        {
+          signal: watch.signalWith(options.signal),
+          onProgress: (bytesDone) => {
+            watch.alive();
+            options.onProgress?.(bytesDone);
+          },
         },
-      }),
+        () => watch.alive(),
+      ),
     );
   }
+}
+
+/**
+ * A source whose answers are signs of life: a storage is not to blame for a source that is slow. A storage that
+ * hangs gets no more than the few blocks that are read ahead.
+ */
+function answering(source: VolumeSource, alive: () => void): VolumeSource {
+  return {
+    virtualSizeBytes: source.virtualSizeBytes,
+    extents: async (signal) => {
+      const extents = await source.extents(signal);
+      alive();
+      return extents;
+    },
+    read: async (offsetBytes, lengthBytes, signal) => {
+      const block = await source.read(offsetBytes, lengthBytes, signal);
+      alive();
+      return block;
+    },
+  };
 }
 
 /** The deadline of one operation, which every sign of progress puts off. */

@@ -15,6 +15,8 @@ export type StorageErrorCode =
   /** The place that a backup wants is taken; nothing is ever overwritten. */
   | 'BACKUP_EXISTS'
   | 'BACKUP_DAMAGED'
+  /** It may not be removed before its protection is taken off. */
+  | 'BACKUP_PROTECTED'
   | 'MANIFEST_INVALID'
   /** Written by a newer version in a form that this one does not know. */
   | 'MANIFEST_TOO_NEW'

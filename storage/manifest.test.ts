@@ -31,6 +31,13 @@ void t.test('no change of a single bit in what a manifest says goes unnoticed', 
   t.same(unnoticed, []);
 });
 
+void t.test('a machine may have any UUID that libvirt takes', async (t) => {
+  const { manifest } = await makeSample(t.testdir({}));
+  // Neither version nor variant are those of RFC 9562.
+  const machine = { ...manifest.machine, uuid: '6695eb01-f6a4-0304-09aa-97f2502e193f' };
+  t.match(parseManifest(formatManifest({ ...manifest, machine })), { machine });
+});
+
 void t.test('a manifest that names a file outside of its backup is invalid', async (t) => {
   const { manifest } = await makeSample(t.testdir({}));
   for (const file of ['../x', '/etc/passwd', 'a\0b', 'x'.repeat(300), '..', 'manifest.json']) {

@@ -61,7 +61,8 @@ const manifestShape = z.strictObject({
   formatVersion: z.literal(manifestFormatVersion),
   id: z.uuid(),
   writer: z.string(),
-  machine: z.strictObject({ name: z.string().min(1), uuid: z.uuid() }),
+  // libvirt takes any 128 bits for a machine's UUID.
+  machine: z.strictObject({ name: z.string().min(1), uuid: z.guid() }),
   host: z.strictObject({ name: z.string(), libvirt: z.string(), qemu: z.string() }),
   pointInTime: z.iso.datetime({ precision: 3 }),
   mode: z.enum(['live', 'save', 'disk', 'offline']),

@@ -2,6 +2,7 @@ import type { ReadOptions } from '../common/copy.ts';
 import type { FileDigest } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
+import type { VolumeSource } from '../common/volumeSource.ts';
 import type { Artifact, Manifest } from './manifest.ts';
 
 /**
@@ -41,8 +42,18 @@ export interface Storage {
    * every byte. Damage is in the report; only a storage that does not answer rejects.
    */
   verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport>;
-  /** Removes a backup for good. Repeating it after a crash finishes the work. */
+  /**
+   * Removes a backup for good. Repeating it after a crash finishes the work.
+   *
+   * Rejects with BACKUP_PROTECTED, whatever the entry says.
+   */
   delete(entry: BackupEntry): Promise<void>;
+  /**
+   * Protects a backup from being removed, by any means of ours; `null` takes that off.
+   *
+   * Rejects with BACKUP_NOT_FOUND.
+   */
+  setProtected(entry: BackupEntry, protection: Protection | null): Promise<void>;
 
   /** Work that was begun and neither committed nor abandoned. */
   partials(): Promise<readonly PartialBackup[]>;
@@ -83,6 +94,14 @@ export interface BackupWriter {
   /** Copies a file in, by reflink where that works. */
   addByCopy(from: string, fileName: string, options?: AddOptions): Promise<FileDigest>;
   /**
+   * Writes a volume in as a standalone qcow2 file, in one pass. Without `ownership` it is ours alone (0600).
+   * `onProgress` counts the bytes of that file, zeros that take no space included; so does the bandwidth.
+   *
+   * Rejects with the source's own error when it is the source that fails, and with an Error when the source's
+   * extents are not exactly its size, or that is no multiple of 512 bytes.
+   */
+  addVolume(source: VolumeSource, fileName: string, options?: AddOptions): Promise<FileDigest>;
+  /**
    * Makes it a backup. Every file of the manifest must be there with its size.
    *
    * Rejects with BACKUP_EXISTS when the machine has another backup of the same T1.
@@ -93,7 +112,7 @@ export interface BackupWriter {
 }
 
 export interface AddOptions extends ReadOptions {
-  /** Owner, group and mode in the storage; those of the source unless told. */
+  /** Owner, group and mode in the storage; those of the source file unless told. */
   readonly ownership?: Ownership | undefined;
 }
 
@@ -111,7 +130,17 @@ export interface BackupEntry {
   /** `Killed`: it cannot be restored as it is; `problem` says why. */
   readonly state: 'Active' | 'Killed';
   readonly problem: string | null;
+  /** It may not be removed. */
+  readonly protected: boolean;
+  /** Why it is protected, if somebody said so. */
+  readonly protectedReason: string | null;
   readonly manifest: Manifest | null;
+}
+
+/** What keeps a backup from being removed. */
+export interface Protection {
+  /** In the operator's words, at most `protectionReasonLengthMax` characters. */
+  readonly reason: string | null;
 }
 
 export interface PartialBackup {

@@ -1,10 +1,11 @@
+import { protectedError } from '../../storage/protection.ts';
 import { backupJson, backupOfEntry, shortId } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { styled } from '../output.ts';
 import { changing } from '../session.ts';
 
-/** `stillpoint delete BACKUP`: every copy of it. */
+/** `stillpoint delete BACKUP`: every copy of it, or none where one of them is protected. */
 export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
   changing(cli, async ({ agent, interruption }) => {
     // A copy in a storage that does not answer would stay: then nothing is deleted.
@@ -12,6 +13,8 @@ export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
       throw error;
     });
     const { entry } = backup;
+    const shielded = backup.entries.find((copy) => copy.protected);
+    if (shielded !== undefined) throw protectedError(shielded, shielded.protectedReason);
     const tell = cli.terminal.json
       ? cli.terminal.err.bind(cli.terminal)
       : cli.terminal.out.bind(cli.terminal);

@@ -1,6 +1,14 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
-import { type Backup, backupJson, gatherBackups, shortId, storedBytes, tellUnreachable } from '../backups.ts';
+import {
+  type Backup,
+  backupJson,
+  gatherBackups,
+  protectionRemark,
+  shortId,
+  storedBytes,
+  tellUnreachable,
+} from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled, type Text } from '../output.ts';
 import { reading } from '../session.ts';
@@ -37,11 +45,14 @@ function printBackups(cli: Cli, backups: readonly Backup[]): void {
   cli.terminal.table(columns, backups.map(rowOf));
 }
 
-function rowOf({ entry, state, storages, localOnly }: Backup): readonly Text[] {
+function rowOf(backup: Backup): readonly Text[] {
+  const { entry, state, storages, localOnly } = backup;
   const { manifest } = entry;
   const size = storedBytes(entry);
   const problems = storages.flatMap(({ name, problem }) => (problem === null ? [] : [`${name}: ${problem}`]));
-  const remarks = [...problems, ...(localOnly ? ['local-only'] : [])].join('; ');
+  const remarks = [...problems, protectionRemark(backup), localOnly ? 'local-only' : '']
+    .filter((remark) => remark !== '')
+    .join('; ');
   return [
     entry.machine.name,
     entry.pointInTime,

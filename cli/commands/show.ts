@@ -34,6 +34,10 @@ function printBackup(cli: Cli, backup: Backup): void {
       `${copy.name}: ${copy.directory}${copy.local ? ' (on the file system of the machine)' : ''}`,
     );
     if (copy.problem !== null) terminal.out(styled('red', `${' '.repeat(16)}damaged: ${copy.problem}`));
+    if (copy.protected) {
+      const because = copy.protectedReason === null ? '' : `: ${copy.protectedReason}`;
+      terminal.out(`${' '.repeat(16)}protected${because}`);
+    }
   }
   if (localOnly) field('Remark', 'local-only: every copy goes with the file system of the machine');
   const { manifest } = entry;

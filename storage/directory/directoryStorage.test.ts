@@ -1,4 +1,15 @@
-import { mkdir, open, readdir, rename, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
+import {
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  stat,
+  symlink,
+  truncate,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
@@ -174,6 +185,90 @@ void t.test(
     t.notOk(await exists(join(root, 'vm-001')), sample.machine.name);
   },
 );
+
+void t.test(
+  'a protected backup is not deleted before its protection is off, and is what it was',
+  async (t) => {
+    const { storage, entry, sample } = await stored(t);
+    const file = join(entry.directory, 'protected.json');
+    const manifest = await readFile(join(entry.directory, 'manifest.json'), 'utf8');
+    t.match(entry, { protected: false, protectedReason: null });
+    await storage.setProtected(entry, { reason: 'before the upgrade' });
+    t.equal((await stat(file)).mode & 0o777, 0o600);
+    t.match(await storage.list(), [
+      { state: 'Active', protected: true, protectedReason: 'before the upgrade' },
+    ]);
+    t.ok((await storage.verify(entry, { data: true })).ok);
+    t.equal((await storage.findCommitted(sample.manifest.id))?.id, sample.manifest.id);
+    // The entry is from before: what counts is what is on the disk.
+    await t.rejects(storage.delete(entry), {
+      code: 'BACKUP_PROTECTED',
+      message: /before the upgrade/,
+      hint: /protect \S+ --off/,
+    });
+    await storage.setProtected(entry, { reason: null });
+    await t.rejects(storage.delete(entry), { code: 'BACKUP_PROTECTED' });
+    t.match(await storage.find(sample.manifest.id), { protected: true, protectedReason: null });
+    await storage.setProtected(entry, null);
+    await storage.setProtected(entry, null);
+    t.match(await storage.list(), [{ protected: false, protectedReason: null }]);
+    t.equal(await readFile(join(entry.directory, 'manifest.json'), 'utf8'), manifest, 'it is never touched');
+    await storage.delete(entry);
+    await t.rejects(storage.setProtected(entry, { reason: null }), { code: 'BACKUP_NOT_FOUND' });
+    t.same(await storage.list(), []);
+  },
+);
+
+void t.test('a protection that cannot be read protects', async (t) => {
+  const { storage, entry, work } = await stored(t);
+  const file = join(entry.directory, 'protected.json');
+  const at = '2026-11-20T15:15:23.123Z';
+  const contents = [
+    '',
+    '{',
+    '{}',
+    'null',
+    `{"at":"${at}"}`,
+    `{"at":"${at}","reason":null,"more":1}`,
+    'x'.repeat(99_999),
+  ];
+  contents.push(`{"at":"${at}","reason":"${'x'.repeat(1001)}"}`, `{"at":"soon","reason":null}`);
+  for (const content of contents) {
+    await writeFile(file, content);
+    t.match(await storage.list(), [{ state: 'Active', protected: true, protectedReason: /cannot be read/ }]);
+    await t.rejects(storage.delete(entry), { code: 'BACKUP_PROTECTED' }, content.slice(0, 40));
+  }
+  await unlink(file);
+  await symlink(join(work, 'nowhere'), file);
+  await t.rejects(storage.delete(entry), { code: 'BACKUP_PROTECTED' }, 'a link that leads nowhere');
+  await storage.setProtected(entry, { reason: null });
+  t.match(await storage.list(), [{ protected: true, protectedReason: null }]);
+});
+
+void t.test('a protection that meets a deletion on its way wins', async (t) => {
+  const { storage, root, entry, sample } = await stored(t);
+  // As if the deletion had been killed right after its rename, and the protection had come right before it.
+  const deleting = join(root, 'vm-001', '.deleting-20261120T151523.123Z');
+  await storage.setProtected(entry, { reason: null });
+  await rename(entry.directory, deleting);
+  await t.rejects(storage.cleanUp(), { code: 'BACKUP_PROTECTED' });
+  t.notOk(await exists(deleting));
+  t.match(await storage.find(sample.manifest.id), { state: 'Active', protected: true });
+  t.ok((await storage.verify(entry, { data: true })).ok);
+});
+
+void t.test('the file of a protection is never one of the backup', async (t) => {
+  const { storage, entry, sample } = await stored(t);
+  const { volumes } = sample.manifest;
+  const manifest = {
+    ...sample.manifest,
+    volumes: volumes.map((item) => ({ ...item, file: 'protected.json' })),
+  };
+  await t.rejects(storage.setProtected({ ...entry, manifest }, null), { code: 'FOREIGN_CONTENT' });
+  await t.rejects(storage.setProtected({ ...entry, directory: '/etc' }, null), { code: 'FOREIGN_CONTENT' });
+  const writer = await storage.begin({ ...sample, jobId: 'other' });
+  await t.rejects(writer.addByCopy(sample.definition, 'protected.json'), { code: 'NAME_INVALID' });
+});
 
 void t.test('nothing outside of the storage is ever deleted', async (t) => {
   const { storage, root, entry, work } = await stored(t);

@@ -12,12 +12,15 @@ import {
 } from '../../common/files.ts';
 import { parsePointInTime } from '../../common/time.ts';
 import { inStorage, StorageError } from '../errors.ts';
+import { artifactsOf } from '../manifest.ts';
+import { protectedError } from '../protection.ts';
 import type {
   BackupEntry,
   BackupWriter,
   BeginRequest,
   MachineIdentity,
   PartialBackup,
+  Protection,
   Storage,
   StorageCheck,
   VerifyOptions,
@@ -40,7 +43,10 @@ import {
   jobIdOfPartial,
   machineDirectoryWithUuid,
   partialDirectoryName,
+  pointInTimeOfDeleting,
+  protectionFileName,
 } from './names.ts';
+import { readProtection, removeProtection, writeProtection } from './protection.ts';
 import { verifyDirectory } from './verify.ts';
 import { DirectoryBackupWriter } from './writer.ts';
 
@@ -158,15 +164,42 @@ export class DirectoryStorage implements Storage {
       const deleting = join(dirname(directory), deletingDirectoryName(basename(directory)));
       if (await exists(deleting)) await this.#finishDeletion(deleting);
       if (!(await exists(directory))) return;
+      const protection = await readProtection(directory);
+      if (protection !== null) throw protectedError(entry, protection.reason);
       await assertFlat(directory);
       await renameDurable(directory, deleting);
       await this.#finishDeletion(deleting);
     });
   }
 
+  /** Somebody may have protected it between the look and the rename, after which nobody finds it any more. */
+  async #putBackIfProtected(deleting: string): Promise<void> {
+    const protection = await readProtection(deleting);
+    if (protection === null) return;
+    const directory = join(dirname(deleting), pointInTimeOfDeleting(basename(deleting)));
+    await renameDurable(deleting, directory);
+    throw protectedError({ id: null, directory, storage: this.name }, protection.reason);
+  }
+
+  async setProtected(entry: BackupEntry, protection: Protection | null): Promise<void> {
+    await this.#run(`protecting ${entry.directory}`, async (root) => {
+      const { directory } = entry;
+      await this.#assertOurs(root, directory);
+      if (!(await exists(directory))) {
+        throw new StorageError('BACKUP_NOT_FOUND', `${directory} is not there any more`, {
+          hint: 'stillpoint list',
+        });
+      }
+      assertNoArtifact(entry, protectionFileName);
+      if (protection === null) await removeProtection(directory);
+      else await writeProtection(directory, protection);
+    });
+  }
+
   /** Removes what is in a `.deleting-` directory, that directory, and the machine's if nothing else is in it. */
   async #finishDeletion(deleting: string): Promise<void> {
     await assertFlat(deleting);
+    await this.#putBackIfProtected(deleting);
     for (const name of await readdir(deleting)) await unlink(join(deleting, name));
     await rmdir(deleting);
     const machineDirectory = dirname(deleting);
@@ -239,6 +272,12 @@ async function assertFlat(directory: string): Promise<void> {
       hint: `look at it and move it away: ls -la ${join(directory, strange.name)}`,
     },
   );
+}
+
+/** A manifest is data from anybody: what it calls its own is not overwritten. */
+function assertNoArtifact({ manifest, directory }: BackupEntry, fileName: string): void {
+  if (manifest === null || artifactsOf(manifest).every(({ file }) => file !== fileName)) return;
+  throw new StorageError('FOREIGN_CONTENT', `${fileName} in ${directory} is a part of the backup itself`);
 }
 
 function order(a: string, b: string): number {

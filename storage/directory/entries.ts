@@ -8,6 +8,7 @@ import { artifactsOf, manifestFileName, maxManifestBytes, parseManifest } from '
 import type { Manifest } from '../manifest.ts';
 import type { BackupEntry } from '../storage.ts';
 import { decodeMachineName } from './names.ts';
+import { readProtection } from './protection.ts';
 
 /** The real path of a storage's root. Throws STORAGE_UNREACHABLE where there is no directory. */
 export async function resolveRoot(root: string): Promise<string> {
@@ -118,6 +119,7 @@ export async function readEntry(storage: string, directory: string): Promise<Bac
   } catch (error) {
     problem = error instanceof Error ? error.message : String(error);
   }
+  const protection = await readProtection(directory);
   return {
     storage,
     directory,
@@ -126,6 +128,8 @@ export async function readEntry(storage: string, directory: string): Promise<Bac
     pointInTime,
     state: problem === null ? 'Active' : 'Killed',
     problem,
+    protected: protection !== null,
+    protectedReason: protection?.reason ?? null,
     manifest,
   };
 }

@@ -5,6 +5,9 @@ import { artifactFileName } from '../manifest.ts';
 /** So that `<machine>-<target>.qcow2.<T1>` always stays below the 255 bytes of a file name. */
 const maxEncodedLength = 160;
 
+/** Beside the manifest of a backup that may not be removed. */
+export const protectionFileName = 'protected.json';
+
 const partialPrefix = '.partial-';
 const deletingPrefix = '.deleting-';
 const jobIdForm = /^[A-Za-z0-9-]{1,64}$/;
@@ -60,15 +63,18 @@ export function deletingDirectoryName(pointInTime: string): string {
   return `${deletingPrefix}${pointInTime}`;
 }
 
+/** The backup's directory that such a name was made of. */
+export function pointInTimeOfDeleting(directory: string): string {
+  return directory.slice(deletingPrefix.length);
+}
+
 export function isDeletingDirectory(directory: string): boolean {
-  return (
-    directory.startsWith(deletingPrefix) && parsePointInTime(directory.slice(deletingPrefix.length)) !== null
-  );
+  return directory.startsWith(deletingPrefix) && parsePointInTime(pointInTimeOfDeleting(directory)) !== null;
 }
 
 /** Throws NAME_INVALID unless it is a plain file name that a manifest may carry. */
 export function assertArtifactName(fileName: string): void {
-  if (!artifactFileName.safeParse(fileName).success) {
+  if (!artifactFileName.safeParse(fileName).success || fileName === protectionFileName) {
     throw new StorageError(
       'NAME_INVALID',
       `not a name for a file of a backup: ${JSON.stringify(fileName.slice(0, 300))}`,

@@ -1,9 +1,12 @@
 import { mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { execa } from 'execa';
 import t from 'tap';
+import { hashFile } from '../../common/copy.ts';
 import { exists } from '../../common/files.ts';
 import { DirectoryStorage } from './directoryStorage.ts';
 import { firstTime, machine, makeSample, stepsOf, storeSample } from './fixture.ts';
+import { GeneratedSource, problemOfVolume, turns } from './volumeFixture.ts';
 
 const time = '20261120T151523.123Z';
 
@@ -160,5 +163,97 @@ void t.test(
     await t.rejects(writer.addByRename(join(work, 'link'), 'link'), { code: 'FOREIGN_CONTENT' });
     t.ok(await storage.sameFileSystemAs(work));
     t.notOk(await storage.sameFileSystemAs('/proc/self'));
+  },
+);
+
+void t.test('a volume is written once, whatever a killed predecessor left of it', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const writer = await storage.begin({ jobId: 'j', machine });
+  const source = new GeneratedSource(5_000_192, turns([100_000, 3_000_000, 5_000_192], false));
+  const ownership = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0, mode: 0o640 };
+
+  // Killed in the middle: what it left has the name that its successors know.
+  const killed = Promise.withResolvers<string>();
+  const stuck = new AbortController();
+  const dead = writer.addVolume(
+    {
+      virtualSizeBytes: source.virtualSizeBytes,
+      extents: () => source.extents(),
+      read: async () => {
+        killed.resolve((await readdir(writer.directory))[0] ?? '');
+        return Promise.withResolvers<never>().promise;
+      },
+    },
+    'volume',
+    { signal: stuck.signal },
+  );
+  const leftover = await killed.promise;
+  t.match(leftover, /^\..*\.copying\.tmp$/);
+  const digest = await writer.addVolume(source, 'volume', { ownership });
+  t.same(await readdir(writer.directory), ['volume'], 'what was left is removed');
+  stuck.abort(new Error('killed'));
+  await t.rejects(dead, /killed/);
+  t.same(await readdir(writer.directory), ['volume']);
+
+  const path = join(writer.directory, 'volume');
+  t.same(digest, await hashFile(path));
+  t.equal((await stat(path)).mode & 0o7777, 0o640);
+  t.equal(await problemOfVolume(path, source, join(work, 'reference')), null);
+
+  const { reads } = source;
+  t.same(await writer.addVolume(source, 'volume'), digest, 'after a crash behind the rename');
+  t.equal(source.reads, reads, 'the source is not asked again');
+  await t.rejects(writer.addVolume(source, '../volume'), { code: 'NAME_INVALID' });
+});
+
+void t.test('a source that fails is not taken for a storage that fails', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const writer = await storage.begin({ jobId: 'j', machine });
+  const good = new GeneratedSource(8 * 1024 * 1024, turns([8 * 1024 * 1024], false));
+  const broken = Object.assign(new Error('EIO: i/o error, read'), { code: 'EIO', syscall: 'read' });
+  const source = {
+    virtualSizeBytes: good.virtualSizeBytes,
+    extents: () => good.extents(),
+    read: (offsetBytes: number, lengthBytes: number) =>
+      offsetBytes > 0 ? Promise.reject(broken) : good.read(offsetBytes, lengthBytes),
+  };
+  t.equal(await writer.addVolume(source, 'volume').catch((thrown: unknown) => thrown), broken);
+  t.same(await readdir(writer.directory), []);
+});
+
+void t.test(
+  'a storage that fills up while a volume is written says so at once and keeps nothing of it',
+  { skip: process.getuid?.() === 0 ? false : 'mounting needs root' },
+  async (t) => {
+    const work = t.testdir({ root: {} });
+    const root = join(work, 'root');
+    const inside = `
+    import { readdirSync } from 'node:fs';
+    import { DirectoryStorage } from ${JSON.stringify(join(import.meta.dirname, 'directoryStorage.ts'))};
+    import { GeneratedSource, turns } from ${JSON.stringify(join(import.meta.dirname, 'volumeFixture.ts'))};
+    const storage = new DirectoryStorage({ name: 'local', path: ${JSON.stringify(root)} });
+    const writer = await storage.begin({ jobId: 'j', machine: ${JSON.stringify(machine)} });
+    const size = 64 * 1024 * 1024;
+    const good = new GeneratedSource(size, turns([size], false));
+    const keepAlive = setInterval(() => undefined, 1000);
+    const source = {
+      virtualSizeBytes: size,
+      extents: () => good.extents(),
+      // Whoever waits for the next block does not learn of the full disk.
+      read: (offset, length) => offset < 16 * 1024 * 1024 ? good.read(offset, length) : new Promise(() => {}),
+    };
+    const found = [];
+    await writer.addVolume(source, 'x').catch((error) => found.push(error.code, error.message));
+    clearInterval(keepAlive);
+    process.stdout.write(JSON.stringify([...found, readdirSync(writer.directory).length]));`;
+    const script = 'mount -t tmpfs -o size=6m none "$1" && exec "$2" --input-type=module -e "$3"';
+    const { stdout } = await execa(
+      'unshare',
+      ['-m', '--propagation', 'private', 'sh', '-c', script, 'sh', root, process.execPath, inside],
+      { timeout: 60_000, cwd: import.meta.dirname },
+    );
+    t.match(JSON.parse(stdout), ['STORAGE_FULL', /^writing .*no space left/, 0]);
   },
 );

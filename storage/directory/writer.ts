@@ -18,6 +18,7 @@ import {
   writeFileDurable,
 } from '../../common/files.ts';
 import { formatPointInTime } from '../../common/time.ts';
+import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import { artifactsOf, formatManifest, manifestFileName } from '../manifest.ts';
@@ -25,6 +26,7 @@ import type { Manifest } from '../manifest.ts';
 import type { AddOptions, BackupEntry, BackupWriter, MachineIdentity } from '../storage.ts';
 import { lstatOrNull, problemOfFiles, readEntry } from './entries.ts';
 import { assertArtifactName } from './names.ts';
+import { SourceFailure, writeQcow2 } from './qcow2Writer.ts';
 
 /** Ending of a copy that is not complete. No artifact's name may end like this. */
 const copyingSuffix = '.copying.tmp';
@@ -107,6 +109,28 @@ export class DirectoryBackupWriter implements BackupWriter {
       await renameDurable(copying, to);
       return { sizeBytes, sha256 };
     });
+  }
+
+  async addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    const to = this.#pathOf(fileName);
+    try {
+      return await this.#run(`writing ${to}`, async () => {
+        if (await exists(to)) return hashFile(to, options);
+        const copying = await this.#makeRoomForCopy(fileName);
+        const digest = await writeQcow2(source, copying, options);
+        try {
+          // Who gave up during the last fsync may have begun anew.
+          options.signal?.throwIfAborted();
+          await renameDurable(copying, to);
+        } catch (error) {
+          await rm(copying, { force: true });
+          throw error;
+        }
+        return digest;
+      });
+    } catch (error) {
+      throw error instanceof SourceFailure ? error.cause : error;
+    }
   }
 
   /**
