@@ -16,13 +16,13 @@ const TEXT_NODE = 3;
 const forbiddenCharacter = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/;
 
 /**
- * Parses a definition into a document whose root is `<domain>`.
+ * Parses a definition into a document with this root element.
  *
  * A document type is refused before anything is parsed, so no entity can be declared: neither expansion
  * ("billion laughs") nor external files are possible.
  * @throws DomainXmlError XML_INVALID
  */
-export function parseDomainDocument(xml: string): Document {
+export function parseDocument(xml: string, rootName: 'domain' | 'domainbackup'): Document {
   if (xml.length > domainXmlSizeMax) {
     throw invalid(`the definition has ${xml.length} characters, more than ${domainXmlSizeMax}`);
   }
@@ -43,8 +43,8 @@ export function parseDomainDocument(xml: string): Document {
     throw invalid('the definition is not well-formed XML', error);
   }
   const root = document.documentElement;
-  if (root === null || root.localName !== 'domain' || root.namespaceURI !== null) {
-    throw invalid(`the definition is a <${root?.tagName ?? 'nothing'}>, not a <domain>`);
+  if (root === null || root.localName !== rootName || root.namespaceURI !== null) {
+    throw invalid(`the definition is a <${root?.tagName ?? 'nothing'}>, not a <${rootName}>`);
   }
   return document;
 }

@@ -9,7 +9,7 @@ import {
   attribute,
   child,
   children,
-  parseDomainDocument,
+  parseDocument,
   removeElement,
   serializeNode,
   text,
@@ -66,7 +66,7 @@ export class DomainXml {
    * `domainDom.ts`, or has a document type.
    */
   static parse(xml: string): DomainXml {
-    return new DomainXml(parseDomainDocument(xml));
+    return new DomainXml(parseDocument(xml, 'domain'));
   }
 
   toString(): string {

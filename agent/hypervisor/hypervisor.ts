@@ -1,3 +1,5 @@
+import type { PullBackup } from './backupXml.ts';
+
 /**
  * The port through which everything else talks to libvirt and QEMU. Two implementations pass one
  * conformance suite: `libvirt/` (the real one) and `test/sim/` (the simulator of the unit tests).
@@ -172,6 +174,25 @@ export interface Hypervisor extends AsyncDisposable {
   job(uuid: string): Promise<MachineJob>;
   /** Aborts that job; of a save: the file goes and the machine runs on. */
   abortJob(uuid: string): Promise<void>;
+
+  /**
+   * The user and group that a running machine's QEMU works as.
+   * @throws HypervisorError MACHINE_STATE_INVALID for a machine that has none
+   */
+  processUser(uuid: string): Promise<{ readonly uid: number; readonly gid: number }>;
+  /**
+   * Starts a pull-mode backup: from one instant on QEMU serves the named volumes as they were then, read-only,
+   * over a unix socket. The guest runs on; what it overwrites goes to the scratch files. Ended by `endBackup`.
+   * @throws HypervisorError OPERATION_UNSUPPORTED, MACHINE_STATE_INVALID (off, or a block job or backup in the way)
+   */
+  beginBackup(uuid: string, backup: PullBackup): Promise<void>;
+  /** The pull-mode backup that is under way, ours or another's; `null` if there is none. */
+  currentBackup(uuid: string): Promise<PullBackup | null>;
+  /**
+   * Ends the backup that uses this socket; the scratch files go. Does nothing when there is none, or another one.
+   * Returns when it is gone.
+   */
+  endBackup(uuid: string, socketPath: string): Promise<void>;
 
   pull(uuid: string, options: PullOptions): Promise<void>;
   blockJob(uuid: string, target: string): Promise<BlockJob | null>;

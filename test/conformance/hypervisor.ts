@@ -9,6 +9,7 @@ import type { HypervisorEvent } from '../../agent/hypervisor/hypervisor.ts';
 import { readImageInfo, readImageMap } from '../../common/qemuImage.ts';
 import type { ConformanceMachine, HypervisorFixture } from './hypervisorFixture.ts';
 import { EventRecording, correctedDefinition, liveChain, putOverlay, until } from './hypervisorFixture.ts';
+import { pullBackups } from './pullBackups.ts';
 
 type Suite = (t: Test, fixture: HypervisorFixture) => void;
 
@@ -24,7 +25,7 @@ export async function hypervisorConformance(
   makeFixture: () => Promise<HypervisorFixture>,
 ): Promise<void> {
   await using fixture = await makeFixture();
-  for (const part of [machines, definitions, states, merges, events, hosts]) part(t, fixture);
+  for (const part of [machines, definitions, states, merges, pullBackups, events, hosts]) part(t, fixture);
   // The subtests run one after the other; the fixture lives until the last one has ended.
   await t.test('nothing is left in use', async (t) => {
     for (const machine of await fixture.hypervisor.machines()) {

@@ -1,11 +1,10 @@
 import { readdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
 
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { exists } from '../../common/files.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
 import { readGuestSequences } from './images.ts';
-import { brokenPromises, listed } from './invariants.ts';
-import { readSaveImage } from './saveImage.ts';
+import { brokenPromises, listed, sequenceAtPointOf } from './invariants.ts';
 import type { LivingAgent, Site } from './site.ts';
 
 export type Victim = 'agent' | 'libvirtd' | 'qemu' | 'host';
@@ -17,10 +16,17 @@ export interface Crash {
   readonly victim: Victim;
 }
 
-export type JobRequest = 'backup' | 'in-place' | 'new-machine' | 'files';
+export type JobRequest = 'backup' | 'disk' | 'in-place' | 'new-machine' | 'files';
 
 /** The guest goes on writing around what happens to it. */
-const writesAt = ['backup/before:save', 'backup/after:resume', 'backup/before:flush', 'backup/before:retain'];
+const writesAt = [
+  'backup/before:save',
+  'backup/after:resume',
+  'backup/before:flush',
+  'backup/before:retain',
+  'backup/before:begin',
+  'backup/before:end',
+];
 const recoveriesMax = 5;
 
 export type Meanwhile = (moment: string, self: LivingAgent) => Promise<void> | void;
@@ -142,6 +148,7 @@ function struck(site: Site): boolean {
 
 async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
   if (request === 'backup') return living.agent.createBackup({ machine: 'm' });
+  if (request === 'disk') return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   const how = {
     'in-place': { inPlace: true },
     'new-machine': { as: 'n' },
@@ -163,14 +170,16 @@ async function judge(site: Site, { request, victims, pointsAtHit, before, row }:
   const isFinished = row?.state === 'finished';
   const cold = victims.includes('qemu') || victims.includes('host');
   if (request === 'in-place' && isFinished) site.goOnFrom(await sequenceAtPoint(site));
+  const booted = request === 'in-place' && !(await hasMemory(site));
   const rolledBack = request === 'in-place' && !isFinished;
   const problems = await brokenPromises(site, {
     machine: promisedState(site, request, victims, pointsAtHit),
-    memoryKept: !cold && !rolledBack,
+    memoryKept: !cold && !rolledBack && !booted,
     ...before,
   });
   const made = (await listed(site)).length - before.backups;
-  const promisedBackups = request === 'backup' && isFinished ? Object.keys(site.storagePaths).length : 0;
+  const isBackup = request === 'backup' || request === 'disk';
+  const promisedBackups = isBackup && isFinished ? Object.keys(site.storagePaths).length : 0;
   if (made !== promisedBackups)
     problems.push(
       `${made} backups instead of ${promisedBackups} (job ${row?.state}: ${row?.error?.message})`,
@@ -195,15 +204,23 @@ function promisedState(
     request === 'backup'
       ? ['backup/after:guard', 'backup/before:unguard']
       : ['restore/after:stop', 'restore/before:start'];
-  if (request === 'new-machine' || request === 'files') return 'either';
+  if (request !== 'backup' && request !== 'in-place') return 'either';
   const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
   return isOurs && victims.length === 1 ? 'running' : 'either';
 }
 
+/** The backup that `m@latest` names. */
+async function newestBackup(site: Site): Promise<BackupEntry | undefined> {
+  return (await listed(site)).toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime)).at(-1);
+}
+
 async function sequenceAtPoint(site: Site): Promise<number> {
-  const newest = (await listed(site)).toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime)).at(-1);
-  const image = await readSaveImage(join(newest?.directory ?? '', newest?.manifest?.memory?.file ?? ''));
-  return image.memory?.sequence ?? -1;
+  const newest = await newestBackup(site);
+  return newest === undefined ? -1 : sequenceAtPointOf(newest);
+}
+
+async function hasMemory(site: Site): Promise<boolean> {
+  return (await newestBackup(site))?.manifest?.memory !== undefined;
 }
 
 /** The second machine is there whole, or not at all; it is taken away so that the next case finds none. */
@@ -225,7 +242,8 @@ async function judgeCopy(site: Site, isFinished: boolean): Promise<string[]> {
       const numbers = String(await readGuestSequences(image));
       if (numbers !== wanted) problems.push(`${image} has ${numbers} instead of ${wanted}`);
     }
-    if (copy.status.state === 'running' && site.world.memorySequence('n') !== atPoint)
+    const resumed = copy.status.state === 'running' && (await hasMemory(site));
+    if (resumed && site.world.memorySequence('n') !== atPoint)
       problems.push('the copy does not go on from T1');
     if (copy.status.state === 'paused' && !site.options.suspended)
       problems.push(`the copy is paused (${copy.status.reason})`);
@@ -242,7 +260,11 @@ async function judgeFiles(site: Site, isFinished: boolean): Promise<string[]> {
   const directory = site.filesDirectory;
   const found = (await exists(directory)) ? (await readdir(directory)).toSorted() : [];
   const wanted = isFinished
-    ? [...site.targets.map((target) => `m-${target}.qcow2`), 'm.state', 'm.xml'].toSorted()
+    ? [
+        ...site.targets.map((target) => `m-${target}.qcow2`),
+        ...((await hasMemory(site)) ? ['m.state'] : []),
+        'm.xml',
+      ].toSorted()
     : [];
   await rm(directory, { recursive: true, force: true });
   return String(found) === String(wanted) ? [] : [`files: ${found.join()} instead of ${wanted.join()}`];

@@ -16,7 +16,12 @@ export const slotCount = 64;
 const toolTimeoutMs = 30_000;
 const chainLengthMax = 200;
 
-async function tool(command: 'qemu-img' | 'qemu-io', args: readonly string[], cwd = '/'): Promise<void> {
+/** Runs one of QEMU's tools. */
+export async function tool(
+  command: 'qemu-img' | 'qemu-io',
+  args: readonly string[],
+  cwd = '/',
+): Promise<void> {
   await execa(command, [...args], { timeout: toolTimeoutMs, stdin: 'ignore', cwd });
 }
 

@@ -100,6 +100,7 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
     if (nlink !== 1) problems.push(`${target} has ${nlink} names`);
   }
   for (const name of await readdir(site.ramDisk)) problems.push(`stray on the RAM disk: ${name}`);
+  for (const name of await readdir(site.runDirectory)) problems.push(`stray socket directory: ${name}`);
   for (const [name, path] of Object.entries(site.storagePaths)) {
     for (const partial of await new DirectoryStorage({ name, path }).partials())
       problems.push(`partial in ${name}: ${partial.jobId}`);
@@ -129,15 +130,24 @@ async function backupProblems(site: Site, entry: BackupEntry): Promise<string[]>
   const problems = report.ok
     ? []
     : [`backup in ${entry.storage} does not verify: ${JSON.stringify(report.files)}`];
-  const { memory: remembered } = await readSaveImage(join(entry.directory, manifest.memory?.file ?? ''));
-  const atPoint = remembered?.sequence ?? -1;
-  for (const volume of manifest.volumes) {
-    const found = await numbersIn(() => readGuestSequences(join(entry.directory, volume.file)));
-    const wanted = String(site.expected(volume.target, atPoint));
-    if (found !== wanted)
-      problems.push(`backup in ${entry.storage}: ${volume.target} has ${found}, memory is at ${atPoint}`);
+  const found = new Map<string, string>();
+  for (const { target, file } of manifest.volumes)
+    found.set(target, await numbersIn(() => readGuestSequences(join(entry.directory, file))));
+  const atPoint = await sequenceAtPointOf(entry).catch(() => Number.NaN);
+  for (const [target, numbers] of found) {
+    if (numbers !== String(site.expected(target, atPoint)))
+      problems.push(`backup in ${entry.storage}: ${target} has ${numbers}, T1 is at ${atPoint}`);
   }
   return problems;
+}
+
+/** The number that the guest had written last at T1: what its memory says, or else the highest on its volumes. */
+export async function sequenceAtPointOf({ directory, manifest }: BackupEntry): Promise<number> {
+  if (manifest === null) return -1;
+  const file = manifest.memory?.file;
+  if (file !== undefined) return (await readSaveImage(join(directory, file))).memory?.sequence ?? -1;
+  const found = manifest.volumes.map((volume) => readGuestSequences(join(directory, volume.file)));
+  return Math.max(-1, ...(await Promise.all(found)).flat());
 }
 
 async function numbersIn(read: () => Promise<number[]>): Promise<string> {

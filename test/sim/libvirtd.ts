@@ -11,6 +11,7 @@ import { openChain } from './images.ts';
 import type { Instance, RunningOperation, SimulatedMachine } from './machine.ts';
 import {
   parseDefinition,
+  requireIdle,
   requireInstance,
   requireMigratable,
   requireSameMachine,
@@ -71,7 +72,7 @@ export async function save(
 ): Promise<void> {
   await requireFresh(file);
   const instance = requireInstance(machine);
-  requireUnlocked(machine);
+  requireIdle(machine);
   if (instance.blockJobs.size > 0) throw refusal('operationInvalid', 'domain has active block job');
   const before = machine.status;
   await locked(machine, 'save', async (operation) => {
@@ -182,6 +183,7 @@ async function launch(world: Registry, machine: SimulatedMachine, xml: DomainXml
     chains,
     sequence: 0,
     blockJobs: new Map(),
+    backup: undefined,
     unflushed: new Map(),
     full: new Set(),
     work: Promise.resolve(),

@@ -6,7 +6,7 @@ import {
   appendElement,
   child,
   children,
-  parseDomainDocument,
+  parseDocument,
   serializeNode,
 } from '../../agent/hypervisor/domainDom.ts';
 import { volumeTarget } from '../../agent/hypervisor/domainDisk.ts';
@@ -18,6 +18,7 @@ import type {
   MachineJob,
   MachineStatus,
 } from '../../agent/hypervisor/hypervisor.ts';
+import type { RunningBackup } from './pullBackup.ts';
 import type { Interruption } from './errors.ts';
 import { refusal } from './errors.ts';
 
@@ -31,6 +32,7 @@ export interface Instance {
   /** The number that the guest wrote last; it is part of the memory. */
   sequence: number;
   readonly blockJobs: Map<string, RunningPull>;
+  backup: RunningBackup | undefined;
   /** By target: copy of an image from just before a pull changed its metadata, until these are flushed. */
   readonly unflushed: Map<string, string>;
   /** Targets whose file system is full. */
@@ -82,11 +84,21 @@ export function requireUnlocked(machine: SimulatedMachine): void {
   }
 }
 
+/** @throws HypervisorError also while a backup is under way, which lets a machine be suspended and powered off only */
+export function requireIdle(machine: SimulatedMachine): void {
+  requireUnlocked(machine);
+  if (machine.instance?.backup !== undefined)
+    throw refusal('timeout', 'cannot acquire state change lock (held by backup)');
+}
+
 /** Stops everything that goes on in a machine and waits until it has ended. */
 export async function interrupt(machine: SimulatedMachine, why: Interruption): Promise<void> {
   machine.operation?.controller.abort(why);
   const pulls = [...(machine.instance?.blockJobs.values() ?? [])];
   for (const pull of pulls) pull.controller.abort(why);
+  const { instance } = machine;
+  await instance?.backup?.stop();
+  if (instance !== undefined) instance.backup = undefined;
   await Promise.all([machine.operation?.done, ...pulls.map((pull) => pull.done)]);
 }
 
@@ -176,7 +188,7 @@ export function parseDefinition(definition: string): DomainXml {
 }
 
 function changeRoot(xml: string, change: (root: Element) => void): string {
-  const document = parseDomainDocument(xml);
+  const document = parseDocument(xml, 'domain');
   const root = document.documentElement;
   if (root === null) throw new Error('a parsed definition always has a root');
   change(root);

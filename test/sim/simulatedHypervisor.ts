@@ -1,5 +1,6 @@
 import { hostname } from 'node:os';
 
+import type { PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
@@ -19,10 +20,18 @@ import type {
 import { Interruption, refusal, unreachable } from './errors.ts';
 import { lifecycleEvent } from './events.ts';
 import type { Operation } from './faults.ts';
+import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
 import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
 import type { RunningPull, SimulatedMachine } from './machine.ts';
-import { interrupt, parseDefinition, renderDefinition, requireInstance, requireUnlocked } from './machine.ts';
+import {
+  interrupt,
+  parseDefinition,
+  renderDefinition,
+  requireIdle,
+  requireInstance,
+  requireUnlocked,
+} from './machine.ts';
 import { flush, startPull } from './qemu.ts';
 import { readSaveImage } from './saveImage.ts';
 
@@ -189,7 +198,12 @@ export class SimulatedHypervisor implements Hypervisor {
     return this.#on(
       'job',
       uuid,
-      (machine) => machine.operation?.job ?? { kind: 'none', processedBytes: 0, totalBytes: 0 },
+      ({ operation, instance }) =>
+        operation?.job ?? {
+          kind: instance?.backup === undefined ? 'none' : 'unbounded',
+          processedBytes: 0,
+          totalBytes: 0,
+        },
     );
   }
 
@@ -203,10 +217,40 @@ export class SimulatedHypervisor implements Hypervisor {
     });
   }
 
+  processUser(uuid: string): Promise<{ readonly uid: number; readonly gid: number }> {
+    return this.#on('processUser', uuid, (machine) => {
+      requireInstance(machine);
+      return { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+    });
+  }
+
+  beginBackup(uuid: string, backup: PullBackup): Promise<void> {
+    return this.#on('beginBackup', uuid, async (machine) => {
+      const instance = requireInstance(machine);
+      requireIdle(machine);
+      if (instance.blockJobs.size > 0) throw refusal('operationInvalid', 'disk has a blockjob assigned');
+      instance.backup = await beginBackup(instance, backup);
+    });
+  }
+
+  currentBackup(uuid: string): Promise<PullBackup | null> {
+    return this.#on('currentBackup', uuid, ({ instance }) => instance?.backup?.backup ?? null);
+  }
+
+  endBackup(uuid: string, socketPath: string): Promise<void> {
+    return this.#on('endBackup', uuid, async ({ instance }) => {
+      const running = instance?.backup;
+      if (instance === undefined || running?.backup.socketPath !== socketPath) return;
+      await running.stop();
+      instance.backup = undefined;
+      await removeTraces(running.backup);
+    });
+  }
+
   pull(uuid: string, options: PullOptions): Promise<void> {
     return this.#on('pull', uuid, (machine) => {
       requireInstance(machine);
-      requireUnlocked(machine);
+      requireIdle(machine);
       startPull(this.#host.registry, machine, options);
     });
   }

@@ -74,7 +74,7 @@ export class Site implements AsyncDisposable {
   static async create(options: SiteOptions = {}): Promise<Site> {
     const directory = await mkdtemp(join(await fastDirectory(), 'stillpoint-site-'));
     const far = await mkdtemp(join(tmpdir(), 'stillpoint-far-'));
-    for (const name of ['images', 'near', 'ram', 'state', 'world']) await mkdir(join(directory, name));
+    for (const name of ['images', 'near', 'ram', 'run', 'state', 'world']) await mkdir(join(directory, name));
     await mkdir(join(far, 'storage'));
     const targets = options.targets ?? ['vda', 'vdb'];
     const volumes = targets.map((target) => ({
@@ -111,6 +111,11 @@ export class Site implements AsyncDisposable {
 
   get ramDisk(): string {
     return join(this.directory, 'ram');
+  }
+
+  /** Where sockets are made. */
+  get runDirectory(): string {
+    return join(this.directory, 'run');
   }
 
   /** Where a restore of files alone goes. */
@@ -165,7 +170,11 @@ export class Site implements AsyncDisposable {
       Object.entries(this.storagePaths).map(([name, path]) => [name, new DirectoryStorage({ name, path })]),
     );
     const config = configSchema.parse({
-      agent: { ramDisk: this.options.ramDisk ? this.ramDisk : null, stateDir: join(this.directory, 'state') },
+      agent: {
+        ramDisk: this.options.ramDisk ? this.ramDisk : null,
+        stateDir: join(this.directory, 'state'),
+        socket: join(this.runDirectory, 'agent.sock'),
+      },
       storages: Object.fromEntries(
         Object.entries(this.storagePaths).map(([name, path]) => [name, { kind: 'directory', path }]),
       ),

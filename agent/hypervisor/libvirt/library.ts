@@ -137,6 +137,14 @@ export interface Libvirt {
   readonly virDomainGetJobInfo: (domain: Pointer, info: Partial<RawJobInfo>) => number;
   readonly virDomainAbortJob: OfDomain<number>;
 
+  readonly virDomainBackupBegin: (
+    domain: Pointer,
+    backupXml: string,
+    checkpointXml: string | null,
+    flags: Flags,
+  ) => number;
+  readonly virDomainBackupGetXMLDesc: (domain: Pointer, flags: Flags) => string | null;
+
   readonly virDomainBlockPull: (domain: Pointer, disk: string, bandwidth: number, flags: Flags) => number;
   readonly virDomainBlockRebase: (
     domain: Pointer,
@@ -228,6 +236,11 @@ export const libvirt: Libvirt = {
   ),
   virDomainGetJobInfo: library.func('int virDomainGetJobInfo(void *dom, _Out_ virDomainJobInfo *info)'),
   virDomainAbortJob: library.func('int virDomainAbortJob(void *dom)'),
+
+  virDomainBackupBegin: library.func(
+    'int virDomainBackupBegin(void *dom, str backupXML, str checkpointXML, uint flags)',
+  ),
+  virDomainBackupGetXMLDesc: library.func('str! virDomainBackupGetXMLDesc(void *dom, uint flags)'),
 
   virDomainBlockPull: library.func(
     'int virDomainBlockPull(void *dom, str disk, ulong bandwidth, uint flags)',

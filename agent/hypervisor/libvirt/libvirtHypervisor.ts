@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { exists } from '../../../common/files.ts';
+import { formatBackupXml, parseBackupXml, type PullBackup } from '../backupXml.ts';
 import { DomainXml, DomainXmlError } from '../domainXml.ts';
 import { HypervisorError } from '../errors.ts';
 import type {
@@ -22,6 +23,7 @@ import type { Deadlines } from './deadlines.ts';
 import { EventFeed } from './eventFeed.ts';
 import type { OperationName } from './messages.ts';
 import { ChannelPool } from './pool.ts';
+import { findQemuUser } from './qemuProcess.ts';
 
 export interface LibvirtHypervisorOptions {
   /** `qemu:///system`, or `qemu+unix:///system?socket=…`. */
@@ -164,6 +166,38 @@ export class LibvirtHypervisor implements Hypervisor {
 
   abortJob(uuid: string): Promise<void> {
     return this.#query('abortJob', uuid);
+  }
+
+  async processUser(uuid: string): Promise<{ readonly uid: number; readonly gid: number }> {
+    const user = await findQemuUser(uuid);
+    if (user !== undefined) return user;
+    throw new HypervisorError('MACHINE_STATE_INVALID', `no process on this host runs the machine ${uuid}`);
+  }
+
+  async beginBackup(uuid: string, backup: PullBackup): Promise<void> {
+    const { volumes } = DomainXml.parse(await this.definition(uuid, 'live'));
+    const named = new Set(backup.volumes.map(({ target }) => target));
+    const leftOut = volumes.map(({ target }) => target).filter((target) => !named.has(target));
+    await this.#change('beginBackup', uuid, formatBackupXml(backup, leftOut));
+  }
+
+  async currentBackup(uuid: string): Promise<PullBackup | null> {
+    const definition = await this.#query('backupDefinition', uuid);
+    return definition === null ? null : parseBackupXml(definition);
+  }
+
+  async endBackup(uuid: string, socketPath: string): Promise<void> {
+    const isUnderWay = async (): Promise<boolean> =>
+      (await this.currentBackup(uuid))?.socketPath === socketPath;
+    const deadline = performance.now() + this.#deadlines.changeMs;
+    for (let asked = false; await isUnderWay(); asked = true) {
+      if (!asked) await this.abortJob(uuid);
+      if (performance.now() > deadline)
+        throw new HypervisorError('DEADLINE_EXCEEDED', 'libvirt does not end the backup', {
+          retryable: true,
+        });
+      await delay(abortRetryMs);
+    }
   }
 
   pull(uuid: string, options: PullOptions): Promise<void> {

@@ -1,3 +1,4 @@
+import { backupOperations } from './backupOperations.ts';
 import type { Connection } from './connection.ts';
 import { eventOperations } from './eventOperations.ts';
 import type { EventSink } from './eventOperations.ts';
@@ -11,6 +12,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...machineOperations(connection),
     ...stateOperations(connection),
     ...volumeOperations(connection),
+    ...backupOperations(connection),
     ...eventOperations(connection, sink),
   };
 }
