@@ -1,19 +1,21 @@
 import { type Config, emptyPolicy } from '../config/schema.ts';
-import { policyFor } from '../config/policy.ts';
 import { assertNever } from '../common/errors.ts';
 import { freeBytes } from '../common/files.ts';
 import { newId } from '../common/ids.ts';
 import { formatBytes } from '../common/units.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { backupJob } from './backup/backupJob.ts';
-import { type BackupFacts, backupFactsSchema, type BackupSettings } from './backup/facts.ts';
+import { type BackupFacts, backupFactsSchema } from './backup/facts.ts';
+import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
+import { readJob } from './backup/readJob.ts';
+import { type BackupRequest, decideBackup, type DecidedBackup } from './backupRequests.ts';
 import { plannedRamDiskBytes } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
 import type { Engine } from './jobs/engine.ts';
 import { JobError } from './jobs/errors.ts';
-import type { JobKind, JobRow } from './jobs/job.ts';
+import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
 import type { JobDefinition } from './jobs/step.ts';
@@ -22,13 +24,13 @@ import type { RestoreErrorCode } from './restore/errors.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
 import { planRestore, type RestoreRequest } from './restore/planner.ts';
 import { restoreJob } from './restore/restoreJob.ts';
-import { requireStorages } from './retain/retain.ts';
+import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import { planRead } from './snapshot/planRead.ts';
 import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
+import type { ReadPlan } from './snapshot/readPlan.ts';
+import { Pruner } from './pruning.ts';
 import { StoredBackups } from './storedBackups.ts';
-
-/** Time for copying one backup into its storages. */
-const retainDeadlineMs = 7 * 24 * 3600 * 1000;
 
 /** What a job is parked with when libvirt was away for long, or an operation of it failed. */
 const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreErrorCode>([
@@ -55,23 +57,16 @@ export interface AgentParts {
   readonly report: (jobId: string | undefined, error: unknown) => void;
 }
 
-export interface BackupRequest {
-  /** Name or UUID. */
-  readonly machine: string;
-  readonly mode?: 'auto' | 'save' | undefined;
-  /** Names of storages; those of the policy unless told. */
-  readonly storages?: readonly string[] | undefined;
-  readonly labels?: Readonly<Record<string, string>> | undefined;
-}
-
 /** What the agent of one host can be asked for; the CLI and later the API call this and nothing below it. */
 export class Agent {
   readonly parts: AgentParts;
   readonly backups: StoredBackups;
+  readonly pruner: Pruner;
 
   constructor(parts: AgentParts) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
+    this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
 
   /** A configured storage. @throws AgentError STORAGE_NOT_CONFIGURED */
@@ -89,21 +84,22 @@ export class Agent {
 
   /** What a backup would do, without doing anything. */
   async planBackup(request: BackupRequest): Promise<{
-    readonly plan: SavePlan;
+    readonly plan: SavePlan | ReadPlan;
     readonly storages: readonly string[];
     readonly warnings: readonly string[];
   }> {
-    const { machine, settings } = await this.#resolve(request);
-    const plan = await planSave(this.parts.hypervisor, {
-      jobId: newId(),
-      machineUuid: machine.uuid,
-      ramDiskReservedBytes: this.#ramDiskReservedBytes(),
-      ...settings,
-    });
-    const warnings = await requireStorages(
-      settings.storages.map((name) => this.storage(name)),
-      plan,
-    );
+    const { hypervisor } = this.parts;
+    const { machine, settings } = await this.#decide(request);
+    const storages = settings.storages.map((name) => this.storage(name));
+    const about = { jobId: newId(), machineUuid: machine.uuid };
+    if (settings.mode === 'save') {
+      const ramDiskReservedBytes = this.#ramDiskReservedBytes();
+      const plan = await planSave(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
+      const warnings = await requireStorages(storages, plan);
+      return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
+    }
+    const plan = await planRead(hypervisor, { ...about, ...settings });
+    const warnings = await requireStoragesForRead(storages, plan);
     return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
   }
 
@@ -112,20 +108,20 @@ export class Agent {
    * @throws HypervisorError MACHINE_NOT_FOUND; AgentError; ConfigError; JobError MACHINE_BUSY, UNFINISHED_JOB
    */
   async createBackup(request: BackupRequest): Promise<JobRow> {
-    const { machine, settings } = await this.#resolve(request);
-    const facts: BackupFacts = {
-      backupId: newId(),
-      machine,
-      settings,
-      bootId: currentBootId(),
-      warnings: [],
-    };
-    return this.parts.engine.create(this.#backupJob(), {
-      machineUuid: machine.uuid,
-      machineName: machine.name,
-      state: 'initialized',
-      facts,
-    });
+    const { machine, settings } = await this.#decide(request);
+    const about = { machineUuid: machine.uuid, machineName: machine.name, state: 'initialized' } as const;
+    const known = { backupId: newId(), machine, bootId: currentBootId(), warnings: [] };
+    const { engine } = this.parts;
+    return settings.mode === 'save'
+      ? engine.create(this.#backupJob(), { ...about, facts: { ...known, settings } })
+      : engine.create(this.#readJob(), { ...about, facts: { ...known, settings } });
+  }
+
+  /** A request with everything decided; its storages exist. */
+  async #decide(request: BackupRequest): Promise<DecidedBackup> {
+    const decided = await decideBackup(request, this.parts);
+    for (const name of decided.settings.storages) this.storage(name);
+    return decided;
   }
 
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
@@ -152,13 +148,14 @@ export class Agent {
   }
 
   /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
-  backupFacts(job: JobRow): BackupFacts | undefined {
-    return job.kind === 'backup' ? backupFactsSchema.safeParse(job.record).data : undefined;
+  backupFacts(job: JobRow): BackupFacts | ReadFacts | undefined {
+    if (job.kind !== 'backup') return undefined;
+    return readFactsSchema.safeParse(job.record).data ?? backupFactsSchema.safeParse(job.record).data;
   }
 
   /**
    * Removes one copy of a backup for good.
-   * @throws StorageError; JobError MACHINE_BUSY while a restore reads it
+   * @throws StorageError BACKUP_PROTECTED, …; JobError MACHINE_BUSY while a restore reads it
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
@@ -181,7 +178,7 @@ export class Agent {
 
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
-    return this.#runner(job.kind).run(job.id);
+    return this.#runner(job).run(job.id);
   }
 
   /**
@@ -207,7 +204,7 @@ export class Agent {
     const recovered = await Promise.all(
       jobs.map(async (job) => {
         try {
-          return await this.#runner(job.kind).recover(job.id);
+          return await this.#runner(job).recover(job.id);
         } catch (error) {
           this.parts.report(job.id, error);
           return undefined;
@@ -234,7 +231,7 @@ export class Agent {
    */
   async retry(id: string): Promise<JobRow> {
     const job = this.parts.journal.get(id);
-    const row = job.holdsMachine ? await this.#runner(job.kind).recover(job.id) : undefined;
+    const row = job.holdsMachine ? await this.#runner(job).recover(job.id) : undefined;
     if (row !== undefined) return row;
     throw new JobError(
       'JOB_STATE_INVALID',
@@ -259,7 +256,7 @@ export class Agent {
       });
     }
     this.parts.journal.requestCancel(job.id);
-    const row = await this.#runner(job.kind).recover(job.id);
+    const row = await this.#runner(job).recover(job.id);
     return row ?? this.parts.journal.get(job.id);
   }
 
@@ -278,9 +275,23 @@ export class Agent {
     });
   }
 
+  #readJob(): JobDefinition<ReadFacts> {
+    const { hypervisor, journal } = this.parts;
+    const storage = (name: string): Storage => this.storage(name);
+    return readJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStoragesForRead(facts.settings.storages.map(storage), plan);
+      },
+    });
+  }
+
   #ramDiskReservedBytes(exceptJobId?: string): number {
     const others = this.parts.journal.holding().filter(({ id }) => id !== exceptJobId);
-    return plannedRamDiskBytes(others.flatMap((job) => this.backupFacts(job) ?? []));
+    return plannedRamDiskBytes(others.flatMap((job) => backupFactsSchema.safeParse(job.record).data ?? []));
   }
 
   async #requireJournalSpace(): Promise<void> {
@@ -297,51 +308,20 @@ export class Agent {
     );
   }
 
-  #runner(kind: JobKind): JobRunner {
+  #runner(job: Pick<JobRow, 'kind' | 'record'>): JobRunner {
     const { engine } = this.parts;
+    const { kind } = job;
     switch (kind) {
       case 'backup':
-        return runnerOf(engine, this.#backupJob());
+        // A record that neither can read is parked by the engine.
+        return readFactsSchema.safeParse(job.record).success
+          ? runnerOf(engine, this.#readJob())
+          : runnerOf(engine, this.#backupJob());
       case 'restore':
         return runnerOf(engine, restoreJob(this.parts.hypervisor));
       default:
         return assertNever(kind);
     }
-  }
-
-  async #resolve(request: BackupRequest): Promise<{
-    readonly machine: { readonly uuid: string; readonly name: string };
-    readonly settings: BackupSettings;
-  }> {
-    const { hypervisor, config, configPath } = this.parts;
-    const { uuid, name } = await hypervisor.findMachine(request.machine);
-    const decision = policyFor(config, name, configPath);
-    if (decision.kind === 'excluded') {
-      throw new AgentError('MACHINE_EXCLUDED', `${name} is excluded by the rule "${decision.match}"`, {
-        hint: `see machines: in ${configPath}`,
-      });
-    }
-    const { policy } = decision;
-    const storages = request.storages ?? policy.storages;
-    for (const storage of storages) this.storage(storage);
-    return {
-      machine: { uuid, name },
-      settings: {
-        mode: 'save',
-        modeReason: request.mode === 'save' ? 'asked for' : policy.modeReason,
-        storages: [...new Set(storages)],
-        retainDirectory: policy.retainDirectory,
-        ramDisk: config.agent.ramDisk,
-        mergeBandwidthBytesPerSecond: policy.merge.bandwidthBytesPerSecond,
-        readBandwidthBytesPerSecond: policy.read.bandwidthBytesPerSecond,
-        includeSharedBase: policy.merge.includeSharedBase,
-        saveDeadlineMs: policy.deadlines.saveSeconds * 1000,
-        restoreDeadlineMs: policy.deadlines.restoreSeconds * 1000,
-        mergeDeadlineMs: policy.deadlines.mergeSeconds * 1000,
-        retainDeadlineMs,
-        labels: { ...request.labels },
-      },
-    };
   }
 }
 

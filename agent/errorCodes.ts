@@ -1,6 +1,7 @@
 import type { QemuImageErrorCode } from '../common/qemuImage.ts';
 import type { ConfigErrorCode } from '../config/errors.ts';
 import type { StorageErrorCode } from '../storage/errors.ts';
+import type { NbdErrorCode } from '../nbd/errors.ts';
 import type { AgentErrorCode } from './errors.ts';
 import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
@@ -17,6 +18,7 @@ export type ServiceErrorCode =
   | HypervisorErrorCode
   | JobErrorCode
   | MergeErrorCode
+  | NbdErrorCode
   | QemuImageErrorCode
   | RestoreErrorCode
   | SnapshotErrorCode

@@ -1,4 +1,5 @@
-import type { Agent, BackupRequest } from '../agent/agent.ts';
+import type { Agent } from '../agent/agent.ts';
+import type { BackupRequest } from '../agent/backupRequests.ts';
 import { errorRecord } from '../common/errors.ts';
 import { formatBytes } from '../common/units.ts';
 import type { Cli } from './cli.ts';
@@ -30,14 +31,18 @@ export async function printDryRun(
 }
 
 function plannedJson({ plan, storages, warnings }: Planned): unknown {
-  const { machine, mode, modeReason, memoryBytes, stateFile, stateOnRamDisk, volumes } = plan;
+  const { machine, mode, modeReason, volumes } = plan;
   return {
     machine,
     mode,
     modeReason,
-    memoryBytes,
-    stateFile,
-    stateOnRamDisk,
+    ...(plan.mode === 'save'
+      ? {
+          memoryBytes: plan.memoryBytes,
+          stateFile: plan.stateFile,
+          stateOnRamDisk: plan.stateOnRamDisk,
+        }
+      : {}),
     volumes: volumes.map(({ target, image, virtualSizeBytes, allocatedBytes }) => ({
       target,
       image,
@@ -56,7 +61,8 @@ function printPlan(cli: Cli, { plan, storages, warnings }: Planned): void {
     styled('bold', plan.machine.name),
     ` in mode ${plan.mode} (${plan.modeReason}) into ${storages.join(', ')}`,
   );
-  terminal.out(`  memory: up to ${formatBytes(plan.memoryBytes)} through ${plan.stateFile}`);
+  if (plan.mode === 'save')
+    terminal.out(`  memory: up to ${formatBytes(plan.memoryBytes)} through ${plan.stateFile}`);
   for (const volume of plan.volumes) {
     terminal.out(
       `  ${volume.target}: ${volume.image}, ${formatBytes(volume.allocatedBytes)} of ${formatBytes(volume.virtualSizeBytes)}`,

@@ -50,7 +50,6 @@ void t.test('what cannot be understood is a usage error with the command that ex
 
 void t.test('what a later version will have is told apart from a mistake', async (t) => {
   const later = [
-    'prune',
     'storage list',
     'controller',
     'restore a --instant',

@@ -57,9 +57,10 @@ export const verbs: readonly Verb[] = [
       { flags: '-a, --all', description: 'all running machines that the configuration does not exclude' },
       {
         flags: '-m, --mode <mode>',
-        description: 'how the instant is made',
-        choices: ['auto', 'save'],
-        laterChoices: ['live', 'disk', 'offline'],
+        description:
+          'how the instant is made; save: with the memory, after a pause; disk: without, and no pause; offline: a machine that is off; auto: save, or offline for a machine that is off',
+        choices: ['auto', 'save', 'disk', 'offline'],
+        laterChoices: ['live'],
       },
       {
         flags: '-s, --storage <name>',
@@ -145,6 +146,34 @@ export const verbs: readonly Verb[] = [
     options: [yes],
     examples: ['delete 01a1fa1b-a048', 'delete web-1@20261120T151523.123Z --yes'],
     load: async () => (await import('./commands/delete.ts')).deleteBackup,
+  },
+  {
+    name: 'prune',
+    arguments: '[MACHINE...]',
+    summary: 'removes the backups that no rule of the policy keeps; says why each stays, and asks first',
+    changes: true,
+    options: [
+      { flags: '-s, --storage <name>', description: 'only in this storage; may be repeated', many: true },
+      { flags: '-n, --dry-run', description: 'only say what would be removed, and what keeps the others' },
+      yes,
+    ],
+    examples: ['prune --dry-run', 'prune web-1 --storage local', 'prune --yes --json'],
+    load: async () => (await import('./commands/prune.ts')).prune,
+  },
+  {
+    name: 'protect',
+    arguments: '<BACKUP>',
+    summary: 'keeps a backup from being deleted or pruned, in every storage that holds it',
+    changes: true,
+    options: [
+      { flags: '--off', description: 'it may go again' },
+      { flags: '--reason <text>', description: 'why; list and show tell it' },
+    ],
+    examples: [
+      'protect web-1@latest --reason before-the-upgrade',
+      'protect web-1@20261120T151523.123Z --off',
+    ],
+    load: async () => (await import('./commands/protect.ts')).protect,
   },
   {
     name: 'jobs',
@@ -239,8 +268,6 @@ export const globalOptions: readonly VerbOption[] = [
 
 /** Words that belong to Stillpoint and that this version does not know. */
 export const laterWords: ReadonlySet<string> = new Set([
-  'prune',
-  'protect',
   'storage',
   'release',
   'sync',

@@ -174,6 +174,34 @@ export async function flattenImage(
   await qemuImg(args, options.signal, options.deadlineMs);
 }
 
+/** Writes a standalone qcow2 image anew as a raw one, sparse; `to` must not exist. */
+export async function convertToRaw(
+  from: string,
+  to: string,
+  options: { readonly signal?: AbortSignal; readonly deadlineMs: number },
+): Promise<void> {
+  const args = ['convert', '-f', 'qcow2', '-O', 'raw', plainFile(from), to];
+  await qemuImg(args, options.signal, options.deadlineMs);
+}
+
+/** Whether a raw image holds what a qcow2 image holds, byte for byte. @throws QemuImageError when it cannot tell */
+export async function sameContent(
+  qcow2: string,
+  raw: string,
+  options: { readonly signal?: AbortSignal; readonly deadlineMs: number },
+): Promise<boolean> {
+  const args = ['compare', '-q', '-f', 'qcow2', '-F', 'raw', plainFile(qcow2), plainFile(raw)];
+  try {
+    await qemuImg(args, options.signal, options.deadlineMs);
+    return true;
+  } catch (error) {
+    const differ =
+      error instanceof QemuImageError && error.cause instanceof ExecaError && error.cause.exitCode === 1;
+    if (differ) return false;
+    throw error;
+  }
+}
+
 /** A run of an image's bytes as `qemu-img map` tells it. */
 export interface ImageExtent {
   readonly start: number;

@@ -32,7 +32,7 @@ void t.test('a file with only storages is complete, and so is no file where none
     kind: 'policy',
     policy: {
       name: 'default',
-      mode: 'save',
+      mode: 'auto',
       storages: ['local'],
       retainDirectory: null,
       merge: { bandwidthBytesPerSecond: 0, includeSharedBase: false },
@@ -114,8 +114,47 @@ void t.test('what a later version will do is refused with a code of its own', (t
   ]);
   const live = refusal(`${storage}policies: { default: { mode: live } }`);
   t.equal(live.code, 'CONFIG_NOT_AVAILABLE');
-  t.match(live.problems, [{ line: 2, column: 24, message: /use auto or save/ }]);
+  t.match(live.problems, [{ line: 2, column: 24, message: /use auto, save, disk or offline/ }]);
   t.match(problemsOf('policies: { default: { mode: fast } }'), [/expected one of auto, save, live/]);
+  t.end();
+});
+
+void t.test('keep takes its rules and nothing else, and without it everything stays', (t) => {
+  const policyOf = (text: string) => {
+    const decision = policyFor(parseConfig(storage + text, 'c.yaml').config, 'vm-001', 'c.yaml');
+    return decision.kind === 'policy' ? decision.policy : undefined;
+  };
+  t.equal(policyOf('')?.keep, null);
+  t.equal(policyOf('policies: { default: { keep: null } }')?.keep, null);
+  t.same(policyOf('policies: { default: { keep: {} } }')?.keep, {});
+  const all = { last: 0, hourly: 1, daily: 2, weekly: 3, monthly: 4, yearly: 5, within: '6mo' };
+  t.match(policyOf(`policies: { default: { timeZone: America/New_York, keep: ${JSON.stringify(all)} } }`), {
+    keep: all,
+    timeZone: 'America/New_York',
+  });
+  t.same(
+    problemsOf(
+      [
+        'policies:',
+        '  default:',
+        '    keep:',
+        '      last: -1',
+        '      daily: 7d',
+        '      dayly: 7',
+        '      within: 14',
+        '  other: { keep: { within: 2 weeks } }',
+        '  third: { keep: 7 }',
+      ].join('\n'),
+    ),
+    [
+      'c.yaml:4:7: policies.default.keep.last: expected 0 or more',
+      'c.yaml:5:7: policies.default.keep.daily: expected a whole number, without a unit',
+      'c.yaml:6:7: policies.default.keep.dayly: there is no such key',
+      'c.yaml:7:7: policies.default.keep.within: expected a span such as "36h", "14d", "8w", "6mo" or "2y"',
+      'c.yaml:8:20: policies.other.keep.within: expected a span such as "36h", "14d", "8w", "6mo" or "2y"',
+      'c.yaml:9:12: policies.third.keep: Invalid input: expected object, received number',
+    ],
+  );
   t.end();
 });
 
@@ -133,10 +172,10 @@ void t.test('names that lead nowhere are refused where they stand', (t) => {
 });
 
 void t.test('keys that nothing acts on yet are accepted and listed with their place', (t) => {
-  const text = `${storage}policies:\n  default:\n    mode: auto\n    schedule: "0 2 * * *"\n    keep: { last: 3 }\n`;
+  const text = `${storage}policies:\n  default:\n    mode: auto\n    schedule: "0 2 * * *"\n    memory: never\n    keep: { last: 3 }\n`;
   t.match(parseConfig(text, 'c.yaml').inactive.map(formatProblem), [
     /^c\.yaml:5:5: policies\.default\.schedule: not active/,
-    /^c\.yaml:6:5: policies\.default\.keep: not active/,
+    /^c\.yaml:6:5: policies\.default\.memory: not active/,
   ]);
   t.match(problemsOf('policies: { p: { timeZone: Europe/Atlantis, schedule: "often" } }'), [
     /time zone/,
@@ -187,11 +226,11 @@ void t.test('the first rule that fits a machine decides, and its policy counts a
     'c.yaml',
   );
   t.match(policyFor(config, 'web-1', 'c'), {
-    policy: { name: 'gold', modeReason: /gold/, retainDirectory: null },
+    policy: { name: 'gold', mode: 'save', retainDirectory: null },
   });
   t.same(policyFor(config, 'web-12', 'c'), { kind: 'excluded', match: 'web-*' });
   t.match(policyFor(config, 'db', 'c'), {
-    policy: { name: 'default', modeReason: /auto/, retainDirectory: '/retain' },
+    policy: { name: 'default', mode: 'auto', retainDirectory: '/retain' },
   });
   const none = parseConfig('', 'c.yaml').config;
   t.throws(() => policyFor(none, 'db', '/etc/x.yaml'), {
@@ -215,7 +254,9 @@ void t.test('the examples load, and the complete one says the defaults', async (
   const complete = await loadConfig(at('stillpoint.yaml'));
   t.same(complete.config.agent, minimal.config.agent);
   t.same(complete.config.storages, minimal.config.storages);
-  const defaults = parseConfig(`${storage}policies: { default: {} }`, 'c.yaml').config.policies['default'];
+  const { keep: everything, ...defaults } =
+    parseConfig(`${storage}policies: { default: {} }`, 'c.yaml').config.policies['default'] ?? {};
+  t.equal(everything, null);
   const { memory, storages, schedule, timeZone, keep, ...rest } = complete.config.policies['default'] ?? {};
   t.same(rest, defaults);
   t.same([memory, storages, schedule, timeZone, keep].includes(undefined), false);

@@ -4,12 +4,9 @@ import { emptyPolicy } from './schema.ts';
 import type { Config, PolicyConfig } from './schema.ts';
 
 /** How backups of one machine are made: a policy with everything decided. */
-export interface ResolvedPolicy extends Omit<PolicyConfig, 'mode' | 'storages'> {
+export interface ResolvedPolicy extends Omit<PolicyConfig, 'storages'> {
   /** Name of the policy. */
   readonly name: string;
-  /** In this version always `save`. */
-  readonly mode: 'save';
-  readonly modeReason: string;
   /** Names of storages, at least one. */
   readonly storages: readonly string[];
 }
@@ -34,9 +31,7 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   if (storages.length === 0) {
     throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }
-  const modeReason =
-    policy.mode === 'save' ? `policy ${name} asks for it` : 'auto: save is the only mode of this version';
-  return { kind: 'policy', policy: { ...policy, name, mode: 'save', modeReason, storages } };
+  return { kind: 'policy', policy: { ...policy, name, storages } };
 }
 
 /** True when a name fits a pattern in which `*` stands for any characters and `?` for one. */

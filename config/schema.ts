@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { logLevels } from '../common/log.ts';
+import { spanPattern } from '../common/span.ts';
 
 /** Marks a message that speaks of what a later version will do. */
 export const notAvailableMark = 'not available in this version';
@@ -18,7 +19,9 @@ const name = z
 const agent = z.strictObject({
   libvirtUri: z.string().min(1).default('qemu:///system').describe('Which libvirt, as `virsh -c` takes it.'),
   stateDir: absolutePath.default('/var/lib/stillpoint').describe('Where the journal is.'),
-  socket: absolutePath.default('/run/stillpoint/agent.sock').describe('Where the agent listens.'),
+  socket: absolutePath
+    .default('/run/stillpoint/agent.sock')
+    .describe('Where the agent will listen; the sockets of disk backups are made in its directory.'),
   ramDisk: absolutePath
     .nullable()
     .default('/dev/shm/stillpoint')
@@ -44,22 +47,36 @@ const directoryStorage = z.strictObject({
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
-const mode = z.enum(['auto', 'save'], {
+const mode = z.enum(['auto', 'save', 'disk', 'offline'], {
   error: ({ input }) =>
     modes.some((known) => known === input)
-      ? `mode ${String(input)} is ${notAvailableMark}; use auto or save`
+      ? `mode ${String(input)} is ${notAvailableMark}; use auto, save, disk or offline`
       : `expected one of ${modes.join(', ')}`,
 });
 
+const keptPeriods = wholeNumber.nonnegative('expected 0 or more').optional();
 const keep = z.strictObject({
-  last: wholeNumber.nonnegative().optional(),
-  daily: wholeNumber.nonnegative().optional(),
-  weekly: wholeNumber.nonnegative().optional(),
-  monthly: wholeNumber.nonnegative().optional(),
+  last: keptPeriods.describe('So many newest ones.'),
+  hourly: keptPeriods.describe('The newest of each hour, for so many hours that have one.'),
+  daily: keptPeriods.describe('The newest of each day, for so many days that have one.'),
+  weekly: keptPeriods.describe(
+    'The newest of each ISO week (Monday first), for so many weeks that have one.',
+  ),
+  monthly: keptPeriods.describe('The newest of each month, for so many months that have one.'),
+  yearly: keptPeriods.describe('The newest of each year, for so many years that have one.'),
+  within: z
+    .string('expected a span such as "36h", "14d", "8w", "6mo" or "2y"')
+    .regex(spanPattern, 'expected a span such as "36h", "14d", "8w", "6mo" or "2y"')
+    .optional()
+    .describe('All that are younger.'),
 });
 
 const policy = z.strictObject({
-  mode: mode.default('auto').describe('How T1 is made; auto is save in this version.'),
+  mode: mode
+    .default('auto')
+    .describe(
+      'How T1 is made: save keeps the memory too, disk pauses nothing, offline reads a machine that is off; auto is save, or offline for a machine that is off.',
+    ),
   memory: z
     .union([z.enum(['never', 'always']), z.strictObject({ every: wholeNumber.positive() })], {
       error: 'expected never, always or { every: N }',
@@ -75,8 +92,17 @@ const policy = z.strictObject({
     .string()
     .regex(/^\S+( \S+){4}$/, 'expected the five fields of cron, such as "0 2 * * *"')
     .optional(),
-  timeZone: z.string().refine(isTimeZone, 'expected a time zone, such as Europe/Zurich').optional(),
-  keep: keep.optional(),
+  timeZone: z
+    .string()
+    .refine(isTimeZone, 'expected a time zone, such as Europe/Zurich')
+    .optional()
+    .describe('What a day is for keep; that of the host unless told.'),
+  keep: keep
+    .nullable()
+    .default(null)
+    .describe(
+      'Which backups `stillpoint prune` leaves in each storage: every one that any of these rules keeps. null: all.',
+    ),
   retainDirectory: absolutePath
     .nullable()
     .default(null)
@@ -138,10 +164,7 @@ export function emptyPolicy(): PolicyConfig {
  * `*` stands for any name.
  */
 export const inactiveKeys: readonly { readonly key: readonly string[]; readonly reason: string }[] = [
-  { key: ['agent', 'socket'], reason: 'commands run the service in their own process' },
   { key: ['policies', '*', 'schedule'], reason: 'backups start by command only' },
-  { key: ['policies', '*', 'timeZone'], reason: 'it belongs to schedule' },
-  { key: ['policies', '*', 'keep'], reason: 'backups go by `stillpoint delete` only' },
   { key: ['policies', '*', 'memory'], reason: 'mode save always stores the memory state' },
 ];
 

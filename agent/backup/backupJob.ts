@@ -1,5 +1,5 @@
-import { StillpointError } from '../../common/errors.ts';
-import type { JobDefinition, Step, StepContext } from '../jobs/step.ts';
+import type { JobDefinition, Step } from '../jobs/step.ts';
+import { abandonPartials } from './abandonPartials.ts';
 import { planOf, type SaveStepDependencies, saveSteps } from './saveSteps.ts';
 import { type BackupFacts, backupFactsSchema } from './facts.ts';
 import { type LaterStepDependencies, mergeSteps, removeWork, retainSteps } from './laterSteps.ts';
@@ -21,20 +21,6 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
     cancellable: false,
     act: (context) => removeWork(planOf(context.facts)),
   };
-  const abandonPartials = async (context: StepContext<BackupFacts>): Promise<void> => {
-    const { jobId, facts } = context;
-    for (const name of facts.settings.storages) {
-      try {
-        const storage = dependencies.storage(name);
-        const begun = (await storage.partials()).some((partial) => partial.jobId === jobId);
-        if (begun) await (await storage.begin({ jobId, machine: facts.machine })).abandon();
-      } catch (error) {
-        if (!(error instanceof StillpointError)) throw error;
-        // The storage is away, or was taken out of the configuration: the job must be able to end all the same.
-        context.warn(`what was gathered in storage ${name} stays there (doctor shows it): ${error.message}`);
-      }
-    }
-  };
   return {
     kind: 'backup',
     parse: (record) => backupFactsSchema.parse(record),
@@ -48,7 +34,9 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
           },
     settle: async (context, cause) => {
       await snapshot.close();
-      return settleBackup({ hypervisor: dependencies.hypervisor, abandonPartials }, context, cause);
+      const { hypervisor, storage } = dependencies;
+      const abandon = (given: typeof context): Promise<void> => abandonPartials(storage, given);
+      return settleBackup({ hypervisor, abandonPartials: abandon }, context, cause);
     },
   };
 }

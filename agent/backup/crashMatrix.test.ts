@@ -45,14 +45,14 @@ async function pointsOf(request: JobRequest): Promise<readonly string[]> {
 /** A site in which the job can be done: what is to be restored has been backed up. */
 async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site> {
   const site = await Site.create(options);
-  if (request === 'backup') return site;
+  if (request === 'backup' || request === 'disk') return site;
   const { problems } = await endure(site, 'backup', []);
   if (problems.length > 0) throw new Error(`the backup before the restore: ${problems.join('; ')}`);
   for (const _ of ['after', 'T1']) await site.write();
   return site;
 }
 
-const requests: readonly JobRequest[] = ['backup', 'in-place', 'new-machine', 'files'];
+const requests: readonly JobRequest[] = ['backup', 'disk', 'in-place', 'new-machine', 'files'];
 const points = Object.fromEntries(
   await Promise.all(requests.map(async (request) => [request, await pointsOf(request)] as const)),
 );
@@ -98,6 +98,19 @@ void t.test('a backup at any point survives the death of libvirtd, QEMU or the h
     await tried(t, 'backup', options, [crash]);
   });
 });
+
+void t.test(
+  'a backup of the disks alone at any point survives any death, and leaves nothing behind',
+  async (t) => {
+    const agents = (points['disk'] ?? []).map((moment) => ({ moment, victim: 'agent' }) as const);
+    const others = (['libvirtd', 'qemu', 'host'] as const).flatMap((victim) =>
+      sample(points['disk'] ?? [], 6).map((moment) => ({ moment, victim })),
+    );
+    await inTurn([...agents, ...others], async (crash) => {
+      await tried(t, 'disk', { autostart: true, storages: ['near', 'far'] }, [crash]);
+    });
+  },
+);
 
 void t.test('a suspended machine stays suspended, whoever dies', async (t) => {
   const window = ['save', 'swap', 'restore', 'resume', 'flush'].map((step) => `backup/after:${step}`);

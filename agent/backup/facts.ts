@@ -30,7 +30,8 @@ const errorRecordSchema = z.object({
   retryable: z.boolean(),
 });
 
-const retainedFileSchema = z.object({
+/** A file in a storage's partial directory. */
+export const retainedFileSchema = z.object({
   sizeBytes: z.number(),
   sha256: z.string(),
   owner: z.object({ uid: z.number(), gid: z.number(), mode: z.number() }),

@@ -1,7 +1,7 @@
 import t from 'tap';
 import { Site } from '../../test/sim/site.ts';
 import type { StepContext } from '../jobs/step.ts';
-import type { BackupFacts } from './facts.ts';
+import { type BackupFacts, backupFactsSchema } from './facts.ts';
 import { plannedRamDiskBytes } from './ramDiskUse.ts';
 import { saveSteps } from './saveSteps.ts';
 
@@ -35,7 +35,7 @@ void t.test(
     });
     const { agent } = site.openAgent();
     const job = await agent.createBackup({ machine: 'm' });
-    let facts = agent.backupFacts(job);
+    let facts: BackupFacts | undefined = backupFactsSchema.parse(job.record);
     const context: StepContext<BackupFacts> = {
       jobId: job.id,
       get facts(): BackupFacts {

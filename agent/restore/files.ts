@@ -2,12 +2,16 @@ import { chown, chmod, link, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
-import { exists, fsyncDirectory, makeDirectoryDurable } from '../../common/files.ts';
+import { exists, fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
+import { convertToRaw, sameContent } from '../../common/qemuImage.ts';
 import { isSameFile } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
 import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
+
+/** Time for writing one volume anew. */
+const convertDeadlineMs = 7 * 24 * 3600 * 1000;
 
 /** A file that replaces another: its checked copy, its place, and the second name of what stands there. */
 export interface Replacement {
@@ -100,6 +104,28 @@ export async function requireStandalone(volume: RestoredVolume): Promise<void> {
   throw new RestoreError('BACKUP_DAMAGED', `${volume.artifact.path} is not a standalone qcow2 image`, {
     hint: 'nothing was changed; look at it with qemu-img info, and do not trust where it comes from',
   });
+}
+
+/**
+ * Writes the checked copy of a volume anew as the raw image that its machine opens, compares the two, and lets it
+ * take the copy's place.
+ * @throws QemuImageError; RestoreError WRITTEN_DIFFERS; or the reason of `signal`
+ */
+export async function makeRaw(volume: RestoredVolume, signal: AbortSignal): Promise<void> {
+  const raw = `${volume.staged}.raw`;
+  await rm(raw, { force: true });
+  await convertToRaw(volume.staged, raw, { signal, deadlineMs: convertDeadlineMs });
+  if (!(await sameContent(volume.staged, raw, { signal, deadlineMs: convertDeadlineMs }))) {
+    await rm(raw, { force: true });
+    throw new RestoreError('WRITTEN_DIFFERS', `${raw} reads back differently from what was written`, {
+      hint: `the file system or its device is at fault: dmesg; findmnt -T ${dirname(raw)}`,
+    });
+  }
+  await chown(raw, volume.owner.uid, volume.owner.gid);
+  await chmod(raw, volume.owner.mode & 0o777);
+  await fsyncFile(raw);
+  await rename(raw, volume.staged);
+  await fsyncDirectory(dirname(volume.staged));
 }
 
 /** By the path where it was staged: the inode and the last change of every file that a restore made. */

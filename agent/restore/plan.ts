@@ -4,7 +4,10 @@ const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.s
 
 export const restoredVolumeSchema = z.object({
   target: z.string(),
+  /** Of the stored file. */
   format: z.enum(['qcow2', 'raw']),
+  /** The machine opens it as raw: the checked copy is written anew as that. */
+  asRaw: z.boolean().default(false),
   artifact,
   /** Where the machine expects it. */
   image: z.string(),

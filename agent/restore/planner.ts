@@ -61,7 +61,9 @@ export async function planRestore(
     await refuseUnsuitableMachine(hypervisor, present, manifest);
 
   const volumes = await Promise.all(
-    manifest.volumes.map((volume) => planVolume(entry, volume, { kind, name, jobId, to: request.to })),
+    manifest.volumes.map((volume) =>
+      planVolume(entry, volume, { kind, name, jobId, to: request.to }, definition),
+    ),
   );
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);
   await requireUnused(volumes, uuid);
@@ -239,18 +241,22 @@ async function planVolume(
   entry: BackupEntry,
   volume: Manifest['volumes'][number],
   naming: Naming,
+  definition: DomainXml,
 ): Promise<RestoredVolume> {
   const directory = naming.to ?? dirname(volume.source);
+  const opened = definition.volumes.find(({ target }) => target === volume.target)?.format;
+  const asRaw = naming.kind !== 'files' && volume.format === 'qcow2' && opened === 'raw';
   const image =
     naming.kind === 'in-place'
       ? volume.source
-      : join(directory, `${naming.name}-${volume.target}.${volume.format}`);
+      : join(directory, `${naming.name}-${volume.target}.${asRaw ? 'raw' : volume.format}`);
   const existed = await exists(image);
   const file = existed ? await realpath(image) : image;
   const workDirectory = join(dirname(file), retainDirectoryName, naming.jobId);
   return {
     target: volume.target,
     format: volume.format,
+    asRaw,
     artifact: {
       path: join(entry.directory, volume.file),
       sizeBytes: volume.storedBytes,
@@ -315,7 +321,9 @@ async function requireSpace(plan: RestorePlan): Promise<void> {
   for (const first of plan.volumes) {
     let neededBytes = first === plan.volumes[0] ? (plan.memory?.artifact.sizeBytes ?? 0) : 0;
     for (const volume of plan.volumes) {
-      if (await sameFileSystem(volume.image, first.image)) neededBytes += volume.artifact.sizeBytes;
+      // A raw image is made of the checked copy, beside it.
+      const copies = volume.asRaw ? 2 : 1;
+      if (await sameFileSystem(volume.image, first.image)) neededBytes += copies * volume.artifact.sizeBytes;
     }
     const free = await freeBytes(first.image);
     if (free >= neededBytes * spaceFactor) continue;

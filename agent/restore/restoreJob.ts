@@ -6,6 +6,7 @@ import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
 import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
+import { currentBootId } from '../jobs/owner.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
 import { RestoreError } from './errors.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
@@ -52,7 +53,10 @@ async function settleRestore(
       true,
     );
   }
-  if (facts.started) return { kind: 'continue', from: 'cleanup' };
+  if (facts.started) {
+    await patiently('starting what the host would have', context, () => startAsHost(hypervisor, context));
+    return { kind: 'continue', from: 'cleanup' };
+  }
   // Nothing was touched yet, and the machine may have gone on for hours: nobody has asked for that to be lost.
   if (!facts.stopping && facts.plan.kind !== 'files')
     return rollBack(hypervisor, context, interrupted(), false);
@@ -92,6 +96,17 @@ async function settleStarted(
   if (!(cause instanceof HypervisorError)) return { kind: 'park', error: errorRecord(cause) };
   await patiently('giving the machine its autostart', context, () => giveAutostart(hypervisor, context));
   return { kind: 'continue', from: 'cleanup' };
+}
+
+/**
+ * The host crashed after the machine was started and before it had its autostart back: it is started now, as the
+ * host would have done.
+ */
+async function startAsHost(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan, autostartGiven, bootId } = context.facts;
+  if (autostartGiven || !plan.autostart || plan.start === 'none' || bootId === currentBootId()) return;
+  const status = await statusOf(hypervisor, plan.machine.uuid);
+  if (status?.state === 'shut-off') await hypervisor.start(plan.machine.uuid);
 }
 
 function marksOf(facts: RestoreFacts): StagedMarks {

@@ -10,7 +10,15 @@ import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { restoredDefinition } from './definition.ts';
 import { RestoreError } from './errors.ts';
-import { markOf, plainFilesOf, putInPlace, requireStandalone, replacementsOf, stageFile } from './files.ts';
+import {
+  makeRaw,
+  markOf,
+  plainFilesOf,
+  putInPlace,
+  requireStandalone,
+  replacementsOf,
+  stageFile,
+} from './files.ts';
 import type { RestoreFacts, RestorePlan } from './plan.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 import { requireUnused } from './takenPaths.ts';
@@ -46,6 +54,7 @@ async function stage(context: Context): Promise<void> {
   for (const volume of plan.volumes) {
     await stageFile(volume.artifact, volume.staged, { signal, owner: volume.owner, onProgress });
     await requireStandalone(volume);
+    if (volume.asRaw) await makeRaw(volume, signal);
     before += volume.artifact.sizeBytes;
   }
   if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.staged, { signal });

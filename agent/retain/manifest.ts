@@ -1,6 +1,7 @@
 import { manifestFormatVersion, type Manifest } from '../../storage/manifest.ts';
 import { writerName } from '../../common/version.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
+import type { ReadPlan } from '../snapshot/readPlan.ts';
 import type { ArtifactNames, Retained } from './retain.ts';
 
 /** What a manifest says that is neither in the plan nor in the files. */
@@ -14,6 +15,61 @@ export interface FrozenPoint {
   readonly labels: Manifest['labels'];
 }
 
+/** What a manifest says of a backup that read volumes where they were. */
+export interface ReadPoint extends Omit<FrozenPoint, 'pauseMs' | 'running'> {
+  readonly virtualSizeBytes: Readonly<Record<string, number>>;
+}
+
+/** Describes a retained `disk` or `offline` backup. */
+export function describeReadBackup(
+  plan: ReadPlan,
+  point: ReadPoint,
+  names: ArtifactNames,
+  retained: Retained,
+): Manifest {
+  const file = (name: string): Retained[string] => found(retained, name);
+  return {
+    formatVersion: manifestFormatVersion,
+    id: point.backupId,
+    writer: writerName,
+    machine: plan.machine,
+    host: plan.host,
+    pointInTime: point.pointInTime,
+    mode: plan.mode,
+    modeReason: plan.modeReason,
+    consistency: plan.mode === 'offline' ? 'offline' : 'crash',
+    pauseMs: null,
+    volumes: plan.volumes.map((volume) => {
+      const name = names.volume(volume.target, 'qcow2');
+      const { sizeBytes, sha256, owner } = file(name);
+      return {
+        target: volume.target,
+        file: name,
+        format: 'qcow2',
+        virtualSizeBytes: point.virtualSizeBytes[volume.target] ?? volume.virtualSizeBytes,
+        storedBytes: sizeBytes,
+        sha256,
+        source: volume.image,
+        owner,
+        read: 'full',
+      };
+    }),
+    definition: { file: names.definition, sha256: file(names.definition).sha256, autostart: point.autostart },
+    extras:
+      plan.nvram === null
+        ? []
+        : [{ kind: 'nvram', file: names.nvram, ...digest(file(names.nvram)), source: plan.nvram.source }],
+    steps: point.steps,
+    labels: point.labels,
+  };
+}
+
+function found(retained: Retained, name: string): Retained[string] {
+  const stored = retained[name];
+  if (stored === undefined) throw new Error(`${name} was not retained`);
+  return stored;
+}
+
 /** Describes a retained `save` backup. */
 export function describeBackup(
   plan: SavePlan,
@@ -21,11 +77,7 @@ export function describeBackup(
   names: ArtifactNames,
   retained: Retained,
 ): Manifest {
-  const file = (name: string): Retained[string] => {
-    const found = retained[name];
-    if (found === undefined) throw new Error(`${name} was not retained`);
-    return found;
-  };
+  const file = (name: string): Retained[string] => found(retained, name);
   const memory = file(names.memory);
   return {
     formatVersion: manifestFormatVersion,

@@ -12,6 +12,7 @@ import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
+import type { ReadPlan } from '../snapshot/readPlan.ts';
 import { spaceFactor } from '../snapshot/space.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
 
@@ -31,6 +32,31 @@ export function definitionFile(plan: SavePlan): string {
   return join(plan.volumes[0]?.workDirectory ?? '', 'definition.xml');
 }
 
+/** The same of a plan that reads volumes where they are. */
+export function definitionFileOf(plan: ReadPlan): string {
+  return join(plan.workDirectories[0] ?? '', 'definition.xml');
+}
+
+/**
+ * Before a backup that reads volumes where they are: each storage must be usable and have room for all of it.
+ * @returns warnings for the operator
+ * @throws StorageError
+ */
+export async function requireStoragesForRead(
+  storages: readonly Storage[],
+  plan: ReadPlan,
+): Promise<readonly string[]> {
+  let neededBytes = 0;
+  for (const volume of plan.volumes) neededBytes += volume.allocatedBytes;
+  let everyLocal = true;
+  for (const storage of storages) {
+    const { freeBytes } = await requireUsable(storage);
+    for (const volume of plan.volumes) everyLocal &&= await storage.sameFileSystemAs(volume.file);
+    requireRoom(storage, freeBytes, neededBytes);
+  }
+  return everyLocal ? [localOnlyWarning] : [];
+}
+
 /**
  * Before a backup: each storage must be usable and have room for what cannot be renamed into it.
  * @returns warnings for the operator
@@ -41,20 +67,7 @@ export async function requireStorages(
   plan: SavePlan,
 ): Promise<readonly string[]> {
   const checks = new Map<Storage, StorageCheck>();
-  for (const storage of storages) {
-    const check = await storage.check();
-    checks.set(storage, check);
-    if (!check.ok) {
-      throw new StorageError(
-        storageCode(check.problem?.code),
-        `storage ${storage.name}: ${check.problem?.message ?? 'cannot be used'}`,
-        {
-          hint: check.problem?.hint ?? 'stillpoint doctor',
-          retryable: true,
-        },
-      );
-    }
-  }
+  for (const storage of storages) checks.set(storage, await requireUsable(storage));
   let everyLocal = true;
   const ordered = await orderStorages(storages, plan);
   for (const storage of ordered) {
@@ -65,18 +78,33 @@ export async function requireStorages(
       const renamed = local && volume.base === null && storage === ordered.at(-1);
       if (!renamed) neededBytes += volume.allocatedBytes;
     }
-    const freeBytes = checks.get(storage)?.freeBytes ?? null;
-    if (freeBytes !== null && freeBytes < neededBytes * spaceFactor) {
-      throw new StorageError(
-        'STORAGE_FULL',
-        `storage ${storage.name} has ${formatBytes(freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
-        { hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP` },
-      );
-    }
+    requireRoom(storage, checks.get(storage)?.freeBytes ?? null, neededBytes);
   }
-  return everyLocal
-    ? ['local-only: every copy of this backup is on the file system of the machine itself']
-    : [];
+  return everyLocal ? [localOnlyWarning] : [];
+}
+
+const localOnlyWarning = 'local-only: every copy of this backup is on the file system of the machine itself';
+
+async function requireUsable(storage: Storage): Promise<StorageCheck> {
+  const check = await storage.check();
+  if (check.ok) return check;
+  throw new StorageError(
+    storageCode(check.problem?.code),
+    `storage ${storage.name}: ${check.problem?.message ?? 'cannot be used'}`,
+    {
+      hint: check.problem?.hint ?? 'stillpoint doctor',
+      retryable: true,
+    },
+  );
+}
+
+function requireRoom(storage: Storage, freeBytes: number | null, neededBytes: number): void {
+  if (freeBytes === null || freeBytes >= neededBytes * spaceFactor) return;
+  throw new StorageError(
+    'STORAGE_FULL',
+    `storage ${storage.name} has ${formatBytes(freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
+    { hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP` },
+  );
 }
 
 /** The code of a storage's own check, where it is one of a storage. */

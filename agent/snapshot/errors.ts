@@ -4,6 +4,8 @@ import { StillpointError } from '../../common/errors.ts';
 export type SnapshotErrorCode =
   // Refused before anything is touched.
   | 'MACHINE_OFF'
+  /** Mode `offline` reads images that nobody writes to. */
+  | 'MACHINE_RUNNING'
   | 'MACHINE_TRANSIENT'
   | 'MACHINE_STATE_UNSUITABLE'
   | 'HOST_DEVICE_UNSUPPORTED'
@@ -30,6 +32,10 @@ export type SnapshotErrorCode =
   | 'WORK_DIRECTORY_UNSAFE'
   // Went wrong on the way.
   | 'CANNOT_CREATE_EMPTY_DISK_IMAGE'
+  | 'CANNOT_BEGIN_BACKUP'
+  /** The guest overwrites faster than a volume is read, and there is no more room for what it overwrote. */
+  | 'SCRATCH_FULL'
+  | 'CANNOT_EXPORT_IMAGE'
   | 'CANNOT_SAVE_MACHINE_STATE'
   | 'CANNOT_RENAME_DISK_IMAGE'
   | 'CANNOT_RESTORE_MACHINE'

@@ -109,7 +109,8 @@ async function chainBelow(what: string, volume: DomainVolume, base: ImageInfo['b
   return below;
 }
 
-function volumeError(
+/** A kind of volume that a mode cannot do. */
+export function volumeError(
   code: 'VOLUME_UNSUPPORTED' | 'VOLUME_ENCRYPTED' | 'VOLUME_SHARED',
   what: string,
   why: string,
@@ -119,7 +120,11 @@ function volumeError(
   });
 }
 
-function refuseUnsupportedVolume(what: string, volume: DomainVolume): void {
+/**
+ * What no mode of this version can do.
+ * @throws SnapshotError VOLUME_UNSUPPORTED, VOLUME_SHARED, VOLUME_ENCRYPTED
+ */
+export function refuseForeignVolume(what: string, volume: DomainVolume): void {
   if (volume.device !== 'disk') throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.device}`);
   if (volume.sourceKind !== 'file')
     throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.sourceKind} volume, not an image file`);
@@ -127,17 +132,26 @@ function refuseUnsupportedVolume(what: string, volume: DomainVolume): void {
     throw volumeError('VOLUME_SHARED', what, 'is shared with other machines, which would not be stopped');
   if (volume.transient)
     throw volumeError('VOLUME_UNSUPPORTED', what, 'is transient: its changes are thrown away');
-  if (volume.encrypted) throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; its overlay would not be');
+  if (volume.encrypted)
+    throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; what is made of it would not be');
+}
+
+function refuseUnsupportedVolume(what: string, volume: DomainVolume): void {
+  refuseForeignVolume(what, volume);
   if (volume.format === 'raw') {
     throw new SnapshotError('VOLUME_RAW', `${what} is a raw image; after mode "save" it would be qcow2`, {
-      hint: `with the machine off: qemu-img convert -O qcow2, and change its definition; or wait for mode "disk"`,
+      hint: 'mode "disk" can: --mode disk; or, with the machine off: qemu-img convert -O qcow2, and change its definition',
     });
   }
   if (volume.format !== 'qcow2')
     throw volumeError('VOLUME_UNSUPPORTED', what, `has the format ${volume.format ?? 'unknown'}`);
 }
 
-async function resolveImage(what: string, image: string): Promise<string> {
+/**
+ * The file that a volume's path leads to.
+ * @throws SnapshotError MISSING_NECESSARY_FILES, VOLUME_UNSUPPORTED
+ */
+export async function resolveImage(what: string, image: string): Promise<string> {
   try {
     const file = await realpath(image);
     if (!(await lstat(file)).isFile())
@@ -152,14 +166,15 @@ async function resolveImage(what: string, image: string): Promise<string> {
   }
 }
 
-async function refuseOtherUsers(what: string, file: string, uuid: string): Promise<void> {
+/** @throws SnapshotError IMAGE_LOCKED */
+export async function refuseOtherUsers(what: string, file: string, uuid: string): Promise<void> {
   const writer = (await foreignWriters(file, uuid))[0];
   if (writer === undefined) return;
   throw new SnapshotError(
     'IMAGE_LOCKED',
     `${what}: process ${writer.pid} (${writer.command}) has ${file} open for writing`,
     {
-      hint: 'end that process first: with its lock the machine could not come back',
+      hint: 'end that process first, or wait for it',
       retryable: true,
     },
   );

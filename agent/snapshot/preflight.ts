@@ -1,7 +1,7 @@
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DomainXml } from '../hypervisor/domainXml.ts';
-import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
 import { isLeftOut, planVolume } from './planVolume.ts';
@@ -46,13 +46,14 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
     volumes.push(await planVolume(machine, volume, request));
   }
   refuseUnsuitableSet(machine.name, volumes);
+  const host = await hypervisor.hostInfo();
+  refuseSubclusters(machine.name, volumes, host.qemuVersion);
 
   const memoryBytes = definition.memoryBytes;
   const state = await placeState({ name: machine.name, memoryBytes }, volumes, request);
   warnings.push(...state.warnings);
   const first = volumes[0];
   if (first === undefined) throw new Error('no volumes');
-  const host = await hypervisor.hostInfo();
   return {
     machine: { uuid: machine.uuid, name: machine.name },
     host: { name: host.hostName, libvirt: host.libvirtVersion, qemu: host.qemuVersion },
@@ -85,19 +86,28 @@ function refuseUnsuitableState(machine: Awaited<ReturnType<Hypervisor['machine']
   }
   if (status.state === 'shut-off') {
     throw new SnapshotError('MACHINE_OFF', `${name} is off; mode "save" needs a running machine`, {
-      hint: `virsh start ${name}`,
+      hint: 'mode "offline" can, and "auto" chooses it: --mode auto',
     });
   }
+  refuseUnsuitableStatus(name, status);
+}
+
+/**
+ * A machine that stands still for another reason than its owner's wish is in the middle of something.
+ * @throws SnapshotError MACHINE_STATE_UNSUITABLE
+ */
+export function refuseUnsuitableStatus(name: string, status: MachineStatus): void {
   if (
-    status.state !== 'running' &&
-    status.state !== 'blocked' &&
-    !(status.state === 'paused' && status.reason === 'user')
+    status.state === 'running' ||
+    status.state === 'blocked' ||
+    (status.state === 'paused' && status.reason === 'user')
   ) {
-    throw new SnapshotError('MACHINE_STATE_UNSUITABLE', `${name} is ${status.state} (${status.reason})`, {
-      hint: `virsh domstate --reason ${name}; bring it to running, or suspended by its owner, first`,
-      retryable: true,
-    });
+    return;
   }
+  throw new SnapshotError('MACHINE_STATE_UNSUITABLE', `${name} is ${status.state} (${status.reason})`, {
+    hint: `virsh domstate --reason ${name}; bring it to running, or suspended by its owner, first`,
+    retryable: true,
+  });
 }
 
 function refuseUnsupportedDevices(definition: DomainXml): void {
@@ -106,18 +116,22 @@ function refuseUnsupportedDevices(definition: DomainXml): void {
     throw new SnapshotError(
       'HOST_DEVICE_UNSUPPORTED',
       `${definition.name} has ${device.description}: QEMU cannot save a machine with it`,
-      { hint: `take it away while the backup runs (virsh detach-device), or wait for mode "disk"` },
+      { hint: 'mode "disk" can: --mode disk; or take it away while the backup runs (virsh detach-device)' },
     );
   }
-  if (definition.hasTpm) {
-    throw new SnapshotError(
-      'TPM_UNSUPPORTED',
-      `${definition.name} has a TPM, whose state this version does not keep`,
-      {
-        hint: 'exclude the machine until a version that keeps TPM states',
-      },
-    );
-  }
+  refuseTpm(definition);
+}
+
+/** @throws SnapshotError TPM_UNSUPPORTED */
+export function refuseTpm(definition: DomainXml): void {
+  if (!definition.hasTpm) return;
+  throw new SnapshotError(
+    'TPM_UNSUPPORTED',
+    `${definition.name} has a TPM, whose state this version does not keep`,
+    {
+      hint: 'exclude the machine until a version that keeps TPM states',
+    },
+  );
 }
 
 /** Things of others that the swap of images would break. */
@@ -142,16 +156,21 @@ async function refuseForeignState(hypervisor: Hypervisor, uuid: string, name: st
       },
     );
   }
-  const job = await hypervisor.job(uuid);
-  if (job.kind !== 'none') {
-    throw new SnapshotError('MACHINE_STATE_UNSUITABLE', `libvirt is busy with a job of ${name}`, {
-      hint: `virsh domjobinfo ${name}`,
-      retryable: true,
-    });
-  }
+  await refuseBusyMachine(hypervisor, uuid, name);
 }
 
-function refuseUnsuitableSet(name: string, volumes: readonly PlannedVolume[]): void {
+/** @throws SnapshotError MACHINE_STATE_UNSUITABLE while libvirt saves, migrates or backs it up */
+export async function refuseBusyMachine(hypervisor: Hypervisor, uuid: string, name: string): Promise<void> {
+  const job = await hypervisor.job(uuid);
+  if (job.kind === 'none') return;
+  throw new SnapshotError('MACHINE_STATE_UNSUITABLE', `libvirt is busy with a job of ${name}`, {
+    hint: `virsh domjobinfo ${name}`,
+    retryable: true,
+  });
+}
+
+/** @throws SnapshotError NO_VOLUMES, XML_INCONSISTENCY */
+export function refuseUnsuitableSet(name: string, volumes: readonly { readonly file: string }[]): void {
   if (volumes.length === 0) {
     throw new SnapshotError('NO_VOLUMES', `${name} has no volume that can be backed up`, {
       hint: `virsh domblklist ${name} --details`,
@@ -165,7 +184,26 @@ function refuseUnsuitableSet(name: string, volumes: readonly PlannedVolume[]): v
   }
 }
 
-async function planNvram(definition: DomainXml, workDirectory: string): Promise<SavePlan['nvram']> {
+/**
+ * The image after a merge has the layout of the one before it. With `extended_l2` QEMU before 8.1 aborts in the
+ * merge, because its copy-on-read rounds to whole clusters where subclusters are allocated (docs/BEHAVIOUR.md).
+ */
+function refuseSubclusters(name: string, volumes: readonly PlannedVolume[], qemuVersion: string): void {
+  const [major = 0, minor = 0] = qemuVersion.split('.').map(Number);
+  if (major > 8 || (major === 8 && minor >= 1)) return;
+  const volume = volumes.find(({ layout }) => layout.includes('extended_l2=on'));
+  if (volume === undefined) return;
+  throw new SnapshotError(
+    'VOLUME_UNSUPPORTED',
+    `${volume.target} of ${name} has subclusters (extended_l2), and QEMU ${qemuVersion} aborts when it merges such an image`,
+    {
+      hint: `QEMU 8.1 can; or, with the machine off, write the image anew without them: qemu-img convert -O qcow2 ${volume.file} NEW`,
+    },
+  );
+}
+
+/** Where the UEFI variables are, and where their copy goes. @throws SnapshotError MISSING_NECESSARY_FILES */
+export async function planNvram(definition: DomainXml, workDirectory: string): Promise<SavePlan['nvram']> {
   const source = definition.nvram;
   if (source === undefined) return null;
   try {

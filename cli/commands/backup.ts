@@ -1,4 +1,5 @@
-import type { Agent, BackupRequest } from '../../agent/agent.ts';
+import type { Agent } from '../../agent/agent.ts';
+import type { BackupRequest } from '../../agent/backupRequests.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
@@ -22,6 +23,8 @@ interface Outcome {
   readonly error: ErrorRecord | null;
   readonly backup: Backup | null;
 }
+
+const modes = ['auto', 'save', 'disk', 'offline'] as const;
 
 type Wishes = Omit<BackupRequest, 'machine'>;
 
@@ -50,9 +53,8 @@ export const backup: RunVerb = (cli, names, options) => {
 };
 
 function wishesOf(options: Options): Wishes {
-  const mode = options.text('mode');
   return {
-    mode: mode === 'save' ? 'save' : 'auto',
+    mode: modes.find((mode) => mode === options.text('mode')),
     storages: options.texts('storage'),
     labels: parseLabels(options.texts('label') ?? []),
   };

@@ -1,0 +1,37 @@
+import { z } from 'zod';
+import { readPlanSchema } from '../snapshot/readPlan.ts';
+import { backupSettingsSchema, retainedFileSchema } from './facts.ts';
+
+/** How a `disk` or `offline` backup is to be made. */
+export const readSettingsSchema = backupSettingsSchema.extend({
+  mode: z.enum(['disk', 'offline']),
+  /** Where the socket of QEMU's exports is made. */
+  runDirectory: z.string(),
+});
+
+export type ReadSettings = z.infer<typeof readSettingsSchema>;
+
+/** Everything that a job knows that reads volumes where they are, and that recovery needs. Facts are only added. */
+export const readFactsSchema = z.object({
+  backupId: z.uuid(),
+  machine: z.object({ uuid: z.string(), name: z.string() }),
+  settings: readSettingsSchema,
+  bootId: z.string(),
+  plan: readPlanSchema.optional(),
+  /** How the owner had the machine at T1. */
+  before: z.object({ running: z.boolean(), autostart: z.boolean() }).optional(),
+  /** QEMU may be serving its volumes for us. */
+  begun: z.boolean().optional(),
+  pointInTime: z.iso.datetime().optional(),
+  /** No vCPU is stopped for it. */
+  pauseMs: z.null().optional(),
+  /** All that is read stands in the storages' partial directories: T1 is safe, and QEMU is not needed any more. */
+  retained: z.record(z.string(), z.record(z.string(), retainedFileSchema)).optional(),
+  /** Size of each volume at T1, by target. */
+  virtualSizeBytes: z.record(z.string(), z.number()).optional(),
+  /** The manifest is in place in every storage. */
+  committed: z.boolean().optional(),
+  warnings: z.array(z.string()),
+});
+
+export type ReadFacts = z.infer<typeof readFactsSchema>;

@@ -1,0 +1,88 @@
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { errorRecord, type StillpointError } from '../../common/errors.ts';
+import type { Storage } from '../../storage/storage.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { patiently } from '../hypervisor/patience.ts';
+import { JobError } from '../jobs/errors.ts';
+import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
+import { endPullBackup, resumeAfterFullScratch } from '../snapshot/pullBackup.ts';
+import { removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { abandonPartials } from './abandonPartials.ts';
+import { type ReadFacts, readFactsSchema } from './readFacts.ts';
+import { type ReadStepDependencies, readSteps } from './readSteps.ts';
+
+type Context = StepContext<ReadFacts>;
+
+/**
+ * The backup of one machine in mode `disk` or `offline`: its volumes are read where they are, and nothing of the
+ * machine is changed. One instance serves one run of one job.
+ */
+export function readJob(dependencies: ReadStepDependencies): JobDefinition<ReadFacts> {
+  const steps = readSteps(dependencies);
+  return {
+    kind: 'backup',
+    parse: (record) => readFactsSchema.parse(record),
+    steps: () => steps,
+    settle: (context, cause) => settleRead(dependencies, context, cause),
+  };
+}
+
+/**
+ * Brings the machine and the storages in order after a failed or cancelled step, or a crash. Once everything is
+ * read T1 is safe, and the job is finished; before that T1 lives in QEMU, or in images that may have changed
+ * meanwhile: nothing of it is kept.
+ */
+async function settleRead(
+  dependencies: ReadStepDependencies & { readonly storage: (name: string) => Storage },
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<Settlement> {
+  const { facts } = context;
+  const cancelled = isCancel(cause) || context.cancelRequested;
+  if (facts.retained !== undefined && (facts.committed || !cancelled)) {
+    await endServing(dependencies.hypervisor, context);
+    // A storage has to be put right first; what is read waits for it.
+    if (cause !== undefined && !(cause instanceof HypervisorError))
+      return { kind: 'park', error: errorRecord(cause) };
+    return { kind: 'continue', from: facts.committed ? 'cleanup' : 'commit' };
+  }
+  if (facts.plan !== undefined) await giveBack(dependencies, context);
+  await abandonPartials(dependencies.storage, context);
+  if (cancelled) return { kind: 'end', state: 'cancelled' };
+  return { kind: 'end', state: 'failed', error: errorRecord(cause ?? agentDied()) };
+}
+
+/** Lets QEMU go; a guest that a full scratch file has stopped runs on. */
+async function endServing(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan, begun, before } = context.facts;
+  if (plan === undefined || begun !== true) return;
+  await patiently('ending the backup in QEMU', context, () => endPullBackup(hypervisor, plan));
+  await patiently('resuming the guest', context, async () => {
+    if (await resumeAfterFullScratch(hypervisor, plan.machine.uuid, before?.running ?? false))
+      context.warn(`recovery: ${plan.machine.name} stood still for want of space, and runs on`);
+  });
+}
+
+/** Nothing of the job is left in QEMU or beside the images. */
+async function giveBack({ hypervisor }: ReadStepDependencies, context: Context): Promise<void> {
+  const { plan, settings } = context.facts;
+  if (plan === undefined) return;
+  await context.point('before:undo');
+  await endServing(hypervisor, context);
+  await rm(join(settings.runDirectory, context.jobId), { recursive: true, force: true });
+  await removeWorkDirectories(plan);
+  await context.point('after:undo');
+}
+
+function isCancel(cause: StillpointError | undefined): boolean {
+  return cause instanceof JobError && cause.code === 'CANCELLED';
+}
+
+function agentDied(): JobError {
+  return new JobError('AGENT_DIED', 'the agent that ran this job died before everything was read', {
+    hint: 'the machine is as it was; start the backup again',
+    retryable: true,
+  });
+}

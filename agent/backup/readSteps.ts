@@ -1,0 +1,222 @@
+import { chmod, copyFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fsyncFile, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
+import type { BackupWriter, Storage } from '../../storage/storage.ts';
+import { NbdError } from '../../nbd/errors.ts';
+import { NbdVolume } from '../../nbd/volume.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { StepRow } from '../jobs/job.ts';
+import type { Step, StepContext } from '../jobs/step.ts';
+import { describeReadBackup } from '../retain/manifest.ts';
+import { definitionFileOf, namesFor } from '../retain/retain.ts';
+import { type OpenVolume, retainRead, type RetainedRead } from '../retain/retainRead.ts';
+import { SnapshotError } from '../snapshot/errors.ts';
+import { ImageExport } from '../snapshot/imageExport.ts';
+import { OfflineWatch } from '../snapshot/offlineWatch.ts';
+import { planRead } from '../snapshot/planRead.ts';
+import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
+import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
+import { publicDefinition } from '../snapshot/save.ts';
+import { watchScratch } from '../snapshot/scratchSpace.ts';
+import { removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { workDirectoryMode } from '../snapshot/workspace.ts';
+import type { ReadFacts } from './readFacts.ts';
+
+/** QEMU answers a read slower than this only when its storage hangs. */
+const answerMs = 120_000;
+
+export interface ReadStepDependencies {
+  readonly hypervisor: Hypervisor;
+  /** @throws StorageError when the configuration has no such storage any more */
+  readonly storage: (name: string) => Storage;
+  /** The journal's account of the job's steps, for the manifest. */
+  readonly stepRows: (jobId: string) => readonly StepRow[];
+  /** Checks that the storages of the job can take what the plan will bring. */
+  readonly checkStorages: (facts: ReadFacts, plan: ReadPlan) => Promise<readonly string[]>;
+}
+
+type Context = StepContext<ReadFacts>;
+
+/** The plan of a job that is past its preflight. */
+function planOf(facts: ReadFacts): ReadPlan {
+  if (facts.plan === undefined) throw new Error('the job has no plan yet');
+  return facts.plan;
+}
+
+function pointInTimeOf(facts: ReadFacts): string {
+  if (facts.pointInTime === undefined) throw new Error('the job has no point in time');
+  return facts.pointInTime;
+}
+
+/** The steps of a backup that reads volumes where they are, in their only order. The guest is never stopped. */
+export function readSteps(dependencies: ReadStepDependencies): readonly Step<ReadFacts>[] {
+  const { hypervisor } = dependencies;
+
+  const preflight = async (context: Context): Promise<void> => {
+    const { settings, machine } = context.facts;
+    const { mode, modeReason, retainDirectory, runDirectory } = settings;
+    const request = { jobId: context.jobId, machineUuid: machine.uuid, mode, modeReason };
+    const plan = await planRead(hypervisor, { ...request, retainDirectory, runDirectory });
+    const warnings = [...plan.warnings, ...(await dependencies.checkStorages(context.facts, plan))];
+    for (const warning of warnings) context.warn(warning);
+    context.learn({ plan, warnings: [...context.facts.warnings, ...warnings] });
+  };
+
+  const begin = async (context: Context): Promise<void> => {
+    const plan = planOf(context.facts);
+    const { uuid } = plan.machine;
+    for (const directory of plan.workDirectories) {
+      await makeDirectoryDurable(directory, workDirectoryMode);
+      await chmod(directory, workDirectoryMode);
+    }
+    const { status, autostart } = await hypervisor.machine(uuid);
+    context.commit({ before: { running: status.state !== 'paused', autostart } });
+    await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
+    const at = plan.mode === 'disk' ? await beginPullBackup(hypervisor, plan) : new Date();
+    if (plan.nvram !== null) {
+      await copyFile(plan.nvram.source, plan.nvram.file);
+      await fsyncFile(plan.nvram.file);
+    }
+    context.learn({ pointInTime: at.toISOString(), pauseMs: null });
+  };
+
+  const retain = async (context: Context): Promise<void> => {
+    const plan = planOf(context.facts);
+    const writers = new Map<string, BackupWriter>();
+    for (const name of context.facts.settings.storages) {
+      const request = { jobId: context.jobId, machine: plan.machine };
+      writers.set(name, await dependencies.storage(name).begin(request));
+    }
+    const { files, virtualSizeBytes } =
+      plan.mode === 'disk'
+        ? await readRunning(hypervisor, context, plan, writers)
+        : await readOff(hypervisor, context, plan, writers);
+    context.learn({ retained: files, virtualSizeBytes });
+  };
+
+  const commit = async (context: Context): Promise<void> => {
+    const { facts, jobId } = context;
+    const plan = planOf(facts);
+    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
+    for (const storageName of facts.settings.storages) {
+      const storage = dependencies.storage(storageName);
+      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
+      const retained = facts.retained?.[storageName];
+      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
+      const writer = await storage.begin({ jobId, machine: plan.machine });
+      const point = {
+        backupId: facts.backupId,
+        pointInTime: pointInTimeOf(facts),
+        autostart: facts.before?.autostart ?? false,
+        virtualSizeBytes: facts.virtualSizeBytes ?? {},
+        steps: dependencies
+          .stepRows(jobId)
+          .flatMap(({ name, durationMs }) => (durationMs === null ? [] : [{ name, durationMs }])),
+        labels: facts.settings.labels,
+      };
+      await writer.commit(describeReadBackup(plan, point, names, retained));
+      await context.point(storageName);
+    }
+    context.learn({ committed: true });
+  };
+
+  return [
+    { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    {
+      name: 'begin',
+      state: 'snapshotting',
+      reached: 'snapshotted',
+      cancellable: false,
+      intend: () => ({ begun: true }),
+      act: begin,
+    },
+    { name: 'retain', state: 'retaining', cancellable: true, act: retain },
+    {
+      name: 'end',
+      state: 'retaining',
+      cancellable: false,
+      act: (context) => endPullBackup(hypervisor, planOf(context.facts)),
+    },
+    { name: 'commit', state: 'retaining', reached: 'retained', cancellable: false, act: commit },
+    {
+      name: 'cleanup',
+      state: 'retained',
+      cancellable: false,
+      act: (context) => removeWorkDirectories(planOf(context.facts)),
+    },
+  ];
+}
+
+/** Reads the volumes of a running machine from its QEMU, as long as there is room for what the guest overwrites. */
+async function readRunning(
+  hypervisor: Hypervisor,
+  context: Context,
+  plan: ReadPlan,
+  writers: ReadonlyMap<string, BackupWriter>,
+): Promise<RetainedRead> {
+  const open = async ({ target }: ReadVolume): Promise<OpenVolume> => {
+    const where = { socketPath: socketPathOf(plan), exportName: target };
+    const source = await NbdVolume.open({ ...where, answerMs, signal: context.signal });
+    return { source, [Symbol.asyncDispose]: () => source[Symbol.asyncDispose]() };
+  };
+  try {
+    return await reading(context, plan, writers, open, (signal) => watchScratch(plan, signal));
+  } catch (error) {
+    if (!(error instanceof NbdError)) throw error;
+    const { status } = await hypervisor.machine(plan.machine.uuid);
+    if (status.state !== 'shut-off' && status.state !== 'crashed') throw error;
+    throw new SnapshotError(
+      'MACHINE_INTERFERED',
+      `${plan.machine.name} went off (${status.reason}) while it was read, and T1 with it`,
+      {
+        cause: error,
+        hint: 'start the backup again: mode "offline" reads a machine that is off',
+        retryable: true,
+      },
+    );
+  }
+}
+
+/** Reads the images of a machine that is off, as long as it stays so. */
+async function readOff(
+  hypervisor: Hypervisor,
+  context: Context,
+  plan: ReadPlan,
+  writers: ReadonlyMap<string, BackupWriter>,
+): Promise<RetainedRead> {
+  await using watch = await OfflineWatch.start(hypervisor, plan);
+  const directory = join(context.facts.settings.runDirectory, context.jobId);
+  const open = async (volume: ReadVolume): Promise<OpenVolume> => {
+    const exported = await ImageExport.open(volume, directory, { answerMs, signal: context.signal });
+    return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
+  };
+  const read = await reading(context, plan, writers, open, (signal) => watch.untilInterfered(signal));
+  await watch.requireUntouched();
+  return read;
+}
+
+/** Reads into the storages until it is done, the job is cancelled, or `guard` rejects. */
+async function reading(
+  context: Context,
+  plan: ReadPlan,
+  writers: ReadonlyMap<string, BackupWriter>,
+  open: (volume: ReadVolume) => Promise<OpenVolume>,
+  guard: (signal: AbortSignal) => Promise<void>,
+): Promise<RetainedRead> {
+  const ended = new AbortController();
+  const stopped = new AbortController();
+  const guarding = guard(ended.signal).catch((error: unknown) => stopped.abort(error));
+  try {
+    return await retainRead(writers, plan, namesFor(plan.machine.name, pointInTimeOf(context.facts)), open, {
+      signal: AbortSignal.any([context.signal, stopped.signal]),
+      bandwidthBytesPerSecond: context.facts.settings.readBandwidthBytesPerSecond,
+      onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
+    });
+  } catch (error) {
+    // The reason is what stopped it, not that it was stopped.
+    throw stopped.signal.aborted ? stopped.signal.reason : error;
+  } finally {
+    ended.abort();
+    await guarding;
+  }
+}
