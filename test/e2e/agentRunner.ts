@@ -20,13 +20,16 @@ const restore = {
   to: z.string().optional(),
 };
 
+const mode = z.enum(['auto', 'save', 'disk', 'offline']).optional();
+
 const request = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('backup'),
     machine: z.string(),
+    mode,
     storages: z.array(z.string()).optional(),
   }),
-  z.strictObject({ kind: z.literal('planBackup'), machine: z.string() }),
+  z.strictObject({ kind: z.literal('planBackup'), machine: z.string(), mode }),
   z.strictObject({ kind: z.literal('restore'), ...restore }),
   z.strictObject({ kind: z.literal('planRestore'), ...restore }),
   z.strictObject({ kind: z.literal('verify'), backup: z.string() }),

@@ -329,4 +329,28 @@ void t.test('the command line on a real host', async (t) => {
     t.match(await second.state(), /^running/);
     t.match((await jobs())[0], { state: 'finished', hold: null });
   });
+
+  await t.test('prune leaves what the rules keep and what is protected, and says why', async (t) => {
+    await agent.configure({ rest: { policies: { default: { keep: { last: 1 } } } } });
+    const shape = z.object({
+      backups: z.array(z.object({ id: z.string(), machine: z.object({ name: z.string() }) })),
+    });
+    const ids = async (): Promise<readonly string[]> =>
+      shape.parse((await agent.run(['list', 'sp-second', '--json'])).json()).backups.map(({ id }) => id);
+    const before = await ids();
+    const [oldest = '', ...others] = before;
+    t.ok(others.length > 1, 'there is something to remove');
+    t.match(await agent.run(['protect', oldest, '--reason', 'a test']), { exitCode: 0 });
+    const refused = await agent.run(['delete', oldest, '--yes', '--json']);
+    t.equal(refused.exitCode, 8);
+    t.equal(errorCode(refused), 'BACKUP_PROTECTED');
+    const { stdout } = await agent.run(['prune', 'sp-second', '--dry-run']);
+    t.match(stdout, / keep +protected$/m);
+    t.match(stdout, / remove +no rule keeps it$/m);
+    t.match(stdout, / keep +last 1 \(1st\), the last good one$/m);
+    t.match(await agent.run(['prune', 'sp-second']), { exitCode: 2, stderr: /NOT_CONFIRMED/ });
+    t.same(await ids(), before);
+    t.match(await agent.run(['prune', 'sp-second', '--yes']), { exitCode: 0 });
+    t.same(await ids(), [oldest, others.at(-1)]);
+  });
 });

@@ -75,13 +75,17 @@ export class TestAgent {
 
   backup(
     machine: LabMachine,
-    options: RequestOptions & { readonly storages?: readonly string[] } = {},
+    options: RequestOptions & {
+      readonly mode?: 'auto' | 'save' | 'disk' | 'offline';
+      readonly storages?: readonly string[];
+    } = {},
   ): Promise<Answer> {
-    const { storages, ...rest } = options;
+    const { mode, storages, ...rest } = options;
     return this.ask(
       {
         kind: 'backup',
         machine: machine.uuid,
+        ...(mode === undefined ? {} : { mode }),
         ...(storages === undefined ? {} : { storages: [...storages] }),
       },
       rest,
