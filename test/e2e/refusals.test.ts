@@ -53,7 +53,7 @@ void t.test('what cannot be backed up is refused before anything is touched', as
   await t.test('a machine that is off stays off', async (t) => {
     const off = await lab.createMachine({ name: 'sp-off' }, { start: false });
     const before = await witness(lab, off);
-    requireError(t, await agent.backup(off), 'MACHINE_OFF');
+    requireError(t, await agent.backup(off, { mode: 'save' }), 'MACHINE_OFF');
     await requireNothingLost(t, lab, agent, before);
   });
 
