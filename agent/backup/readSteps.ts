@@ -1,4 +1,4 @@
-import { chmod, copyFile } from 'node:fs/promises';
+import { chmod, copyFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fsyncFile, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
@@ -16,6 +16,7 @@ import { OfflineWatch } from '../snapshot/offlineWatch.ts';
 import { planRead } from '../snapshot/planRead.ts';
 import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
+import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
 import { watchScratch } from '../snapshot/scratchSpace.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
@@ -190,9 +191,14 @@ async function readOff(
     const exported = await ImageExport.open(volume, directory, { answerMs, signal: context.signal });
     return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
   };
-  const read = await reading(context, plan, writers, open, (signal) => watch.untilInterfered(signal));
-  await watch.requireUntouched();
-  return read;
+  await makeRunDirectory(directory);
+  try {
+    const read = await reading(context, plan, writers, open, (signal) => watch.untilInterfered(signal));
+    await watch.requireUntouched();
+    return read;
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
 }
 
 /** Reads into the storages until it is done, the job is cancelled, or `guard` rejects. */

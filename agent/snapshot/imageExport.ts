@@ -1,4 +1,4 @@
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
@@ -29,7 +29,7 @@ export class ImageExport implements AsyncDisposable {
   }
 
   /**
-   * @param directory where the socket is made; ours alone
+   * @param directory where the socket is made; it exists and is ours alone
    * @throws SnapshotError CANNOT_EXPORT_IMAGE; or the reason of `signal`
    */
   static async open(
@@ -37,7 +37,6 @@ export class ImageExport implements AsyncDisposable {
     directory: string,
     options: { readonly answerMs: number; readonly signal: AbortSignal },
   ): Promise<ImageExport> {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
     const socket = join(directory, image.target);
     await rm(socket, { force: true });
     const server = serve(image, socket);

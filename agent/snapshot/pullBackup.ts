@@ -1,5 +1,5 @@
-import { chmod, chown, mkdir, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { chmod, chown, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { messageOf } from '../../common/errors.ts';
 import { exists } from '../../common/files.ts';
 import type { PullBackup } from '../hypervisor/backupXml.ts';
@@ -7,6 +7,7 @@ import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import type { ReadPlan } from './readPlan.ts';
+import { makeRunDirectory } from './runDirectory.ts';
 
 /** The longest path that a unix socket can have on Linux, without its final zero. */
 export const socketPathBytesMax = 107;
@@ -64,10 +65,7 @@ async function makeSocketDirectory(hypervisor: Hypervisor, plan: ReadPlan): Prom
   const directory = plan.socketDirectory;
   if (directory === null) throw new Error('the plan has no socket');
   const { uid, gid } = await hypervisor.processUser(plan.machine.uuid);
-  await rm(directory, { recursive: true, force: true });
-  // Everybody may pass, nobody but root may put something there.
-  await mkdir(dirname(directory), { recursive: true, mode: 0o711 });
-  await mkdir(directory, { mode: 0o700 });
+  await makeRunDirectory(directory);
   await chown(directory, uid, gid);
   await chmod(directory, 0o700);
 }

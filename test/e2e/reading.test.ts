@@ -238,4 +238,9 @@ void t.test('mode "offline" reads the images of a machine that is off', async (t
     await machine.start();
     t.equal((await machine.waitUntilWriting({ rounds: 5 })).runId, runId, 'it goes on where it was');
   });
+
+  await t.test('it leaves no socket behind, and QEMU can make its own after it', async (t) => {
+    requireFinished(t, await agent.backup(machine, { mode: 'disk' }));
+    t.equal((await lab.run('ls', ['-A', '/run/stillpoint'])).stdout.trim(), '');
+  });
 });
