@@ -375,3 +375,15 @@ void t.test('a refused definition says how to check it', (t) => {
   });
   t.end();
 });
+
+void t.test('the user of a machine that runs is what libvirt says, as numbers or not at all', (t) => {
+  const userOf = (label: string): unknown =>
+    DomainXml.parse(`<domain type="qemu"><name>m</name>${label}</domain>`).processUser;
+  const dac = (label: string): string =>
+    `<seclabel type="dynamic" model="dac"><label>${label}</label></seclabel>`;
+  const apparmor = '<seclabel type="dynamic" model="apparmor"><label>+1:+2</label></seclabel>';
+  t.same(userOf(apparmor + dac('+64055:+108')), { uid: 64055, gid: 108 });
+  t.equal(userOf(apparmor), undefined);
+  t.equal(userOf(dac('qemu:kvm')), undefined);
+  t.end();
+});

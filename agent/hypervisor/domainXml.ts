@@ -108,6 +108,16 @@ export class DomainXml {
     return text(nvram);
   }
 
+  /**
+   * User and group that QEMU runs as; in the definition of a machine that is active, where libvirt's DAC driver
+   * writes them as `+UID:+GID`.
+   */
+  get processUser(): { readonly uid: number; readonly gid: number } | undefined {
+    const label = children(this.#root, 'seclabel').find((one) => attribute(one, 'model') === 'dac');
+    const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(text(child(label, 'label')) ?? '') ?? [];
+    return uid === undefined || gid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
+  }
+
   get hasTpm(): boolean {
     return child(this.#devices, 'tpm') !== undefined;
   }

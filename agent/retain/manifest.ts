@@ -37,7 +37,7 @@ export function describeReadBackup(
     pointInTime: point.pointInTime,
     mode: plan.mode,
     modeReason: plan.modeReason,
-    consistency: plan.mode === 'offline' ? 'offline' : 'crash',
+    consistency: plan.consistency,
     pauseMs: null,
     volumes: plan.volumes.map((volume) => {
       const name = names.volume(volume.target, 'qcow2');

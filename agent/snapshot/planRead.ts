@@ -70,6 +70,8 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
     host: { name: host.hostName, libvirt: host.libvirtVersion, qemu: host.qemuVersion },
     mode: request.mode,
     modeReason: request.modeReason,
+    // Under a managed save image the guest is not shut down: what it had not written yet is in its memory.
+    consistency: request.mode === 'offline' && !machine.hasManagedSave ? 'offline' : 'crash',
     socketDirectory: request.mode === 'disk' ? join(request.runDirectory, request.jobId) : null,
     nvram: await planNvram(definition, first),
     volumes,
@@ -157,6 +159,6 @@ function refuseLongSocketPath(plan: ReadPlan): void {
   const path = socketPathOf(plan);
   if (Buffer.byteLength(path) <= socketPathBytesMax) return;
   throw new SnapshotError('CANNOT_BEGIN_BACKUP', `${path} is too long for a socket`, {
-    hint: 'choose a shorter agent.runDirectory in the configuration',
+    hint: 'choose a shorter directory for agent.socket in the configuration',
   });
 }

@@ -52,7 +52,7 @@ export async function beginPullBackup(hypervisor: Hypervisor, plan: ReadPlan): P
         cause: error,
         hint: locked
           ? `something else works on the machine: virsh domjobinfo ${name}; virsh backup-dumpxml ${name}`
-          : `look at ${plan.socketDirectory} and the machine's log in /var/log/libvirt/qemu; mode "save" needs no socket`,
+          : `AppArmor or SELinux may keep QEMU from ${plan.socketDirectory}: dmesg | grep -i denied; the machine's log is in /var/log/libvirt/qemu; mode "save" needs no socket`,
         retryable: locked,
       },
     );

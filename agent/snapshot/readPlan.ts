@@ -22,6 +22,7 @@ export const readPlanSchema = z.object({
   host: z.object({ name: z.string(), libvirt: z.string(), qemu: z.string() }),
   mode: z.enum(['disk', 'offline']),
   modeReason: z.string(),
+  consistency: z.enum(['crash', 'offline']),
   /** Where QEMU makes the socket of its exports: a directory of its user; `null` in mode `offline`. */
   socketDirectory: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),

@@ -235,6 +235,7 @@ void t.test('mode "offline" reads the images of a machine that is off', async (t
     const answer = await agent.backup(machine);
     requireFinished(t, answer);
     t.match(answer.warnings.join(), 'managed save');
+    t.equal((await agent.latest(machine.name)).manifest.consistency, 'crash', 'the guest was not shut down');
     await machine.start();
     t.equal((await machine.waitUntilWriting({ rounds: 5 })).runId, runId, 'it goes on where it was');
   });

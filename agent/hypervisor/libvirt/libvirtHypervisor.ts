@@ -23,7 +23,6 @@ import type { Deadlines } from './deadlines.ts';
 import { EventFeed } from './eventFeed.ts';
 import type { OperationName } from './messages.ts';
 import { ChannelPool } from './pool.ts';
-import { findQemuUser } from './qemuProcess.ts';
 
 export interface LibvirtHypervisorOptions {
   /** `qemu:///system`, or `qemu+unix:///system?socket=…`. */
@@ -169,9 +168,15 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   async processUser(uuid: string): Promise<{ readonly uid: number; readonly gid: number }> {
-    const user = await findQemuUser(uuid);
+    const definition = DomainXml.parse(await this.definition(uuid, 'live'));
+    if (definition.runId === undefined)
+      throw new HypervisorError('MACHINE_STATE_INVALID', `${definition.name} does not run`);
+    const user = definition.processUser;
     if (user !== undefined) return user;
-    throw new HypervisorError('MACHINE_STATE_INVALID', `no process on this host runs the machine ${uuid}`);
+    throw new HypervisorError(
+      'OPERATION_UNSUPPORTED',
+      `libvirt does not say which user runs ${definition.name} (no seclabel of model dac)`,
+    );
   }
 
   async beginBackup(uuid: string, backup: PullBackup): Promise<void> {
