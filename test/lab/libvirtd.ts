@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { chmod, mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -72,6 +73,13 @@ const privateDirs = [
   'log/qemu',
 ];
 
+/** Laboratories side by side share the host's loopback: each takes displays from a range of its own. */
+function displayPorts(root: string): readonly string[] {
+  const window = createHash('sha256').update(root).digest().readUInt16BE() % 400;
+  const first = 5900 + window * 50;
+  return [`remote_display_port_min = ${first}`, `remote_display_port_max = ${first + 49}`];
+}
+
 /** Makes a laboratory's directory and mount namespace; libvirtd does not run yet. */
 export async function prepareLab(options: LabOptions = {}): Promise<{ root: string; keeper: Keeper }> {
   if (process.getuid?.() !== 0) throw new Error('the test laboratory needs root (mounts, libvirtd)');
@@ -79,7 +87,11 @@ export async function prepareLab(options: LabOptions = {}): Promise<{ root: stri
   try {
     await chmod(root, 0o755);
     for (const name of privateDirs) await mkdir(path.join(root, name), { mode: 0o755, recursive: true });
-    await writeConf(path.join(root, 'etc/qemu.conf'), [...qemuConf, ...(options.qemuConf ?? [])]);
+    await writeConf(path.join(root, 'etc/qemu.conf'), [
+      ...qemuConf,
+      ...displayPorts(root),
+      ...(options.qemuConf ?? []),
+    ]);
     await writeConf(path.join(root, 'etc/libvirtd.conf'), [...libvirtdConf, ...(options.libvirtdConf ?? [])]);
     await writeFile(path.join(root, 'run', labMarker(root)), '');
     return { root, keeper: await Keeper.start(root) };
