@@ -1,9 +1,9 @@
-import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { copyFile, open, rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { type DigestKind, fileHasher } from './chunkSums.ts';
 import { isErrno } from './errors.ts';
 import { fsyncDirectory } from './files.ts';
 
@@ -24,11 +24,22 @@ export interface ReadOptions {
 
 export interface FileDigest {
   readonly sizeBytes: number;
-  /** SHA-256 in lower-case hexadecimal. */
+  /** SHA-256 in lower-case hexadecimal, of the kind that was asked for. */
   readonly sha256: string;
 }
 
-export interface CopyOptions extends ReadOptions {
+/** Options of everything that hashes a whole file. */
+export interface HashOptions extends ReadOptions {
+  /** `whole` unless told. */
+  readonly digest?: DigestKind | undefined;
+}
+
+export interface HashResult extends FileDigest {
+  /** The list that a digest of kind `chunks` is made of. */
+  readonly sums: string | null;
+}
+
+export interface CopyOptions extends HashOptions {
   readonly from: string;
   /** Must not exist. */
   readonly to: string;
@@ -36,7 +47,7 @@ export interface CopyOptions extends ReadOptions {
   readonly mode?: number | undefined;
 }
 
-export interface CopyResult extends FileDigest {
+export interface CopyResult extends HashResult {
   readonly method: 'reflink' | 'copy';
 }
 
@@ -104,11 +115,11 @@ async function holdBack(bytesDone: number, startedAt: number, options: ReadOptio
 }
 
 /**
- * SHA-256 and length of a regular file (links are refused). Memory: two blocks of 4 MiB.
+ * Digest and length of a regular file (links are refused). Memory: two blocks of 4 MiB.
  *
  * @throws the reason of `signal`, or the system's error.
  */
-export async function hashFile(path: string, options: ReadOptions = {}): Promise<FileDigest> {
+export async function hashFile(path: string, options: HashOptions = {}): Promise<HashResult> {
   const file = await openRegular(path);
   try {
     return await hashHandle(file, options);
@@ -117,18 +128,18 @@ export async function hashFile(path: string, options: ReadOptions = {}): Promise
   }
 }
 
-async function hashHandle(file: FileHandle, options: ReadOptions): Promise<FileDigest> {
-  const hash = createHash('sha256');
+async function hashHandle(file: FileHandle, options: HashOptions): Promise<HashResult> {
+  const hasher = fileHasher(options.digest ?? 'whole');
   let sizeBytes = 0;
   await forEachBlock(
     file,
     (block) => {
-      hash.update(block);
+      hasher.update(block);
       sizeBytes += block.length;
     },
     options,
   );
-  return { sizeBytes, sha256: hash.digest('hex') };
+  return { sizeBytes, ...hasher.finish() };
 }
 
 /**
@@ -178,7 +189,7 @@ async function reflink(options: CopyOptions, mode: number): Promise<CopyResult |
 }
 
 async function streamCopy(source: FileHandle, options: CopyOptions, mode: number): Promise<CopyResult> {
-  const hash = createHash('sha256');
+  const hasher = fileHasher(options.digest ?? 'whole');
   let sizeBytes = 0;
   const copy = await open(options.to, 'wx', 0o600);
   try {
@@ -186,7 +197,7 @@ async function streamCopy(source: FileHandle, options: CopyOptions, mode: number
       await forEachBlock(
         source,
         async (block, position) => {
-          hash.update(block);
+          hasher.update(block);
           await writeSparse(copy, block, position);
           sizeBytes += block.length;
         },
@@ -202,7 +213,7 @@ async function streamCopy(source: FileHandle, options: CopyOptions, mode: number
     await rm(options.to, { force: true });
     throw error;
   }
-  return { sizeBytes, sha256: hash.digest('hex'), method: 'copy' };
+  return { sizeBytes, ...hasher.finish(), method: 'copy' };
 }
 
 /** Writes a block into a new file, leaving out stretches of zeros. */

@@ -141,11 +141,7 @@ class DeadlineWriter implements BackupWriter {
     );
   }
 
-  addByRename(
-    from: string,
-    fileName: string,
-    options: AddOptions & { readonly sha256?: string | undefined } = {},
-  ): Promise<FileDigest> {
+  addByRename(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     return this.#moving(`storing ${fileName}`, options, (watched) =>
       this.#writer.addByRename(from, fileName, { ...options, ...watched }),
     );

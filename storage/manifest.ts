@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { normalize } from 'node:path';
 import { z } from 'zod';
+import { type DigestKind, sumsSizeBytes } from '../common/chunkSums.ts';
 import { StorageError } from './errors.ts';
 
 /** Version of the manifest that this code writes; a reader refuses a higher one. */
@@ -36,6 +37,7 @@ const volume = z.strictObject({
   virtualSizeBytes: sizeBytes,
   /** Length of the stored file (holes counted). */
   storedBytes: sizeBytes,
+  /** By chunks: SHA-256 of what `split -b 4M --filter=sha256sum FILE` prints, which is kept as FILE.sums. */
   sha256,
   /** Path of the image on its host, for a restore in place. */
   source: absolutePath,
@@ -96,11 +98,18 @@ export type ManifestExtra = Manifest['extras'][number];
 
 /** One stored file as the manifest describes it. */
 export interface Artifact {
-  readonly kind: 'volume' | 'memory' | 'definition' | ManifestExtra['kind'];
+  readonly kind: 'volume' | 'sums' | 'memory' | 'definition' | ManifestExtra['kind'];
   readonly file: string;
   /** `null` where the manifest does not say (the definition). */
   readonly sizeBytes: number | null;
   readonly sha256: string;
+  /** What the digest is of. */
+  readonly digest: DigestKind;
+}
+
+/** Where the digests of a volume's chunks are kept. The digest of this small file is that of the volume. */
+export function sumsFileOf(volumeFile: string): string {
+  return `${volumeFile}.sums`;
 }
 
 /** Every file that belongs to a backup, beside the manifest itself. */
@@ -108,14 +117,22 @@ export function artifactsOf(
   manifest: Pick<Manifest, 'volumes' | 'memory' | 'definition' | 'extras'>,
 ): readonly Artifact[] {
   return [
-    ...manifest.volumes.map(
-      (item): Artifact => ({
+    ...manifest.volumes.flatMap((item): readonly Artifact[] => [
+      {
         kind: 'volume',
         file: item.file,
         sizeBytes: item.storedBytes,
         sha256: item.sha256,
-      }),
-    ),
+        digest: 'chunks',
+      },
+      {
+        kind: 'sums',
+        file: sumsFileOf(item.file),
+        sizeBytes: sumsSizeBytes(item.storedBytes),
+        sha256: item.sha256,
+        digest: 'whole',
+      },
+    ]),
     ...(manifest.memory === undefined
       ? []
       : [
@@ -124,6 +141,7 @@ export function artifactsOf(
             file: manifest.memory.file,
             sizeBytes: manifest.memory.sizeBytes,
             sha256: manifest.memory.sha256,
+            digest: 'whole',
           } as const,
         ]),
     {
@@ -131,6 +149,7 @@ export function artifactsOf(
       file: manifest.definition.file,
       sizeBytes: null,
       sha256: manifest.definition.sha256,
+      digest: 'whole',
     },
     ...manifest.extras.map(
       ({ kind, file, sizeBytes: size, sha256: digest }): Artifact => ({
@@ -138,6 +157,7 @@ export function artifactsOf(
         file,
         sizeBytes: size,
         sha256: digest,
+        digest: 'whole',
       }),
     ),
   ];

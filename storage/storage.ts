@@ -1,5 +1,4 @@
-import type { ReadOptions } from '../common/copy.ts';
-import type { FileDigest } from '../common/copy.ts';
+import type { FileDigest, HashOptions } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
@@ -86,16 +85,12 @@ export interface BackupWriter {
    *
    * Rejects with CROSS_FILE_SYSTEM, FILE_MISSING (neither `from` nor the file is there), BACKUP_EXISTS (both).
    */
-  addByRename(
-    from: string,
-    fileName: string,
-    options?: AddOptions & { readonly sha256?: string | undefined },
-  ): Promise<FileDigest>;
+  addByRename(from: string, fileName: string, options?: AddOptions): Promise<FileDigest>;
   /** Copies a file in, by reflink where that works. */
   addByCopy(from: string, fileName: string, options?: AddOptions): Promise<FileDigest>;
   /**
    * Writes a volume in as a standalone qcow2 file, in one pass. Without `ownership` it is ours alone (0600).
-   * `onProgress` counts the bytes of that file, zeros that take no space included; so does the bandwidth.
+   * Its digest is by chunks. `onProgress` counts the bytes of that file, zeros that take no space included; so does the bandwidth.
    *
    * Rejects with the source's own error when it is the source that fails, and with an Error when the source's
    * extents are not exactly its size, or that is no multiple of 512 bytes.
@@ -111,7 +106,8 @@ export interface BackupWriter {
   abandon(): Promise<void>;
 }
 
-export interface AddOptions extends ReadOptions {
+/** A file whose digest is by chunks (every volume) gets the list of them beside it, see `sumsFileOf`. */
+export interface AddOptions extends HashOptions {
   /** Owner, group and mode in the storage; those of the source file unless told. */
   readonly ownership?: Ownership | undefined;
 }

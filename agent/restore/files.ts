@@ -1,5 +1,6 @@
 import { chown, chmod, link, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import type { DigestKind } from '../../common/chunkSums.ts';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
@@ -65,21 +66,24 @@ export async function stageFile(
   staged: string,
   options: {
     readonly signal: AbortSignal;
+    /** What the artifact's digest is of; `whole` unless told. */
+    readonly digest?: DigestKind;
     readonly owner?: { readonly uid: number; readonly gid: number; readonly mode: number };
     readonly onProgress?: (bytesDone: number) => void;
   },
 ): Promise<void> {
   await makeDirectoryDurable(dirname(staged), workDirectoryMode);
   await rm(staged, { force: true });
-  const { signal, onProgress } = options;
-  const copied = await copyFileDurable({ from: artifact.path, to: staged, mode: 0o600, signal, onProgress });
+  const { signal, onProgress, digest } = options;
+  const from = artifact.path;
+  const copied = await copyFileDurable({ from, to: staged, mode: 0o600, signal, onProgress, digest });
   if (copied.sha256 !== artifact.sha256) {
     await rm(staged, { force: true });
     throw new RestoreError('BACKUP_DAMAGED', `${artifact.path} is not what was stored: its digest differs`, {
       hint: 'nothing was changed; stillpoint verify --data BACKUP; take another backup: stillpoint list',
     });
   }
-  if (copied.method === 'copy' && (await hashFile(staged, { signal })).sha256 !== artifact.sha256) {
+  if (copied.method === 'copy' && (await hashFile(staged, { signal, digest })).sha256 !== artifact.sha256) {
     await rm(staged, { force: true });
     throw new RestoreError('WRITTEN_DIFFERS', `${staged} reads back differently from what was written`, {
       hint: `the file system or its device is at fault: dmesg; findmnt -T ${dirname(staged)}`,

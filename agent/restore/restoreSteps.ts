@@ -52,7 +52,12 @@ async function stage(context: Context): Promise<void> {
   const onProgress = (bytesDone: number): void =>
     context.report({ doneBytes: before + bytesDone, totalBytes });
   for (const volume of plan.volumes) {
-    await stageFile(volume.artifact, volume.staged, { signal, owner: volume.owner, onProgress });
+    await stageFile(volume.artifact, volume.staged, {
+      signal,
+      owner: volume.owner,
+      onProgress,
+      digest: 'chunks',
+    });
     await requireStandalone(volume);
     if (volume.asRaw) await makeRaw(volume, signal);
     before += volume.artifact.sizeBytes;

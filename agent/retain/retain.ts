@@ -190,7 +190,11 @@ async function addVolume(
   name: string,
   options: RetainOptions & { readonly owner: Ownership; readonly mayTake: boolean },
 ): Promise<FileDigest> {
-  const progress = { ...progressOf(volume.target, volume.allocatedBytes, options), ownership: options.owner };
+  const progress = {
+    ...progressOf(volume.target, volume.allocatedBytes, options),
+    ownership: options.owner,
+    digest: 'chunks',
+  } as const;
   if (volume.base !== null) {
     // The artifact must stand alone: what the template holds is written into it.
     if (await writer.has(name)) return writer.addByCopy(volume.frozen, name, progress);

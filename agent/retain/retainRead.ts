@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import type { BackupWriter } from '../../storage/storage.ts';
+import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { Ownership } from '../../common/files.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
@@ -36,21 +36,22 @@ export async function retainRead(
   const add = async (
     name: string,
     what: string,
-    ownership: Ownership,
+    { ownership, digest }: Pick<AddOptions, 'digest'> & { readonly ownership: Ownership },
     intoFirst: (writer: BackupWriter) => ReturnType<BackupWriter['addByCopy']>,
   ): Promise<void> => {
     let first: BackupWriter | undefined;
     for (const [storage, writer] of writers) {
-      const digest =
+      const stored =
         first === undefined
           ? await intoFirst(writer)
           : await writer.addByCopy(join(first.directory, name), name, {
               ...options,
               ownership,
+              digest,
               onProgress: (doneBytes) => options.onProgress(`${storage}: ${what}`, doneBytes, 0),
             });
       first ??= writer;
-      files[storage] = { ...files[storage], [name]: { ...digest, owner: ownership } };
+      files[storage] = { ...files[storage], [name]: { ...stored, owner: ownership } };
     }
   };
 
@@ -58,8 +59,9 @@ export async function retainRead(
     await using opened = await open(volume);
     const { source } = opened;
     virtualSizeBytes[volume.target] = source.virtualSizeBytes;
-    await add(names.volume(volume.target, 'qcow2'), volume.target, volume.owner, (writer) =>
-      writer.addVolume(source, names.volume(volume.target, 'qcow2'), {
+    const name = names.volume(volume.target, 'qcow2');
+    await add(name, volume.target, { ownership: volume.owner, digest: 'chunks' }, (writer) =>
+      writer.addVolume(source, name, {
         ...options,
         ownership: volume.owner,
         onProgress: (doneBytes) => options.onProgress(volume.target, doneBytes, volume.allocatedBytes),
@@ -67,12 +69,12 @@ export async function retainRead(
     );
   }
   const definition = definitionFileOf(plan);
-  await add(names.definition, 'definition', secretOwnership, (writer) =>
+  await add(names.definition, 'definition', { ownership: secretOwnership }, (writer) =>
     writer.addByCopy(definition, names.definition, { signal: options.signal, ownership: secretOwnership }),
   );
   const { nvram } = plan;
   if (nvram !== null)
-    await add(names.nvram, 'NVRAM', secretOwnership, (writer) =>
+    await add(names.nvram, 'NVRAM', { ownership: secretOwnership }, (writer) =>
       writer.addByCopy(nvram.file, names.nvram, { signal: options.signal, ownership: secretOwnership }),
     );
   return { files, virtualSizeBytes };

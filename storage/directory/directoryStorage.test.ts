@@ -1,6 +1,7 @@
 import {
   mkdir,
   open,
+  rm,
   readdir,
   readFile,
   rename,
@@ -56,6 +57,19 @@ async function overwrite(path: string, position: number, data: Buffer): Promise<
 
 const bad = (files: readonly FileReport[]): readonly (readonly string[])[] =>
   files.filter(({ verdict }) => verdict !== 'ok').map(({ kind, verdict }) => [kind, verdict]);
+
+void t.test('the digests of the chunks are a part of a backup, but none that a restore needs', async (t) => {
+  const { storage, entry, image } = await stored(t);
+  const sums = await readFile(`${image}.sums`, 'utf8');
+  await writeFile(
+    `${image}.sums`,
+    sums.replace(/^./, (digit) => (digit === '0' ? '1' : '0')),
+  );
+  t.same(bad((await storage.verify(entry, { data: false })).files), [['sums', 'digest']]);
+  await rm(`${image}.sums`);
+  t.same(bad((await storage.verify(entry, { data: true })).files), [['sums', 'missing']]);
+  t.equal((await storage.find(entry.id ?? '')).state, 'Active');
+});
 
 void t.test('a flipped bit is found by reading every byte', async (t) => {
   const { storage, entry, image } = await stored(t);

@@ -5,7 +5,7 @@ import { isErrno } from '../../common/errors.ts';
 import { parsePointInTime } from '../../common/time.ts';
 import { StorageError } from '../errors.ts';
 import { artifactsOf, manifestFileName, maxManifestBytes, parseManifest } from '../manifest.ts';
-import type { Manifest } from '../manifest.ts';
+import type { Artifact, Manifest } from '../manifest.ts';
 import type { BackupEntry } from '../storage.ts';
 import { decodeMachineName } from './names.ts';
 import { readProtection } from './protection.ts';
@@ -80,9 +80,16 @@ export async function readManifest(directory: string): Promise<Manifest> {
   }
 }
 
-/** What is wrong with the files that a manifest names, looking at presence and length only; `null`: nothing. */
-export async function problemOfFiles(directory: string, manifest: Manifest): Promise<string | null> {
-  for (const { file, sizeBytes } of artifactsOf(manifest)) {
+/**
+ * What is wrong with the files that a manifest names, looking at presence and length only; `null`: nothing.
+ * @param needed whether a file counts
+ */
+export async function problemOfFiles(
+  directory: string,
+  manifest: Manifest,
+  needed: (artifact: Artifact) => boolean = () => true,
+): Promise<string | null> {
+  for (const { file, sizeBytes } of artifactsOf(manifest).filter(needed)) {
     const status = await lstatOrNull(join(directory, file));
     if (status === null) return `${file} is missing`;
     if (!status.isFile()) return `${file} is not a regular file`;
@@ -114,7 +121,8 @@ export async function readEntry(storage: string, directory: string): Promise<Bac
     manifest = await readManifest(directory);
     problem =
       new Date(manifest.pointInTime).getTime() === time.getTime()
-        ? await problemOfFiles(directory, manifest)
+        ? // The digests of chunks can be computed anew: without them it can be restored all the same.
+          await problemOfFiles(directory, manifest, ({ kind }) => kind !== 'sums')
         : `the manifest is of another point in time, ${manifest.pointInTime}`;
   } catch (error) {
     problem = error instanceof Error ? error.message : String(error);

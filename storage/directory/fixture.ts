@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { newId } from '../../common/ids.ts';
 import { formatPointInTime } from '../../common/time.ts';
+import { fileHasher } from '../../common/chunkSums.ts';
 import type { Manifest } from '../manifest.ts';
 import type { BackupEntry, BackupWriter, MachineIdentity } from '../storage.ts';
 import type { DirectoryStorage } from './directoryStorage.ts';
@@ -25,6 +26,12 @@ export const machine: MachineIdentity = { name: 'vm-001', uuid: '6f1d1a0e-3f0c-4
 export const firstTime = new Date('2026-11-20T15:15:23.123Z');
 
 const digest = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
+
+function chunksDigest(data: Buffer): string {
+  const hasher = fileHasher('chunks');
+  hasher.update(data);
+  return hasher.finish().sha256;
+}
 
 /** Creates the files of a sample in `directory`. */
 export async function makeSample(
@@ -66,7 +73,7 @@ export async function makeSample(
         format: 'qcow2',
         virtualSizeBytes: 16 * 1024 * 1024,
         storedBytes: imageData.length,
-        sha256: digest(imageData),
+        sha256: chunksDigest(imageData),
         source: '/var/lib/libvirt/images/vm-001.qcow2',
         owner: { uid, gid, mode: mode & 0o7777 },
         read: 'full',
@@ -85,7 +92,7 @@ export async function makeSample(
 export function stepsOf(sample: Sample): readonly ((writer: BackupWriter) => Promise<unknown>)[] {
   const { manifest } = sample;
   return [
-    (writer) => writer.addByRename(sample.image, manifest.volumes[0]?.file ?? ''),
+    (writer) => writer.addByRename(sample.image, manifest.volumes[0]?.file ?? '', { digest: 'chunks' }),
     (writer) => writer.addByCopy(sample.state, manifest.memory?.file ?? ''),
     (writer) => writer.addByCopy(sample.definition, manifest.definition.file),
     (writer) => writer.commit(manifest),

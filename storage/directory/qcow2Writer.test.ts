@@ -38,7 +38,7 @@ function changed(source: VolumeSource, change: Partial<VolumeSource>): VolumeSou
 async function writeAndCompare(directory: string, source: GeneratedSource): Promise<string | null> {
   const to = join(directory, 'image.qcow2');
   const digest = await writeQcow2(source, to);
-  const hashed = await hashFile(to);
+  const hashed = await hashFile(to, { digest: 'chunks' });
   const problem = await problemOfVolume(to, source, join(directory, 'reference'));
   await rm(to);
   if (JSON.stringify(digest) !== JSON.stringify(hashed))
@@ -126,7 +126,7 @@ void t.test('200 000 extents are no reason to be slow', async (t) => {
   const digest = await writeQcow2(source, join(directory, 'image'));
   t.comment(`${digest.sizeBytes} bytes in ${Math.round(performance.now() - startedAt)} ms`);
   t.ok(performance.now() - startedAt < 15_000);
-  t.same(digest, await hashFile(join(directory, 'image')));
+  t.same(digest, await hashFile(join(directory, 'image'), { digest: 'chunks' }));
 });
 
 void t.test('an error of the source ends it at once, also when another read never ends', async (t) => {
@@ -235,7 +235,7 @@ void t.test('it never overwrites, tells its progress, and holds back when told t
   );
   t.equal((await stat(to)).mode & 0o7777, 0o640);
   await t.rejects(writeQcow2(source, to), { code: 'EEXIST' });
-  t.same(await hashFile(to), digest);
+  t.same(await hashFile(to, { digest: 'chunks' }), digest);
 });
 
 void t.test('no rejection is left unhandled by any of this', (t) => {

@@ -1,8 +1,8 @@
-import { createHash } from 'node:crypto';
 import { open, rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { FileDigest } from '../../common/copy.ts';
+import { fileHasher } from '../../common/chunkSums.ts';
+import type { HashResult } from '../../common/copy.ts';
 import { clusterBytes, metadataClusters, planQcow2, storedRuns } from '../../common/qcow2/layout.ts';
 import type { Qcow2Layout } from '../../common/qcow2/layout.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
@@ -27,7 +27,7 @@ export class SourceFailure extends Error {
 }
 
 /**
- * Writes a volume as a new standalone qcow2 file, front to back, and hashes it on the way; the file's data is on
+ * Writes a volume as a new standalone qcow2 file, front to back, and hashes it by chunks on the way; the file's data is on
  * the disk when it returns, its name is not. Clusters that read as zeros become holes. Removes its own unfinished
  * file when it fails or is aborted. Reads that are still under way then are told to stop and not waited for.
  *
@@ -39,7 +39,7 @@ export async function writeQcow2(
   source: VolumeSource,
   to: string,
   options: AddOptions = {},
-): Promise<FileDigest> {
+): Promise<HashResult> {
   options.signal?.throwIfAborted();
   const run = new Run(options.signal);
   const extents = await run.unlessStopped(askSource(() => source.extents(run.signal)));
@@ -175,7 +175,7 @@ async function readWhole(source: VolumeSource, piece: Piece, signal: AbortSignal
 class HashedFile {
   readonly #file: FileHandle;
   readonly #run: Run;
-  readonly #hash = createHash('sha256');
+  readonly #hash = fileHasher('chunks');
   /** Those under way. None of them rejects: an error stops the run. */
   readonly #writes = new Set<Promise<void>>();
   #flush: Promise<void> = Promise.resolve();
@@ -210,7 +210,7 @@ class HashedFile {
   }
 
   /** Brings everything to the disk, with its owner and mode. */
-  async finish({ ownership }: AddOptions): Promise<FileDigest> {
+  async finish({ ownership }: AddOptions): Promise<HashResult> {
     await this.#run.unlessStopped(Promise.all([...this.#writes, this.#flush]));
     this.#run.signal.throwIfAborted();
     await this.#file.truncate(this.#sizeBytes); // a hole at the end has not been written
@@ -219,7 +219,7 @@ class HashedFile {
       await this.#file.chmod(ownership.mode);
     }
     await this.#file.sync();
-    return { sizeBytes: this.#sizeBytes, sha256: this.#hash.digest('hex') };
+    return { sizeBytes: this.#sizeBytes, ...this.#hash.finish() };
   }
 
   /** The number of a closed file is given to the next one, so nothing may be writing to it any more. */

@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
@@ -26,6 +26,7 @@ void t.test('a backup stands under its T1, complete, with nothing else beside it
     time,
     `${time}/manifest.json`,
     `${time}/vm-001-vda.qcow2.${time}`,
+    `${time}/vm-001-vda.qcow2.${time}.sums`,
     `${time}/vm-001.state.${time}`,
     `${time}/vm-001.xml.${time}`,
   ]);
@@ -80,7 +81,7 @@ void t.test(
     await writer.abandon();
     await writer.abandon();
     await storeSample(storage, again);
-    t.equal((await readdir(join(work, 'root', 'vm-001', time))).length, 4);
+    t.equal((await readdir(join(work, 'root', 'vm-001', time))).length, 5);
   },
 );
 
@@ -191,18 +192,22 @@ void t.test('a volume is written once, whatever a killed predecessor left of it'
   const leftover = await killed.promise;
   t.match(leftover, /^\..*\.copying\.tmp$/);
   const digest = await writer.addVolume(source, 'volume', { ownership });
-  t.same(await readdir(writer.directory), ['volume'], 'what was left is removed');
+  t.same(await readdir(writer.directory), ['volume', 'volume.sums'], 'what was left is removed');
   stuck.abort(new Error('killed'));
   await t.rejects(dead, /killed/);
-  t.same(await readdir(writer.directory), ['volume']);
+  t.same(await readdir(writer.directory), ['volume', 'volume.sums']);
 
   const path = join(writer.directory, 'volume');
-  t.same(digest, await hashFile(path));
+  const { sums, ...stored } = await hashFile(path, { digest: 'chunks' });
+  t.same(digest, stored);
+  t.equal(await readFile(`${path}.sums`, 'utf8'), sums);
   t.equal((await stat(path)).mode & 0o7777, 0o640);
   t.equal(await problemOfVolume(path, source, join(work, 'reference')), null);
 
   const { reads } = source;
+  await rm(`${path}.sums`);
   t.same(await writer.addVolume(source, 'volume'), digest, 'after a crash behind the rename');
+  t.equal(await readFile(`${path}.sums`, 'utf8'), sums, 'the digests of its chunks too');
   t.equal(source.reads, reads, 'the source is not asked again');
   await t.rejects(writer.addVolume(source, '../volume'), { code: 'NAME_INVALID' });
 });

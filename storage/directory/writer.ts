@@ -2,7 +2,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { lstat, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
-import type { FileDigest } from '../../common/copy.ts';
+import type { FileDigest, HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import {
   applyOwnership,
@@ -21,7 +21,7 @@ import { formatPointInTime } from '../../common/time.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
 import { inStorage, StorageError } from '../errors.ts';
-import { artifactsOf, formatManifest, manifestFileName } from '../manifest.ts';
+import { artifactsOf, formatManifest, manifestFileName, sumsFileOf } from '../manifest.ts';
 import type { Manifest } from '../manifest.ts';
 import type { AddOptions, BackupEntry, BackupWriter, MachineIdentity } from '../storage.ts';
 import { lstatOrNull, problemOfFiles, readEntry } from './entries.ts';
@@ -59,11 +59,7 @@ export class DirectoryBackupWriter implements BackupWriter {
     return this.#run(`looking for ${fileName}`, () => exists(this.#pathOf(fileName)));
   }
 
-  async addByRename(
-    from: string,
-    fileName: string,
-    options: AddOptions & { readonly sha256?: string | undefined } = {},
-  ): Promise<FileDigest> {
+  async addByRename(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     return this.#run(`moving ${from} to ${to}`, async () => {
       const [source, target] = [await lstatOrNull(from), await lstatOrNull(to)];
@@ -76,9 +72,14 @@ export class DirectoryBackupWriter implements BackupWriter {
         });
       }
       if (source !== null) await this.#moveIn(from, to, options);
-      if (options.sha256 === undefined) return hashFile(to, options);
-      return { sizeBytes: (await lstat(to)).size, sha256: options.sha256 };
+      return this.#withSums(to, await hashFile(to, options));
     });
+  }
+
+  /** Keeps the digests of a volume's chunks beside it. */
+  async #withSums(path: string, { sizeBytes, sha256, sums }: HashResult): Promise<FileDigest> {
+    if (sums !== null) await writeFileDurable(sumsFileOf(path), sums);
+    return { sizeBytes, sha256 };
   }
 
   async #moveIn(from: string, to: string, options: AddOptions): Promise<void> {
@@ -100,14 +101,14 @@ export class DirectoryBackupWriter implements BackupWriter {
   async addByCopy(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     return this.#run(`copying ${from} to ${to}`, async () => {
-      if (await exists(to)) return hashFile(to, options);
+      if (await exists(to)) return this.#withSums(to, await hashFile(to, options));
       const copying = await this.#makeRoomForCopy(fileName);
       const ownership = options.ownership ?? (await readOwnership(from));
-      const { sizeBytes, sha256 } = await copyFileDurable({ ...options, from, to: copying, mode: 0o600 });
+      const copied = await copyFileDurable({ ...options, from, to: copying, mode: 0o600 });
       await applyOwnership(copying, ownership);
       await fsyncFile(copying);
       await renameDurable(copying, to);
-      return { sizeBytes, sha256 };
+      return this.#withSums(to, copied);
     });
   }
 
@@ -115,9 +116,9 @@ export class DirectoryBackupWriter implements BackupWriter {
     const to = this.#pathOf(fileName);
     try {
       return await this.#run(`writing ${to}`, async () => {
-        if (await exists(to)) return hashFile(to, options);
+        if (await exists(to)) return this.#withSums(to, await hashFile(to, { ...options, digest: 'chunks' }));
         const copying = await this.#makeRoomForCopy(fileName);
-        const digest = await writeQcow2(source, copying, options);
+        const written = await writeQcow2(source, copying, options);
         try {
           // Who gave up during the last fsync may have begun anew.
           options.signal?.throwIfAborted();
@@ -126,7 +127,7 @@ export class DirectoryBackupWriter implements BackupWriter {
           await rm(copying, { force: true });
           throw error;
         }
-        return digest;
+        return this.#withSums(to, written);
       });
     } catch (error) {
       throw error instanceof SourceFailure ? error.cause : error;
