@@ -95,7 +95,12 @@ class ChunkHasher implements FileHasher {
 
   finish(): { readonly sha256: string; readonly sums: string } {
     if (this.#filledBytes > 0) this.#endChunk();
-    const sums = formatSums(this.#sums);
-    return { sha256: hash('sha256', sums, 'hex'), sums };
+    return sumsOf(this.#sums);
   }
+}
+
+/** The digest of a file whose chunks have these digests, and its list. */
+export function sumsOf(chunks: readonly string[]): { readonly sha256: string; readonly sums: string } {
+  const sums = formatSums(chunks);
+  return { sha256: hash('sha256', sums, 'hex'), sums };
 }

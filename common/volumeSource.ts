@@ -15,7 +15,8 @@ export interface VolumeSource {
    */
   extents(signal?: AbortSignal): Promise<readonly Extent[]>;
   /**
-   * Reads bytes; several reads may be in flight. Rejects with the source's error, never gives fewer bytes.
+   * Fills the whole buffer with what stands at a position; several reads may be in flight. Rejects with the
+   * source's error; the buffer may then still be written to, until the source is closed.
    */
-  read(offsetBytes: number, lengthBytes: number, signal?: AbortSignal): Promise<Buffer>;
+  readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void>;
 }

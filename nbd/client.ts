@@ -64,24 +64,37 @@ export class NbdClient {
   }
 
   /**
-   * Reads bytes, all of them or none. Split to what the server takes at once, and widened to its smallest block.
+   * Reads bytes, all of them or none.
+   *
+   * @throws as `readInto`
+   */
+  async read(offsetBytes: number, lengthBytes: number, signal?: AbortSignal): Promise<Buffer> {
+    this.#check({ offsetBytes, lengthBytes });
+    const result = Buffer.allocUnsafe(lengthBytes); // given out only when every byte of it has come
+    await this.readInto(result, offsetBytes, signal);
+    return result;
+  }
+
+  /**
+   * Fills a buffer with the bytes at a position. Split to what the server takes at once, and widened to its
+   * smallest block. After a rejection a late reply may still write into the buffer.
    *
    * @throws NBD_RANGE_INVALID, NBD_SERVER_ERROR, NBD_TIMEOUT, NBD_PROTOCOL, NBD_CLOSED, or the signal's reason.
    */
-  async read(offsetBytes: number, lengthBytes: number, signal?: AbortSignal): Promise<Buffer> {
+  async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    const range = { offsetBytes, lengthBytes };
+    const range = { offsetBytes, lengthBytes: target.length };
     this.#check(range);
-    if (lengthBytes === 0) return Buffer.alloc(0);
+    if (target.length === 0) return;
     const wide = this.#widen(range);
-    const result = Buffer.allocUnsafe(wide.lengthBytes); // given out only when every byte of it has come
+    const isWhole = wide.lengthBytes === target.length;
+    const result = isWhole ? target : Buffer.allocUnsafe(wide.lengthBytes);
     const pieces: ReadRequest[] = [];
     const pieceBytes = Math.min(this.#exported.maximumReadBytes, pieceBytesMax);
     for (let start = 0; start < result.length; start += pieceBytes)
       pieces.push(new ReadRequest(wide.offsetBytes + start, result.subarray(start, start + pieceBytes)));
     await this.#run(pieces, signal);
-    const skipped = offsetBytes - wide.offsetBytes;
-    return result.subarray(skipped, skipped + lengthBytes);
+    if (!isWhole) result.copy(target, 0, offsetBytes - wide.offsetBytes);
   }
 
   /**

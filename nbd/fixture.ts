@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import type { Test } from 'tap';
+import type { VolumeSource } from '../common/volumeSource.ts';
 
 const timeout = 60_000;
 
@@ -84,4 +85,15 @@ export function randomFrom(seed: number): () => number {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
     return state / 2 ** 32;
   };
+}
+
+/** Some bytes of a volume. */
+export async function readFrom(
+  source: VolumeSource,
+  offsetBytes: number,
+  lengthBytes: number,
+): Promise<Buffer> {
+  const bytes = Buffer.alloc(lengthBytes);
+  await source.readInto(bytes, offsetBytes);
+  return bytes;
 }

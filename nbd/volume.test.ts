@@ -4,7 +4,15 @@ import t from 'tap';
 import { z } from 'zod';
 import type { Extent } from '../common/volumeSource.ts';
 import { FakeServer, dataChunk, honestBytes, optionReply, statusChunk, u16, u64 } from './fakeServer.ts';
-import { qemuImg, qemuIo, randomFrom, serveByDaemon, serveImage, workDirectory } from './fixture.ts';
+import {
+  qemuImg,
+  qemuIo,
+  randomFrom,
+  readFrom,
+  serveByDaemon,
+  serveImage,
+  workDirectory,
+} from './fixture.ts';
 import { NbdClient } from './client.ts';
 import { NbdVolume } from './volume.ts';
 
@@ -23,7 +31,7 @@ async function readAll(volume: NbdVolume): Promise<Buffer> {
   const data = (await volume.extents()).filter(({ zero }) => !zero);
   await Promise.all(
     data.map(async ({ offsetBytes, lengthBytes }) => {
-      (await volume.read(offsetBytes, lengthBytes)).copy(whole, offsetBytes);
+      (await readFrom(volume, offsetBytes, lengthBytes)).copy(whole, offsetBytes);
     }),
   );
   return whole;
@@ -93,7 +101,7 @@ void t.test('every byte and every extent is what qemu-img says, over several con
       Math.floor(random() * Math.min(sizeBytes - offset + 1, random() < 0.1 ? 9 * MiB : 200_000)),
     ] as const;
   });
-  const answers = await Promise.all(ranges.map(([offset, length]) => volume.read(offset, length)));
+  const answers = await Promise.all(ranges.map(([offset, length]) => readFrom(volume, offset, length)));
   for (const [index, [offset, length]] of ranges.entries()) {
     const same = answers[index]?.equals(content.subarray(offset, offset + length)) ?? false;
     if (!same) t.fail(`${length} bytes at ${offset}`);
@@ -111,7 +119,7 @@ void t.test('a raw volume of an odd length is complete to its last byte', async 
   const whole = await readAll(volume);
   t.ok(whole.subarray(0, content.length).equals(content));
   t.ok(whole.subarray(content.length).every((byte) => byte === 0));
-  t.same(await volume.read(299_990, 11), content.subarray(299_990));
+  t.same(await readFrom(volume, 299_990, 11), content.subarray(299_990));
 });
 
 void t.test('bitmaps say what was written since they were added, several at once', async (t) => {
@@ -189,7 +197,7 @@ void t.test('a volume without bytes has no extents', async (t) => {
   await using volume = await openVolume(await serveImage(t, directory, { path, format: 'raw' }));
   t.equal(volume.virtualSizeBytes, 0);
   t.same(await volume.extents(), []);
-  t.equal((await volume.read(0, 0)).length, 0);
+  t.equal((await readFrom(volume, 0, 0)).length, 0);
 });
 
 void t.test('an export of another name is not found', async (t) => {
@@ -213,7 +221,7 @@ void t.test('a server for one client only is read over one connection', async (t
   const socketPath = await serveImage(t, directory, { path, format: 'raw', arguments: ['--shared=1'] });
   await using volume = await openVolume(socketPath);
   t.equal(volume.connections, 1);
-  t.ok((await volume.read(0, MiB)).equals(honestBytes(0, MiB)));
+  t.ok((await readFrom(volume, 0, MiB)).equals(honestBytes(0, MiB)));
 });
 
 /** 64 KiB: data, a hole that may hold anything, zeros, a hole of zeros. */
@@ -253,7 +261,7 @@ void t.test('reads go round all connections, which must show one size', async (t
     },
   });
   await using volume = await openVolume(server.socketPath);
-  await Promise.all(Array.from({ length: 30 }, (_, index) => volume.read(index * 100, 100)));
+  await Promise.all(Array.from({ length: 30 }, (_, index) => readFrom(volume, index * 100, 100)));
   t.same([...perConnection.values()], [10, 10, 10]);
   let opened = 0;
   const changing = await FakeServer.start(t, {

@@ -84,10 +84,10 @@ export class NbdVolume implements VolumeSource {
     return runs.map(({ offsetBytes, lengthBytes, set }) => ({ offsetBytes, lengthBytes, dirty: set }));
   }
 
-  async read(offsetBytes: number, lengthBytes: number, signal?: AbortSignal): Promise<Buffer> {
+  async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     const client = this.#clients[this.#turn % this.#clients.length] ?? this.#clients[0];
     this.#turn = (this.#turn + 1) % this.#clients.length;
-    return client.read(offsetBytes, lengthBytes, signal);
+    await client.readInto(target, offsetBytes, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -116,14 +116,14 @@ void t.test('a volume may take long, from a slow source too, but not stand still
   const writer = await storage.begin({ jobId: 'j', machine });
   const size = 16 * 1024 * 1024;
   const good = new GeneratedSource(size, turns([size], false));
-  const blockBytes = 2 * 1024 * 1024;
+  const chunkBytes = 4 * 1024 * 1024;
   // One answer after the other, the first last: what is written waits for it.
   const slow = {
     virtualSizeBytes: size,
     extents: () => sleep(200).then(() => good.extents()),
-    read: async (offsetBytes: number, lengthBytes: number) => {
-      await sleep(100 * (8 - offsetBytes / blockBytes));
-      return good.read(offsetBytes, lengthBytes);
+    readInto: async (target: Buffer, offsetBytes: number) => {
+      await sleep(200 * (4 - Math.floor(offsetBytes / chunkBytes)));
+      await good.readInto(target, offsetBytes);
     },
   };
   const progress: number[] = [];
@@ -134,10 +134,10 @@ void t.test('a volume may take long, from a slow source too, but not stand still
   const silent: VolumeSource = {
     virtualSizeBytes: size,
     extents: () => good.extents(),
-    read: (offsetBytes, lengthBytes, signal) => {
+    readInto: (target, offsetBytes, signal) => {
       given = signal;
       return offsetBytes < size / 2
-        ? good.read(offsetBytes, lengthBytes)
+        ? good.readInto(target, offsetBytes)
         : Promise.withResolvers<never>().promise;
     },
   };

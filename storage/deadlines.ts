@@ -203,10 +203,9 @@ function answering(source: VolumeSource, alive: () => void): VolumeSource {
       alive();
       return extents;
     },
-    read: async (offsetBytes, lengthBytes, signal) => {
-      const block = await source.read(offsetBytes, lengthBytes, signal);
+    readInto: async (target, offsetBytes, signal) => {
+      await source.readInto(target, offsetBytes, signal);
       alive();
-      return block;
     },
   };
 }

@@ -29,9 +29,13 @@ function changed(source: VolumeSource, change: Partial<VolumeSource>): VolumeSou
   return {
     virtualSizeBytes: source.virtualSizeBytes,
     extents: (signal) => source.extents(signal),
-    read: (offsetBytes, lengthBytes, signal) => source.read(offsetBytes, lengthBytes, signal),
+    readInto: (target, offsetBytes, signal) => source.readInto(target, offsetBytes, signal),
     ...change,
   };
+}
+
+function covers(target: Buffer, offsetBytes: number, position: number): boolean {
+  return offsetBytes <= position && position < offsetBytes + target.length;
 }
 
 /** Writes, and asks qemu-img whether it is the volume and the file whether it has that digest. */
@@ -96,8 +100,8 @@ void t.test('a volume has many L2 tables, and more than one refcount block', asy
   const source = new GeneratedSource(size, extents, filled);
   t.equal(await writeAndCompare(directory, source), null);
   t.match(planQcow2(size, extents).clusters, { l2Tables: 5, refcountBlocks: 2 });
-  t.ok(source.maxInFlight <= 8 && source.maxReadBytes <= 2 * mebibyte, 'the memory for reading is bounded');
-  t.ok(source.maxInFlight > 4, 'reads overlap');
+  t.ok(source.maxBytesInFlight <= 24 * mebibyte, 'the memory for reading is bounded');
+  t.ok(source.maxBytesInFlight > 8 * mebibyte, 'reads overlap');
 });
 
 void t.test('what reads as zero takes no space, neither known before nor found out', async (t) => {
@@ -136,10 +140,11 @@ void t.test('an error of the source ends it at once, also when another read neve
   const broken = Object.assign(new Error('EIO: read'), { code: 'EIO', syscall: 'read' });
   let signal: AbortSignal | undefined;
   const failing = changed(good, {
-    read: (offsetBytes, lengthBytes, given) => {
+    readInto: (target, offsetBytes, given) => {
       signal = given;
-      if (offsetBytes === 20 * mebibyte) return Promise.withResolvers<never>().promise;
-      return offsetBytes === 24 * mebibyte ? Promise.reject(broken) : good.read(offsetBytes, lengthBytes);
+      if (covers(target, offsetBytes, 20 * mebibyte)) return Promise.withResolvers<never>().promise;
+      if (covers(target, offsetBytes, 25 * mebibyte)) return Promise.reject(broken);
+      return good.readInto(target, offsetBytes);
     },
   });
   const error = await writeQcow2(failing, to).catch((thrown: unknown) => thrown);
@@ -147,10 +152,6 @@ void t.test('an error of the source ends it at once, also when another read neve
   t.equal(signal?.aborted, true, 'reads under way are told to stop');
   t.same(await readdir(directory), []);
 
-  const short = changed(good, {
-    read: (offsetBytes, lengthBytes) => good.read(offsetBytes, lengthBytes - (offsetBytes > 0 ? 512 : 0)),
-  });
-  await t.rejects(writeQcow2(short, to), /the source gave 2096640 instead of 2097152 bytes at/);
   const mute = changed(good, { extents: () => Promise.reject(broken) });
   await t.rejects(writeQcow2(mute, to), { cause: broken });
   t.same(await readdir(directory), []);
@@ -194,12 +195,12 @@ void t.test('an abort ends it at once, whatever it is waiting for, and removes i
       return writeQcow2(changed(good, { extents }), to, { signal: abort.signal });
     },
     read: (abort) => {
-      const read: VolumeSource['read'] = (offsetBytes, lengthBytes) => {
-        if (offsetBytes < 30 * mebibyte) return good.read(offsetBytes, lengthBytes);
+      const readInto: VolumeSource['readInto'] = (target, offsetBytes) => {
+        if (offsetBytes < 30 * mebibyte) return good.readInto(target, offsetBytes);
         setImmediate(() => abort.abort(reason));
         return never();
       };
-      return writeQcow2(changed(good, { read }), to, { signal: abort.signal });
+      return writeQcow2(changed(good, { readInto }), to, { signal: abort.signal });
     },
     bandwidth: (abort) =>
       writeQcow2(good, to, {

@@ -1,23 +1,17 @@
-import { open, rm } from 'node:fs/promises';
-import type { FileHandle } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileHasher } from '../../common/chunkSums.ts';
+import { chunkBytes } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
+import { createDirect, directBuffers } from '../../common/directBuffers.ts';
 import { clusterBytes, metadataClusters, planQcow2, storedRuns } from '../../common/qcow2/layout.ts';
 import type { Qcow2Layout } from '../../common/qcow2/layout.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
+import { ChunkedFile } from './chunkedFile.ts';
+import { Run } from './run.ts';
 
-/** Bytes read at once. Those being read, hashed and written together are 13 blocks, 26 MiB. */
-const blockBytes = 2 * 1024 * 1024;
-const readsInFlight = 8;
-const writesInFlight = 4;
-/**
- * What was written is brought to the disk in pieces of this size: one fsync at the end of a large volume would
- * keep silent for so long that the storage counts as unreachable.
- */
-const flushBytes = 256 * 1024 * 1024;
-const zeros = Buffer.alloc(clusterBytes);
+/** Chunks of the file that are read, hashed and written at the same time: 24 MiB of memory. */
+const chunksInFlight = 6;
 
 /** Wraps an error of the source, so that a system error in it is not taken for one of the storage. */
 export class SourceFailure extends Error {
@@ -27,9 +21,10 @@ export class SourceFailure extends Error {
 }
 
 /**
- * Writes a volume as a new standalone qcow2 file, front to back, and hashes it by chunks on the way; the file's data is on
- * the disk when it returns, its name is not. Clusters that read as zeros become holes. Removes its own unfinished
- * file when it fails or is aborted. Reads that are still under way then are told to stop and not waited for.
+ * Writes a volume as a new standalone qcow2 file in one pass, and hashes its chunks on the way; the file's data is
+ * on the disk when it returns, its name is not. Clusters that read as zeros become holes. Removes its own
+ * unfinished file when it fails or is aborted. Reads that are still under way then are told to stop and not waited
+ * for.
  *
  * @param to must not exist
  * @throws SourceFailure; Error for a source whose extents are not its size (see `planQcow2`); the reason of
@@ -44,13 +39,11 @@ export async function writeQcow2(
   const run = new Run(options.signal);
   const extents = await run.unlessStopped(askSource(() => source.extents(run.signal)));
   const layout = planQcow2(source.virtualSizeBytes, extents);
-  const file = await open(to, 'wx', 0o600);
+  const file = await createDirect(to, 0o600);
   try {
-    const image = new HashedFile(file, run);
+    const image = new ChunkedFile(file, layout.fileSizeBytes, run);
     try {
       await writeImage(image, source, layout, run, options);
-      if (image.sizeBytes !== layout.fileSizeBytes)
-        throw new Error(`${image.sizeBytes} bytes written instead of ${layout.fileSizeBytes}`);
       return await image.finish(options);
     } catch (error) {
       run.fail(error);
@@ -65,20 +58,38 @@ export async function writeQcow2(
 }
 
 async function writeImage(
-  image: HashedFile,
+  image: ChunkedFile,
   source: VolumeSource,
   layout: Qcow2Layout,
   run: Run,
   options: AddOptions,
 ): Promise<void> {
   const startedAt = performance.now();
-  const append = async (block: Buffer): Promise<void> => {
-    await image.append(block);
-    options.onProgress?.(image.sizeBytes);
-    await holdBack(image.sizeBytes, startedAt, run, options);
+  const buffers = directBuffers(chunksInFlight, chunkBytes);
+  const underWay = new Set<Promise<void>>();
+  let doneBytes = 0;
+  const store = async (chunk: Chunk): Promise<void> => {
+    const buffer = buffers.pop();
+    if (buffer === undefined) throw new Error('more chunks are under way than there are buffers');
+    const bytes = buffer.subarray(0, chunk.lengthBytes);
+    await fill(bytes, chunk, source, run.signal);
+    await image.write(chunk.index, bytes);
+    // Of a chunk that failed it stays away: a late reply may still write into it.
+    buffers.push(buffer);
+    doneBytes += bytes.length;
+    options.onProgress?.(doneBytes);
   };
-  for (const cluster of metadataClusters(layout)) await append(cluster);
-  for await (const block of blocksInOrder(source, layout, run)) await append(block);
+  for (const chunk of chunksOf(layout)) {
+    while (underWay.size >= chunksInFlight) await run.unlessStopped(Promise.race(underWay));
+    await holdBack(chunk.index * chunkBytes, startedAt, run, options);
+    run.signal.throwIfAborted();
+    const stored = store(chunk).catch((error: unknown) => run.fail(error));
+    underWay.add(stored);
+    void stored.then(() => underWay.delete(stored));
+  }
+  await run.unlessStopped(Promise.all(underWay));
+  run.signal.throwIfAborted();
+  await holdBack(layout.fileSizeBytes, startedAt, run, options);
 }
 
 async function holdBack(bytesDone: number, startedAt: number, run: Run, options: AddOptions): Promise<void> {
@@ -86,36 +97,6 @@ async function holdBack(bytesDone: number, startedAt: number, run: Run, options:
   if (limit <= 0) return;
   const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
   if (waitMs >= 1) await sleep(waitMs, undefined, { signal: run.signal });
-}
-
-/** What stops all of the work as soon as one part of it fails. */
-class Run {
-  /** Its reason is the first failure, or that of the caller's signal. */
-  readonly signal: AbortSignal;
-  readonly #failure = new AbortController();
-
-  constructor(signal: AbortSignal | undefined) {
-    const own = this.#failure.signal;
-    this.signal = signal === undefined ? own : AbortSignal.any([signal, own]);
-  }
-
-  /** May be called for everything that fails after the first failure, too. */
-  fail(error: unknown): void {
-    this.#failure.abort(error);
-  }
-
-  /** Waits for something that may not listen to the signal. */
-  async unlessStopped<T>(work: Promise<T>): Promise<T> {
-    const { promise: stopped, reject } = Promise.withResolvers<never>();
-    const stop = (): void => reject(this.signal.reason);
-    this.signal.addEventListener('abort', stop);
-    if (this.signal.aborted) stop();
-    try {
-      return await Promise.race([work, stopped]);
-    } finally {
-      this.signal.removeEventListener('abort', stop);
-    }
-  }
 }
 
 async function askSource<T>(question: () => Promise<T>): Promise<T> {
@@ -126,138 +107,71 @@ async function askSource<T>(question: () => Promise<T>): Promise<T> {
   }
 }
 
-/** The stored parts of a volume, several being read ahead. */
-async function* blocksInOrder(source: VolumeSource, layout: Qcow2Layout, run: Run): AsyncGenerator<Buffer> {
-  const pieces = piecesToRead(layout);
-  const underWay: Promise<Buffer>[] = [];
-  const readAhead = (): void => {
-    while (underWay.length < readsInFlight) {
-      const piece = pieces.next();
-      if (piece.done) return;
-      const block = readWhole(source, piece.value, run.signal);
-      block.catch((error: unknown) => run.fail(error));
-      underWay.push(block);
-    }
-  };
-  readAhead();
-  for (let next = underWay.shift(); next !== undefined; next = underWay.shift()) {
-    const block = await run.unlessStopped(next);
-    readAhead();
-    yield block;
-  }
-}
+/** A stretch of the file: metadata, or bytes of the volume, which zeros fill up to a whole cluster. */
+type Part =
+  | { readonly kind: 'metadata'; readonly bytes: Buffer }
+  | { readonly kind: 'data'; readonly offsetBytes: number; readonly lengthBytes: number };
 
-interface Piece {
-  readonly offsetBytes: number;
+/** What stands in one chunk of the file. */
+interface Chunk {
+  readonly index: number;
   readonly lengthBytes: number;
+  readonly parts: readonly Part[];
 }
 
-function* piecesToRead(layout: Qcow2Layout): Generator<Piece> {
-  const blockClusters = blockBytes / clusterBytes;
+/** The file from its beginning to its end. */
+function* chunksOf(layout: Qcow2Layout): Generator<Chunk> {
+  let parts: Part[] = [];
+  let index = 0;
+  let filledBytes = 0;
+  for (const part of partsOf(layout)) {
+    parts.push(part);
+    filledBytes += storedBytes(part);
+    if (filledBytes < chunkBytes) continue;
+    yield { index, lengthBytes: filledBytes, parts };
+    [parts, index, filledBytes] = [[], index + 1, 0];
+  }
+  if (parts.length > 0) yield { index, lengthBytes: filledBytes, parts };
+}
+
+/** None of them crosses from one chunk into the next. */
+function* partsOf(layout: Qcow2Layout): Generator<Part> {
+  const clustersOfChunk = chunkBytes / clusterBytes;
+  let position = 0;
+  for (const bytes of metadataClusters(layout)) {
+    yield { kind: 'metadata', bytes };
+    position += 1;
+  }
   for (const { first, end } of storedRuns(layout.extents)) {
-    for (let cluster = first; cluster < end; cluster += blockClusters) {
+    let cluster = first;
+    while (cluster < end) {
+      const count = Math.min(end - cluster, clustersOfChunk - (position % clustersOfChunk));
       const offsetBytes = cluster * clusterBytes;
-      const endBytes = Math.min(cluster + blockClusters, end) * clusterBytes;
-      yield { offsetBytes, lengthBytes: Math.min(endBytes, layout.virtualSizeBytes) - offsetBytes };
+      const endBytes = Math.min((cluster + count) * clusterBytes, layout.virtualSizeBytes);
+      yield { kind: 'data', offsetBytes, lengthBytes: endBytes - offsetBytes };
+      cluster += count;
+      position += count;
     }
   }
 }
 
-async function readWhole(source: VolumeSource, piece: Piece, signal: AbortSignal): Promise<Buffer> {
-  const { offsetBytes, lengthBytes } = piece;
-  const block = await askSource(() => source.read(offsetBytes, lengthBytes, signal));
-  if (block.length !== lengthBytes)
-    throw new Error(`the source gave ${block.length} instead of ${lengthBytes} bytes at ${offsetBytes}`);
-  return block;
+function storedBytes(part: Part): number {
+  if (part.kind === 'metadata') return part.bytes.length;
+  return Math.ceil(part.lengthBytes / clusterBytes) * clusterBytes;
 }
 
-/** A new file that grows at its end, is hashed meanwhile, and has holes where it is zero. */
-class HashedFile {
-  readonly #file: FileHandle;
-  readonly #run: Run;
-  readonly #hash = fileHasher('chunks');
-  /** Those under way. None of them rejects: an error stops the run. */
-  readonly #writes = new Set<Promise<void>>();
-  #flush: Promise<void> = Promise.resolve();
-  #flushedBytes = 0;
-  #sizeBytes = 0;
-
-  constructor(file: FileHandle, run: Run) {
-    this.#file = file;
-    this.#run = run;
+/** Fills a chunk; its reads are under way together. */
+async function fill(bytes: Buffer, chunk: Chunk, source: VolumeSource, signal: AbortSignal): Promise<void> {
+  const reads: Promise<void>[] = [];
+  let position = 0;
+  for (const part of chunk.parts) {
+    const place = bytes.subarray(position, position + storedBytes(part));
+    if (part.kind === 'data') {
+      const target = place.subarray(0, part.lengthBytes);
+      place.fill(0, part.lengthBytes);
+      reads.push(askSource(() => source.readInto(target, part.offsetBytes, signal)));
+    } else part.bytes.copy(place);
+    position += place.length;
   }
-
-  get sizeBytes(): number {
-    return this.#sizeBytes;
-  }
-
-  /** Starts to write a block, and hashes it meanwhile. What is missing to a whole cluster is zero. */
-  async append(block: Buffer): Promise<void> {
-    while (this.#writes.size >= writesInFlight) await this.#run.unlessStopped(Promise.race(this.#writes));
-    this.#run.signal.throwIfAborted();
-    const write = this.#guard(writeSparse(this.#file, block, this.#sizeBytes));
-    this.#writes.add(write);
-    void write.then(() => this.#writes.delete(write));
-    this.#hash.update(block);
-    const paddingBytes = (clusterBytes - (block.length % clusterBytes)) % clusterBytes;
-    this.#hash.update(zeros.subarray(0, paddingBytes));
-    this.#sizeBytes += block.length + paddingBytes;
-    if (this.#sizeBytes - this.#flushedBytes >= flushBytes) {
-      await this.#run.unlessStopped(this.#flush);
-      this.#flushedBytes = this.#sizeBytes;
-      this.#flush = this.#guard(this.#file.datasync());
-    }
-  }
-
-  /** Brings everything to the disk, with its owner and mode. */
-  async finish({ ownership }: AddOptions): Promise<HashResult> {
-    await this.#run.unlessStopped(Promise.all([...this.#writes, this.#flush]));
-    this.#run.signal.throwIfAborted();
-    await this.#file.truncate(this.#sizeBytes); // a hole at the end has not been written
-    if (ownership !== undefined) {
-      await this.#file.chown(ownership.uid, ownership.gid); // first: it clears set-id bits
-      await this.#file.chmod(ownership.mode);
-    }
-    await this.#file.sync();
-    return { sizeBytes: this.#sizeBytes, ...this.#hash.finish() };
-  }
-
-  /** The number of a closed file is given to the next one, so nothing may be writing to it any more. */
-  async close(): Promise<void> {
-    await Promise.all([...this.#writes, this.#flush]);
-    await this.#file.close();
-  }
-
-  async #guard(work: Promise<void>): Promise<void> {
-    try {
-      await work;
-    } catch (error) {
-      this.#run.fail(error);
-    }
-  }
-}
-
-/** Writes a block into a new file, leaving out clusters of zeros. */
-async function writeSparse(file: FileHandle, block: Buffer, position: number): Promise<void> {
-  let start = 0;
-  while (start < block.length) {
-    const firstIsZero = isZero(block, start);
-    let end = start + clusterBytes;
-    while (end < block.length && isZero(block, end) === firstIsZero) end += clusterBytes;
-    if (!firstIsZero) await writeFully(file, block.subarray(start, end), position + start);
-    start = end;
-  }
-}
-
-function isZero(block: Buffer, start: number): boolean {
-  const piece = block.subarray(start, start + clusterBytes);
-  return piece.equals(zeros.subarray(0, piece.length));
-}
-
-async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {
-  let written = 0;
-  while (written < data.length) {
-    const { bytesWritten } = await file.write(data, written, data.length - written, position + written);
-    written += bytesWritten;
-  }
+  await Promise.all(reads);
 }

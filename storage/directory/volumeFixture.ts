@@ -31,9 +31,8 @@ export class GeneratedSource implements VolumeSource {
   readonly #extents: readonly Extent[];
   readonly #filled: readonly (readonly [number, number])[];
   reads = 0;
-  inFlight = 0;
-  maxInFlight = 0;
-  maxReadBytes = 0;
+  bytesInFlight = 0;
+  maxBytesInFlight = 0;
 
   constructor(
     virtualSizeBytes: number,
@@ -53,14 +52,13 @@ export class GeneratedSource implements VolumeSource {
     return this.#extents;
   }
 
-  async read(offsetBytes: number, lengthBytes: number): Promise<Buffer> {
+  async readInto(target: Buffer, offsetBytes: number): Promise<void> {
     this.reads += 1;
-    this.inFlight += 1;
-    this.maxInFlight = Math.max(this.maxInFlight, this.inFlight);
-    this.maxReadBytes = Math.max(this.maxReadBytes, lengthBytes);
+    this.bytesInFlight += target.length;
+    this.maxBytesInFlight = Math.max(this.maxBytesInFlight, this.bytesInFlight);
     await nextTurn();
-    this.inFlight -= 1;
-    return this.contentAt(offsetBytes, lengthBytes);
+    this.bytesInFlight -= target.length;
+    this.contentAt(offsetBytes, target.length).copy(target);
   }
 
   contentAt(offsetBytes: number, lengthBytes: number): Buffer {

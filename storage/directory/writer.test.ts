@@ -181,7 +181,7 @@ void t.test('a volume is written once, whatever a killed predecessor left of it'
     {
       virtualSizeBytes: source.virtualSizeBytes,
       extents: () => source.extents(),
-      read: async () => {
+      readInto: async () => {
         killed.resolve((await readdir(writer.directory))[0] ?? '');
         return Promise.withResolvers<never>().promise;
       },
@@ -221,8 +221,8 @@ void t.test('a source that fails is not taken for a storage that fails', async (
   const source = {
     virtualSizeBytes: good.virtualSizeBytes,
     extents: () => good.extents(),
-    read: (offsetBytes: number, lengthBytes: number) =>
-      offsetBytes > 0 ? Promise.reject(broken) : good.read(offsetBytes, lengthBytes),
+    readInto: (target: Buffer, offsetBytes: number) =>
+      offsetBytes > 0 ? Promise.reject(broken) : good.readInto(target, offsetBytes),
   };
   t.equal(await writer.addVolume(source, 'volume').catch((thrown: unknown) => thrown), broken);
   t.same(await readdir(writer.directory), []);
@@ -247,7 +247,8 @@ void t.test(
       virtualSizeBytes: size,
       extents: () => good.extents(),
       // Whoever waits for the next block does not learn of the full disk.
-      read: (offset, length) => offset < 16 * 1024 * 1024 ? good.read(offset, length) : new Promise(() => {}),
+      readInto: (target, offset) =>
+        offset < 16 * 1024 * 1024 ? good.readInto(target, offset) : new Promise(() => {}),
     };
     const found = [];
     await writer.addVolume(source, 'x').catch((error) => found.push(error.code, error.message));

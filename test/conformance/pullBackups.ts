@@ -5,6 +5,7 @@ import type { Test } from 'tap';
 
 import type { PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import { exists } from '../../common/files.ts';
+import { readFrom } from '../../nbd/fixture.ts';
 import { NbdVolume } from '../../nbd/volume.ts';
 import type { ConformanceMachine, HypervisorFixture } from './hypervisorFixture.ts';
 import { until } from './hypervisorFixture.ts';
@@ -83,7 +84,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
     await hypervisor.powerOff(uuid);
     t.match(await hypervisor.status(uuid), { state: 'shut-off' });
     await until(async () => (await hypervisor.currentBackup(uuid)) === null);
-    await t.rejects(volume.read(0, 4096), { name: 'NbdError' });
+    await t.rejects(readFrom(volume, 0, 4096), { name: 'NbdError' });
   });
 
   void t.test('a machine that is off has nothing to serve', async (t) => {
@@ -107,7 +108,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
       });
       await restartHypervisor();
       t.same(await hypervisor.currentBackup(uuid), backup);
-      t.equal((await volume.read(0, 4096)).length, 4096);
+      t.equal((await readFrom(volume, 0, 4096)).length, 4096);
       await hypervisor.endBackup(uuid, backup.socketPath);
       t.equal(await hypervisor.currentBackup(uuid), null);
       t.match(await hypervisor.status(uuid), { state: 'running' });
