@@ -67,6 +67,8 @@ export interface BlockJob {
   readonly bandwidthBytesPerSecond: number;
   readonly currentBytes: number;
   readonly endBytes: number;
+  /** Of an active commit: the base holds all that the top holds, and `pivot` may be asked for. */
+  readonly ready: boolean;
 }
 
 export interface SaveOptions {
@@ -91,6 +93,29 @@ export interface PullOptions {
   readonly target: string;
   /** Stop above this image of the chain; `undefined` pulls the whole chain into the top image. */
   readonly base?: string | undefined;
+  /** 0 is without limit. */
+  readonly bandwidthBytesPerSecond: number;
+}
+
+export interface LiveSnapshotOptions {
+  /** Fresh path that does not exist; libvirt writes a save image there as root, mode 0600. */
+  readonly memoryFile: string;
+  /**
+   * Every volume that the snapshot is of, each with an empty qcow2 image over its present one. Owner and mode of
+   * these images are the caller's. The volumes that are not named stay as they are.
+   */
+  readonly overlays: readonly { readonly target: string; readonly overlay: string }[];
+  readonly deadlineMs?: number | undefined;
+  /** Ends it as long as memory is written: nothing has changed then. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CommitOptions {
+  readonly target: string;
+  /** The volume's present image, from which is copied. */
+  readonly top: string;
+  /** The image into which is copied, and that the volume has after `pivot`. Never left to libvirt's choice. */
+  readonly base: string;
   /** 0 is without limit. */
   readonly bandwidthBytesPerSecond: number;
 }
@@ -170,6 +195,17 @@ export interface Hypervisor extends AsyncDisposable {
   restoreState(options: RestoreStateOptions): Promise<void>;
   /** The definition inside a save image (with secrets). */
   stateDefinition(file: string): Promise<string>;
+  /** Replaces the definition inside a complete save image. */
+  setStateDefinition(file: string, definition: string): Promise<void>;
+  /**
+   * Takes CPU, memory and volumes of a running machine at one instant while it runs on: its memory goes into a save
+   * image until only a little is left, then the vCPUs stop for the rest, the overlays become the volumes' images, in
+   * the live and in the persistent definition, and the vCPUs run on. No snapshot metadata is kept.
+   * @throws HypervisorError OPERATION_ABORTED when `signal` or `abortJob` ended it; the machine is as before
+   */
+  snapshotLive(uuid: string, options: LiveSnapshotOptions): Promise<void>;
+  /** How long the vCPUs may stop for the rest of the memory, while a live snapshot or a migration is under way. */
+  setMaxDowntime(uuid: string, downtimeMs: number): Promise<void>;
   /** What libvirt itself is doing with the machine (saving, dumping, …). */
   job(uuid: string): Promise<MachineJob>;
   /** Aborts that job; of a save: the file goes and the machine runs on. */
@@ -195,6 +231,16 @@ export interface Hypervisor extends AsyncDisposable {
   endBackup(uuid: string, socketPath: string): Promise<void>;
 
   pull(uuid: string, options: PullOptions): Promise<void>;
+  /**
+   * Begins to copy what a volume's present image holds into the one below it. The guest goes on writing to `top`, and
+   * the job stays, `ready`, until `pivot` or `abortBlockJob`. From its begin `base` is not what it was any more.
+   */
+  commit(uuid: string, options: CommitOptions): Promise<void>;
+  /**
+   * Ends an active commit that is ready: `base` is the volume's image again, live and persistent.
+   * @throws HypervisorError when the job is not ready, or not there
+   */
+  pivot(uuid: string, target: string): Promise<void>;
   blockJob(uuid: string, target: string): Promise<BlockJob | null>;
   setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void>;
   abortBlockJob(uuid: string, target: string): Promise<void>;

@@ -197,11 +197,18 @@ const refusals: readonly Refusal[] = [
     name: 'a volume with a block job',
     code: 'VOLUME_BUSY',
     prepare: (site) => {
-      const progress = { kind: 'pull', bandwidthBytesPerSecond: 0, currentBytes: 0, endBytes: 1 };
+      const progress = {
+        kind: 'pull',
+        bandwidthBytesPerSecond: 0,
+        currentBytes: 0,
+        endBytes: 1,
+        ready: false,
+      };
       site.world.machine('m').instance?.blockJobs.set('vda', {
         progress,
         controller: new AbortController(),
         done: Promise.resolve(),
+        finish: undefined,
       });
     },
   },

@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { open, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, writeFile } from 'node:fs/promises';
 
 import type { Test } from 'tap';
 
@@ -8,7 +7,16 @@ import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { HypervisorEvent } from '../../agent/hypervisor/hypervisor.ts';
 import { readImageInfo, readImageMap } from '../../common/qemuImage.ts';
 import type { ConformanceMachine, HypervisorFixture } from './hypervisorFixture.ts';
-import { EventRecording, correctedDefinition, liveChain, putOverlay, until } from './hypervisorFixture.ts';
+import {
+  EventRecording,
+  correctedDefinition,
+  freshState,
+  liveChain,
+  magic,
+  putOverlay,
+  until,
+} from './hypervisorFixture.ts';
+import { liveSnapshots } from './liveSnapshots.ts';
 import { pullBackups } from './pullBackups.ts';
 
 type Suite = (t: Test, fixture: HypervisorFixture) => void;
@@ -25,7 +33,8 @@ export async function hypervisorConformance(
   makeFixture: () => Promise<HypervisorFixture>,
 ): Promise<void> {
   await using fixture = await makeFixture();
-  for (const part of [machines, definitions, states, merges, pullBackups, events, hosts]) part(t, fixture);
+  for (const part of [machines, definitions, states, merges, liveSnapshots, pullBackups, events, hosts])
+    part(t, fixture);
   // The subtests run one after the other; the fixture lives until the last one has ended.
   await t.test('nothing is left in use', async (t) => {
     for (const machine of await fixture.hypervisor.machines()) {
@@ -389,16 +398,6 @@ async function runningOnOverlay(
   return { machine, image, frozen };
 }
 
-function freshState({ stateDir }: HypervisorFixture): string {
-  return join(stateDir, `${randomUUID()}.state`);
-}
-
 function monotonicMs(): number {
   return Number(process.hrtime.bigint()) / 1e6;
-}
-
-async function magic(file: string): Promise<string> {
-  await using handle = await open(file);
-  const { buffer, bytesRead } = await handle.read(Buffer.alloc(16), 0, 16, 0);
-  return buffer.toString('latin1', 0, bytesRead);
 }

@@ -1,4 +1,6 @@
-import { rename } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { open, rename } from 'node:fs/promises';
+import { join } from 'node:path';
 
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { Hypervisor, HypervisorEvent } from '../../agent/hypervisor/hypervisor.ts';
@@ -108,6 +110,18 @@ export async function putOverlay(imagePath: string): Promise<{ readonly frozen: 
 /** Paths of a volume's chain, from the top down, as the live definition tells it. */
 export async function liveChain(hypervisor: Hypervisor, uuid: string, target: string): Promise<string[]> {
   return DomainXml.parse(await hypervisor.definition(uuid, 'live')).liveChain(target);
+}
+
+/** A path for a memory state, where nothing is. */
+export function freshState({ stateDir }: HypervisorFixture): string {
+  return join(stateDir, `${randomUUID()}.state`);
+}
+
+/** The mark at the start of a save image. */
+export async function magic(file: string): Promise<string> {
+  await using handle = await open(file);
+  const { buffer, bytesRead } = await handle.read(Buffer.alloc(16), 0, 16, 0);
+  return buffer.toString('latin1', 0, bytesRead);
 }
 
 /** Calls `done` until it is true. */

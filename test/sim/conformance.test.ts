@@ -27,8 +27,12 @@ async function makeFixture(): Promise<HypervisorFixture> {
       return { uuid, name, imagePath };
     },
     holdBlockJobs: () => {
-      const gate = world.hold('pull:half');
-      return { [Symbol.dispose]: () => gate.release() };
+      const gates = [world.hold('pull:half'), world.hold('commit:half')];
+      return {
+        [Symbol.dispose]: () => {
+          for (const gate of gates) gate.release();
+        },
+      };
     },
     externally: {
       restartHypervisor: () => world.restartLibvirtd(),

@@ -13,6 +13,7 @@ const refusals = {
   configUnsupported: [67, 20],
   timeout: [68, 10],
   aborted: [78, 10],
+  blockCopyActive: [83, 10],
   operationUnsupported: [84, 10],
 } as const satisfies Record<string, readonly [code: number, domain: number]>;
 

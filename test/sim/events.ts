@@ -37,7 +37,7 @@ export function lifecycleEvent(uuid: string, name: LifecycleName): HypervisorEve
 export function blockJobEvent(
   uuid: string,
   target: string,
-  status: 'completed' | 'failed' | 'canceled',
+  status: 'completed' | 'failed' | 'canceled' | 'ready',
 ): HypervisorEvent {
   return { kind: 'block-job', uuid, target, status, ...now() };
 }

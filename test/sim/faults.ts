@@ -16,6 +16,16 @@ export type Point =
   | 'save:complete'
   /** QEMU started, memory not loaded. */
   | 'restore:starting'
+  /** A live snapshot writes memory while the vCPUs run. */
+  | 'snapshot:memory'
+  /** vCPUs stopped, all memory written. */
+  | 'snapshot:stopped'
+  /** State file complete, overlays not yet in use. */
+  | 'snapshot:complete'
+  | 'commit:started'
+  | 'commit:half'
+  /** The base has been written to, the job is not ready. */
+  | 'commit:copied'
   | 'pull:started'
   | 'pull:half'
   /** All data copied, header not yet changed. */
@@ -82,7 +92,7 @@ export function throwIfInterrupted(signal: AbortSignal): void {
   if (signal.aborted) throw signal.reason instanceof Interruption ? signal.reason : new Interruption('abort');
 }
 
-function aborted(signal: AbortSignal): Promise<void> {
+export function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     if (signal.aborted) resolve();
     else signal.addEventListener('abort', () => resolve(), { once: true });

@@ -134,7 +134,7 @@ export async function openChain(volume: DomainVolume): Promise<readonly BackingI
   return chain;
 }
 
-async function requireImage(path: string): Promise<void> {
+export async function requireImage(path: string): Promise<void> {
   try {
     await stat(path);
   } catch (error) {

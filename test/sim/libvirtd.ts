@@ -22,7 +22,7 @@ import { flush } from './qemu.ts';
 import type { SaveImage } from './saveImage.ts';
 import { appendMemory, beginSaveImage, completeSaveImage, readSaveImage } from './saveImage.ts';
 
-const memoryFillBytes = 64 * 1024;
+export const memoryFillBytes = 64 * 1024;
 let lastInstanceId = 0;
 
 /** Where a machine is found, added and dropped. */
@@ -91,19 +91,21 @@ export async function save(
       await completeSaveImage(file);
       await world.faults.pass('save:complete', signal);
     } catch (error) {
-      await endFailedSave(world, machine, { file, before, error });
+      await endFailedWrite(world, machine, { file, before, error, reason: 'save-canceled' });
     }
     markStopped(world, machine, 'saved', 'stoppedSaved');
   });
 }
 
-async function endFailedSave(
+/** What is left of a memory state that could not be written to its end. */
+export async function endFailedWrite(
   world: Registry,
   machine: SimulatedMachine,
-  { file, before, error }: { file: string; before: MachineStatus; error: unknown },
+  failed: { file: string; before: MachineStatus; error: unknown; reason: string },
 ): Promise<never> {
+  const { file, before, error } = failed;
   const reason = error instanceof Interruption ? error.reason : 'abort';
-  const resumed: MachineStatus = { state: 'running', reason: 'save-canceled' };
+  const resumed: MachineStatus = { state: 'running', reason: failed.reason };
   if (reason === 'host') throw error;
   if (reason === 'libvirtd') {
     // Nobody removes the file; the machine is resumed by the next libvirtd.
@@ -203,7 +205,7 @@ function endFailedStart(world: Registry, machine: SimulatedMachine, error: unkno
 }
 
 /** Runs one state-changing operation of a machine; the kill functions of the world wait for its end. */
-async function locked(
+export async function locked(
   machine: SimulatedMachine,
   name: RunningOperation['name'],
   run: (operation: RunningOperation) => Promise<void>,
@@ -212,7 +214,11 @@ async function locked(
   const operation: RunningOperation = {
     name,
     controller: new AbortController(),
-    job: { kind: name === 'save' ? 'unbounded' : 'none', processedBytes: 0, totalBytes: 0 },
+    job: {
+      kind: name === 'save' || name === 'snapshot' ? 'unbounded' : 'none',
+      processedBytes: 0,
+      totalBytes: 0,
+    },
     done: Promise.resolve(),
   };
   machine.operation = operation;
@@ -224,7 +230,7 @@ async function locked(
 }
 
 /** Gives an errno of the state file as libvirt does, so that a full file system is NO_SPACE. */
-async function accessing(file: string, access: () => Promise<void>): Promise<void> {
+export async function accessing(file: string, access: () => Promise<void>): Promise<void> {
   try {
     await access();
   } catch (error) {
@@ -234,7 +240,7 @@ async function accessing(file: string, access: () => Promise<void>): Promise<voi
 }
 
 /** The port refuses what libvirt would truncate. */
-async function requireFresh(file: string): Promise<void> {
+export async function requireFresh(file: string): Promise<void> {
   if (!isAbsolute(file))
     throw refusal('operationFailed', `the path of a memory state must be absolute: ${file}`);
   try {

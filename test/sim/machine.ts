@@ -25,8 +25,8 @@ import { refusal } from './errors.ts';
 /** One simulated QEMU process. */
 export interface Instance {
   readonly id: number;
-  /** As it was started with, without backing stores. */
-  readonly definition: string;
+  /** What it runs with, without backing stores. */
+  definition: string;
   /** By target: the images below the top image, as they are open. */
   readonly chains: Map<string, readonly BackingImage[]>;
   /** The number that the guest wrote last; it is part of the memory. */
@@ -45,11 +45,13 @@ export interface RunningPull {
   progress: BlockJob;
   readonly controller: AbortController;
   done: Promise<void>;
+  /** Pivots an active commit that is ready. */
+  finish: (() => Promise<void>) | undefined;
 }
 
 /** What libvirtd does with a machine at the moment (its state-change lock). */
 export interface RunningOperation {
-  readonly name: 'save' | 'restore' | 'start';
+  readonly name: 'save' | 'snapshot' | 'restore' | 'start';
   readonly controller: AbortController;
   job: MachineJob;
   done: Promise<void>;
@@ -100,6 +102,34 @@ export async function interrupt(machine: SimulatedMachine, why: Interruption): P
   await instance?.backup?.stop();
   if (instance !== undefined) instance.backup = undefined;
   await Promise.all([machine.operation?.done, ...pulls.map((pull) => pull.done)]);
+}
+
+/** The running block job of a volume. @throws HypervisorError when there is none */
+export function requireBlockJob(machine: SimulatedMachine, target: string): RunningPull {
+  const { blockJobs } = requireInstance(machine);
+  requireVolume(machine, target);
+  const job = blockJobs.get(target);
+  if (job === undefined) throw refusal('invalidArgument', `disk ${target} does not have an active block job`);
+  return job;
+}
+
+/** @throws HypervisorError when the machine has no such volume */
+export function requireVolume(machine: SimulatedMachine, target: string): void {
+  const definition = machine.instance?.definition ?? renderDefinition(machine, 'persistent');
+  if (DomainXml.parse(definition).volumes.some((candidate) => candidate.target === target)) return;
+  throw refusal('invalidArgument', `disk '${target}' not found in domain`);
+}
+
+/** libvirt refuses to forget a machine of which it keeps something else. */
+export function requireNothingKept({ checkpoints, snapshots, hasManagedSave }: SimulatedMachine): void {
+  const kept = [
+    [checkpoints.length, 'checkpoints'],
+    [snapshots.length, 'snapshots'],
+    [hasManagedSave ? 1 : 0, 'managed save image'],
+  ] as const;
+  for (const [count, what] of kept) {
+    if (count > 0) throw refusal('operationInvalid', `cannot delete inactive domain with ${count} ${what}`);
+  }
 }
 
 /** The definition in one of the forms that libvirt prints. */

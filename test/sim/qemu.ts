@@ -97,9 +97,11 @@ export function startPull(world: Surroundings, machine: SimulatedMachine, option
       bandwidthBytesPerSecond: options.bandwidthBytesPerSecond,
       currentBytes: 0,
       endBytes,
+      ready: false,
     },
     controller: new AbortController(),
     done: Promise.resolve(),
+    finish: undefined,
   };
   instance.blockJobs.set(target, pull);
   pull.done = runPull(world, machine, instance, target, rest).catch((error: unknown) => {
@@ -167,7 +169,7 @@ async function changeMetadata(
 }
 
 /** One change of image files after the other. */
-async function exclusively(instance: Instance, change: () => Promise<void>): Promise<void> {
+export async function exclusively(instance: Instance, change: () => Promise<void>): Promise<void> {
   const before = instance.work;
   const mine = Promise.allSettled([before]).then(change);
   instance.work = mine.catch(() => undefined);

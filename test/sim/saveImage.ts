@@ -68,6 +68,22 @@ export async function completeSaveImage(path: string): Promise<void> {
   }
 }
 
+/** `virDomainSaveImageDefineXML`: the definition, whose length stays that of the old one. */
+export async function replaceDefinition(path: string, definition: string): Promise<void> {
+  const { wasRunning, memory } = await readSaveImage(path);
+  if (memory === undefined) throw refusal('internal', 'the memory of the simulator is incomplete');
+  const content = await readWhole(path);
+  const stream = content.subarray(headerSizeBytes + content.readUInt32LE(20));
+  await beginSaveImage(path, definition, wasRunning);
+  const file = await open(path, 'a');
+  try {
+    await file.write(stream);
+  } finally {
+    await file.close();
+  }
+  await completeSaveImage(path);
+}
+
 /** @throws HypervisorError with the numbers that libvirt gives for each kind of damage */
 export async function readSaveImage(path: string): Promise<SaveImage> {
   const content = await readWhole(path);

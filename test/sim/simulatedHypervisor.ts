@@ -1,15 +1,16 @@
 import { hostname } from 'node:os';
 
 import type { PullBackup } from '../../agent/hypervisor/backupXml.ts';
-import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
   BlockJob,
+  CommitOptions,
   DefinitionKind,
   HostInfo,
   Hypervisor,
   HypervisorEvent,
   HypervisorListener,
+  LiveSnapshotOptions,
   MachineJob,
   MachineStatus,
   MachineSummary,
@@ -23,17 +24,22 @@ import type { Operation } from './faults.ts';
 import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
 import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
-import type { RunningPull, SimulatedMachine } from './machine.ts';
+import type { SimulatedMachine } from './machine.ts';
 import {
   interrupt,
   parseDefinition,
   renderDefinition,
+  requireBlockJob,
   requireIdle,
   requireInstance,
+  requireNothingKept,
   requireUnlocked,
+  requireVolume,
 } from './machine.ts';
+import { startCommit } from './commit.ts';
+import { snapshotLive } from './liveSnapshot.ts';
 import { flush, startPull } from './qemu.ts';
-import { readSaveImage } from './saveImage.ts';
+import { readSaveImage, replaceDefinition } from './saveImage.ts';
 
 /** What a connection needs of its world. */
 export interface Host {
@@ -171,18 +177,28 @@ export class SimulatedHypervisor implements Hypervisor {
   }
 
   save(uuid: string, options: SaveOptions): Promise<void> {
-    const { file, definition, deadlineMs, signal } = options;
-    const run = async (machine: SimulatedMachine): Promise<void> => {
-      const abort = (): void => machine.operation?.controller.abort(new Interruption('abort'));
-      signal?.addEventListener('abort', abort, { once: true });
-      try {
-        if (signal?.aborted) throw refusal('aborted', 'the save was cancelled before it began');
-        await save(this.#host.registry, machine, file, definition);
-      } finally {
-        signal?.removeEventListener('abort', abort);
-      }
-    };
-    return this.#withDeadline(this.#on('save', uuid, run), 'save', deadlineMs);
+    const { file, definition } = options;
+    return this.#writingMemory('save', uuid, options, (machine) =>
+      save(this.#host.registry, machine, file, definition),
+    );
+  }
+
+  setStateDefinition(file: string, definition: string): Promise<void> {
+    return this.#call('setStateDefinition', () =>
+      replaceDefinition(file, parseDefinition(definition).toString()),
+    );
+  }
+
+  snapshotLive(uuid: string, options: LiveSnapshotOptions): Promise<void> {
+    return this.#writingMemory('snapshotLive', uuid, options, (machine) =>
+      snapshotLive(this.#host.registry, machine, options),
+    );
+  }
+
+  setMaxDowntime(uuid: string): Promise<void> {
+    return this.#on('setMaxDowntime', uuid, (machine) => {
+      requireInstance(machine);
+    });
   }
 
   restoreState(options: RestoreStateOptions): Promise<void> {
@@ -211,7 +227,8 @@ export class SimulatedHypervisor implements Hypervisor {
     return this.#on('abortJob', uuid, async (machine) => {
       requireInstance(machine);
       const { operation } = machine;
-      if (operation?.name !== 'save') throw refusal('operationInvalid', 'no job is active on the domain');
+      if (operation?.name !== 'save' && operation?.name !== 'snapshot')
+        throw refusal('operationInvalid', 'no job is active on the domain');
       operation.controller.abort(new Interruption('abort'));
       await operation.done;
     });
@@ -255,6 +272,23 @@ export class SimulatedHypervisor implements Hypervisor {
     });
   }
 
+  commit(uuid: string, options: CommitOptions): Promise<void> {
+    return this.#on('commit', uuid, (machine) => {
+      requireInstance(machine);
+      requireIdle(machine);
+      startCommit(this.#host.registry, machine, options);
+    });
+  }
+
+  pivot(uuid: string, target: string): Promise<void> {
+    return this.#on('pivot', uuid, async (machine) => {
+      const { finish } = requireBlockJob(machine, target);
+      if (finish === undefined)
+        throw refusal('blockCopyActive', `block job on disk '${target}' is not ready for pivot yet`);
+      await finish();
+    });
+  }
+
   blockJob(uuid: string, target: string): Promise<BlockJob | null> {
     return this.#on('blockJob', uuid, (machine) => {
       const { blockJobs } = requireInstance(machine);
@@ -265,14 +299,15 @@ export class SimulatedHypervisor implements Hypervisor {
 
   setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void> {
     return this.#on('setBlockJobBandwidth', uuid, (machine) => {
-      const pull = requirePull(machine, target);
+      const pull = requireBlockJob(machine, target);
       pull.progress = { ...pull.progress, bandwidthBytesPerSecond: bytesPerSecond };
     });
   }
 
   abortBlockJob(uuid: string, target: string): Promise<void> {
     return this.#on('abortBlockJob', uuid, async (machine) => {
-      const pull = requirePull(machine, target);
+      const pull = requireBlockJob(machine, target);
+      // Ready or not.
       pull.controller.abort(new Interruption('abort'));
       await pull.done;
     });
@@ -332,6 +367,26 @@ export class SimulatedHypervisor implements Hypervisor {
     }
   }
 
+  /** What writes memory into a file: it can be aborted, and has a deadline. */
+  #writingMemory(
+    operation: 'save' | 'snapshotLive',
+    uuid: string,
+    { deadlineMs, signal }: Pick<SaveOptions, 'deadlineMs' | 'signal'>,
+    write: (machine: SimulatedMachine) => Promise<void>,
+  ): Promise<void> {
+    const run = async (machine: SimulatedMachine): Promise<void> => {
+      const abort = (): void => machine.operation?.controller.abort(new Interruption('abort'));
+      signal?.addEventListener('abort', abort, { once: true });
+      try {
+        if (signal?.aborted) throw refusal('aborted', `the ${operation} was cancelled before it began`);
+        await write(machine);
+      } finally {
+        signal?.removeEventListener('abort', abort);
+      }
+    };
+    return this.#withDeadline(this.#on(operation, uuid, run), operation, deadlineMs);
+  }
+
   async #withDeadline<T>(pending: Promise<T>, what: string, deadlineMs: number | undefined): Promise<T> {
     if (deadlineMs === undefined) return pending;
     const late = Promise.withResolvers<never>();
@@ -356,32 +411,4 @@ export class SimulatedHypervisor implements Hypervisor {
 function summary(machine: SimulatedMachine): MachineSummary {
   const { uuid, name, status, autostart, hasManagedSave } = machine;
   return { uuid, name, status, persistent: machine.persistent !== undefined, autostart, hasManagedSave };
-}
-
-function requireVolume(machine: SimulatedMachine, target: string) {
-  const definition = machine.instance?.definition ?? renderDefinition(machine, 'persistent');
-  const volume = DomainXml.parse(definition).volumes.find((candidate) => candidate.target === target);
-  if (volume === undefined) throw refusal('invalidArgument', `disk '${target}' not found in domain`);
-  return volume;
-}
-
-function requirePull(machine: SimulatedMachine, target: string): RunningPull {
-  const { blockJobs } = requireInstance(machine);
-  requireVolume(machine, target);
-  const pull = blockJobs.get(target);
-  if (pull === undefined)
-    throw refusal('invalidArgument', `disk ${target} does not have an active block job`);
-  return pull;
-}
-
-/** libvirt refuses to forget a machine of which it keeps something else. */
-function requireNothingKept({ checkpoints, snapshots, hasManagedSave }: SimulatedMachine): void {
-  const kept = [
-    [checkpoints.length, 'checkpoints'],
-    [snapshots.length, 'snapshots'],
-    [hasManagedSave ? 1 : 0, 'managed save image'],
-  ] as const;
-  for (const [count, what] of kept) {
-    if (count > 0) throw refusal('operationInvalid', `cannot delete inactive domain with ${count} ${what}`);
-  }
 }

@@ -134,6 +134,14 @@ export interface Libvirt {
     flags: Flags,
   ) => number;
   readonly virDomainSaveImageGetXMLDesc: (connection: Pointer, file: string, flags: Flags) => string | null;
+  readonly virDomainSaveImageDefineXML: (
+    connection: Pointer,
+    file: string,
+    xml: string,
+    flags: Flags,
+  ) => number;
+  readonly virDomainSnapshotCreateXML: (domain: Pointer, xml: string, flags: Flags) => Pointer | null;
+  readonly virDomainMigrateSetMaxDowntime: (domain: Pointer, downtimeMs: number, flags: Flags) => number;
   readonly virDomainGetJobInfo: (domain: Pointer, info: Partial<RawJobInfo>) => number;
   readonly virDomainAbortJob: OfDomain<number>;
 
@@ -150,6 +158,14 @@ export interface Libvirt {
     domain: Pointer,
     disk: string,
     base: string,
+    bandwidth: number,
+    flags: Flags,
+  ) => number;
+  readonly virDomainBlockCommit: (
+    domain: Pointer,
+    disk: string,
+    base: string,
+    top: string,
     bandwidth: number,
     flags: Flags,
   ) => number;
@@ -234,6 +250,15 @@ export const libvirt: Libvirt = {
   virDomainSaveImageGetXMLDesc: library.func(
     'str! virDomainSaveImageGetXMLDesc(void *conn, str file, uint flags)',
   ),
+  virDomainSaveImageDefineXML: library.func(
+    'int virDomainSaveImageDefineXML(void *conn, str file, str dxml, uint flags)',
+  ),
+  virDomainSnapshotCreateXML: library.func(
+    'void *virDomainSnapshotCreateXML(void *dom, str xmlDesc, uint flags)',
+  ),
+  virDomainMigrateSetMaxDowntime: library.func(
+    'int virDomainMigrateSetMaxDowntime(void *dom, ulonglong downtime, uint flags)',
+  ),
   virDomainGetJobInfo: library.func('int virDomainGetJobInfo(void *dom, _Out_ virDomainJobInfo *info)'),
   virDomainAbortJob: library.func('int virDomainAbortJob(void *dom)'),
 
@@ -247,6 +272,9 @@ export const libvirt: Libvirt = {
   ),
   virDomainBlockRebase: library.func(
     'int virDomainBlockRebase(void *dom, str disk, str base, ulong bandwidth, uint flags)',
+  ),
+  virDomainBlockCommit: library.func(
+    'int virDomainBlockCommit(void *dom, str disk, str base, str top, ulong bandwidth, uint flags)',
   ),
   virDomainGetBlockJobInfo: library.func(
     'int virDomainGetBlockJobInfo(void *dom, str disk, _Out_ virDomainBlockJobInfo *info, uint flags)',

@@ -1,15 +1,19 @@
+import { stat } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
-import { exists } from '../../../common/files.ts';
+import { isErrno } from '../../../common/errors.ts';
 import { formatBackupXml, parseBackupXml, type PullBackup } from '../backupXml.ts';
 import { DomainXml, DomainXmlError } from '../domainXml.ts';
 import { HypervisorError } from '../errors.ts';
+import { formatSnapshotXml } from '../snapshotXml.ts';
 import type {
   BlockJob,
+  CommitOptions,
   DefinitionKind,
   HostInfo,
   Hypervisor,
   HypervisorListener,
+  LiveSnapshotOptions,
   MachineJob,
   MachineStatus,
   MachineSummary,
@@ -138,16 +142,28 @@ export class LibvirtHypervisor implements Hypervisor {
   /** An abort rejects with OPERATION_ABORTED, and the machine runs on. */
   async save(uuid: string, options: SaveOptions): Promise<void> {
     const { file, definition, deadlineMs = this.#deadlines.stateMs, signal } = options;
-    if (signal?.aborted === true) throw aborted(signal);
-    const settled = new AbortController();
-    const onAbort = (): void => void this.#abortSave(uuid, file, settled.signal);
-    signal?.addEventListener('abort', onAbort, { once: true });
-    try {
-      await this.#changes.request('save', [uuid, file, definition], deadlineMs);
-    } finally {
-      settled.abort();
-      signal?.removeEventListener('abort', onAbort);
-    }
+    await this.#writingMemory(uuid, file, signal, () =>
+      this.#changes.request('save', [uuid, file, definition], deadlineMs),
+    );
+  }
+
+  setStateDefinition(file: string, definition: string): Promise<void> {
+    return this.#change('setStateDefinition', file, definition);
+  }
+
+  async snapshotLive(uuid: string, options: LiveSnapshotOptions): Promise<void> {
+    const { memoryFile, overlays, deadlineMs = this.#deadlines.stateMs, signal } = options;
+    const { volumes } = DomainXml.parse(await this.definition(uuid, 'live'));
+    const named = new Set(overlays.map(({ target }) => target));
+    const leftOut = volumes.map(({ target }) => target).filter((target) => !named.has(target));
+    const snapshotXml = formatSnapshotXml(options, leftOut);
+    await this.#writingMemory(uuid, memoryFile, signal, () =>
+      this.#changes.request('snapshotLive', [uuid, memoryFile, snapshotXml], deadlineMs),
+    );
+  }
+
+  setMaxDowntime(uuid: string, downtimeMs: number): Promise<void> {
+    return this.#query('setMaxDowntime', uuid, downtimeMs);
   }
 
   restoreState(options: RestoreStateOptions): Promise<void> {
@@ -210,6 +226,15 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#change('pull', uuid, target, base, bandwidthBytesPerSecond);
   }
 
+  commit(uuid: string, options: CommitOptions): Promise<void> {
+    const { target, top, base, bandwidthBytesPerSecond } = options;
+    return this.#change('commit', uuid, target, top, base, bandwidthBytesPerSecond);
+  }
+
+  pivot(uuid: string, target: string): Promise<void> {
+    return this.#change('pivot', uuid, target);
+  }
+
   blockJob(uuid: string, target: string): Promise<BlockJob | null> {
     return this.#query('blockJob', uuid, target);
   }
@@ -243,14 +268,33 @@ export class LibvirtHypervisor implements Hypervisor {
     await Promise.all([this.#feed.close(), this.#queries.close(), this.#changes.close()]);
   }
 
+  /** Runs what writes memory into a file; `signal` aborts it. */
+  async #writingMemory(
+    uuid: string,
+    file: string,
+    signal: AbortSignal | undefined,
+    write: () => Promise<void>,
+  ): Promise<void> {
+    if (signal?.aborted === true) throw aborted(signal);
+    const settled = new AbortController();
+    const onAbort = (): void => void this.#abortWriting(uuid, file, settled.signal);
+    signal?.addEventListener('abort', onAbort, { once: true });
+    try {
+      await write();
+    } finally {
+      settled.abort();
+      signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
   /**
-   * Aborts our own save and no other job: libvirt creates the file only when the save has the machine to
-   * itself. Tries until the save has settled, whose outcome is what the caller gets.
+   * Aborts our own save or snapshot and no other job: the file has content only when it has the machine to itself.
+   * Tries until it has settled, whose outcome is what the caller gets.
    */
-  async #abortSave(uuid: string, file: string, settled: AbortSignal): Promise<void> {
+  async #abortWriting(uuid: string, file: string, settled: AbortSignal): Promise<void> {
     while (!settled.aborted) {
       try {
-        if (await exists(file)) await this.abortJob(uuid);
+        if ((await sizeOf(file)) > 0) await this.abortJob(uuid);
       } catch (error) {
         if (!(error instanceof HypervisorError)) throw error;
       }
@@ -273,8 +317,17 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 }
 
+async function sizeOf(file: string): Promise<number> {
+  try {
+    return (await stat(file)).size;
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return 0;
+    throw error;
+  }
+}
+
 function aborted(signal: AbortSignal): HypervisorError {
-  return new HypervisorError('OPERATION_ABORTED', 'the save was aborted before it began', {
+  return new HypervisorError('OPERATION_ABORTED', 'it was aborted before it began', {
     cause: signal.reason,
   });
 }

@@ -1,4 +1,4 @@
-import { existsSync, lstatSync, statfsSync } from 'node:fs';
+import { closeSync, existsSync, lstatSync, openSync, rmSync, statfsSync } from 'node:fs';
 import { dirname, isAbsolute } from 'node:path';
 
 import { HypervisorError } from '../errors.ts';
@@ -10,6 +10,8 @@ import type { RawJobInfo } from './library.ts';
 
 const restorePaused = 1 << 2;
 const xmlSecure = 1 << 0;
+/** `VIR_DOMAIN_SNAPSHOT_CREATE_`: NO_METADATA | REUSE_EXT | ATOMIC | LIVE. */
+const snapshotFlags = (1 << 2) | (1 << 5) | (1 << 7) | (1 << 8);
 const jobKinds: readonly MachineJob['kind'][] = ['none', 'bounded', 'unbounded'];
 
 /** Memory states and the jobs that write them. */
@@ -43,6 +45,41 @@ export function stateOperations(connection: Connection) {
       return present(
         'virDomainSaveImageGetXMLDesc',
         libvirt.virDomainSaveImageGetXMLDesc(connection.pointer, file, xmlSecure),
+      );
+    },
+
+    setStateDefinition(file: string, definition: string): void {
+      check(
+        'virDomainSaveImageDefineXML',
+        libvirt.virDomainSaveImageDefineXML(connection.pointer, file, definition, 0),
+      );
+    },
+
+    /** Blocks until memory is written, the overlays are in use and the vCPUs run again. */
+    snapshotLive(uuid: string, memoryFile: string, snapshotXml: string): void {
+      refuseUnlessFresh(memoryFile);
+      connection.withMachine(uuid, (domain) => {
+        const memoryBytes = Number(libvirt.virDomainGetMaxMemory(domain)) * 1024;
+        // libvirt lets an existing file keep its mode, and would make a new one by its umask.
+        closeSync(openSync(memoryFile, 'wx', 0o600));
+        try {
+          const snapshot = libvirt.virDomainSnapshotCreateXML(domain, snapshotXml, snapshotFlags);
+          libvirt.virDomainSnapshotFree(present('virDomainSnapshotCreateXML', snapshot));
+        } catch (error) {
+          // libvirt removes only what it has made itself. Unreachable, it may still be writing.
+          if (!(error instanceof HypervisorError && error.code === 'HYPERVISOR_UNREACHABLE'))
+            rmSync(memoryFile, { force: true });
+          throw isGeneral(error) ? (spaceError(error, dirname(memoryFile), memoryBytes) ?? error) : error;
+        }
+      });
+    },
+
+    setMaxDowntime(uuid: string, downtimeMs: number): void {
+      connection.withMachine(uuid, (domain) =>
+        check(
+          'virDomainMigrateSetMaxDowntime',
+          libvirt.virDomainMigrateSetMaxDowntime(domain, downtimeMs, 0),
+        ),
       );
     },
 

@@ -10,6 +10,10 @@ import { blockJobKindOf } from './reasons.ts';
 const pullBandwidthBytes = 1 << 6;
 /** `VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES` and `…_SPEED_BANDWIDTH_BYTES`. */
 const jobBandwidthBytes = 1 << 0;
+/** `VIR_DOMAIN_BLOCK_COMMIT_`: ACTIVE | BANDWIDTH_BYTES. */
+const commitFlags = (1 << 2) | (1 << 4);
+/** `VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT`. */
+const abortPivot = 1 << 1;
 const monitorHuman = 1 << 0;
 
 /** Volumes, their block jobs, and what libvirt has noted about their past. */
@@ -36,13 +40,34 @@ export function volumeOperations(connection: Connection) {
         const info: Partial<RawBlockJobInfo> = {};
         const result = libvirt.virDomainGetBlockJobInfo(domain, target, info, jobBandwidthBytes);
         if (check('virDomainGetBlockJobInfo', result) === 0) return null;
+        const kind = blockJobKindOf(info.type ?? 0);
+        const currentBytes = Number(info.cur);
+        const endBytes = Number(info.end);
         return {
-          kind: blockJobKindOf(info.type ?? 0),
+          kind,
           bandwidthBytesPerSecond: Number(info.bandwidth),
-          currentBytes: Number(info.cur),
-          endBytes: Number(info.end),
+          currentBytes,
+          endBytes,
+          // libvirt keeps the two apart until QEMU says that the job is ready (`qemuBlockJobInfoTranslate`).
+          ready: kind === 'active-commit' && currentBytes === endBytes,
         };
       });
+    },
+
+    commit(uuid: string, target: string, top: string, base: string, bandwidth: number): void {
+      connection.withMachine(uuid, (domain) =>
+        check(
+          'virDomainBlockCommit',
+          libvirt.virDomainBlockCommit(domain, target, base, top, bandwidth, commitFlags),
+        ),
+      );
+    },
+
+    /** Returns when the job is gone. */
+    pivot(uuid: string, target: string): void {
+      connection.withMachine(uuid, (domain) =>
+        check('virDomainBlockJobAbort', libvirt.virDomainBlockJobAbort(domain, target, abortPivot)),
+      );
     },
 
     setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): void {
