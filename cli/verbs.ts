@@ -109,19 +109,39 @@ export const verbs: readonly Verb[] = [
       { flags: '--as <name>', description: 'as a new machine of this name' },
       {
         flags: '--in-place',
-        description: 'over the machine as it is now; what it replaces is kept until the machine runs',
+        description: 'over the machine as it is now; what it replaces is kept beside the images',
+      },
+      {
+        flags: '--volume <target>',
+        description:
+          'only this volume, with --in-place or --to; may be repeated, or several with commas: vda,vdb',
+        many: true,
       },
       {
         flags: '--start <how>',
         description: 'resume: go on at the instant; boot: cold; none: leave it off',
         choices: ['resume', 'boot', 'none'],
       },
-      { flags: '--to <directory>', description: 'images there; without --as only the files, and no machine' },
+      {
+        flags: '--to <directory>',
+        description:
+          'images there; without --as (or --in-place of a machine that is gone) only the files, and no machine',
+      },
+      {
+        flags: '--map <target=path>',
+        description: 'the image of one volume there; may be repeated',
+        many: true,
+      },
+      {
+        flags: '--no-safety-copy',
+        description: 'keep what is replaced only until the restore has succeeded',
+      },
       yes,
     ],
     examples: [
       'restore web-1@latest --in-place',
       'restore web-1@latest --as web-1-copy --start boot',
+      'restore web-1@latest --in-place --volume vdb',
       'restore web-1@latest --to /srv/look --start none',
     ],
     load: async () => (await import('./commands/restore.ts')).restore,
@@ -273,7 +293,6 @@ export const laterWords: ReadonlySet<string> = new Set([
   'sync',
   'controller',
   '--reread',
-  '--volume',
   '--instant',
   '--boot',
 ]);

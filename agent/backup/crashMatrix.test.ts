@@ -52,7 +52,7 @@ async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site>
   return site;
 }
 
-const requests: readonly JobRequest[] = ['backup', 'disk', 'in-place', 'new-machine', 'files'];
+const requests: readonly JobRequest[] = ['backup', 'disk', 'in-place', 'volumes', 'new-machine', 'files'];
 const points = Object.fromEntries(
   await Promise.all(requests.map(async (request) => [request, await pointsOf(request)] as const)),
 );
@@ -139,14 +139,14 @@ void t.test('a recovery that dies itself, or whose host does, is taken up by the
 });
 
 void t.test('a restore whose agent dies at any point is finished or undone, whole', async (t) => {
-  await inTurn(['in-place', 'new-machine', 'files'] as const, async (request) => {
+  await inTurn(['in-place', 'volumes', 'new-machine', 'files'] as const, async (request) => {
     const site = await siteFor(request, { autostart: true, targets: ['vda'] });
     try {
       // One site for all: every restore must leave it as good as it found it.
       for (const moment of points[request] ?? [])
         await triedOn(t, site, request, [{ moment, victim: 'agent' }]);
       const others: readonly Victim[] =
-        request === 'in-place' ? ['libvirtd', 'qemu', 'host'] : ['libvirtd', 'host'];
+        request === 'in-place' || request === 'volumes' ? ['libvirtd', 'qemu', 'host'] : ['libvirtd', 'host'];
       for (const victim of others) {
         for (const moment of sample(points[request] ?? [], 3))
           await triedOn(t, site, request, [{ moment, victim }]);

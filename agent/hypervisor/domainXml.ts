@@ -174,9 +174,13 @@ export class DomainXml {
   /**
    * Takes every `<backingStore>` out of the disks, so that libvirt reads the chains from the image headers.
    * Left in a save image, an empty one makes the restored machine read zeros instead of its backing file.
+   * @param targets only of these; of all unless told
    */
-  removeBackingStores(): void {
-    for (const disk of this.#disks) for (const store of children(disk, 'backingStore')) removeElement(store);
+  removeBackingStores(targets?: readonly string[]): void {
+    for (const disk of this.#disks) {
+      if (targets?.includes(volumeTarget(disk)) === false) continue;
+      for (const store of children(disk, 'backingStore')) removeElement(store);
+    }
   }
 
   /** @throws DomainXmlError XML_VOLUME_NOT_FOUND, XML_VOLUME_NOT_A_FILE */

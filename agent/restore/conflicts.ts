@@ -15,30 +15,55 @@ export async function findConflicts(
       kind: 'machine',
       message: `${plan.machine.name} runs: it is powered off, and what it did since ${plan.backup.pointInTime} is lost`,
     });
-  if (plan.present !== null)
+  if (plan.scope === 'volumes' && plan.present !== null) {
+    const others = otherVolumes(plan, definition);
+    const remark =
+      others.length === 0 ? '' : `; ${others.join(', ')} stay as they are, and are of another time`;
+    conflicts.push({
+      kind: 'volumes',
+      message: `only ${plan.volumes.map(({ target }) => target).join(', ')} go back to that instant, without memory${remark}`,
+    });
+  }
+  if (plan.scope === 'machine' && plan.present !== null)
     conflicts.push({
       kind: 'definition',
-      message: `the definition of ${plan.machine.name} is replaced by the one of that time`,
+      message: `the definition of ${plan.machine.name} is replaced by the one of that time; ${fate('the present one', plan.definitionSafetyCopy)}`,
     });
-  for (const volume of plan.volumes) {
-    if (volume.existed)
+  for (const { image, existed, safetyCopy } of plan.volumes) {
+    if (existed)
       conflicts.push({
         kind: 'path',
-        message:
-          plan.start === 'none'
-            ? `${volume.image} is replaced, and the present image removed`
-            : `${volume.image} is replaced; the present image is kept until the restored machine has started`,
+        message: `${image} is replaced; ${fate('the present image', safetyCopy)}`,
       });
   }
-  if (plan.nvram?.existed) conflicts.push({ kind: 'nvram', message: `${plan.nvram.path} is replaced` });
+  if (plan.nvram?.existed)
+    conflicts.push({
+      kind: 'nvram',
+      message: `${plan.nvram.path} is replaced; ${fate('the present one', plan.nvram.safetyCopy)}`,
+    });
   if (plan.linksDown) {
     conflicts.push({
       kind: 'network',
       message: `the resumed guest still uses the addresses of the original: its interfaces start disconnected (${plan.macs.map((mac) => `virsh domif-setlink ${plan.machine.name} ${mac} up`).join('; ')})`,
     });
   }
-  if (plan.kind === 'in-place') conflicts.push(...(await sharedMacs(hypervisor, machines, plan, definition)));
+  if (plan.kind === 'in-place' && plan.scope === 'machine')
+    conflicts.push(...(await sharedMacs(hypervisor, machines, plan, definition)));
   return conflicts;
+}
+
+/** What becomes of something that is replaced. */
+function fate(what: string, safetyCopy: string | null): string {
+  return safetyCopy === null
+    ? `${what} is kept only until the restore has succeeded`
+    : `${what} is kept as ${safetyCopy}`;
+}
+
+/** Disks of the machine that a restore of single volumes leaves alone. */
+function otherVolumes(plan: RestorePlan, definition: DomainXml): readonly string[] {
+  const restored = new Set(plan.volumes.map(({ target }) => target));
+  const disks = definition.volumes.filter(({ device, readOnly }) => device === 'disk' && !readOnly);
+  return disks.map(({ target }) => target).filter((target) => !restored.has(target));
 }
 
 async function sharedMacs(

@@ -17,7 +17,7 @@ async function replacementFor(test: Test, before?: string): Promise<Replacement>
   ];
   await writeFile(staged, 'new');
   if (before !== undefined) await writeFile(place, before);
-  return { staged, place, kept, existed: before !== undefined, presentOwner: null };
+  return { staged, place, kept, existed: before !== undefined, safetyCopy: null, presentOwner: null };
 }
 
 /** What a restore notes of a staged file before it is put in place. */

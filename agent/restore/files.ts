@@ -20,17 +20,20 @@ export interface Replacement {
   readonly place: string;
   readonly kept: string;
   readonly existed: boolean;
+  /** Name that what stood there keeps when the restore has succeeded. */
+  readonly safetyCopy: string | null;
   /** What stands at the place belongs to, where only the plan knows it. */
   readonly presentOwner: { readonly uid: number; readonly gid: number } | null;
 }
 
 /** Every file that a plan puts into its place. */
 export function replacementsOf(plan: RestorePlan): readonly Replacement[] {
-  const volumes = plan.volumes.map(({ staged, file, kept, existed, presentOwner }) => ({
+  const volumes = plan.volumes.map(({ staged, file, kept, existed, safetyCopy, presentOwner }) => ({
     staged,
     place: file,
     kept,
     existed,
+    safetyCopy,
     presentOwner,
   }));
   const nvram = plan.nvram === null ? [] : [{ ...plan.nvram, place: plan.nvram.path, presentOwner: null }];
@@ -43,13 +46,15 @@ export function plainFilesOf(
 ): readonly (Replacement & { readonly artifact: RestorePlan['definition'] })[] {
   const image = plan.volumes[0]?.image;
   const work = plan.workDirectories[0];
-  if (plan.kind !== 'files' || image === undefined || work === undefined) return [];
+  if (plan.kind !== 'files' || plan.scope === 'volumes' || image === undefined || work === undefined)
+    return [];
   const file = (name: string, place: string, artifact: RestorePlan['definition']) => ({
     artifact,
     place,
     staged: join(work, `${name}.staged`),
     kept: join(work, `${name}.kept`),
     existed: false,
+    safetyCopy: null,
     presentOwner: null,
   });
   const memory = plan.memory === null ? [] : [file('memory', plan.memory.staged, plan.memory.artifact)];
@@ -210,4 +215,25 @@ export async function takeOut(replacement: Replacement, marks: StagedMarks): Pro
     await rm(place, { force: true });
   }
   await fsyncDirectory(dirname(place));
+}
+
+/**
+ * Gives what a finished restore has replaced the names under which its owner finds it. May be started again.
+ * @param definition where the replaced definition is kept
+ */
+export async function keepSafetyCopies(plan: RestorePlan, definition: string): Promise<void> {
+  for (const { kept, safetyCopy, presentOwner } of replacementsOf(plan)) {
+    if (safetyCopy === null || !(await exists(kept))) continue;
+    if (presentOwner !== null) await chown(kept, presentOwner.uid, presentOwner.gid);
+    await moveNew(kept, safetyCopy);
+  }
+  if (plan.definitionSafetyCopy !== null && (await exists(definition)))
+    await moveNew(definition, plan.definitionSafetyCopy);
+}
+
+/** Moves a file to a name that is free, or is its own already, in the same file system. */
+async function moveNew(from: string, to: string): Promise<void> {
+  if (!(await isSameFile(from, to))) await linkNew(from, to);
+  await fsyncDirectory(dirname(to));
+  await rm(from);
 }

@@ -19,6 +19,8 @@ export const restoredVolumeSchema = z.object({
   /** Second name of what stood at `image`, until the restored machine has started. */
   kept: z.string(),
   existed: z.boolean(),
+  /** Name that what stood there keeps when the restore has succeeded; `null`: it is removed then. */
+  safetyCopy: z.string().nullable().default(null),
   /** What the restored image gets. */
   owner: z.object({ uid: z.number(), gid: z.number(), mode: z.number() }),
   /** Whose the present image is while no QEMU has it, where libvirt remembers that now and may forget it. */
@@ -27,7 +29,7 @@ export const restoredVolumeSchema = z.object({
 
 /** Something that the restore changes or that stands in its way, for the operator to see before it happens. */
 export const conflictSchema = z.object({
-  kind: z.enum(['machine', 'definition', 'path', 'nvram', 'mac', 'secrets', 'network']),
+  kind: z.enum(['machine', 'volumes', 'definition', 'path', 'nvram', 'mac', 'secrets', 'network']),
   message: z.string(),
 });
 
@@ -36,17 +38,35 @@ export const restorePlanSchema = z.object({
   jobId: z.string(),
   backup: z.object({ id: z.string(), storage: z.string(), directory: z.string(), pointInTime: z.string() }),
   kind: z.enum(['in-place', 'new-machine', 'files']),
+  /** `volumes`: single volumes; of the machine everything else stays as it is. */
+  scope: z.enum(['machine', 'volumes']).default('machine'),
   start: z.enum(['resume', 'boot', 'none']),
   machine: z.object({ name: z.string(), uuid: z.string() }),
   /** The vCPUs were running at T1. */
   runningAtPoint: z.boolean(),
   volumes: z.array(restoredVolumeSchema).min(1),
   /** The memory state and where its checked copy stands; `null` unless it is resumed (or only files are wanted). */
-  memory: z.object({ artifact, staged: z.string() }).nullable(),
+  memory: z
+    .object({
+      artifact,
+      staged: z.string(),
+      /** The definition inside is changed: the machine is another one, or its images stand elsewhere. */
+      adapted: z.boolean().default(false),
+    })
+    .nullable(),
   nvram: z
-    .object({ artifact, path: z.string(), staged: z.string(), kept: z.string(), existed: z.boolean() })
+    .object({
+      artifact,
+      path: z.string(),
+      staged: z.string(),
+      kept: z.string(),
+      existed: z.boolean(),
+      safetyCopy: z.string().nullable().default(null),
+    })
     .nullable(),
   definition: artifact,
+  /** Where the definition that is replaced is kept after the restore has succeeded. It holds secrets. */
+  definitionSafetyCopy: z.string().nullable().default(null),
   /** New MAC of each interface, in order; empty unless it becomes a new machine. */
   macs: z.array(z.string()),
   /** A resumed copy keeps its interfaces disconnected: its guest still uses the addresses of the original. */
@@ -61,6 +81,16 @@ export const restorePlanSchema = z.object({
 export type RestorePlan = z.infer<typeof restorePlanSchema>;
 export type RestoredVolume = z.infer<typeof restoredVolumeSchema>;
 export type Conflict = z.infer<typeof conflictSchema>;
+
+/** Everything that is still there of what a successful restore has replaced. */
+export function safetyCopiesOf(plan: RestorePlan): readonly string[] {
+  const copies = [
+    ...plan.volumes.map(({ safetyCopy }) => safetyCopy),
+    plan.nvram?.safetyCopy ?? null,
+    plan.definitionSafetyCopy,
+  ];
+  return copies.filter((copy) => copy !== null);
+}
 
 /** What a restore job knows; facts are only added. */
 export const restoreFactsSchema = z.object({

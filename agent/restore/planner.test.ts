@@ -5,12 +5,13 @@ import t, { type Test } from 'tap';
 
 import type { BackupEntry } from '../../storage/storage.ts';
 import { endure } from '../../test/sim/crashes.ts';
-import { createImage } from '../../test/sim/images.ts';
-import { listed } from '../../test/sim/invariants.ts';
+import { createImage, readGuestSequences } from '../../test/sim/images.ts';
+import { listed, sequenceAtPointOf } from '../../test/sim/invariants.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { restoredDefinition } from './definition.ts';
-import { planRestore, type RestoreRequest } from './planner.ts';
+import { planRestore } from './planner.ts';
+import type { RestoreRequest } from './request.ts';
 
 t.teardown(removeSharedImages);
 
@@ -51,6 +52,52 @@ const refusals: readonly Refusal[] = [
     name: 'in place and elsewhere',
     code: 'RESTORE_TARGET_UNCLEAR',
     request: { inPlace: true, to: '/elsewhere' },
+  },
+  {
+    name: 'some volumes as a new machine',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { volumes: ['vda'], as: 'n' },
+  },
+  {
+    name: 'a volume, and not said whose',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { volumes: ['vda'] },
+  },
+  {
+    name: 'a volume that the backup does not have',
+    code: 'VOLUME_UNKNOWN',
+    request: { inPlace: true, volumes: ['vda', 'vdz'] },
+  },
+  {
+    name: 'a place for a volume that the backup does not have',
+    code: 'VOLUME_UNKNOWN',
+    request: { as: 'n', map: { vdz: '/elsewhere/vdz' } },
+  },
+  {
+    name: 'a place in place',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { inPlace: true, map: { vda: '/elsewhere/vda' } },
+  },
+  {
+    name: 'a place of nothing',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { map: { vda: '/elsewhere/vda' } },
+  },
+  {
+    name: 'a volume with the memory of all',
+    code: 'NO_MEMORY_STATE',
+    request: { inPlace: true, volumes: ['vda'], start: 'resume' },
+  },
+  {
+    name: 'a volume that the machine has no more',
+    code: 'VOLUME_UNKNOWN',
+    request: { inPlace: true, volumes: ['vda'] },
+    prepare: async ({ site }) => {
+      const { persistent = '' } = site.world.machine('m');
+      await site.world
+        .connect()
+        .define(persistent.replaceAll("dev='vda'", "dev='vdc'").replaceAll('dev="vda"', 'dev="vdc"'));
+    },
   },
   { name: 'the name is taken', code: 'NAME_TAKEN', request: { as: 'm' } },
   { name: 'no name for a machine', code: 'NAME_INVALID', request: { as: '../n' } },
@@ -223,6 +270,79 @@ void t.test(
     );
   },
 );
+
+void t.test('a plan for single volumes leaves everything else of the machine alone', async (t) => {
+  const { site, entry } = await backedUp(t);
+  const request = { inPlace: true, volumes: ['vda'] };
+  const plan = await planRestore(site.world.connect(), entry, request);
+  t.match(plan, {
+    kind: 'in-place',
+    scope: 'volumes',
+    start: 'boot',
+    memory: null,
+    nvram: null,
+    definitionSafetyCopy: null,
+  });
+  t.same(
+    plan.conflicts.map(({ kind }) => kind),
+    ['machine', 'volumes', 'path'],
+  );
+  t.match(
+    plan.conflicts.at(-1)?.message,
+    plan.volumes[0]?.safetyCopy ?? 'none',
+    'it says what the old image is called',
+  );
+  await site.world.connect().powerOff(site.uuid);
+  t.match(
+    await planRestore(site.world.connect(), entry, request),
+    { start: 'none' },
+    'what is off stays off',
+  );
+  const files = await planRestore(site.world.connect(), entry, { to: site.filesDirectory, volumes: ['vda'] });
+  t.match(files, { kind: 'files', scope: 'volumes', memory: null });
+});
+
+void t.test('a machine that is gone is restored to another layout, also resumed', async (t) => {
+  const { site, entry } = await backedUp(t);
+  const connection = site.world.connect();
+  await connection.powerOff(site.uuid);
+  await connection.undefine(site.uuid);
+  const image = join(site.directory, 'images', 'n-elsewhere.qcow2');
+  const living = site.openAgent();
+  const plan = await living.agent.planRestore({ backup: entry.id ?? '', inPlace: true, map: { vda: image } });
+  t.match(plan, { memory: { adapted: true }, volumes: [{ image }] });
+  t.match(await living.agent.run(living.agent.createRestore(plan)), { state: 'finished' });
+  const { persistent = '', instance, status } = site.world.machine('m');
+  t.match(status, { state: 'running' });
+  for (const xml of [persistent, instance?.definition ?? ''])
+    t.equal(DomainXml.parse(xml).volume('vda').path, image);
+  t.equal(site.world.memorySequence('m'), await sequenceAtPointOf(entry), 'with its memory');
+});
+
+void t.test('of several volumes one goes back, and the other keeps what was written since', async (t) => {
+  const site = await Site.create();
+  t.teardown(() => site[Symbol.asyncDispose]());
+  t.same((await endure(site, 'backup', [])).problems, []);
+  const [entry] = await listed(site);
+  const atPoint = entry === undefined ? -1 : await sequenceAtPointOf(entry);
+  for (const _ of ['vda', 'vdb', 'vda']) await site.write();
+  const { agent } = site.openAgent();
+  const plan = await agent.planRestore({
+    backup: 'm@latest',
+    inPlace: true,
+    volumes: ['vdb'],
+    safetyCopy: false,
+  });
+  t.match(await agent.run(agent.createRestore(plan)), { state: 'finished' });
+  t.same(await readGuestSequences(site.image('vda')), site.expected('vda', site.lastSequence));
+  t.same(await readGuestSequences(site.image('vdb')), site.expected('vdb', atPoint));
+  t.same(
+    (await readdir(join(site.directory, 'images'))).toSorted(),
+    ['m-vda.qcow2', 'm-vdb.qcow2'],
+    'no safety copy was wanted',
+  );
+  t.match(site.world.machine('m').status, { state: 'running' });
+});
 
 void t.test('a machine that is gone is restored in place without being asked for', async (t) => {
   const { site, entry } = await backedUp(t);

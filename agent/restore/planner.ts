@@ -1,30 +1,20 @@
 import { createHash, randomBytes, randomUUID } from 'node:crypto';
-import { readFile, realpath } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
-import { exists, freeBytes, sameFileSystem } from '../../common/files.ts';
+import { readFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { freeBytes, sameFileSystem } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
-import { rememberedOwner } from '../../common/xattr.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { spaceFactor } from '../snapshot/space.ts';
-import { retainDirectoryName } from '../snapshot/workspace.ts';
 import { findConflicts } from './conflicts.ts';
 import { RestoreError } from './errors.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
+import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
+import { isOff, kindOf, type RestoreRequest, startOf, volumesOf } from './request.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
-
-export interface RestoreRequest {
-  /** The machine gets this name, and its own UUID, MACs, NVRAM and image paths. */
-  readonly as?: string | undefined;
-  /** Over the machine that was backed up. */
-  readonly inPlace?: boolean | undefined;
-  readonly start?: 'resume' | 'boot' | 'none' | undefined;
-  /** Directory for the images; alone: only the files are restored there. */
-  readonly to?: string | undefined;
-}
 
 /** Bytes that a definition has at most; it was ours when it was stored. */
 const definitionBytesMax = 4 * 1024 * 1024;
@@ -51,26 +41,31 @@ export async function planRestore(
   const machines = await hypervisor.machines();
   const present = machines.find((machine) => machine.uuid === manifest.machine.uuid);
   const kind = kindOf(request, present, manifest);
-  const start = startOf(request, kind, manifest);
-  const definition = await readDefinition(entry, manifest);
+  const scope = request.volumes === undefined ? 'machine' : 'volumes';
+  const chosen = volumesOf(request, manifest);
+  const start = startOf(request, kind, manifest, present);
+  const stored = await readDefinition(entry, manifest);
   const jobId = newId();
   const name = kind === 'new-machine' ? (request.as ?? '') : manifest.machine.name;
   const uuid = kind === 'in-place' ? manifest.machine.uuid : randomUUID();
   if (kind !== 'files') await refuseTakenName(machines, name, uuid);
-  if (kind === 'in-place' && present !== undefined)
-    await refuseUnsuitableMachine(hypervisor, present, manifest);
+  const replaced = kind === 'in-place' ? present : undefined;
+  if (replaced !== undefined) await refuseUnsuitableMachine(hypervisor, replaced, manifest);
+  const definition =
+    replaced !== undefined && scope === 'volumes'
+      ? DomainXml.parse(await hypervisor.definition(replaced.uuid, 'persistent'))
+      : stored;
 
-  const volumes = await Promise.all(
-    manifest.volumes.map((volume) =>
-      planVolume(entry, volume, { kind, name, jobId, to: request.to }, definition),
-    ),
-  );
+  const { to, map = {}, safetyCopy = true } = request;
+  const naming: Naming = { kind, scope, name, jobId, to, map, safetyCopy };
+  const volumes = await Promise.all(chosen.map((volume) => planVolume(entry, volume, naming, definition)));
+  refuseOnePlaceTwice(volumes);
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);
   await requireUnused(volumes, uuid);
   const first = volumes[0];
   if (first === undefined) throw new Error('a manifest without volumes');
-  const memory =
-    start === 'resume' || kind === 'files' ? planMemory(entry, manifest, first, kind, request.to) : null;
+  const wantsMemory = scope === 'machine' && (start === 'resume' || kind === 'files');
+  const { interfaces } = definition;
   const plan: RestorePlan = {
     jobId,
     backup: {
@@ -80,30 +75,25 @@ export async function planRestore(
       pointInTime: manifest.pointInTime,
     },
     kind,
+    scope,
     start,
     machine: { name, uuid },
     runningAtPoint: manifest.memory?.running ?? true,
     volumes,
-    memory,
-    nvram: await planNvram(entry, manifest, { kind, name, jobId, to: request.to }),
+    memory: wantsMemory ? planMemory(entry, manifest, first, naming) : null,
+    nvram: await planNvram(entry, manifest, naming),
     definition: {
       path: join(entry.directory, manifest.definition.file),
       sizeBytes: 0,
       sha256: manifest.definition.sha256,
     },
-    macs: kind === 'new-machine' ? definition.interfaces.map(newMac) : [],
-    linksDown:
-      kind === 'new-machine' &&
-      start === 'resume' &&
-      present !== undefined &&
-      definition.interfaces.length > 0,
-    present:
-      kind === 'in-place' && present !== undefined
-        ? {
-            running: present.status.state !== 'shut-off' && present.status.state !== 'crashed',
-            autostart: present.autostart,
-          }
+    definitionSafetyCopy:
+      replaced !== undefined && safetyCopy && scope === 'machine'
+        ? safetyCopyOf(join(dirname(first.file), `${name}.xml`))
         : null,
+    macs: kind === 'new-machine' ? interfaces.map(newMac) : [],
+    linksDown: kind === 'new-machine' && start === 'resume' && present !== undefined && interfaces.length > 0,
+    present: replaced === undefined ? null : { running: !isOff(replaced), autostart: replaced.autostart },
     autostart: kind === 'in-place' && (present?.autostart ?? manifest.definition.autostart),
     workDirectories: [],
     conflicts: [],
@@ -121,47 +111,6 @@ export async function planRestore(
   };
 }
 
-function kindOf(
-  request: RestoreRequest,
-  present: MachineSummary | undefined,
-  manifest: Manifest,
-): RestorePlan['kind'] {
-  if (request.as !== undefined && request.inPlace) {
-    throw new RestoreError('RESTORE_TARGET_UNCLEAR', 'a restore is either in place or a new machine', {
-      hint: 'give --in-place or --as NAME',
-    });
-  }
-  if (request.as !== undefined) return 'new-machine';
-  if (request.inPlace) {
-    if (request.to === undefined) return 'in-place';
-    throw new RestoreError('RESTORE_TARGET_UNCLEAR', 'a restore in place puts the images where they were', {
-      hint: 'leave --to out, or give --as NAME',
-    });
-  }
-  if (request.to !== undefined) return 'files';
-  if (present === undefined) return 'in-place';
-  throw new RestoreError(
-    'RESTORE_TARGET_UNCLEAR',
-    `${manifest.machine.name} exists: should it be replaced?`,
-    {
-      hint: `--in-place puts ${manifest.machine.name} back to ${manifest.pointInTime}; --as NAME makes a second machine; --to DIR restores only the files`,
-    },
-  );
-}
-
-function startOf(
-  request: RestoreRequest,
-  kind: RestorePlan['kind'],
-  manifest: Manifest,
-): RestorePlan['start'] {
-  if (kind === 'files') return 'none';
-  const start = request.start ?? (manifest.memory === undefined ? 'boot' : 'resume');
-  if (start === 'resume' && manifest.memory === undefined) {
-    throw new RestoreError('NO_MEMORY_STATE', 'the backup holds no memory state', { hint: '--start boot' });
-  }
-  return start;
-}
-
 async function readDefinition(entry: BackupEntry, manifest: Manifest): Promise<DomainXml> {
   const path = join(entry.directory, manifest.definition.file);
   const data = await readFile(path);
@@ -174,6 +123,14 @@ async function readDefinition(entry: BackupEntry, manifest: Manifest): Promise<D
     });
   }
   return DomainXml.parse(data.toString('utf8'));
+}
+
+function refuseOnePlaceTwice(volumes: readonly RestoredVolume[]): void {
+  const twice = volumes.find(({ file }, index) => volumes.findIndex((other) => other.file === file) < index);
+  if (twice === undefined) return;
+  throw new RestoreError('RESTORE_TARGET_UNCLEAR', `two volumes would go to ${twice.image}`, {
+    hint: `--map ${twice.target}=/another/path`,
+  });
 }
 
 async function refuseTakenName(
@@ -228,92 +185,6 @@ async function refuseUnsuitableMachine(
       hint: `virsh snapshot-list ${present.name}; delete them, or restore with --as NAME`,
     },
   );
-}
-
-interface Naming {
-  readonly kind: RestorePlan['kind'];
-  readonly name: string;
-  readonly jobId: string;
-  readonly to: string | undefined;
-}
-
-async function planVolume(
-  entry: BackupEntry,
-  volume: Manifest['volumes'][number],
-  naming: Naming,
-  definition: DomainXml,
-): Promise<RestoredVolume> {
-  const directory = naming.to ?? dirname(volume.source);
-  const opened = definition.volumes.find(({ target }) => target === volume.target)?.format;
-  const asRaw = naming.kind !== 'files' && volume.format === 'qcow2' && opened === 'raw';
-  const image =
-    naming.kind === 'in-place'
-      ? volume.source
-      : join(directory, `${naming.name}-${volume.target}.${asRaw ? 'raw' : volume.format}`);
-  const existed = await exists(image);
-  const file = existed ? await realpath(image) : image;
-  const workDirectory = join(dirname(file), retainDirectoryName, naming.jobId);
-  return {
-    target: volume.target,
-    format: volume.format,
-    asRaw,
-    artifact: {
-      path: join(entry.directory, volume.file),
-      sizeBytes: volume.storedBytes,
-      sha256: volume.sha256,
-    },
-    image,
-    file,
-    workDirectory,
-    staged: join(workDirectory, `${volume.target}.staged`),
-    kept: join(workDirectory, `${volume.target}.kept`),
-    existed,
-    owner: volume.owner,
-    presentOwner: existed ? await rememberedOwner(file) : null,
-  };
-}
-
-function planMemory(
-  entry: BackupEntry,
-  manifest: Manifest,
-  first: RestoredVolume,
-  kind: RestorePlan['kind'],
-  to: string | undefined,
-): RestorePlan['memory'] {
-  const { memory } = manifest;
-  if (memory === undefined) return null;
-  const staged =
-    kind === 'files'
-      ? join(to ?? '', `${manifest.machine.name}.state`)
-      : join(first.workDirectory, 'memory.state');
-  return {
-    artifact: {
-      path: join(entry.directory, memory.file),
-      sizeBytes: memory.sizeBytes,
-      sha256: memory.sha256,
-    },
-    staged,
-  };
-}
-
-async function planNvram(
-  entry: BackupEntry,
-  manifest: Manifest,
-  naming: Naming,
-): Promise<RestorePlan['nvram']> {
-  const nvram = manifest.extras.find((extra) => extra.kind === 'nvram');
-  if (nvram === undefined) return null;
-  const fileName = naming.kind === 'in-place' ? basename(nvram.source) : `${naming.name}_VARS.fd`;
-  const directory = naming.kind === 'files' ? (naming.to ?? '') : dirname(nvram.source);
-  const path = join(directory, fileName);
-  const work = join(directory, retainDirectoryName, naming.jobId);
-  return {
-    artifact: { path: join(entry.directory, nvram.file), sizeBytes: nvram.sizeBytes, sha256: nvram.sha256 },
-    path,
-    staged: join(work, 'nvram.staged'),
-    kept: join(work, 'nvram.kept'),
-    existed: await exists(path),
-  };
 }
 
 /** Checked copies are made beside their destinations before anything is replaced. */

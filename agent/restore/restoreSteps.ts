@@ -11,6 +11,7 @@ import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { restoredDefinition } from './definition.ts';
 import { RestoreError } from './errors.ts';
 import {
+  keepSafetyCopies,
   makeRaw,
   markOf,
   plainFilesOf,
@@ -76,7 +77,7 @@ async function stageMemory(
   signal: AbortSignal,
   onProgress: (bytesDone: number) => void,
 ): Promise<void> {
-  if (plan.kind === 'in-place') return stageFile(memory.artifact, memory.staged, { signal, onProgress });
+  if (!memory.adapted) return stageFile(memory.artifact, memory.staged, { signal, onProgress });
   await rm(memory.staged, { force: true });
   await rewriteSaveImage({
     from: memory.artifact.path,
@@ -144,6 +145,7 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
       cancellable: false,
       act: async (context) => {
         await giveAutostart(hypervisor, context);
+        await keepSafetyCopies(context.facts.plan, keptDefinitionFile(context.facts.plan));
         await removeWorkDirectories(context.facts.plan);
       },
     },
@@ -173,6 +175,12 @@ async function stopPresent(hypervisor: Hypervisor, plan: RestorePlan): Promise<v
 }
 
 async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+  if (plan.scope === 'volumes') {
+    const present = DomainXml.parse(await readFile(keptDefinitionFile(plan), 'utf8'));
+    // What it says of a chain is not true of the restored volumes any more.
+    present.removeBackingStores(plan.volumes.map(({ target }) => target));
+    return hypervisor.define(present.toString());
+  }
   const definition = DomainXml.parse(restoredDefinition(plan, await readFile(plan.definition.path, 'utf8')));
   // Stored definitions hold no secrets; the memory state and the machine as it was have them.
   if (plan.memory !== null)

@@ -1,11 +1,12 @@
 import { resolve } from 'node:path';
-import type { RestorePlan } from '../../agent/restore/plan.ts';
-import type { RestoreRequest } from '../../agent/restore/planner.ts';
+import { type RestorePlan, safetyCopiesOf } from '../../agent/restore/plan.ts';
+import type { RestoreRequest } from '../../agent/restore/request.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
+import { CliError } from '../errors.ts';
 import type { Options } from '../options.ts';
 import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
@@ -27,12 +28,14 @@ export const restore: RunVerb = (cli, [backup = ''], options) =>
     if (code !== 0) terminal.error(new JobFailure(job), plan.machine.name);
     if (terminal.json)
       terminal.object({ job: { id: job.id, state: job.state, error: job.error }, machine: plan.machine });
-    else if (code === 0)
+    else if (code === 0) {
       terminal.out(
         styled('green', 'restored '),
         styled('bold', plan.machine.name),
         ` as of ${plan.backup.pointInTime}: ${endOf(plan)}`,
       );
+      printSafetyCopies((...parts) => terminal.out(...parts), plan);
+    }
     return code;
   });
 
@@ -45,7 +48,22 @@ function requestOf(options: Options): RestoreRequest {
     // The job may go on in a process that stands somewhere else.
     to: to === undefined ? undefined : resolve(to),
     start: start === 'resume' || start === 'boot' || start === 'none' ? start : undefined,
+    volumes: options.texts('volume')?.flatMap((targets) => targets.split(',')),
+    map: parseMap(options.texts('map') ?? []),
+    safetyCopy: options.flag('safetyCopy'),
   };
+}
+
+/** Places of images, `vda=/path`. @throws CliError USAGE */
+function parseMap(texts: readonly string[]): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    texts.map((text): [string, string] => {
+      const [, target, path] = /^([^=]+)=(.+)$/.exec(text) ?? [];
+      if (target === undefined || path === undefined)
+        throw new CliError('USAGE', `"${text}" does not say where a volume goes`, '--map vda=/srv/vda.qcow2');
+      return [target, resolve(path)];
+    }),
+  );
 }
 
 const ends: Readonly<Record<RestorePlan['start'], string>> = {
@@ -54,6 +72,13 @@ const ends: Readonly<Record<RestorePlan['start'], string>> = {
   none: 'it is off',
 };
 
+/** What a restore has replaced, and how to be rid of it. */
+function printSafetyCopies(out: (...parts: readonly Text[]) => void, plan: RestorePlan): void {
+  const copies = safetyCopiesOf(plan);
+  if (copies.length === 0) return;
+  out('what it replaced is kept; when you need it no more: ', styled('bold', `rm ${copies.join(' ')}`));
+}
+
 function endOf(plan: RestorePlan): string {
   if (plan.kind === 'files') return `files in ${plan.volumes.map(({ image }) => image).join(', ')}`;
   if (plan.start === 'resume' && !plan.runningAtPoint)
@@ -61,9 +86,14 @@ function endOf(plan: RestorePlan): string {
   return ends[plan.start];
 }
 
+function whatOf({ scope, volumes, present }: RestorePlan): string {
+  if (scope === 'volumes') return `${volumes.map(({ target }) => target).join(', ')} of the machine`;
+  return present === null ? 'as the machine' : 'over the machine';
+}
+
 function printPlan(out: (...parts: readonly Text[]) => void, plan: RestorePlan): void {
   const whats: Readonly<Record<RestorePlan['kind'], string>> = {
-    'in-place': `${plan.present === null ? 'as' : 'over'} the machine ${plan.machine.name}`,
+    'in-place': `${whatOf(plan)} ${plan.machine.name}`,
     'new-machine': `as the new machine ${plan.machine.name} (${plan.machine.uuid})`,
     files: 'files only, no machine',
   };

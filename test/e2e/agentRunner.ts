@@ -18,6 +18,9 @@ const restore = {
   inPlace: z.boolean().optional(),
   start: z.enum(['resume', 'boot', 'none']).optional(),
   to: z.string().optional(),
+  volumes: z.array(z.string()).optional(),
+  map: z.record(z.string(), z.string()).optional(),
+  safetyCopy: z.boolean().optional(),
 };
 
 const mode = z.enum(['auto', 'save', 'disk', 'offline']).optional();

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
@@ -60,6 +60,40 @@ void t.test('a backup brings the machine back', async (t) => {
       `the guest went on after ${now.firstSequence - 1}, the backup ends with ${end}`,
     );
     await requireNothingLost(t, lab, agent, await witness(lab, machine));
+  });
+
+  await t.test('one volume in place: the other one stays, and what was replaced is kept', async (t) => {
+    const [vda, vdb] = targets.map((target) => machine.imagePath(target));
+    if (vda === undefined || vdb === undefined) throw new Error('two volumes');
+    const before = await stat(vda);
+    const replaced = await stat(vdb);
+    requireFinished(t, await agent.restore(backup.manifest.id, { inPlace: true, volumes: ['vdb'] }));
+    t.match(await machine.state(), /^running/, 'it ran, and boots');
+    t.equal((await stat(vda)).ino, before.ino);
+    await machine.destroy();
+    t.equal(
+      (await lab.readDisk(vdb)).firstSequence,
+      (await lab.readDisk(artifact(backup, 'vdb'))).firstSequence,
+    );
+    const copies = (await readdir(path.dirname(vdb))).filter((name) =>
+      name.startsWith(`${path.basename(vdb)}.replaced-`),
+    );
+    const inodes = await Promise.all(
+      copies.map(async (name) => (await stat(path.join(path.dirname(vdb), name))).ino),
+    );
+    t.ok(inodes.includes(replaced.ino), 'the image of before is among the safety copies');
+    const [whole] = copies.toSorted().slice(-1);
+    t.ok(
+      (await lab.readDisk(path.join(path.dirname(vdb), whole ?? ''))).highestSequence > end,
+      'with what was written since',
+    );
+    requireError(
+      t,
+      await agent.restore(backup.manifest.id, { inPlace: true, volumes: ['vdz'] }),
+      'VOLUME_UNKNOWN',
+    );
+    await machine.start();
+    await machine.waitUntilWriting({ rounds: 5 });
   });
 
   await t.test('in place, not started: off, on the disks of then', async (t) => {

@@ -1,10 +1,11 @@
 import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { exists } from '../../common/files.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { readGuestSequences } from './images.ts';
-import { brokenPromises, listed, sequenceAtPointOf } from './invariants.ts';
+import { brokenPromises, isSafetyCopy, listed, sequenceAtPointOf } from './invariants.ts';
 import type { LivingAgent, Site } from './site.ts';
 
 export type Victim = 'agent' | 'libvirtd' | 'qemu' | 'host';
@@ -16,7 +17,7 @@ export interface Crash {
   readonly victim: Victim;
 }
 
-export type JobRequest = 'backup' | 'disk' | 'in-place' | 'new-machine' | 'files';
+export type JobRequest = 'backup' | 'disk' | 'in-place' | 'volumes' | 'new-machine' | 'files';
 
 /** The guest goes on writing around what happens to it. */
 const writesAt = [
@@ -151,6 +152,7 @@ async function create(living: LivingAgent, site: Site, request: JobRequest): Pro
   if (request === 'disk') return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   const how = {
     'in-place': { inPlace: true },
+    volumes: { inPlace: true, volumes: site.targets },
     'new-machine': { as: 'n' },
     files: { to: site.filesDirectory },
   }[request];
@@ -169,14 +171,17 @@ interface Case {
 async function judge(site: Site, { request, victims, pointsAtHit, before, row }: Case): Promise<string[]> {
   const isFinished = row?.state === 'finished';
   const cold = victims.includes('qemu') || victims.includes('host');
-  if (request === 'in-place' && isFinished) site.goOnFrom(await sequenceAtPoint(site));
-  const booted = request === 'in-place' && !(await hasMemory(site));
-  const rolledBack = request === 'in-place' && !isFinished;
+  const isOver = request === 'in-place' || request === 'volumes';
+  const safetyProblems = isOver ? await judgeSafetyCopies(site, request, isFinished) : [];
+  if (isOver && isFinished) site.goOnFrom(await sequenceAtPoint(site));
+  const booted = isOver && (request === 'volumes' || !(await hasMemory(site)));
+  const rolledBack = isOver && !isFinished;
   const problems = await brokenPromises(site, {
     machine: promisedState(site, request, victims, pointsAtHit),
     memoryKept: !cold && !rolledBack && !booted,
     ...before,
   });
+  problems.push(...safetyProblems);
   const made = (await listed(site)).length - before.backups;
   const isBackup = request === 'backup' || request === 'disk';
   const promisedBackups = isBackup && isFinished ? Object.keys(site.storagePaths).length : 0;
@@ -204,7 +209,7 @@ function promisedState(
     request === 'backup'
       ? ['backup/after:guard', 'backup/before:unguard']
       : ['restore/after:stop', 'restore/before:start'];
-  if (request !== 'backup' && request !== 'in-place') return 'either';
+  if (request !== 'backup' && request !== 'in-place' && request !== 'volumes') return 'either';
   const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
   return isOurs && victims.length === 1 ? 'running' : 'either';
 }
@@ -221,6 +226,29 @@ async function sequenceAtPoint(site: Site): Promise<number> {
 
 async function hasMemory(site: Site): Promise<boolean> {
   return (await newestBackup(site))?.manifest?.memory !== undefined;
+}
+
+/** What a finished restore has replaced is kept whole; one that was undone keeps nothing. Removed for the next case. */
+async function judgeSafetyCopies(site: Site, request: JobRequest, isFinished: boolean): Promise<string[]> {
+  const directory = join(site.directory, 'images');
+  const found = (await readdir(directory)).filter(isSafetyCopy).toSorted();
+  const replaced = [
+    ...site.targets.map((target) => `m-${target}.qcow2`),
+    ...(request === 'volumes' ? [] : ['m.xml']),
+  ];
+  const wanted = isFinished ? replaced : [];
+  const problems: string[] = [];
+  if (String(found.map((name) => name.replace(/\.replaced-.*/, ''))) !== String(wanted))
+    problems.push(`kept of what was replaced: ${found.join()} instead of ${wanted.join()}`);
+  for (const target of site.targets) {
+    const copy = found.find((name) => name.startsWith(`m-${target}.qcow2`));
+    if (copy === undefined) continue;
+    const numbers = String(await readGuestSequences(join(directory, copy)));
+    const before = String(site.expected(target, site.lastSequence));
+    if (numbers !== before) problems.push(`${copy} has ${numbers} instead of ${before}`);
+  }
+  for (const name of found) await rm(join(directory, name));
+  return problems;
 }
 
 /** The second machine is there whole, or not at all; it is taken away so that the next case finds none. */

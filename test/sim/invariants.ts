@@ -90,8 +90,8 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
   const images = site.targets.map((target) => `m-${target}.qcow2`);
   const wanted = new Set([...images, ...others]);
   for (const name of await readdir(join(site.directory, 'images'), { recursive: true })) {
-    // The copy of a restore is judged by itself.
-    if (!wanted.delete(name) && !name.startsWith('n-'))
+    // The copy of a restore, and what a restore has replaced, are judged by themselves.
+    if (!wanted.delete(name) && !name.startsWith('n-') && !isSafetyCopy(name))
       problems.push(`stray file beside the images: ${name}`);
   }
   problems.push(...[...wanted].map((name) => `missing: ${name}`));
@@ -110,6 +110,11 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
     }
   }
   return problems;
+}
+
+/** Something that a restore has replaced, under the name that it keeps. */
+export function isSafetyCopy(name: string): boolean {
+  return /^[^/]+\.replaced-\d{8}T\d{6}\.\d{3}Z$/.test(name);
 }
 
 /** Every backup that the storages of a site list. */

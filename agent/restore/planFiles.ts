@@ -1,0 +1,151 @@
+import { realpath } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { exists } from '../../common/files.ts';
+import { formatPointInTime } from '../../common/time.ts';
+import { rememberedOwner } from '../../common/xattr.ts';
+import type { Manifest } from '../../storage/manifest.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
+import type { DomainXml } from '../hypervisor/domainXml.ts';
+import { retainDirectoryName } from '../snapshot/workspace.ts';
+import { RestoreError } from './errors.ts';
+import type { RestoredVolume, RestorePlan } from './plan.ts';
+
+/** What decides where the files of a restore go. */
+export interface Naming {
+  readonly kind: RestorePlan['kind'];
+  readonly scope: RestorePlan['scope'];
+  readonly name: string;
+  readonly jobId: string;
+  /** Directory for all images. */
+  readonly to: string | undefined;
+  /** Paths of single volumes, by target. */
+  readonly map: Readonly<Record<string, string>>;
+  /** What is replaced keeps a name for good. */
+  readonly safetyCopy: boolean;
+}
+
+/** Plans one volume. `definition`: the one that the machine will have. */
+export async function planVolume(
+  entry: BackupEntry,
+  volume: Manifest['volumes'][number],
+  naming: Naming,
+  definition: DomainXml,
+): Promise<RestoredVolume> {
+  const asRaw = isOpenedAsRaw(volume, naming, definition);
+  const image = imageOf(volume, naming, definition, asRaw ? 'raw' : volume.format);
+  const existed = await exists(image);
+  const file = existed ? await realpath(image) : image;
+  const workDirectory = join(dirname(file), retainDirectoryName, naming.jobId);
+  return {
+    target: volume.target,
+    format: volume.format,
+    asRaw,
+    artifact: {
+      path: join(entry.directory, volume.file),
+      sizeBytes: volume.storedBytes,
+      sha256: volume.sha256,
+    },
+    image,
+    file,
+    workDirectory,
+    staged: join(workDirectory, `${volume.target}.staged`),
+    kept: join(workDirectory, `${volume.target}.kept`),
+    existed,
+    safetyCopy: existed && naming.safetyCopy ? safetyCopyOf(file) : null,
+    owner: volume.owner,
+    presentOwner: existed ? await rememberedOwner(file) : null,
+  };
+}
+
+/** Where a machine opens the volume as raw, the qcow2 artifact is written anew as that. */
+function isOpenedAsRaw(
+  volume: Manifest['volumes'][number],
+  { kind, scope }: Naming,
+  definition: DomainXml,
+): boolean {
+  if (kind === 'files') return false;
+  const opened = definition.volumes.find(({ target }) => target === volume.target)?.format ?? volume.format;
+  if (scope === 'volumes' && opened !== volume.format && opened !== 'raw') {
+    throw new RestoreError(
+      'DEFINITION_UNUSABLE',
+      `the machine opens ${volume.target} as ${opened}, the backup holds it as ${volume.format}`,
+      { hint: `restore the file alone: --volume ${volume.target} --to DIR` },
+    );
+  }
+  return volume.format === 'qcow2' && opened === 'raw';
+}
+
+function imageOf(
+  { target, source }: Manifest['volumes'][number],
+  { kind, scope, name, to, map }: Naming,
+  definition: DomainXml,
+  format: string,
+): string {
+  const mapped = map[target];
+  if (mapped !== undefined) return mapped;
+  if (scope === 'volumes' && kind === 'in-place') return presentImage(target, name, definition);
+  if (kind === 'in-place') return to === undefined ? source : join(to, basename(source));
+  return join(to ?? dirname(source), `${name}-${target}.${format}`);
+}
+
+/** Where the machine has a volume now, which may be another place than at the time of the backup. */
+function presentImage(target: string, name: string, definition: DomainXml): string {
+  const volume = definition.volumes.find((candidate) => candidate.target === target);
+  if (volume?.sourceKind === 'file' && volume.path !== undefined) return volume.path;
+  throw new RestoreError(
+    'VOLUME_UNKNOWN',
+    `${name} has no volume ${target} that is a file: ${volume === undefined ? 'it is not there' : volume.sourceKind}`,
+    { hint: `restore the file with --volume ${target} --to DIR, and attach it: virsh attach-disk` },
+  );
+}
+
+/** A name beside a file that is replaced, with the moment of the plan. */
+export function safetyCopyOf(file: string): string {
+  return `${file}.replaced-${formatPointInTime(new Date())}`;
+}
+
+export function planMemory(
+  entry: BackupEntry,
+  manifest: Manifest,
+  first: RestoredVolume,
+  { kind, to, map }: Naming,
+): RestorePlan['memory'] {
+  const { memory } = manifest;
+  if (memory === undefined) return null;
+  const staged =
+    kind === 'files'
+      ? join(to ?? '', `${manifest.machine.name}.state`)
+      : join(first.workDirectory, 'memory.state');
+  return {
+    artifact: {
+      path: join(entry.directory, memory.file),
+      sizeBytes: memory.sizeBytes,
+      sha256: memory.sha256,
+    },
+    staged,
+    adapted:
+      kind === 'new-machine' || (kind === 'in-place' && (to !== undefined || Object.keys(map).length > 0)),
+  };
+}
+
+export async function planNvram(
+  entry: BackupEntry,
+  manifest: Manifest,
+  naming: Naming,
+): Promise<RestorePlan['nvram']> {
+  const nvram = manifest.extras.find((extra) => extra.kind === 'nvram');
+  if (nvram === undefined || naming.scope === 'volumes') return null;
+  const fileName = naming.kind === 'in-place' ? basename(nvram.source) : `${naming.name}_VARS.fd`;
+  const directory = naming.kind === 'files' ? (naming.to ?? '') : dirname(nvram.source);
+  const path = join(directory, fileName);
+  const work = join(directory, retainDirectoryName, naming.jobId);
+  const existed = await exists(path);
+  return {
+    artifact: { path: join(entry.directory, nvram.file), sizeBytes: nvram.sizeBytes, sha256: nvram.sha256 },
+    path,
+    staged: join(work, 'nvram.staged'),
+    kept: join(work, 'nvram.kept'),
+    existed,
+    safetyCopy: existed && naming.safetyCopy ? safetyCopyOf(path) : null,
+  };
+}
