@@ -10,8 +10,8 @@ import type { Step, StepContext } from '../jobs/step.ts';
 import { describeReadBackup } from '../retain/manifest.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { type OpenVolume, retainRead, type RetainedRead } from '../retain/retainRead.ts';
-import { SnapshotError } from '../snapshot/errors.ts';
 import { ImageExport } from '../snapshot/imageExport.ts';
+import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
 import { planRead } from '../snapshot/planRead.ts';
 import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
@@ -163,18 +163,7 @@ async function readRunning(
   try {
     return await reading(context, plan, writers, open, (signal) => watchScratch(plan, signal));
   } catch (error) {
-    if (!(error instanceof NbdError)) throw error;
-    const { status } = await hypervisor.machine(plan.machine.uuid);
-    if (status.state !== 'shut-off' && status.state !== 'crashed') throw error;
-    throw new SnapshotError(
-      'MACHINE_INTERFERED',
-      `${plan.machine.name} went off (${status.reason}) while it was read, and T1 with it`,
-      {
-        cause: error,
-        hint: 'start the backup again: mode "offline" reads a machine that is off',
-        retryable: true,
-      },
-    );
+    throw error instanceof NbdError ? await whyExportWasLost(hypervisor, plan, error) : error;
   }
 }
 
