@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { copyFile, open, rm } from 'node:fs/promises';
+import { chmod, copyFile, open, rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -166,17 +166,32 @@ export async function copyFileDurable(options: CopyOptions): Promise<CopyResult>
 /** What a file system answers that cannot share blocks between these two places. */
 const cannotReflink = ['ENOTSUP', 'EOPNOTSUPP', 'EXDEV', 'EINVAL', 'ENOTTY', 'ENOSYS', 'ETXTBSY'];
 
-async function reflink(options: CopyOptions, mode: number): Promise<CopyResult | null> {
+/**
+ * Makes a file that shares all blocks of another (reflink), where the file system can. Nothing is synced.
+ * @returns false where it cannot; then there is no file
+ * @throws EEXIST, ENOENT, ENOSPC, … of the system
+ */
+export async function cloneFile(from: string, to: string, mode: number): Promise<boolean> {
   try {
-    await copyFile(options.from, options.to, constants.COPYFILE_FICLONE_FORCE | constants.COPYFILE_EXCL);
+    await copyFile(from, to, constants.COPYFILE_FICLONE_FORCE | constants.COPYFILE_EXCL);
   } catch (error) {
-    if (cannotReflink.some((code) => isErrno(error, code))) return null;
+    if (cannotReflink.some((code) => isErrno(error, code))) return false;
     throw error;
   }
   try {
+    await chmod(to, mode);
+    return true;
+  } catch (error) {
+    await rm(to, { force: true });
+    throw error;
+  }
+}
+
+async function reflink(options: CopyOptions, mode: number): Promise<CopyResult | null> {
+  if (!(await cloneFile(options.from, options.to, mode))) return null;
+  try {
     const copy = await open(options.to, 'r+');
     try {
-      await copy.chmod(mode);
       await copy.sync();
       return { ...(await hashHandle(copy, options)), method: 'reflink' };
     } finally {

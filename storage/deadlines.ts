@@ -9,6 +9,7 @@ import type {
   BackupEntry,
   BackupWriter,
   BeginRequest,
+  Increment,
   PartialBackup,
   Protection,
   Storage,
@@ -156,6 +157,17 @@ class DeadlineWriter implements BackupWriter {
   addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
       this.#writer.addVolume(answering(source, alive), fileName, { ...options, ...watched }),
+    );
+  }
+
+  addIncrement(
+    source: VolumeSource,
+    increment: Increment,
+    fileName: string,
+    options: AddOptions = {},
+  ): Promise<FileDigest> {
+    return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
+      this.#writer.addIncrement(answering(source, alive), increment, fileName, { ...options, ...watched }),
     );
   }
 

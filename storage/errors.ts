@@ -24,6 +24,8 @@ export type StorageErrorCode =
   | 'FILE_MISSING'
   /** Something in the storage is not what we put there: a link, a directory, another job's work. */
   | 'FOREIGN_CONTENT'
+  /** No increment can be built on this stored volume; a full read can take its place. */
+  | 'PARENT_UNUSABLE'
   /** A name that may not stand in a storage. */
   | 'NAME_INVALID'
   | 'STORAGE_FAILED';

@@ -1,7 +1,7 @@
 import type { FileDigest, HashOptions } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
-import type { VolumeSource } from '../common/volumeSource.ts';
+import type { Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { Artifact, Manifest } from './manifest.ts';
 
 /**
@@ -97,6 +97,20 @@ export interface BackupWriter {
    */
   addVolume(source: VolumeSource, fileName: string, options?: AddOptions): Promise<FileDigest>;
   /**
+   * Writes a volume in as what an earlier backup of this storage holds of it, with what has changed since: a
+   * standalone qcow2 file, too, for which only `changes` are read and written where the file system can share blocks.
+   * `onProgress` counts the bytes that are read from the source; so does the bandwidth.
+   *
+   * Rejects with PARENT_UNUSABLE when the earlier one is missing, damaged, of another size, or of a layout that is
+   * not ours to change: then it is `addVolume` that can. Otherwise as `addVolume`.
+   */
+  addIncrement(
+    source: VolumeSource,
+    increment: Increment,
+    fileName: string,
+    options?: AddOptions,
+  ): Promise<FileDigest>;
+  /**
    * Makes it a backup. Every file of the manifest must be there with its size.
    *
    * Rejects with BACKUP_EXISTS when the machine has another backup of the same T1.
@@ -104,6 +118,14 @@ export interface BackupWriter {
   commit(manifest: Manifest): Promise<BackupEntry>;
   /** Gives it up and removes what was gathered. */
   abandon(): Promise<void>;
+}
+
+/** What makes a volume out of an earlier backup. */
+export interface Increment {
+  /** Id of the earlier backup, and which of its volumes. */
+  readonly parent: { readonly backupId: string; readonly target: string };
+  /** Every stretch in which the volume may differ from it, in order. Zeros are changes. */
+  readonly changes: readonly Extent[];
 }
 
 /** A file whose digest is by chunks (every volume) gets the list of them beside it, see `sumsFileOf`. */

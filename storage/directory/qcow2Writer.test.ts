@@ -7,7 +7,8 @@ import type { Test } from 'tap';
 import { hashFile } from '../../common/copy.ts';
 import { planQcow2 } from '../../common/qcow2/layout.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
-import { SourceFailure, writeQcow2 } from './qcow2Writer.ts';
+import { writeQcow2 } from './qcow2Writer.ts';
+import { SourceFailure } from './sourceReader.ts';
 import { GeneratedSource, problemOfVolume, turns } from './volumeFixture.ts';
 
 const clusterBytes = 64 * 1024;

@@ -1,5 +1,4 @@
 import { rm } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { chunkBytes } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
 import { createDirect, directBuffers } from '../../common/directBuffers.ts';
@@ -9,16 +8,10 @@ import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
 import { ChunkedFile } from './chunkedFile.ts';
 import { Run } from './run.ts';
+import { askSource, holdBack } from './sourceReader.ts';
 
 /** Chunks of the file that are read, hashed and written at the same time: 24 MiB of memory. */
 const chunksInFlight = 6;
-
-/** Wraps an error of the source, so that a system error in it is not taken for one of the storage. */
-export class SourceFailure extends Error {
-  constructor(cause: unknown) {
-    super('the source of a volume failed', { cause });
-  }
-}
 
 /**
  * Writes a volume as a new standalone qcow2 file in one pass, and hashes its chunks on the way; the file's data is
@@ -90,21 +83,6 @@ async function writeImage(
   await run.unlessStopped(Promise.all(underWay));
   run.signal.throwIfAborted();
   await holdBack(layout.fileSizeBytes, startedAt, run, options);
-}
-
-async function holdBack(bytesDone: number, startedAt: number, run: Run, options: AddOptions): Promise<void> {
-  const limit = options.bandwidthBytesPerSecond ?? 0;
-  if (limit <= 0) return;
-  const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
-  if (waitMs >= 1) await sleep(waitMs, undefined, { signal: run.signal });
-}
-
-async function askSource<T>(question: () => Promise<T>): Promise<T> {
-  try {
-    return await question();
-  } catch (error) {
-    throw new SourceFailure(error);
-  }
 }
 
 /** A stretch of the file: metadata, or bytes of the volume, which zeros fill up to a whole cluster. */

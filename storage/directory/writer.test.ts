@@ -212,6 +212,49 @@ void t.test('a volume is written once, whatever a killed predecessor left of it'
   await t.rejects(writer.addVolume(source, '../volume'), { code: 'NAME_INVALID' });
 });
 
+void t.test('an increment stands alone: what it was made of can go', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const first = await makeSample(work);
+  const parent = await storeSample(storage, first);
+  const second = await makeSample(work, { time: new Date(firstTime.getTime() + 1000) });
+  const writer = await storage.begin(second);
+  const size = 16 * 1024 * 1024;
+  const mebibyte = 1024 * 1024;
+  // The sample's own first MiB has changed to this.
+  const source = new GeneratedSource(size, turns([mebibyte, size], false));
+  const changes = [{ offsetBytes: 0, lengthBytes: mebibyte, zero: false }];
+  const file = second.manifest.volumes[0]?.file ?? '';
+  for (const backupId of ['0193e0a0-0000-7000-8000-000000000000', second.manifest.id])
+    await t.rejects(
+      writer.addIncrement(source, { parent: { backupId, target: 'vda' }, changes }, file),
+      { code: 'PARENT_UNUSABLE', message: /no backup/ },
+      'a backup that is not there',
+    );
+  const increment = { parent: { backupId: first.manifest.id, target: 'vda' }, changes };
+  const digest = await writer.addIncrement(source, increment, file);
+  t.same(await writer.addIncrement(source, increment, file), digest, 'after a crash behind the rename');
+  for (const step of stepsOf(second).slice(1, 3)) await step(writer);
+  const [volume] = second.manifest.volumes;
+  if (volume === undefined) throw new Error('the sample has a volume');
+  const { sizeBytes: storedBytes, sha256 } = digest;
+  await writer.commit({
+    ...second.manifest,
+    volumes: [{ ...volume, storedBytes, sha256, read: 'increment', parent: first.manifest.id }],
+  });
+  await storage.delete(parent);
+  const entry = await storage.find(second.manifest.id);
+  t.ok((await storage.verify(entry, { data: true })).ok);
+  t.equal(await problemOfVolume(join(entry.directory, file), source, join(work, 'reference')), null);
+  await rm(join(entry.directory, file));
+  const third = await storage.begin(await makeSample(work));
+  await t.rejects(
+    third.addIncrement(source, { parent: { backupId: entry.id ?? '', target: 'vda' }, changes }, 'volume'),
+    { code: 'PARENT_UNUSABLE', message: /missing/ },
+    'a backup that is damaged',
+  );
+});
+
 void t.test('a source that fails is not taken for a storage that fails', async (t) => {
   const work = t.testdir({ root: {} });
   const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });

@@ -23,10 +23,12 @@ import { dropLibvirtLabels } from '../../common/xattr.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import { artifactsOf, formatManifest, manifestFileName, sumsFileOf } from '../manifest.ts';
 import type { Manifest } from '../manifest.ts';
-import type { AddOptions, BackupEntry, BackupWriter, MachineIdentity } from '../storage.ts';
+import type { AddOptions, BackupEntry, BackupWriter, Increment, MachineIdentity } from '../storage.ts';
 import { lstatOrNull, problemOfFiles, readEntry } from './entries.ts';
+import { ParentUnusable, type StoredParent, writeIncrement } from './increment.ts';
 import { assertArtifactName } from './names.ts';
-import { SourceFailure, writeQcow2 } from './qcow2Writer.ts';
+import { writeQcow2 } from './qcow2Writer.ts';
+import { SourceFailure } from './sourceReader.ts';
 
 /** Ending of a copy that is not complete. No artifact's name may end like this. */
 const copyingSuffix = '.copying.tmp';
@@ -113,12 +115,52 @@ export class DirectoryBackupWriter implements BackupWriter {
   }
 
   async addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    return this.#write(fileName, options, (to) => writeQcow2(source, to, options));
+  }
+
+  async addIncrement(
+    source: VolumeSource,
+    { parent, changes }: Increment,
+    fileName: string,
+    options: AddOptions = {},
+  ): Promise<FileDigest> {
+    try {
+      return await this.#write(fileName, options, async (to) => {
+        const stored = await this.#storedParent(parent);
+        return writeIncrement(source, changes, stored, to, options);
+      });
+    } catch (error) {
+      if (!(error instanceof ParentUnusable)) throw error;
+      throw new StorageError('PARENT_UNUSABLE', error.message, {
+        cause: error,
+        hint: `stillpoint verify --data ${parent.backupId}`,
+      });
+    }
+  }
+
+  async #storedParent({ backupId, target }: Increment['parent']): Promise<StoredParent> {
+    const entry = await this.#context.findCommitted(backupId);
+    if (entry === null) throw new ParentUnusable(`there is no backup ${backupId} any more`);
+    const volume = entry.manifest?.volumes.find((candidate) => candidate.target === target);
+    if (entry.state !== 'Active' || volume === undefined)
+      throw new ParentUnusable(`backup ${backupId} is damaged: ${entry.problem ?? `it has no ${target}`}`);
+    if (volume.format !== 'qcow2') throw new ParentUnusable(`${volume.file} is ${volume.format}`);
+    const { storedBytes, sha256 } = volume;
+    return { path: join(entry.directory, volume.file), sizeBytes: storedBytes, sha256 };
+  }
+
+  /** Writes a volume under a name of its own, which becomes the file's when it is complete. */
+  async #write(
+    fileName: string,
+    options: AddOptions,
+    write: (to: string) => Promise<HashResult>,
+  ): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     try {
       return await this.#run(`writing ${to}`, async () => {
         if (await exists(to)) return this.#withSums(to, await hashFile(to, { ...options, digest: 'chunks' }));
         const copying = await this.#makeRoomForCopy(fileName);
-        const written = await writeQcow2(source, copying, options);
+        const written = await write(copying);
         try {
           // Who gave up during the last fsync may have begun anew.
           options.signal?.throwIfAborted();

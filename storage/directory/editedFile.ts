@@ -1,0 +1,185 @@
+import type { FileHandle } from 'node:fs/promises';
+import { chunkBytes, chunkSha256, formatSums } from '../../common/chunkSums.ts';
+
+/** Chunks kept in memory, 24 MiB: one of data, the tables that lead to it, and what is appended. */
+const chunksInMemory = 6;
+/** What was written is brought to the disk in pieces of this size, so that no fsync keeps silent for long. */
+const flushBytes = 256 * 1024 * 1024;
+const word64Bytes = 8;
+
+/** The file is not what its list of digests says. */
+export class ChunkDamaged extends Error {
+  constructor(index: number) {
+    super(`its bytes from ${index * chunkBytes} on are not what was stored`);
+  }
+}
+
+interface Chunk {
+  readonly index: number;
+  readonly bytes: Buffer;
+  /** Stretches within the chunk that differ from the file, in rising order. */
+  readonly changed: { start: number; end: number }[];
+}
+
+/**
+ * A copy of a stored file that is being changed. Chunks that nobody touches keep their digests; those that are
+ * touched are compared with theirs before they are used, so that damage never gets a digest that fits it. Grows at
+ * its end. One caller at a time.
+ */
+export class EditedFile {
+  readonly #file: FileHandle;
+  readonly #sums: (string | undefined)[];
+  /** Length of each chunk when its digest was made, where it is not a whole chunk. */
+  readonly #lengths = new Map<number, number>();
+  /** In the order of their last use. */
+  readonly #chunks = new Map<number, Chunk>();
+  #sizeBytes: number;
+  #unflushedBytes = 0;
+
+  /** @param sums digests of the file's chunks, one for each */
+  constructor(file: FileHandle, sizeBytes: number, sums: readonly string[]) {
+    if (sums.length !== Math.ceil(sizeBytes / chunkBytes))
+      throw new Error(`${sums.length} digests for ${sizeBytes} bytes`);
+    this.#file = file;
+    this.#sums = [...sums];
+    this.#sizeBytes = sizeBytes;
+    if (sums.length > 0) this.#lengths.set(sums.length - 1, this.#lengthOf(sums.length - 1));
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** @throws ChunkDamaged; Error beyond the end of the file */
+  async read(position: number, lengthBytes: number): Promise<Buffer> {
+    if (position + lengthBytes > this.#sizeBytes)
+      throw new Error(`${lengthBytes} bytes at ${position} are beyond the end, ${this.#sizeBytes}`);
+    const result = Buffer.allocUnsafe(lengthBytes);
+    for (let done = 0; done < lengthBytes; ) {
+      const at = position + done;
+      const chunk = await this.#chunk(Math.floor(at / chunkBytes));
+      done += chunk.bytes.copy(result, done, at % chunkBytes, (at % chunkBytes) + lengthBytes - done);
+    }
+    return result;
+  }
+
+  /** The 64 bits at a position, big-endian, in two halves. @throws ChunkDamaged */
+  async readWord(position: number): Promise<{ readonly high: number; readonly low: number }> {
+    const word = await this.read(position, word64Bytes);
+    return { high: word.readUInt32BE(0), low: word.readUInt32BE(4) };
+  }
+
+  /** Writes inside the file or at its end. @throws ChunkDamaged */
+  async write(position: number, data: Buffer): Promise<void> {
+    this.#sizeBytes = Math.max(this.#sizeBytes, position + data.length);
+    for (let done = 0; done < data.length; ) {
+      const at = position + done;
+      const start = at % chunkBytes;
+      const chunk = await this.#chunk(Math.floor(at / chunkBytes));
+      const end = start + data.copy(chunk.bytes, start, done);
+      noteChange(chunk, start, end);
+      done += end - start;
+    }
+  }
+
+  /**
+   * Brings everything to the disk.
+   * @returns the list of the digests of all chunks
+   * @throws ChunkDamaged
+   */
+  async finish(): Promise<string> {
+    for (const chunk of this.#chunks.values()) await this.#store(chunk);
+    const count = Math.ceil(this.#sizeBytes / chunkBytes);
+    for (let index = 0; index < count; index += 1) {
+      const length = this.#lengths.get(index) ?? chunkBytes;
+      // Grown since, or jumped over.
+      if (this.#sums[index] === undefined || length !== this.#lengthOf(index))
+        await this.#store(await this.#chunk(index));
+    }
+    await this.#file.truncate(this.#sizeBytes);
+    await this.#file.sync();
+    return formatSums(this.#sums.map((sum) => sum ?? ''));
+  }
+
+  #lengthOf(index: number): number {
+    return Math.min(chunkBytes, this.#sizeBytes - index * chunkBytes);
+  }
+
+  async #chunk(index: number): Promise<Chunk> {
+    const known = this.#chunks.get(index);
+    this.#chunks.delete(index);
+    const chunk = known ?? (await this.#load(index));
+    this.#chunks.set(index, chunk);
+    for (const [oldest, unused] of this.#chunks) {
+      if (this.#chunks.size <= chunksInMemory) break;
+      await this.#store(unused);
+      this.#chunks.delete(oldest);
+    }
+    return chunk;
+  }
+
+  async #load(index: number): Promise<Chunk> {
+    const bytes = Buffer.alloc(chunkBytes);
+    const expected = this.#sums[index];
+    if (expected !== undefined) {
+      const length = this.#lengths.get(index) ?? chunkBytes;
+      await readFully(this.#file, bytes.subarray(0, length), index * chunkBytes);
+      if (chunkSha256(bytes.subarray(0, length)) !== expected) throw new ChunkDamaged(index);
+    }
+    return { index, bytes, changed: [] };
+  }
+
+  /** Writes what is changed, and makes the digest anew. */
+  async #store({ index, bytes, changed }: Chunk): Promise<void> {
+    const length = this.#lengthOf(index);
+    const isNew = this.#sums[index] === undefined || (this.#lengths.get(index) ?? chunkBytes) !== length;
+    if (changed.length === 0 && !isNew) return;
+    for (const { start, end } of changed) {
+      await writeFully(this.#file, bytes.subarray(start, end), index * chunkBytes + start);
+      this.#unflushedBytes += end - start;
+    }
+    changed.length = 0;
+    this.#sums[index] = chunkSha256(bytes.subarray(0, length));
+    if (length === chunkBytes) this.#lengths.delete(index);
+    else this.#lengths.set(index, length);
+    if (this.#unflushedBytes < flushBytes) return;
+    this.#unflushedBytes = 0;
+    await this.#file.datasync();
+  }
+}
+
+/** Joins a stretch with those that it touches. */
+function noteChange(chunk: Chunk, start: number, end: number): void {
+  const { changed } = chunk;
+  const last = changed.at(-1);
+  if (last !== undefined && start >= last.start && start <= last.end) {
+    last.end = Math.max(last.end, end);
+    return;
+  }
+  const joined = { start, end };
+  const apart = changed.filter((stretch) => {
+    if (stretch.end < start || stretch.start > end) return true;
+    joined.start = Math.min(joined.start, stretch.start);
+    joined.end = Math.max(joined.end, stretch.end);
+    return false;
+  });
+  changed.length = 0;
+  changed.push(...apart, joined);
+  changed.sort((one, other) => one.start - other.start);
+}
+
+/** A file that ends before its digests do is damaged, too: what is missing stays zero. */
+async function readFully(file: FileHandle, buffer: Buffer, position: number): Promise<void> {
+  for (let filled = 0; filled < buffer.length; ) {
+    const { bytesRead } = await file.read(buffer, filled, buffer.length - filled, position + filled);
+    if (bytesRead === 0) return;
+    filled += bytesRead;
+  }
+}
+
+async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {
+  for (let written = 0; written < data.length; ) {
+    const { bytesWritten } = await file.write(data, written, data.length - written, position + written);
+    written += bytesWritten;
+  }
+}
