@@ -22,7 +22,10 @@ const forbiddenCharacter = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]
  * ("billion laughs") nor external files are possible.
  * @throws DomainXmlError XML_INVALID
  */
-export function parseDocument(xml: string, rootName: 'domain' | 'domainbackup'): Document {
+export function parseDocument(
+  xml: string,
+  rootName: 'domain' | 'domainbackup' | 'domaincheckpoint',
+): Document {
   if (xml.length > domainXmlSizeMax) {
     throw invalid(`the definition has ${xml.length} characters, more than ${domainXmlSizeMax}`);
   }

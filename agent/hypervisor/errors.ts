@@ -17,6 +17,8 @@ export type HypervisorErrorCode =
   | 'ACCESS_DENIED'
   | 'NO_SPACE'
   | 'DEFINITION_INVALID'
+  /** libvirt 103 and 109: a checkpoint that is not there, or whose bitmap is missing or broken. */
+  | 'CHECKPOINT_UNUSABLE'
   | 'OPERATION_FAILED';
 
 /** An error of the hypervisor port. `libvirt` keeps its numbers for the log. */

@@ -1,4 +1,4 @@
-import type { PullBackup } from './backupXml.ts';
+import type { Checkpoint, PullBackup } from './backupXml.ts';
 
 /**
  * The port through which everything else talks to libvirt and QEMU. Two implementations pass one
@@ -219,9 +219,11 @@ export interface Hypervisor extends AsyncDisposable {
   /**
    * Starts a pull-mode backup: from one instant on QEMU serves the named volumes as they were then, read-only,
    * over a unix socket. The guest runs on; what it overwrites goes to the scratch files. Ended by `endBackup`.
-   * @throws HypervisorError OPERATION_UNSUPPORTED, MACHINE_STATE_INVALID (off, or a block job or backup in the way)
+   * @param checkpoint is made at that very instant, or not at all when the backup does not begin
+   * @throws HypervisorError OPERATION_UNSUPPORTED, MACHINE_STATE_INVALID (off, or a block job or backup in the way),
+   *   CHECKPOINT_UNUSABLE (one of those since which changes were asked for; see `brokenTarget`)
    */
-  beginBackup(uuid: string, backup: PullBackup): Promise<void>;
+  beginBackup(uuid: string, backup: PullBackup, checkpoint?: Checkpoint): Promise<void>;
   /** The pull-mode backup that is under way, ours or another's; `null` if there is none. */
   currentBackup(uuid: string): Promise<PullBackup | null>;
   /**
@@ -248,6 +250,18 @@ export interface Hypervisor extends AsyncDisposable {
   snapshotNames(uuid: string): Promise<readonly string[]>;
   /** Names of the libvirt checkpoints of a machine. */
   checkpointNames(uuid: string): Promise<readonly string[]>;
+  /**
+   * The libvirt checkpoints of a machine, the oldest first. One that is listed may be unusable all the same: whether
+   * its bitmaps are in order shows only when they are used.
+   */
+  checkpoints(uuid: string): Promise<readonly Checkpoint[]>;
+  /**
+   * Deletes a checkpoint; does nothing when there is none.
+   * @param what `all`: with its bitmaps, of a machine that runs. `metadata`: what libvirt knows of it only.
+   * @throws HypervisorError OPERATION_UNSUPPORTED for `all` of a machine that is off; OPERATION_FAILED when a bitmap
+   *   is missing
+   */
+  deleteCheckpoint(uuid: string, name: string, what: 'all' | 'metadata'): Promise<void>;
   /**
    * Asks QEMU's monitor to flush one volume. Taints the machine `custom-monitor`: only for a machine that is
    * paused, where suspend and resume flush nothing (trap 2).

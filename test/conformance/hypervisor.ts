@@ -17,6 +17,7 @@ import {
   until,
 } from './hypervisorFixture.ts';
 import { liveSnapshots } from './liveSnapshots.ts';
+import { checkpoints } from './checkpoints.ts';
 import { pullBackups } from './pullBackups.ts';
 
 type Suite = (t: Test, fixture: HypervisorFixture) => void;
@@ -33,7 +34,17 @@ export async function hypervisorConformance(
   makeFixture: () => Promise<HypervisorFixture>,
 ): Promise<void> {
   await using fixture = await makeFixture();
-  for (const part of [machines, definitions, states, merges, liveSnapshots, pullBackups, events, hosts])
+  for (const part of [
+    machines,
+    definitions,
+    states,
+    merges,
+    liveSnapshots,
+    pullBackups,
+    checkpoints,
+    events,
+    hosts,
+  ])
     part(t, fixture);
   // The subtests run one after the other; the fixture lives until the last one has ended.
   await t.test('nothing is left in use', async (t) => {

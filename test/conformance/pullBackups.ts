@@ -20,7 +20,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
   void t.test('a backup serves every named volume as it is, until it is ended', async (t) => {
     const machine = await fixture.createMachine({ volumes, running: true });
     const { uuid } = machine;
-    const backup = await prepare(fixture, machine, ['vda', 'vdb']);
+    const backup = await prepareBackup(fixture, machine, ['vda', 'vdb']);
     t.equal(await hypervisor.currentBackup(uuid), null);
     await hypervisor.beginBackup(uuid, backup);
     t.same(await hypervisor.currentBackup(uuid), backup);
@@ -46,7 +46,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
   void t.test('only the named volumes are served', async (t) => {
     const machine = await fixture.createMachine({ volumes, running: true });
     const { uuid } = machine;
-    const backup = await prepare(fixture, machine, ['vdb']);
+    const backup = await prepareBackup(fixture, machine, ['vdb']);
     await hypervisor.beginBackup(uuid, backup);
     const { socketPath } = backup;
     await t.rejects(NbdVolume.open({ socketPath, exportName: 'vda', answerMs }), {
@@ -60,7 +60,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
     const machine = await fixture.createMachine({ volumes, running: true });
     const { uuid } = machine;
     await hypervisor.suspend(uuid);
-    const backup = await prepare(fixture, machine, ['vda', 'vdb']);
+    const backup = await prepareBackup(fixture, machine, ['vda', 'vdb']);
     await hypervisor.beginBackup(uuid, backup);
     t.match(await hypervisor.status(uuid), { state: 'paused', reason: 'user' });
     await hypervisor.resume(uuid);
@@ -74,7 +74,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
   void t.test('power off ends a backup', async (t) => {
     const machine = await fixture.createMachine({ volumes, running: true });
     const { uuid } = machine;
-    const backup = await prepare(fixture, machine, ['vda', 'vdb']);
+    const backup = await prepareBackup(fixture, machine, ['vda', 'vdb']);
     await hypervisor.beginBackup(uuid, backup);
     await using volume = await NbdVolume.open({
       socketPath: backup.socketPath,
@@ -89,7 +89,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
 
   void t.test('a machine that is off has nothing to serve', async (t) => {
     const machine = await fixture.createMachine({ volumes, running: false });
-    const backup = await prepare(fixture, machine, ['vda'], false);
+    const backup = await prepareBackup(fixture, machine, ['vda'], false);
     await t.rejects(hypervisor.processUser(machine.uuid), { code: 'MACHINE_STATE_INVALID' });
     await t.rejects(hypervisor.beginBackup(machine.uuid, backup), { name: 'HypervisorError' });
   });
@@ -99,7 +99,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
     void t.test('a backup outlives a restart of the hypervisor', async (t) => {
       const machine = await fixture.createMachine({ volumes, running: true });
       const { uuid } = machine;
-      const backup = await prepare(fixture, machine, ['vda', 'vdb']);
+      const backup = await prepareBackup(fixture, machine, ['vda', 'vdb']);
       await hypervisor.beginBackup(uuid, backup);
       await using volume = await NbdVolume.open({
         socketPath: backup.socketPath,
@@ -118,7 +118,7 @@ export function pullBackups(t: Test, fixture: HypervisorFixture): void {
 }
 
 /** A backup with a socket directory of QEMU's user and no scratch file yet. */
-async function prepare(
+export async function prepareBackup(
   { hypervisor, stateDir }: HypervisorFixture,
   machine: Pick<ConformanceMachine, 'uuid'>,
   targets: readonly string[],

@@ -15,6 +15,8 @@ const refusals = {
   aborted: [78, 10],
   blockCopyActive: [83, 10],
   operationUnsupported: [84, 10],
+  noCheckpoint: [103, 78],
+  checkpointInconsistent: [109, 78],
 } as const satisfies Record<string, readonly [code: number, domain: number]>;
 
 /** The error that libvirt gives, in the words of the port; `errno` for system errors. */

@@ -68,6 +68,8 @@ export interface SimulatedMachine {
   hasManagedSave: boolean;
   snapshots: string[];
   checkpoints: string[];
+  /** Volumes with a bitmap of it, by checkpoint. */
+  readonly checkpointTargets: Map<string, readonly string[]>;
   operation: RunningOperation | undefined;
   /** What libvirtd will find out when it starts again. */
   afterRestart: MachineStatus | undefined;

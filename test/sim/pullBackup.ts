@@ -6,6 +6,7 @@ import { execa } from 'execa';
 import type { PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { exists } from '../../common/files.ts';
+import { readImageInfo } from '../../common/qemuImage.ts';
 import { eventually } from '../lab/eventually.ts';
 import { refusal } from './errors.ts';
 import { tool } from './images.ts';
@@ -23,16 +24,33 @@ export async function beginBackup(instance: Instance, backup: PullBackup): Promi
   const definition = DomainXml.parse(instance.definition);
   const blockdevs: string[] = [];
   const exports: string[] = [];
-  for (const { target, exportName, scratchFile } of backup.volumes) {
+  for (const { target, exportName, scratchFile, since } of backup.volumes) {
     const { path, format } = definition.volume(target);
     if (path === undefined) throw refusal('invalidArgument', `disk '${target}' has no image`);
     if (await exists(scratchFile)) throw refusal('operationFailed', `store '${scratchFile}' exists already`);
-    await tool('qemu-img', ['convert', '-U', '-f', format ?? 'raw', '-O', 'qcow2', path, scratchFile]);
+    if (since !== undefined) await requireBitmap(target, path, format, since);
+    const bitmaps = since === undefined ? [] : ['--bitmaps'];
+    await tool('qemu-img', [
+      'convert',
+      '-U',
+      '-f',
+      format ?? 'raw',
+      '-O',
+      'qcow2',
+      ...bitmaps,
+      path,
+      scratchFile,
+    ]);
+    const changes = since === undefined ? '' : `,bitmaps.0=backup-${target}`;
+    if (since !== undefined) {
+      const bitmap = ['--add', '--merge', since, '-g', '64k', scratchFile, `backup-${target}`];
+      await tool('qemu-img', ['bitmap', ...bitmap]);
+    }
     blockdevs.push(
       '--blockdev',
       `driver=qcow2,node-name=${target},read-only=on,file.driver=file,file.filename=${scratchFile}`,
     );
-    exports.push('--export', `type=nbd,id=${target},node-name=${target},name=${exportName}`);
+    exports.push('--export', `type=nbd,id=${target},node-name=${target},name=${exportName}${changes}`);
   }
   const server = execa(
     'qemu-storage-daemon',
@@ -47,6 +65,17 @@ export async function beginBackup(instance: Instance, backup: PullBackup): Promi
       await server;
     },
   };
+}
+
+/** @throws HypervisorError when an image has no bitmap of this name */
+async function requireBitmap(
+  target: string,
+  path: string,
+  format: string | undefined,
+  name: string,
+): Promise<void> {
+  if (format === 'qcow2' && (await readImageInfo(path, 'qcow2')).bitmaps.includes(name)) return;
+  throw refusal('checkpointInconsistent', `missing or broken bitmap '${name}' for disk '${target}'`);
 }
 
 /** What libvirt does at the end of a backup that is not cut off. */

@@ -1,6 +1,6 @@
 import { hostname } from 'node:os';
 
-import type { PullBackup } from '../../agent/hypervisor/backupXml.ts';
+import type { Checkpoint, PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
   BlockJob,
@@ -21,6 +21,7 @@ import type {
 import { Interruption, refusal, unreachable } from './errors.ts';
 import { lifecycleEvent } from './events.ts';
 import type { Operation } from './faults.ts';
+import { addCheckpoint, deleteCheckpoint, requireCheckpointPossible } from './checkpoints.ts';
 import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
 import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
@@ -241,12 +242,17 @@ export class SimulatedHypervisor implements Hypervisor {
     });
   }
 
-  beginBackup(uuid: string, backup: PullBackup): Promise<void> {
+  beginBackup(uuid: string, backup: PullBackup, checkpoint?: Checkpoint): Promise<void> {
     return this.#on('beginBackup', uuid, async (machine) => {
       const instance = requireInstance(machine);
       requireIdle(machine);
       if (instance.blockJobs.size > 0) throw refusal('operationInvalid', 'disk has a blockjob assigned');
+      for (const { since } of backup.volumes)
+        if (since !== undefined && !machine.checkpoints.includes(since))
+          throw refusal('noCheckpoint', `Checkpoint '${since}' for incremental backup not found`);
+      if (checkpoint !== undefined) requireCheckpointPossible(machine, checkpoint);
       instance.backup = await beginBackup(instance, backup);
+      if (checkpoint !== undefined) await addCheckpoint(machine, checkpoint);
     });
   }
 
@@ -319,6 +325,16 @@ export class SimulatedHypervisor implements Hypervisor {
 
   checkpointNames(uuid: string): Promise<readonly string[]> {
     return this.#on('checkpointNames', uuid, (machine) => [...machine.checkpoints]);
+  }
+
+  checkpoints(uuid: string): Promise<readonly Checkpoint[]> {
+    return this.#on('checkpoints', uuid, ({ checkpoints, checkpointTargets }) =>
+      checkpoints.map((name) => ({ name, targets: checkpointTargets.get(name) ?? [] })),
+    );
+  }
+
+  deleteCheckpoint(uuid: string, name: string, what: 'all' | 'metadata'): Promise<void> {
+    return this.#on('deleteCheckpoint', uuid, (machine) => deleteCheckpoint(machine, name, what));
   }
 
   flushVolume(uuid: string, target: string): Promise<void> {

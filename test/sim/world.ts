@@ -14,6 +14,7 @@ import type { SimulatedMachine } from './machine.ts';
 import { interrupt, requireInstance } from './machine.ts';
 import type { MachineTemplate } from './machineTemplate.ts';
 import { machineDefinition, templateUuid } from './machineTemplate.ts';
+import { loseBitmaps } from './checkpoints.ts';
 import { flush, guestWrite, loseUnflushed } from './qemu.ts';
 import { SimulatedHypervisor } from './simulatedHypervisor.ts';
 
@@ -167,6 +168,7 @@ export class SimulatedWorld implements AsyncDisposable {
     const starting = machine.operation?.name === 'restore' || machine.operation?.name === 'start';
     await interrupt(machine, new Interruption('qemu'));
     await loseUnflushed(instance);
+    await loseBitmaps(instance);
     if (starting || machine.instance === undefined) return;
     if (this.#libvirtd === undefined) {
       machine.instance = undefined;
@@ -212,7 +214,10 @@ export class SimulatedWorld implements AsyncDisposable {
     for (const machine of this.#machines.values()) {
       const { instance } = machine;
       await interrupt(machine, new Interruption('host'));
-      if (instance !== undefined) await loseUnflushed(instance);
+      if (instance !== undefined) {
+        await loseUnflushed(instance);
+        await loseBitmaps(instance);
+      }
       machine.instance = undefined;
       machine.afterRestart = { state: 'shut-off', reason: 'unknown' };
     }
@@ -281,6 +286,7 @@ export class SimulatedWorld implements AsyncDisposable {
       hasManagedSave: false,
       snapshots: [],
       checkpoints: [],
+      checkpointTargets: new Map(),
       operation: undefined,
       afterRestart: undefined,
     };

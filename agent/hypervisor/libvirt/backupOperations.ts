@@ -9,9 +9,9 @@ const noBackup = 104;
 /** Pull-mode backups. */
 export function backupOperations(connection: Connection) {
   return {
-    beginBackup(uuid: string, backupXml: string): void {
+    beginBackup(uuid: string, backupXml: string, checkpointXml: string | null): void {
       connection.withMachine(uuid, (domain) =>
-        check('virDomainBackupBegin', libvirt.virDomainBackupBegin(domain, backupXml, null, 0)),
+        check('virDomainBackupBegin', libvirt.virDomainBackupBegin(domain, backupXml, checkpointXml, 0)),
       );
     },
 

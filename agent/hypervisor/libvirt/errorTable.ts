@@ -38,6 +38,7 @@ const denied: Meaning = {
 const noSpace: Meaning = { code: 'NO_SPACE', hint: 'free space on the file system of the path: df -h PATH' };
 const definitionInvalid: Meaning = { code: 'DEFINITION_INVALID' };
 const unsupported: Meaning = { code: 'OPERATION_UNSUPPORTED' };
+const checkpointUnusable: Meaning = { code: 'CHECKPOINT_UNUSABLE' };
 const failed: Meaning = { code: 'OPERATION_FAILED' };
 
 const systemError = 38;
@@ -87,6 +88,8 @@ const byNumber = new Map<number, Meaning>([
   [92, definitionInvalid], // XML_INVALID_SCHEMA
   [94, denied], // AUTH_UNAVAILABLE
   [98, unreachable], // LIBSSH
+  [103, checkpointUnusable], // NO_DOMAIN_CHECKPOINT
+  [109, checkpointUnusable], // CHECKPOINT_INCONSISTENT
 ]);
 
 function meaningOf({ code, domain, errno }: LibvirtFailure): Meaning {

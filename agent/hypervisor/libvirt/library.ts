@@ -189,6 +189,9 @@ export interface Libvirt {
   readonly virDomainListAllCheckpoints: (domain: Pointer, list: Out<Pointer>, flags: Flags) => number;
   readonly virDomainCheckpointGetName: (checkpoint: Pointer) => string | null;
   readonly virDomainCheckpointFree: (checkpoint: Pointer) => number;
+  readonly virDomainCheckpointGetXMLDesc: (checkpoint: Pointer, flags: Flags) => string | null;
+  readonly virDomainCheckpointLookupByName: (domain: Pointer, name: string, flags: Flags) => Pointer | null;
+  readonly virDomainCheckpointDelete: (checkpoint: Pointer, flags: Flags) => number;
 
   readonly virEventRegisterDefaultImpl: () => number;
   readonly virConnectRegisterCloseCallback: (
@@ -294,6 +297,13 @@ export const libvirt: Libvirt = {
   ),
   virDomainCheckpointGetName: library.func('str virDomainCheckpointGetName(void *checkpoint)'),
   virDomainCheckpointFree: library.func('int virDomainCheckpointFree(void *checkpoint)'),
+  virDomainCheckpointGetXMLDesc: library.func(
+    'str! virDomainCheckpointGetXMLDesc(void *checkpoint, uint flags)',
+  ),
+  virDomainCheckpointLookupByName: library.func(
+    'void *virDomainCheckpointLookupByName(void *dom, str name, uint flags)',
+  ),
+  virDomainCheckpointDelete: library.func('int virDomainCheckpointDelete(void *checkpoint, uint flags)'),
 
   virEventRegisterDefaultImpl: library.func('int virEventRegisterDefaultImpl()'),
   virConnectRegisterCloseCallback: library.func(

@@ -2,7 +2,14 @@ import { stat } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { isErrno } from '../../../common/errors.ts';
-import { formatBackupXml, parseBackupXml, type PullBackup } from '../backupXml.ts';
+import {
+  type Checkpoint,
+  formatBackupXml,
+  formatCheckpointXml,
+  parseBackupXml,
+  parseCheckpointXml,
+  type PullBackup,
+} from '../backupXml.ts';
 import { DomainXml, DomainXmlError } from '../domainXml.ts';
 import { HypervisorError } from '../errors.ts';
 import { formatSnapshotXml } from '../snapshotXml.ts';
@@ -195,11 +202,15 @@ export class LibvirtHypervisor implements Hypervisor {
     );
   }
 
-  async beginBackup(uuid: string, backup: PullBackup): Promise<void> {
+  async beginBackup(uuid: string, backup: PullBackup, checkpoint?: Checkpoint): Promise<void> {
     const { volumes } = DomainXml.parse(await this.definition(uuid, 'live'));
-    const named = new Set(backup.volumes.map(({ target }) => target));
-    const leftOut = volumes.map(({ target }) => target).filter((target) => !named.has(target));
-    await this.#change('beginBackup', uuid, formatBackupXml(backup, leftOut));
+    const targets = volumes.map(({ target }) => target);
+    const without = (named: readonly string[]): readonly string[] =>
+      targets.filter((target) => !named.includes(target));
+    const leftOut = without(backup.volumes.map(({ target }) => target));
+    const checkpointXml =
+      checkpoint === undefined ? null : formatCheckpointXml(checkpoint, without(checkpoint.targets));
+    await this.#change('beginBackup', uuid, formatBackupXml(backup, leftOut), checkpointXml);
   }
 
   async currentBackup(uuid: string): Promise<PullBackup | null> {
@@ -253,6 +264,15 @@ export class LibvirtHypervisor implements Hypervisor {
 
   checkpointNames(uuid: string): Promise<readonly string[]> {
     return this.#query('checkpointNames', uuid);
+  }
+
+  async checkpoints(uuid: string): Promise<readonly Checkpoint[]> {
+    const found = await this.#query('checkpointDefinitions', uuid);
+    return found.map(({ name, xml }) => parseCheckpointXml(name, xml));
+  }
+
+  deleteCheckpoint(uuid: string, name: string, what: 'all' | 'metadata'): Promise<void> {
+    return this.#change('deleteCheckpoint', uuid, name, what === 'metadata');
   }
 
   async flushVolume(uuid: string, target: string): Promise<void> {

@@ -1,4 +1,5 @@
 import { backupOperations } from './backupOperations.ts';
+import { checkpointOperations } from './checkpointOperations.ts';
 import type { Connection } from './connection.ts';
 import { eventOperations } from './eventOperations.ts';
 import type { EventSink } from './eventOperations.ts';
@@ -13,6 +14,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...stateOperations(connection),
     ...volumeOperations(connection),
     ...backupOperations(connection),
+    ...checkpointOperations(connection),
     ...eventOperations(connection, sink),
   };
 }

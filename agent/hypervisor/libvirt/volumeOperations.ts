@@ -98,18 +98,6 @@ export function volumeOperations(connection: Connection) {
       });
     },
 
-    checkpointNames(uuid: string): string[] {
-      return connection.withMachine(uuid, (domain) => {
-        const list: Out<Pointer> = [null];
-        const count = libvirt.virDomainListAllCheckpoints(domain, list, 0);
-        return takeList(list, check('virDomainListAllCheckpoints', count)).map((checkpoint) => {
-          const name = libvirt.virDomainCheckpointGetName(checkpoint);
-          libvirt.virDomainCheckpointFree(checkpoint);
-          return present('virDomainCheckpointGetName', name);
-        });
-      });
-    },
-
     /**
      * Flushes the images of one volume from the top down, metadata and data (seen: two fdatasync).
      * @param index libvirt's number of the volume's top image (`<source index=…>` of the live definition)
