@@ -1,3 +1,4 @@
+import { dirname } from 'node:path';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { assertNever } from '../common/errors.ts';
 import { freeBytes } from '../common/files.ts';
@@ -127,15 +128,17 @@ export class Agent {
 
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
   async planRestore(request: RestoreRequest & { readonly backup: string }): Promise<RestorePlan> {
-    return planRestore(this.parts.hypervisor, await this.backups.find(request.backup), request);
+    const runDirectory = dirname(this.parts.config.agent.socket);
+    return planRestore(this.parts.hypervisor, await this.backups.find(request.backup), request, runDirectory);
   }
 
   /** Writes a confirmed restore down and takes the machine for it; `run` does it. */
   createRestore(plan: RestorePlan): JobRow {
+    const { deadlines } = this.parts.config.policies['default'] ?? emptyPolicy();
     const facts: RestoreFacts = {
       plan,
-      restoreDeadlineMs:
-        (this.parts.config.policies['default'] ?? emptyPolicy()).deadlines.restoreSeconds * 1000,
+      restoreDeadlineMs: deadlines.restoreSeconds * 1000,
+      pullDeadlineMs: deadlines.mergeSeconds * 1000,
       bootId: currentBootId(),
     };
     return this.parts.engine.create(restoreJob(this.parts.hypervisor), {

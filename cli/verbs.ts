@@ -112,6 +112,10 @@ export const verbs: readonly Verb[] = [
         description: 'over the machine as it is now; what it replaces is kept beside the images',
       },
       {
+        flags: '--instant',
+        description: 'start the machine at once on the backup, and copy that while it runs',
+      },
+      {
         flags: '--volume <target>',
         description:
           'only this volume, with --in-place or --to; may be repeated, or several with commas: vda,vdb',
@@ -141,6 +145,7 @@ export const verbs: readonly Verb[] = [
     examples: [
       'restore web-1@latest --in-place',
       'restore web-1@latest --as web-1-copy --start boot',
+      'restore web-1@latest --in-place --instant',
       'restore web-1@latest --in-place --volume vdb',
       'restore web-1@latest --to /srv/look --start none',
     ],
@@ -293,6 +298,5 @@ export const laterWords: ReadonlySet<string> = new Set([
   'sync',
   'controller',
   '--reread',
-  '--instant',
   '--boot',
 ]);

@@ -5,7 +5,7 @@ import { randomFrom, randomHistory } from '../../test/sim/history.ts';
 import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 
 /*
- * What is promised after any crash is in test/sim/invariants.ts; who can die and when, in test/sim/crashes.ts.
+ * Instant restores have a matrix of their own in agent/restore/instant.test.ts. What is promised after any crash is in test/sim/invariants.ts; who can die and when, in test/sim/crashes.ts.
  * The seed is fixed, so that a run can be repeated: STILLPOINT_TEST_SEED sets another, STILLPOINT_TEST_HISTORIES=N
  * makes more random histories, and with STILLPOINT_TEST_EXHAUSTIVE=1 every combination is tried instead of a sample.
  */
@@ -52,7 +52,15 @@ async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site>
   return site;
 }
 
-const requests: readonly JobRequest[] = ['backup', 'disk', 'in-place', 'volumes', 'new-machine', 'files'];
+const requests: readonly JobRequest[] = [
+  'backup',
+  'disk',
+  'in-place',
+  'instant',
+  'volumes',
+  'new-machine',
+  'files',
+];
 const points = Object.fromEntries(
   await Promise.all(requests.map(async (request) => [request, await pointsOf(request)] as const)),
 );
@@ -146,7 +154,9 @@ void t.test('a restore whose agent dies at any point is finished or undone, whol
       for (const moment of points[request] ?? [])
         await triedOn(t, site, request, [{ moment, victim: 'agent' }]);
       const others: readonly Victim[] =
-        request === 'in-place' || request === 'volumes' ? ['libvirtd', 'qemu', 'host'] : ['libvirtd', 'host'];
+        request === 'new-machine' || request === 'files'
+          ? ['libvirtd', 'host']
+          : ['libvirtd', 'qemu', 'host'];
       for (const victim of others) {
         for (const moment of sample(points[request] ?? [], 3))
           await triedOn(t, site, request, [{ moment, victim }]);

@@ -12,7 +12,7 @@ export interface OfflineRepair {
   readonly jobId: string;
   readonly machine: string;
   readonly image: string;
-  readonly action: 'none' | 'frozen-image-put-back' | 'missing' | 'failed';
+  readonly action: 'none' | 'frozen-image-put-back' | 'backup-put-under' | 'missing' | 'failed';
   /** Why it could not be repaired. */
   readonly problem?: string | undefined;
 }

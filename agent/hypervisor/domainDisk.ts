@@ -24,11 +24,19 @@ const sourceKinds: readonly string[] = [
   'nvme',
 ] satisfies readonly VolumeSourceKind[];
 
+/** A disk's `error_policy` and `rerror_policy`; `undefined` is QEMU's own choice. */
+export interface ErrorPolicies {
+  readonly write?: string | undefined;
+  readonly read?: string | undefined;
+}
+
 /** One image below a volume's top image. */
 export interface BackingImage {
   /** `undefined` when it is not a file, device or directory of this host. */
   readonly path: string | undefined;
   readonly format: string | undefined;
+  /** Of an NBD export over a unix socket: its address as QEMU writes it into image headers. */
+  readonly nbdUrl?: string | undefined;
 }
 
 /** One `<disk>` of a definition. */
@@ -47,6 +55,7 @@ export interface DomainVolume {
   readonly encrypted: boolean;
   readonly serial: string | undefined;
   readonly cache: string | undefined;
+  readonly errorPolicies: ErrorPolicies;
   /**
    * Images below the top one, nearest first. `[]`: the definition says that the chain ends here (libvirt
    * then tells QEMU so, whatever the image's header says). `undefined`: it says nothing, and libvirt reads
@@ -82,6 +91,10 @@ export function readVolume(disk: Element): DomainVolume {
     encrypted: child(disk, 'encryption') !== undefined || child(source, 'encryption') !== undefined,
     serial: text(child(disk, 'serial')),
     cache: attribute(child(disk, 'driver'), 'cache'),
+    errorPolicies: {
+      write: attribute(child(disk, 'driver'), 'error_policy'),
+      read: attribute(child(disk, 'driver'), 'rerror_policy'),
+    },
     backingChain: readBackingChain(disk),
     index: index === undefined ? undefined : Number(index),
   };
@@ -124,8 +137,19 @@ function readBackingChain(disk: Element): readonly BackingImage[] | undefined {
     const source = child(store, 'source');
     const format = attribute(child(store, 'format'), 'type');
     if (source === undefined && format === undefined) break;
-    chain.push({ path: sourcePath(source), format });
+    chain.push({ path: sourcePath(source), format, nbdUrl: nbdUrlOf(source) });
     store = child(store, 'backingStore');
   }
   return chain;
+}
+
+/** Address of an NBD export over a unix socket, as image headers have it. */
+export function nbdUrl(exportName: string, socketPath: string): string {
+  return `nbd+unix:///${exportName}?socket=${socketPath}`;
+}
+
+function nbdUrlOf(source: Element | undefined): string | undefined {
+  if (attribute(source, 'protocol') !== 'nbd') return undefined;
+  const socket = attribute(child(source, 'host'), 'socket');
+  return socket === undefined ? undefined : nbdUrl(attribute(source, 'name') ?? '', socket);
 }

@@ -2,7 +2,7 @@ import type { Document, Element } from '@xmldom/xmldom';
 
 import type { HostDevice } from './domainDevices.ts';
 import { readHostDevices } from './domainDevices.ts';
-import type { DomainVolume } from './domainDisk.ts';
+import type { DomainVolume, ErrorPolicies } from './domainDisk.ts';
 import { readVolume, volumeTarget } from './domainDisk.ts';
 import {
   appendElement,
@@ -193,6 +193,21 @@ export class DomainXml {
     source.setAttribute('file', path);
     if (format !== undefined)
       (child(disk, 'driver') ?? appendElement(disk, 'driver')).setAttribute('type', format);
+  }
+
+  /**
+   * What QEMU does when a volume cannot be read or written: `stop` keeps the guest waiting instead of failing it.
+   */
+  setErrorPolicies(target: string, policies: ErrorPolicies): void {
+    const disk = this.#disk(target);
+    const driver = child(disk, 'driver') ?? appendElement(disk, 'driver');
+    for (const [name, value] of [
+      ['error_policy', policies.write],
+      ['rerror_policy', policies.read],
+    ] as const) {
+      if (value === undefined) driver.removeAttribute(name);
+      else driver.setAttribute(name, value);
+    }
   }
 
   /** libvirt forbids `/` and line ends in names. */

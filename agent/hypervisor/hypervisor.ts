@@ -1,4 +1,5 @@
 import type { Checkpoint, PullBackup } from './backupXml.ts';
+import type { ProcessUser } from './capabilitiesXml.ts';
 
 /**
  * The port through which everything else talks to libvirt and QEMU. Two implementations pass one
@@ -171,6 +172,11 @@ export interface Hypervisor extends AsyncDisposable {
   /** Makes ready what a pause needs and keeps it so until disposed: inside a pause nothing is started. */
   warmUp(): Promise<Disposable>;
   hostInfo(): Promise<HostInfo>;
+  /**
+   * The user and group as which libvirt starts a machine whose definition says nothing of it.
+   * @throws HypervisorError OPERATION_UNSUPPORTED where libvirt does not say
+   */
+  defaultUser(): Promise<ProcessUser>;
   machines(): Promise<readonly MachineSummary[]>;
   /** By name or UUID. Rejects with MACHINE_NOT_FOUND. */
   findMachine(nameOrUuid: string): Promise<MachineSummary>;

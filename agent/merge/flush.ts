@@ -1,7 +1,7 @@
 import { fsyncFile } from '../../common/files.ts';
 import { isTestSwitchOn } from '../../common/testSwitches.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
-import type { SavePlan } from '../snapshot/plan.ts';
+import type { MergePlan } from '../snapshot/plan.ts';
 import { headerState, requireComplete } from './completeness.ts';
 import { MergeError } from './errors.ts';
 
@@ -13,7 +13,7 @@ import { MergeError } from './errors.ts';
  */
 export async function flushMerged(
   hypervisor: Hypervisor,
-  plan: SavePlan,
+  plan: MergePlan,
   includeSharedBase: boolean,
   onHeld: (vcpusHeld: boolean) => void,
 ): Promise<void> {
@@ -29,7 +29,7 @@ export async function flushMerged(
  */
 export async function flushVolumes(
   hypervisor: Hypervisor,
-  plan: SavePlan,
+  plan: MergePlan,
   onHeld: (vcpusHeld: boolean) => void,
 ): Promise<void> {
   const { uuid } = plan.machine;
@@ -49,7 +49,7 @@ export async function flushVolumes(
  * @throws MergeError MERGE_INCOMPLETE, CANNOT_MERGE_DISK_IMAGES
  */
 export async function requireMerged(
-  plan: SavePlan,
+  plan: MergePlan,
   options: { readonly inUse: boolean; readonly includeSharedBase: boolean },
 ): Promise<void> {
   for (const volume of plan.volumes) {

@@ -5,7 +5,7 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { chainState } from '../snapshot/chain.ts';
-import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
+import type { MergePlan, PlannedVolume } from '../snapshot/plan.ts';
 import { MergeError } from './errors.ts';
 import { requireMergeSpace, requireReserve } from './space.ts';
 
@@ -32,7 +32,7 @@ export interface MergeOptions {
  */
 export async function streamVolumes(
   hypervisor: Hypervisor,
-  plan: SavePlan,
+  plan: MergePlan,
   options: MergeOptions,
 ): Promise<void> {
   const { uuid } = plan.machine;
@@ -59,7 +59,7 @@ export async function streamVolumes(
 }
 
 /** The volumes that still stand on their frozen images, when there is room to merge them. */
-async function pendingVolumes(hypervisor: Hypervisor, plan: SavePlan): Promise<readonly PlannedVolume[]> {
+async function pendingVolumes(hypervisor: Hypervisor, plan: MergePlan): Promise<readonly PlannedVolume[]> {
   const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
   const pending = plan.volumes.filter((volume) => chainState(live, volume) !== 'without-frozen');
   const copied = new Map<string, number>();
@@ -73,7 +73,7 @@ async function pendingVolumes(hypervisor: Hypervisor, plan: SavePlan): Promise<r
 
 interface Pull {
   readonly hypervisor: Hypervisor;
-  readonly plan: SavePlan;
+  readonly plan: MergePlan;
   readonly volume: PlannedVolume;
   readonly options: MergeOptions;
   /** Monotonic clock. */
@@ -130,7 +130,7 @@ class Alarm {
 }
 
 /** @throws MergeError when the machine stopped, or paused on a full file system (trap 4) */
-async function requireHealthyMachine(hypervisor: Hypervisor, plan: SavePlan): Promise<void> {
+async function requireHealthyMachine(hypervisor: Hypervisor, plan: MergePlan): Promise<void> {
   const { uuid, name } = plan.machine;
   const status = await hypervisor.status(uuid);
   if (status.state === 'shut-off' || status.state === 'crashed') {
@@ -146,7 +146,7 @@ async function requireHealthyMachine(hypervisor: Hypervisor, plan: SavePlan): Pr
   }
 }
 
-function incomplete(plan: SavePlan, volume: PlannedVolume): MergeError {
+function incomplete(plan: MergePlan, volume: PlannedVolume): MergeError {
   return new MergeError(
     'CANNOT_MERGE_DISK_IMAGES',
     `the pull of ${volume.target} of ${plan.machine.name} ended before it was complete`,
@@ -158,7 +158,7 @@ function incomplete(plan: SavePlan, volume: PlannedVolume): MergeError {
 }
 
 /** Ends every block job of the plan's volumes; what was copied stays and is not copied again. */
-async function stopPulls(hypervisor: Hypervisor, plan: SavePlan): Promise<void> {
+async function stopPulls(hypervisor: Hypervisor, plan: MergePlan): Promise<void> {
   for (const volume of plan.volumes) {
     try {
       if ((await hypervisor.blockJob(plan.machine.uuid, volume.target)) !== null) {
@@ -173,7 +173,7 @@ async function stopPulls(hypervisor: Hypervisor, plan: SavePlan): Promise<void> 
 }
 
 /** A guest that paused because its image could not grow goes on as soon as there is room (trap 4). */
-async function resumeAfterIoError(hypervisor: Hypervisor, plan: SavePlan): Promise<never> {
+async function resumeAfterIoError(hypervisor: Hypervisor, plan: MergePlan): Promise<never> {
   const { uuid, name } = plan.machine;
   for (let attempt = 0; attempt < resumeAttemptsMax; attempt += 1) {
     await hypervisor.resume(uuid);
@@ -200,7 +200,7 @@ async function resumeAfterIoError(hypervisor: Hypervisor, plan: SavePlan): Promi
   );
 }
 
-function deadlineExceeded(plan: SavePlan, deadlineMs: number): MergeError {
+function deadlineExceeded(plan: MergePlan, deadlineMs: number): MergeError {
   return new MergeError(
     'MERGE_DEADLINE_EXCEEDED',
     `the merge of ${plan.machine.name} took longer than ${Math.round(deadlineMs / 1000)} s`,

@@ -16,11 +16,16 @@ export type RestoreErrorCode =
   | 'STATE_FORMAT_UNSUPPORTED'
   /** The operator said no. */
   | 'NOT_CONFIRMED'
+  | 'INSTANT_UNSUPPORTED'
   // On the way; what was there before is put back.
   | 'BACKUP_DAMAGED'
   | 'WRITTEN_DIFFERS'
+  | 'CANNOT_SERVE'
   | 'CANNOT_START_MACHINE'
-  | 'CANNOT_PUT_BACK';
+  | 'CANNOT_PUT_BACK'
+  // After an instant restore has started its machine, which stays.
+  | 'MACHINE_CUT_OFF'
+  | 'NOT_LOCAL';
 
 /** An error of a restore. */
 export class RestoreError extends StillpointError<RestoreErrorCode> {

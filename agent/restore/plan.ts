@@ -19,6 +19,17 @@ export const restoredVolumeSchema = z.object({
   /** Second name of what stood at `image`, until the restored machine has started. */
   kept: z.string(),
   existed: z.boolean(),
+  /** Of an instant restore: where the artifact is served, and how the overlay that is staged names it. */
+  served: z
+    .object({
+      socket: z.string(),
+      url: z.string(),
+      virtualSizeBytes: z.number(),
+      /** What the disk says of errors; while it depends on the server they must stop the guest, not reach it. */
+      errorPolicies: z.object({ write: z.string().optional(), read: z.string().optional() }),
+    })
+    .nullable()
+    .default(null),
   /** Name that what stood there keeps when the restore has succeeded; `null`: it is removed then. */
   safetyCopy: z.string().nullable().default(null),
   /** What the restored image gets. */
@@ -41,6 +52,8 @@ export const restorePlanSchema = z.object({
   /** `volumes`: single volumes; of the machine everything else stays as it is. */
   scope: z.enum(['machine', 'volumes']).default('machine'),
   start: z.enum(['resume', 'boot', 'none']),
+  /** The machine starts on overlays over the backup, which is then pulled into them. */
+  instant: z.boolean().default(false),
   machine: z.object({ name: z.string(), uuid: z.string() }),
   /** The vCPUs were running at T1. */
   runningAtPoint: z.boolean(),
@@ -96,6 +109,8 @@ export function safetyCopiesOf(plan: RestorePlan): readonly string[] {
 export const restoreFactsSchema = z.object({
   plan: restorePlanSchema,
   restoreDeadlineMs: z.number(),
+  /** For the pull of an instant restore. */
+  pullDeadlineMs: z.number().default(7 * 24 * 3600 * 1000),
   bootId: z.string(),
   staged: z.boolean().optional(),
   /** What each staged file is known by, by its path: an image that has changed since then was run by somebody. */
@@ -111,6 +126,18 @@ export const restoreFactsSchema = z.object({
   /** The restored machine may have been started. */
   starting: z.boolean().optional(),
   started: z.boolean().optional(),
+  /** We have stopped vCPUs that ran, for a flush. */
+  vcpusHeld: z.boolean().optional(),
+  /** The images stand alone, and are on the disk. */
+  local: z.boolean().optional(),
+  /** The memory of a machine that lost its server, on its way to a new connection. */
+  reconnecting: z.enum(['begun', 'saved', 'done']).optional(),
+  /** What the images were known by when their machine was saved for that. */
+  savedMarks: z.record(z.string(), z.string()).optional(),
+  /** How often that was done. */
+  reconnections: z.number().optional(),
+  /** The backup turned out to be damaged after the machine was started on it. */
+  damage: z.string().optional(),
   /** It has its autostart: that is the owner's to change from here on. */
   autostartGiven: z.boolean().optional(),
   error: z

@@ -8,6 +8,7 @@ import type { BackupEntry } from '../../storage/storage.ts';
 import type { DomainXml } from '../hypervisor/domainXml.ts';
 import { retainDirectoryName } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
+import { planServed } from './instantPlan.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 
 /** What decides where the files of a restore go. */
@@ -20,6 +21,8 @@ export interface Naming {
   readonly to: string | undefined;
   /** Paths of single volumes, by target. */
   readonly map: Readonly<Record<string, string>>;
+  /** Of an instant restore: where the artifacts are served. */
+  readonly sockets: string | null;
   /** What is replaced keeps a name for good. */
   readonly safetyCopy: boolean;
 }
@@ -51,6 +54,7 @@ export async function planVolume(
     staged: join(workDirectory, `${volume.target}.staged`),
     kept: join(workDirectory, `${volume.target}.kept`),
     existed,
+    served: naming.sockets === null ? null : planServed(volume, naming.sockets, definition),
     safetyCopy: existed && naming.safetyCopy ? safetyCopyOf(file) : null,
     owner: volume.owner,
     presentOwner: existed ? await rememberedOwner(file) : null,
@@ -108,7 +112,7 @@ export function planMemory(
   entry: BackupEntry,
   manifest: Manifest,
   first: RestoredVolume,
-  { kind, to, map }: Naming,
+  { kind, to, map, sockets }: Naming,
 ): RestorePlan['memory'] {
   const { memory } = manifest;
   if (memory === undefined) return null;
@@ -124,7 +128,9 @@ export function planMemory(
     },
     staged,
     adapted:
-      kind === 'new-machine' || (kind === 'in-place' && (to !== undefined || Object.keys(map).length > 0)),
+      kind === 'new-machine' ||
+      sockets !== null ||
+      (kind === 'in-place' && (to !== undefined || Object.keys(map).length > 0)),
   };
 }
 

@@ -11,6 +11,7 @@ import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { spaceFactor } from '../snapshot/space.ts';
 import { findConflicts } from './conflicts.ts';
 import { RestoreError } from './errors.ts';
+import { requireInstant } from './instantPlan.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
 import { isOff, kindOf, type RestoreRequest, startOf, volumesOf } from './request.ts';
@@ -21,12 +22,14 @@ const definitionBytesMax = 4 * 1024 * 1024;
 
 /**
  * Plans a restore and finds everything that stands in its way. Changes nothing.
+ * @param runDirectory where the sockets of an instant restore are made
  * @throws RestoreError with what is in the way and what to type
  */
 export async function planRestore(
   hypervisor: Hypervisor,
   entry: BackupEntry,
   request: RestoreRequest,
+  runDirectory = '/run/stillpoint',
 ): Promise<RestorePlan> {
   const { manifest } = entry;
   if (manifest === null || entry.state !== 'Active') {
@@ -57,7 +60,10 @@ export async function planRestore(
       : stored;
 
   const { to, map = {}, safetyCopy = true } = request;
-  const naming: Naming = { kind, scope, name, jobId, to, map, safetyCopy };
+  const instant = request.instant ?? false;
+  if (instant) await requireInstant(entry, manifest, { kind, scope, start });
+  const sockets = instant ? join(runDirectory, jobId) : null;
+  const naming: Naming = { kind, scope, name, jobId, to, map, safetyCopy, sockets };
   const volumes = await Promise.all(chosen.map((volume) => planVolume(entry, volume, naming, definition)));
   refuseOnePlaceTwice(volumes);
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);
@@ -77,6 +83,7 @@ export async function planRestore(
     kind,
     scope,
     start,
+    instant,
     machine: { name, uuid },
     runningAtPoint: manifest.memory?.running ?? true,
     volumes,

@@ -1,22 +1,20 @@
 import { readFile } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorRecord, errorRecord, type StillpointError, messageOf } from '../../common/errors.ts';
 import { exists } from '../../common/files.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
-import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
-import { currentBootId } from '../jobs/owner.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
 import { RestoreError } from './errors.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { hasRun, isInPlace, type Replacement, replacementsOf, type StagedMarks, takeOut } from './files.ts';
-import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './plan.ts';
-import { giveAutostart, keptDefinitionFile, requireRestoredImages, restoreSteps } from './restoreSteps.ts';
-
-/** How long recovery waits for a start that a dead agent had asked for. */
-const waitDeadlineMs = 15 * 60_000;
-const waitPollMs = 250;
+import { settledStatus, startAsHost, statusOf } from './machineStatus.ts';
+import { settleInstant } from './instantRecovery.ts';
+import { endServing } from './instantSteps.ts';
+import { type RestoreFacts, restoreFactsSchema, type RestorePlan, safetyCopiesOf } from './plan.ts';
+import { requireRestoredImages } from './restoredImages.ts';
+import { giveAutostart, keptDefinitionFile, restoreSteps } from './restoreSteps.ts';
 
 type Context = StepContext<RestoreFacts>;
 
@@ -26,8 +24,25 @@ export function restoreJob(hypervisor: Hypervisor): JobDefinition<RestoreFacts> 
     kind: 'restore',
     parse: (record) => restoreFactsSchema.parse(record),
     steps: (facts) => restoreSteps(hypervisor, facts),
+    outcome: outcomeOf,
     settle: (context, cause) => settleRestore(hypervisor, context, cause),
   };
+}
+
+/** An instant restore learns at its end whether the backup was as it was stored; its machine stays as it runs. */
+function outcomeOf({ damage, plan }: RestoreFacts): {
+  readonly state: 'finished' | 'failed';
+  readonly error?: ErrorRecord;
+} {
+  if (damage === undefined) return { state: 'finished' };
+  const error = new RestoreError(
+    'BACKUP_DAMAGED',
+    `${plan.machine.name} runs, but what it was started on may not be what was stored: ${damage}`,
+    {
+      hint: `restore another backup: stillpoint list ${plan.machine.name}; what was replaced is kept as ${safetyCopiesOf(plan).join(', ') || 'nothing'}`,
+    },
+  );
+  return { state: 'failed', error: errorRecord(error) };
 }
 
 /**
@@ -40,6 +55,8 @@ async function settleRestore(
   context: Context,
   cause: StillpointError | undefined,
 ): Promise<Settlement> {
+  if (context.facts.started && context.facts.plan.instant && !context.facts.local)
+    return settleInstant(hypervisor, context, cause);
   // The restored machine runs: what is left is to clean up, never to take it away again.
   if (context.facts.started && cause !== undefined) return settleStarted(hypervisor, context, cause);
   if (cause !== undefined) return rollBack(hypervisor, context, errorRecord(cause), isCancel(cause));
@@ -55,7 +72,7 @@ async function settleRestore(
   }
   if (facts.started) {
     await patiently('starting what the host would have', context, () => startAsHost(hypervisor, context));
-    return { kind: 'continue', from: 'cleanup' };
+    return { kind: 'continue', from: facts.plan.instant ? 'check' : 'cleanup' };
   }
   // Nothing was touched yet, and the machine may have gone on for hours: nobody has asked for that to be lost.
   if (!facts.stopping && facts.plan.kind !== 'files')
@@ -69,6 +86,7 @@ async function settleRestore(
   // A rollback that could not be written down (its disk was full): it must not go on as a restore.
   if (facts.staged !== undefined && !(await isAnyWorkLeft(facts.plan))) {
     // The directory that held them may be left, empty.
+    await endServing(facts.plan);
     await removeWorkDirectories(facts.plan);
     return { kind: 'end', state: 'failed', error: interrupted() };
   }
@@ -95,18 +113,7 @@ async function settleStarted(
 ): Promise<Settlement> {
   if (!(cause instanceof HypervisorError)) return { kind: 'park', error: errorRecord(cause) };
   await patiently('giving the machine its autostart', context, () => giveAutostart(hypervisor, context));
-  return { kind: 'continue', from: 'cleanup' };
-}
-
-/**
- * The host crashed after the machine was started and before it had its autostart back: it is started now, as the
- * host would have done.
- */
-async function startAsHost(hypervisor: Hypervisor, context: Context): Promise<void> {
-  const { plan, autostartGiven, bootId } = context.facts;
-  if (autostartGiven || !plan.autostart || plan.start === 'none' || bootId === currentBootId()) return;
-  const status = await statusOf(hypervisor, plan.machine.uuid);
-  if (status?.state === 'shut-off') await hypervisor.start(plan.machine.uuid);
+  return { kind: 'continue', from: context.facts.plan.instant ? 'check' : 'cleanup' };
 }
 
 function marksOf(facts: RestoreFacts): StagedMarks {
@@ -159,12 +166,12 @@ async function goOnAfterStart(hypervisor: Hypervisor, context: Context): Promise
     if (plan.start === 'none') return { kind: 'continue', from: 'start' };
     return copyAgain(context);
   }
-  if (status.state === 'paused' && plan.runningAtPoint) {
-    if (plan.start === 'resume') await requireRestoredImages(hypervisor, plan);
+  if (status.state === 'paused' && (plan.runningAtPoint || plan.start === 'boot')) {
+    if (plan.start === 'resume' || plan.instant) await requireRestoredImages(hypervisor, plan);
     await hypervisor.resume(plan.machine.uuid);
   }
   context.commit({ started: true });
-  return { kind: 'continue', from: 'cleanup' };
+  return { kind: 'continue', from: plan.instant ? 'pull' : 'cleanup' };
 }
 
 async function rollBack(
@@ -182,6 +189,7 @@ async function rollBack(
       await patiently('putting the machine back', context, () => putMachineBack(hypervisor, context));
     else if (facts.swapping)
       for (const replacement of replacementsOf(plan)) await takeOut(replacement, marksOf(facts));
+    await endServing(plan);
     await removeWorkDirectories(plan);
   } catch (cause) {
     throw new RestoreError(
@@ -221,21 +229,6 @@ async function putMachineBack(hypervisor: Hypervisor, context: Context): Promise
     context.warn(`${plan.machine.name} is started again as it was; what was in its memory is lost`);
     await hypervisor.start(uuid);
   }
-}
-
-/** The status once libvirt has ended what a dead agent had begun; a start takes seconds, its deadline is minutes. */
-async function settledStatus(hypervisor: Hypervisor, uuid: string): Promise<MachineStatus | undefined> {
-  const deadline = performance.now() + waitDeadlineMs;
-  for (;;) {
-    const status = await statusOf(hypervisor, uuid);
-    if (status?.state !== 'paused' || status.reason !== 'starting-up' || performance.now() > deadline)
-      return status;
-    await sleep(waitPollMs);
-  }
-}
-
-async function statusOf(hypervisor: Hypervisor, uuid: string): Promise<MachineStatus | undefined> {
-  return (await hypervisor.machines()).find((machine) => machine.uuid === uuid)?.status;
 }
 
 function isCancel(cause: StillpointError): boolean {

@@ -20,7 +20,9 @@ import {
   replacementsOf,
   stageFile,
 } from './files.ts';
-import type { RestoreFacts, RestorePlan } from './plan.ts';
+import { ensureAllServed, instantSteps, stageOverlay } from './instantSteps.ts';
+import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
+import { requireRestoredImages } from './restoredImages.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 import { requireUnused } from './takenPaths.ts';
 
@@ -40,7 +42,7 @@ export async function giveAutostart(hypervisor: Hypervisor, context: Context): P
 }
 
 /** Makes checked copies of everything beside its destination. Until this is complete nothing is touched. */
-async function stage(context: Context): Promise<void> {
+async function stage(hypervisor: Hypervisor, context: Context): Promise<void> {
   const { plan } = context.facts;
   const { signal } = context;
   context.commit({ staged: false, swapped: false, starting: false });
@@ -53,14 +55,8 @@ async function stage(context: Context): Promise<void> {
   const onProgress = (bytesDone: number): void =>
     context.report({ doneBytes: before + bytesDone, totalBytes });
   for (const volume of plan.volumes) {
-    await stageFile(volume.artifact, volume.staged, {
-      signal,
-      owner: volume.owner,
-      onProgress,
-      digest: 'chunks',
-    });
-    await requireStandalone(volume);
-    if (volume.asRaw) await makeRaw(volume, signal);
+    if (volume.served === null) await stageVolume(volume, { signal, onProgress });
+    else await stageOverlay(hypervisor, volume);
     before += volume.artifact.sizeBytes;
   }
   if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.staged, { signal });
@@ -69,6 +65,15 @@ async function stage(context: Context): Promise<void> {
   const stagedMarks: Record<string, string> = {};
   for (const { staged } of replacementsOf(plan)) stagedMarks[staged] = await markOf(staged);
   context.learn({ staged: true, stagedMarks });
+}
+
+async function stageVolume(
+  volume: RestoredVolume,
+  options: { readonly signal: AbortSignal; readonly onProgress: (bytesDone: number) => void },
+): Promise<void> {
+  await stageFile(volume.artifact, volume.staged, { ...options, owner: volume.owner, digest: 'chunks' });
+  await requireStandalone(volume);
+  if (volume.asRaw) await makeRaw(volume, options.signal);
 }
 
 async function stageMemory(
@@ -91,9 +96,14 @@ async function stageMemory(
 
 /** The steps of a restore to a machine, in their only order. */
 export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): readonly Step<RestoreFacts>[] {
-  if (facts.plan.kind === 'files') return fileSteps();
+  if (facts.plan.kind === 'files') return fileSteps(hypervisor);
   return [
-    { name: 'stage', state: 'confirmed', cancellable: true, act: stage },
+    {
+      name: 'stage',
+      state: 'confirmed',
+      cancellable: true,
+      act: (context) => stage(hypervisor, context),
+    },
     {
       name: 'stop',
       state: 'restoring',
@@ -135,10 +145,11 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
         if (!context.facts.takenAsItRuns) await start(hypervisor, context.facts);
         // It runs: from here on nothing is put back any more.
         context.commit({ started: true });
-        // A host that crashes from here on starts it again by itself.
-        await giveAutostart(hypervisor, context);
+        // A host that crashes from here on starts it again by itself; not on a backup that nobody serves yet.
+        if (!context.facts.plan.instant) await giveAutostart(hypervisor, context);
       },
     },
+    ...(facts.plan.instant ? instantSteps(hypervisor) : []),
     {
       name: 'cleanup',
       state: 'restored',
@@ -193,8 +204,9 @@ async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> 
 async function start(hypervisor: Hypervisor, facts: RestoreFacts): Promise<void> {
   const { plan } = facts;
   const { uuid, name } = plan.machine;
+  if (plan.instant) await ensureAllServed(hypervisor, plan);
   try {
-    if (plan.start === 'boot') await hypervisor.start(uuid);
+    if (plan.start === 'boot') await boot(hypervisor, plan);
     if (plan.start === 'resume' && plan.memory !== null) {
       await hypervisor.restoreState({
         file: plan.memory.staged,
@@ -215,28 +227,28 @@ async function start(hypervisor: Hypervisor, facts: RestoreFacts): Promise<void>
   }
 }
 
-/** The machine must stand on the restored images and on nothing else, before it runs. */
-export async function requireRestoredImages(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
-  const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
-  for (const volume of plan.volumes) {
-    const chain = live.liveChain(volume.target);
-    if (chain.length === 1 && chain[0] === volume.image) continue;
-    throw new RestoreError(
-      'CANNOT_START_MACHINE',
-      `${volume.target} stands on ${chain.join(' → ')} instead of ${volume.image} alone`,
-    );
-  }
+async function boot(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+  const { uuid } = plan.machine;
+  if (!plan.instant) return hypervisor.start(uuid);
+  await hypervisor.start(uuid, { paused: true });
+  await requireRestoredImages(hypervisor, plan);
+  await hypervisor.resume(uuid);
 }
 
 /** A restore of files only: nothing is defined, nothing is overwritten. */
-function fileSteps(): readonly Step<RestoreFacts>[] {
+function fileSteps(hypervisor: Hypervisor): readonly Step<RestoreFacts>[] {
   const place = async (context: Context): Promise<void> => {
     const { plan } = context.facts;
     for (const replacement of replacementsOf(plan)) await putInPlace(replacement, false);
     context.learn({ swapped: true });
   };
   return [
-    { name: 'stage', state: 'confirmed', cancellable: true, act: stage },
+    {
+      name: 'stage',
+      state: 'confirmed',
+      cancellable: true,
+      act: (context) => stage(hypervisor, context),
+    },
     {
       name: 'swap',
       state: 'restoring',

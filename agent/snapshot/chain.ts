@@ -15,7 +15,7 @@ export type ChainState =
 export function chainState(live: DomainXml, volume: PlannedVolume): ChainState {
   const found = live.volumes.find((candidate) => candidate.target === volume.target);
   if (found?.path !== volume.image || found.backingChain === undefined) return 'unknown';
-  const below = found.backingChain.map((image) => image.path);
+  const below = found.backingChain.map((image) => image.path ?? image.nbdUrl);
   const expected = expectedChain(volume).slice(1);
   if (below.length === expected.length && below.every((path, index) => path === expected[index]))
     return 'expected';

@@ -52,6 +52,9 @@ export const savePlanSchema = z.object({
 export type PlannedVolume = z.infer<typeof plannedVolumeSchema>;
 export type SavePlan = z.infer<typeof savePlanSchema>;
 
+/** What a merge needs to know of a machine. */
+export type MergePlan = Pick<SavePlan, 'machine' | 'volumes'>;
+
 /** The chain that a volume must have between the swap and the merge: image, frozen image, what was below. */
 export function expectedChain(volume: PlannedVolume): readonly string[] {
   return [volume.image, volume.frozen, ...volume.chain.slice(1)];

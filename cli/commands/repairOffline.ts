@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { repairOffline } from '../../agent/backup/offlineRepair.ts';
+import { repairAllOffline } from '../../agent/offlineRepair.ts';
 import { Journal } from '../../agent/jobs/journal.ts';
 import { exists } from '../../common/files.ts';
 import type { RunVerb } from '../cli.ts';
@@ -13,7 +13,7 @@ export const repairOfflineVerb: RunVerb = async (cli) => {
   // Without a journal there was never a job.
   if (await exists(journalFile)) {
     using journal = new Journal(journalFile);
-    repairs.push(...(await repairOffline(journal)));
+    repairs.push(...(await repairAllOffline(journal)));
   }
   if (cli.terminal.json) {
     cli.terminal.object({ repairs });
@@ -22,6 +22,7 @@ export const repairOfflineVerb: RunVerb = async (cli) => {
   const said = {
     none: 'is in order',
     'frozen-image-put-back': 'stands on its frozen image again',
+    'backup-put-under': 'stands on the backup that it is restored from',
     missing: 'IS MISSING',
     failed: 'COULD NOT BE REPAIRED',
   } as const;

@@ -50,6 +50,7 @@ function requestOf(options: Options): RestoreRequest {
     start: start === 'resume' || start === 'boot' || start === 'none' ? start : undefined,
     volumes: options.texts('volume')?.flatMap((targets) => targets.split(',')),
     map: parseMap(options.texts('map') ?? []),
+    instant: options.flag('instant'),
     safetyCopy: options.flag('safetyCopy'),
   };
 }

@@ -365,6 +365,7 @@ const hosts: Suite = (t, fixture) => {
   void t.test('the host says who it is', async (t) => {
     const version = /^\d+\.\d+\.\d+$/;
     t.match(await hypervisor.hostInfo(), { hostName: /./, libvirtVersion: version, qemuVersion: version });
+    t.match(await hypervisor.defaultUser(), { uid: Number, gid: Number });
   });
 
   const { stall, restartHypervisor } = fixture.externally ?? {};

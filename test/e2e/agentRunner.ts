@@ -21,6 +21,7 @@ const restore = {
   volumes: z.array(z.string()).optional(),
   map: z.record(z.string(), z.string()).optional(),
   safetyCopy: z.boolean().optional(),
+  instant: z.boolean().optional(),
 };
 
 const mode = z.enum(['auto', 'save', 'disk', 'offline']).optional();

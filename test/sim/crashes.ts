@@ -17,7 +17,7 @@ export interface Crash {
   readonly victim: Victim;
 }
 
-export type JobRequest = 'backup' | 'disk' | 'in-place' | 'volumes' | 'new-machine' | 'files';
+export type JobRequest = 'backup' | 'disk' | 'in-place' | 'instant' | 'volumes' | 'new-machine' | 'files';
 
 /** The guest goes on writing around what happens to it. */
 const writesAt = [
@@ -27,6 +27,9 @@ const writesAt = [
   'backup/before:retain',
   'backup/before:begin',
   'backup/before:end',
+  'restore/before:pull',
+  'restore/before:flush',
+  'restore/before:check',
 ];
 const recoveriesMax = 5;
 
@@ -59,6 +62,7 @@ export class Fate {
 
   readonly listen = async (moment: string, self: LivingAgent): Promise<void> => {
     if (!moment.startsWith('file/') && !moment.startsWith('libvirt/')) this.points.push(moment);
+    if (moment === 'restore/before:pull') await goOnInstantly(this.#site);
     if (writesAt.includes(moment)) await this.#site.write();
     await this.#meanwhile?.(moment, self);
     if (this.#crash === undefined || this.hit || !matches(this.#crash.moment, moment)) return;
@@ -68,6 +72,15 @@ export class Fate {
     this.pointsAtHit = [...this.points, ...(this.points.at(-1) === moment ? [] : [moment])];
     await strike(this.#site, this.#crash.victim, self);
   };
+}
+
+/** Sites whose guest runs on the backup that it is restored from, and has written since. */
+const goneOn = new WeakSet<Site>();
+
+async function goOnInstantly(site: Site): Promise<void> {
+  if (goneOn.has(site)) return;
+  goneOn.add(site);
+  site.goOnFrom(await sequenceAtPoint(site));
 }
 
 /** `file/*` and `*` name any moment of that kind. */
@@ -110,6 +123,7 @@ export async function endure(
   const before = {
     definition: machine.persistent ?? '',
     autostart: machine.autostart,
+    sequence: site.lastSequence,
     backups: (await listed(site)).length,
   };
   const later = crashes.slice(1);
@@ -152,6 +166,7 @@ async function create(living: LivingAgent, site: Site, request: JobRequest): Pro
   if (request === 'disk') return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   const how = {
     'in-place': { inPlace: true },
+    instant: { inPlace: true, instant: true },
     volumes: { inPlace: true, volumes: site.targets },
     'new-machine': { as: 'n' },
     files: { to: site.filesDirectory },
@@ -159,21 +174,31 @@ async function create(living: LivingAgent, site: Site, request: JobRequest): Pro
   return living.agent.createRestore(await living.agent.planRestore({ backup: 'm@latest', ...how }));
 }
 
+/** A restore over the machine as it is. */
+function isOverPresent(request: JobRequest): boolean {
+  return request === 'in-place' || request === 'instant' || request === 'volumes';
+}
+
 interface Case {
   readonly request: JobRequest;
   /** Who really died. */
   readonly victims: readonly Victim[];
   readonly pointsAtHit: readonly string[];
-  readonly before: { readonly definition: string; readonly autostart: boolean; readonly backups: number };
+  readonly before: {
+    readonly definition: string;
+    readonly autostart: boolean;
+    readonly sequence: number;
+    readonly backups: number;
+  };
   readonly row: JobRow | undefined;
 }
 
 async function judge(site: Site, { request, victims, pointsAtHit, before, row }: Case): Promise<string[]> {
   const isFinished = row?.state === 'finished';
   const cold = victims.includes('qemu') || victims.includes('host');
-  const isOver = request === 'in-place' || request === 'volumes';
-  const safetyProblems = isOver ? await judgeSafetyCopies(site, request, isFinished) : [];
-  if (isOver && isFinished) site.goOnFrom(await sequenceAtPoint(site));
+  const isOver = isOverPresent(request);
+  const safetyProblems = isOver ? await judgeSafetyCopies(site, request, isFinished, before.sequence) : [];
+  if (isOver && isFinished && !goneOn.delete(site)) site.goOnFrom(await sequenceAtPoint(site));
   const booted = isOver && (request === 'volumes' || !(await hasMemory(site)));
   const rolledBack = isOver && !isFinished;
   const problems = await brokenPromises(site, {
@@ -209,7 +234,7 @@ function promisedState(
     request === 'backup'
       ? ['backup/after:guard', 'backup/before:unguard']
       : ['restore/after:stop', 'restore/before:start'];
-  if (request !== 'backup' && request !== 'in-place' && request !== 'volumes') return 'either';
+  if (request !== 'backup' && !isOverPresent(request)) return 'either';
   const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
   return isOurs && victims.length === 1 ? 'running' : 'either';
 }
@@ -229,7 +254,12 @@ async function hasMemory(site: Site): Promise<boolean> {
 }
 
 /** What a finished restore has replaced is kept whole; one that was undone keeps nothing. Removed for the next case. */
-async function judgeSafetyCopies(site: Site, request: JobRequest, isFinished: boolean): Promise<string[]> {
+async function judgeSafetyCopies(
+  site: Site,
+  request: JobRequest,
+  isFinished: boolean,
+  sequence: number,
+): Promise<string[]> {
   const directory = join(site.directory, 'images');
   const found = (await readdir(directory)).filter(isSafetyCopy).toSorted();
   const replaced = [
@@ -244,7 +274,7 @@ async function judgeSafetyCopies(site: Site, request: JobRequest, isFinished: bo
     const copy = found.find((name) => name.startsWith(`m-${target}.qcow2`));
     if (copy === undefined) continue;
     const numbers = String(await readGuestSequences(join(directory, copy)));
-    const before = String(site.expected(target, site.lastSequence));
+    const before = String(site.expected(target, sequence));
     if (numbers !== before) problems.push(`${copy} has ${numbers} instead of ${before}`);
   }
   for (const name of found) await rm(join(directory, name));

@@ -35,7 +35,8 @@ export async function createImage(
 
 /** Changes only the header; what came from the former backing file then reads as zeros. */
 export async function setHeaderBacking(image: string, backing: BackingImage | undefined): Promise<void> {
-  const onto = backing?.path === undefined ? ['-b', ''] : ['-F', backing.format ?? 'raw', '-b', backing.path];
+  const file = backing?.path ?? backing?.nbdUrl;
+  const onto = file === undefined ? ['-b', ''] : ['-F', backing?.format ?? 'raw', '-b', file];
   await tool('qemu-img', ['rebase', '-q', '-u', '-f', 'qcow2', ...onto, image]);
 }
 
@@ -125,6 +126,11 @@ export async function openChain(volume: DomainVolume): Promise<readonly BackingI
   while (top.format === 'qcow2') {
     const { backing } = await readImageInfo(top.path, 'qcow2', { inUse: true });
     if (backing === null) break;
+    if (backing.path.startsWith('nbd+unix:')) {
+      await requireServer(backing.path);
+      chain.push({ path: undefined, format: backing.format, nbdUrl: backing.path });
+      break;
+    }
     const next = { path: resolve(dirname(top.path), backing.path), format: backing.format ?? 'raw' };
     await requireImage(next.path);
     chain.push(next);
@@ -132,6 +138,14 @@ export async function openChain(volume: DomainVolume): Promise<readonly BackingI
     top = next;
   }
   return chain;
+}
+
+async function requireServer(url: string): Promise<void> {
+  try {
+    await tool('qemu-img', ['info', '-f', 'raw', url]);
+  } catch (error) {
+    throw refusal('internal', `qemu unexpectedly closed the monitor: ${String(error).slice(0, 200)}`);
+  }
 }
 
 export async function requireImage(path: string): Promise<void> {

@@ -159,14 +159,24 @@ function renderLive(instance: Instance): string {
       child(disk, 'source')?.setAttribute('index', String((index += 1)));
       let store = appendElement(disk, 'backingStore');
       for (const image of chain) {
-        store.setAttribute('type', 'file');
+        store.setAttribute('type', image.nbdUrl === undefined ? 'file' : 'network');
         store.setAttribute('index', String((index += 1)));
         appendElement(store, 'format').setAttribute('type', image.format ?? 'raw');
-        appendElement(store, 'source').setAttribute('file', image.path ?? '');
+        renderSource(appendElement(store, 'source'), image);
         store = appendElement(store, 'backingStore');
       }
     }
   });
+}
+
+function renderSource(source: Element, { path, nbdUrl: url }: BackingImage): void {
+  const [, name, socket] = /^nbd\+unix:\/\/\/(.*)\?socket=(.*)$/.exec(url ?? '') ?? [];
+  if (name === undefined || socket === undefined) return source.setAttribute('file', path ?? '');
+  source.setAttribute('protocol', 'nbd');
+  source.setAttribute('name', name);
+  const host = appendElement(source, 'host');
+  host.setAttribute('transport', 'unix');
+  host.setAttribute('socket', socket);
 }
 
 /** libvirt leaves a non-empty backing store out of this one and keeps an empty one: trap 1. */

@@ -1,6 +1,7 @@
 import { hostname } from 'node:os';
 
 import type { Checkpoint, PullBackup } from '../../agent/hypervisor/backupXml.ts';
+import type { ProcessUser } from '../../agent/hypervisor/capabilitiesXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
   BlockJob,
@@ -83,6 +84,13 @@ export class SimulatedHypervisor implements Hypervisor {
       libvirtVersion: '9.0.0',
       qemuVersion: '7.2.22',
       uri: 'simulated:///system',
+    }));
+  }
+
+  defaultUser(): Promise<ProcessUser> {
+    return this.#call('defaultUser', () => ({
+      uid: process.getuid?.() ?? 0,
+      gid: process.getgid?.() ?? 0,
     }));
   }
 

@@ -1,14 +1,15 @@
-import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 
 import { Agent } from '../../agent/agent.ts';
-import { repairOffline } from '../../agent/backup/offlineRepair.ts';
+import { repairAllOffline } from '../../agent/offlineRepair.ts';
 import { Engine } from '../../agent/jobs/engine.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { Journal } from '../../agent/jobs/journal.ts';
 import type { JobOwner } from '../../agent/jobs/owner.ts';
+import { endServer } from '../../agent/restore/served.ts';
 import { freeBytes } from '../../common/files.ts';
 import { configSchema } from '../../config/schema.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
@@ -211,6 +212,7 @@ export class Site implements AsyncDisposable {
   /** Power loss and boot: what was on the RAM disk is gone, the oneshot unit runs before libvirt. */
   async crashHost(): Promise<void> {
     await this.world.crashHost();
+    await this.#endServers();
     await rm(this.ramDisk, { recursive: true });
     await mkdir(this.ramDisk);
   }
@@ -218,7 +220,7 @@ export class Site implements AsyncDisposable {
   async bootHost(): Promise<void> {
     this.buryOwners({ rebooted: true });
     using journal = new Journal(this.journalPath);
-    await repairOffline(journal);
+    await repairAllOffline(journal);
     await this.world.bootHost();
   }
 
@@ -231,7 +233,17 @@ export class Site implements AsyncDisposable {
     return { ...living, rows };
   }
 
+  /** Servers of backups, which outlive their agents. */
+  async #endServers(): Promise<void> {
+    for (const name of await readdir(this.runDirectory, { recursive: true })) {
+      if (name.includes('/') && !name.endsWith('.log')) await endServer(join(this.runDirectory, name));
+    }
+    for (const name of await readdir(this.runDirectory))
+      await rm(join(this.runDirectory, name), { recursive: true });
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#endServers();
     for (const journal of this.#journals) journal[Symbol.dispose]();
     await this.world[Symbol.asyncDispose]();
     await rm(this.directory, { recursive: true, force: true });

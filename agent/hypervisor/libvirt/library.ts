@@ -97,6 +97,7 @@ export interface Libvirt {
   readonly virConnectSetKeepAlive: (connection: Pointer, intervalSeconds: number, count: number) => number;
   readonly virConnectGetHostname: OfConnection<string | null>;
   readonly virConnectGetURI: OfConnection<string | null>;
+  readonly virConnectGetCapabilities: OfConnection<string | null>;
   readonly virConnectGetLibVersion: (connection: Pointer, version: Out<number>) => number;
   readonly virConnectGetVersion: (connection: Pointer, version: Out<number>) => number;
   readonly virConnectListAllDomains: (connection: Pointer, domains: Out<Pointer>, flags: Flags) => number;
@@ -218,6 +219,7 @@ export const libvirt: Libvirt = {
   virConnectSetKeepAlive: library.func('int virConnectSetKeepAlive(void *conn, int interval, uint count)'),
   virConnectGetHostname: library.func('str! virConnectGetHostname(void *conn)'),
   virConnectGetURI: library.func('str! virConnectGetURI(void *conn)'),
+  virConnectGetCapabilities: library.func('str! virConnectGetCapabilities(void *conn)'),
   virConnectGetLibVersion: library.func('int virConnectGetLibVersion(void *conn, _Out_ ulong *version)'),
   virConnectGetVersion: library.func('int virConnectGetVersion(void *conn, _Out_ ulong *version)'),
   virConnectListAllDomains: library.func(

@@ -10,6 +10,7 @@ import {
   parseCheckpointXml,
   type PullBackup,
 } from '../backupXml.ts';
+import { defaultUserOf, type ProcessUser } from '../capabilitiesXml.ts';
 import { DomainXml, DomainXmlError } from '../domainXml.ts';
 import { HypervisorError } from '../errors.ts';
 import { formatSnapshotXml } from '../snapshotXml.ts';
@@ -96,6 +97,15 @@ export class LibvirtHypervisor implements Hypervisor {
 
   hostInfo(): Promise<HostInfo> {
     return this.#query('hostInfo');
+  }
+
+  async defaultUser(): Promise<ProcessUser> {
+    const user = defaultUserOf(await this.#query('capabilities'));
+    if (user !== undefined) return user;
+    throw new HypervisorError(
+      'OPERATION_UNSUPPORTED',
+      'libvirt does not say which user runs machines (no secmodel dac in its capabilities)',
+    );
   }
 
   machines(): Promise<readonly MachineSummary[]> {

@@ -45,6 +45,11 @@ export function machineOperations(connection: Connection) {
       };
     },
 
+    capabilities(): string {
+      const xml = libvirt.virConnectGetCapabilities(connection.pointer);
+      return present('virConnectGetCapabilities', xml);
+    },
+
     machines(): MachineSummary[] {
       const list: Out<Pointer> = [null];
       const count = libvirt.virConnectListAllDomains(connection.pointer, list, 0);

@@ -1,0 +1,150 @@
+import { chmod, chown, mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { basename, dirname } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isErrno, messageOf } from '../../common/errors.ts';
+import { exists } from '../../common/files.ts';
+import type { ProcessUser } from '../hypervisor/capabilitiesXml.ts';
+import { RestoreError } from './errors.ts';
+
+/** An artifact of a backup that a `qemu-nbd` of its own serves, read-only, until it is told to end. */
+export interface ServedArtifact {
+  readonly target: string;
+  readonly artifact: string;
+  readonly format: 'qcow2' | 'raw';
+  readonly socket: string;
+}
+
+/** `qemu-nbd` opens an image, and goes, faster than this. */
+const startMs = 30_000;
+const endMs = 10_000;
+const pollMs = 20;
+const answerMs = 5000;
+/** Where systemd runs, a server gets a unit of its own: it must not end with the agent's. */
+const systemdDirectory = '/run/systemd/system';
+
+/**
+ * Makes sure that an artifact is served, by a process that outlives this one: the machine reads from it until its
+ * images are complete.
+ * @param user who may connect, beside root: QEMU's user
+ * @returns true when a server had to be started
+ * @throws RestoreError CANNOT_SERVE
+ */
+export async function ensureServed(served: ServedArtifact, user: ProcessUser): Promise<boolean> {
+  if (await answers(served.socket)) return false;
+  await endServer(served.socket);
+  await makePassable(dirname(served.socket));
+  try {
+    await startServer([...(await ownUnit(served.socket)), ...serverCommand(served)], logOf(served.socket));
+    await chmod(served.socket, 0o600);
+    await chown(served.socket, user.uid, user.gid);
+  } catch (error) {
+    const said = (await exists(logOf(served.socket))) ? await readFile(logOf(served.socket), 'utf8') : '';
+    const reason = said.trim().slice(0, 500) || messageOf(error);
+    throw new RestoreError('CANNOT_SERVE', `${served.artifact} cannot be served: ${reason}`, {
+      cause: error,
+      hint: `qemu-utils must be installed; try: qemu-img info ${served.artifact}; or restore without --instant`,
+      retryable: true,
+    });
+  }
+  return true;
+}
+
+/** Starts a server that goes into the background when it listens; what it has to say goes into a file. */
+async function startServer(command: readonly string[], logFile: string): Promise<void> {
+  const [program = '', ...args] = command;
+  const log = await open(logFile, 'w', 0o600);
+  try {
+    // The server keeps its standard error for good: a pipe to us would never end.
+    const child = spawn(program, args, { stdio: ['ignore', 'ignore', log.fd], timeout: startMs });
+    const [code, signalName]: unknown[] = await once(child, 'exit');
+    if (code !== 0) throw new Error(`${program} ended with ${String(code ?? signalName)}`);
+  } finally {
+    await log.close();
+  }
+}
+
+/** Ends the server of a socket, if there is one, and takes the socket away. */
+export async function endServer(socket: string): Promise<void> {
+  const deadline = performance.now() + endMs;
+  for (const pid of await serversOf(socket)) signal(pid, 'SIGTERM');
+  while ((await serversOf(socket)).length > 0) {
+    if (performance.now() > deadline) for (const pid of await serversOf(socket)) signal(pid, 'SIGKILL');
+    await sleep(pollMs);
+  }
+  await rm(socket, { force: true });
+  await rm(logOf(socket), { force: true });
+}
+
+function logOf(socket: string): string {
+  return `${socket}.log`;
+}
+
+/** A server listens there. */
+export function answers(socket: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const connection = connect(socket);
+    const end = (is: boolean): void => {
+      connection.destroy();
+      resolve(is);
+    };
+    connection.setTimeout(answerMs, () => end(false));
+    connection.once('connect', () => end(true));
+    connection.once('error', () => end(false));
+  });
+}
+
+/** Like the other servers of ours it takes no lock: the backup may be read by others, and nobody writes it. */
+function serverCommand({ target, artifact, format, socket }: ServedArtifact): readonly string[] {
+  // A comma separates options; in a file's name it is doubled.
+  const file = artifact.replaceAll(',', ',,');
+  const image = `driver=${format},force-share=on,read-only=on,file.driver=file,file.filename=${file}`;
+  const how = ['--read-only', '--persistent', '--shared=0', '--fork', '--export-name', target];
+  return ['qemu-nbd', ...how, '--socket', socket, '--image-opts', image];
+}
+
+async function ownUnit(socket: string): Promise<readonly string[]> {
+  if (!(await exists(systemdDirectory))) return [];
+  const name = `stillpoint-serve-${basename(dirname(socket))}-${basename(socket)}.scope`;
+  return ['systemd-run', '--scope', '--collect', '--quiet', `--unit=${name}`];
+}
+
+/** QEMU's user must get through to the socket, which is all that it may touch there. */
+async function makePassable(directory: string): Promise<void> {
+  await mkdir(directory, { recursive: true, mode: 0o711 });
+  for (const path of [dirname(directory), directory]) {
+    const { mode } = await stat(path);
+    if ((mode & 0o111) !== 0o111) await chmod(path, (mode & 0o7777) | 0o111);
+  }
+}
+
+/** Processes that serve a socket, found by what they were started with: that outlives us and every file of ours. */
+async function serversOf(socket: string): Promise<readonly number[]> {
+  const pids: number[] = [];
+  for (const entry of await readdir('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    const args = ((await commandLine(entry)) ?? '').split('\0');
+    if (basename(args[0] ?? '') === 'qemu-nbd' && args.includes(socket)) pids.push(Number(entry));
+  }
+  return pids;
+}
+
+async function commandLine(pid: string): Promise<string | undefined> {
+  try {
+    return await readFile(`/proc/${pid}/cmdline`, 'utf8');
+  } catch (error) {
+    // Processes end while we look at them.
+    if (isErrno(error, 'ENOENT') || isErrno(error, 'ESRCH')) return undefined;
+    throw error;
+  }
+}
+
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    if (!isErrno(error, 'ESRCH')) throw error;
+  }
+}
