@@ -7,10 +7,12 @@ import { formatBytes } from '../common/units.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { backupJob } from './backup/backupJob.ts';
 import { type BackupFacts, backupFactsSchema } from './backup/facts.ts';
+import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
+import { liveJob } from './backup/liveJob.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { readJob } from './backup/readJob.ts';
 import { type BackupRequest, decideBackup, type DecidedBackup } from './backupRequests.ts';
-import { plannedRamDiskBytes } from './backup/ramDiskUse.ts';
+import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
@@ -27,6 +29,8 @@ import { planRestore } from './restore/planner.ts';
 import type { RestoreRequest } from './restore/request.ts';
 import { restoreJob } from './restore/restoreJob.ts';
 import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import type { LivePlan } from './snapshot/livePlan.ts';
+import { planLive } from './snapshot/planLive.ts';
 import { planRead } from './snapshot/planRead.ts';
 import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
@@ -86,7 +90,7 @@ export class Agent {
 
   /** What a backup would do, without doing anything. */
   async planBackup(request: BackupRequest): Promise<{
-    readonly plan: SavePlan | ReadPlan;
+    readonly plan: SavePlan | LivePlan | ReadPlan;
     readonly storages: readonly string[];
     readonly warnings: readonly string[];
   }> {
@@ -98,6 +102,12 @@ export class Agent {
       const ramDiskReservedBytes = this.#ramDiskReservedBytes();
       const plan = await planSave(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
       const warnings = await requireStorages(storages, plan);
+      return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
+    }
+    if (settings.mode === 'live') {
+      const ramDiskReservedBytes = this.#ramDiskReservedBytes();
+      const plan = await planLive(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
+      const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
     const plan = await planRead(hypervisor, { ...about, ...settings });
@@ -114,6 +124,8 @@ export class Agent {
     const about = { machineUuid: machine.uuid, machineName: machine.name, state: 'initialized' } as const;
     const known = { backupId: newId(), machine, bootId: currentBootId(), warnings: [] };
     const { engine } = this.parts;
+    if (settings.mode === 'live')
+      return engine.create(this.#liveJob(), { ...about, facts: { ...known, settings } });
     return settings.mode === 'save'
       ? engine.create(this.#backupJob(), { ...about, facts: { ...known, settings } })
       : engine.create(this.#readJob(), { ...about, facts: { ...known, settings } });
@@ -152,9 +164,14 @@ export class Agent {
   }
 
   /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
-  backupFacts(job: JobRow): BackupFacts | ReadFacts | undefined {
+  backupFacts(job: JobRow): BackupFacts | LiveFacts | ReadFacts | undefined {
     if (job.kind !== 'backup') return undefined;
-    return readFactsSchema.safeParse(job.record).data ?? backupFactsSchema.safeParse(job.record).data;
+    const schemas = [readFactsSchema, liveFactsSchema, backupFactsSchema] as const;
+    for (const schema of schemas) {
+      const { data } = schema.safeParse(job.record);
+      if (data !== undefined) return data;
+    }
+    return undefined;
   }
 
   /**
@@ -182,7 +199,20 @@ export class Agent {
 
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
-    return this.#runner(job).run(job.id);
+    const row = await this.#runner(job).run(job.id);
+    return (await this.#fallBack(row)) ?? row;
+  }
+
+  /** A guest whose memory could not be taken while it ran is backed up in mode `disk`, where its policy says so. */
+  async #fallBack({ error, record }: JobRow): Promise<JobRow | undefined> {
+    if (error?.code !== 'MEMORY_NOT_CONVERGING') return undefined;
+    const facts = liveFactsSchema.safeParse(record).data;
+    if (facts?.settings.whenNotConverging !== 'disk') return undefined;
+    const { storages, labels } = facts.settings;
+    const modeReason = `mode live was given up: ${error.message}`;
+    return this.run(
+      await this.createBackup({ machine: facts.machine.uuid, mode: 'disk', modeReason, storages, labels }),
+    );
   }
 
   /**
@@ -293,9 +323,24 @@ export class Agent {
     });
   }
 
+  #liveJob(): JobDefinition<LiveFacts> {
+    const { hypervisor, journal } = this.parts;
+    const storage = (name: string): Storage => this.storage(name);
+    return liveJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      ramDiskReservedBytes: (jobId) => this.#ramDiskReservedBytes(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStoragesForRead(facts.settings.storages.map(storage), plan, plan.memoryBytes);
+      },
+    });
+  }
+
   #ramDiskReservedBytes(exceptJobId?: string): number {
     const others = this.parts.journal.holding().filter(({ id }) => id !== exceptJobId);
-    return plannedRamDiskBytes(others.flatMap((job) => backupFactsSchema.safeParse(job.record).data ?? []));
+    return plannedRamDiskBytes(others.flatMap((job) => ramDiskUseSchema.safeParse(job.record).data ?? []));
   }
 
   async #requireJournalSpace(): Promise<void> {
@@ -318,6 +363,7 @@ export class Agent {
     switch (kind) {
       case 'backup':
         // A record that neither can read is parked by the engine.
+        if (liveFactsSchema.safeParse(job.record).success) return runnerOf(engine, this.#liveJob());
         return readFactsSchema.safeParse(job.record).success
           ? runnerOf(engine, this.#readJob())
           : runnerOf(engine, this.#backupJob());

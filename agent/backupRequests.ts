@@ -2,6 +2,7 @@ import { dirname } from 'node:path';
 import type { Config } from '../config/schema.ts';
 import { policyFor, type ResolvedPolicy } from '../config/policy.ts';
 import type { BackupSettings } from './backup/facts.ts';
+import type { LiveSettings } from './backup/liveFacts.ts';
 import type { ReadSettings } from './backup/readFacts.ts';
 import { AgentError } from './errors.ts';
 import type { Hypervisor, MachineStatus } from './hypervisor/hypervisor.ts';
@@ -13,7 +14,9 @@ export interface BackupRequest {
   /** Name or UUID. */
   readonly machine: string;
   /** That of the policy unless told. */
-  readonly mode?: 'auto' | 'save' | 'disk' | 'offline' | undefined;
+  readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline' | undefined;
+  /** Why this mode, where it is not because somebody asked for it. */
+  readonly modeReason?: string | undefined;
   /** Names of storages; those of the policy unless told. */
   readonly storages?: readonly string[] | undefined;
   readonly labels?: Readonly<Record<string, string>> | undefined;
@@ -22,7 +25,7 @@ export interface BackupRequest {
 /** A request with everything decided that does not need a look at the machine's volumes. */
 export interface DecidedBackup {
   readonly machine: { readonly uuid: string; readonly name: string };
-  readonly settings: BackupSettings | ReadSettings;
+  readonly settings: BackupSettings | LiveSettings | ReadSettings;
 }
 
 /**
@@ -57,13 +60,18 @@ export async function decideBackup(
     retainDeadlineMs,
     labels: { ...request.labels },
   };
-  return {
-    machine: { uuid, name },
-    settings:
-      mode === 'save'
-        ? { ...settings, mode }
-        : { ...settings, mode, runDirectory: dirname(config.agent.socket) },
+  const machine = { uuid, name };
+  if (mode === 'save') return { machine, settings: { ...settings, mode } };
+  const runDirectory = dirname(config.agent.socket);
+  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory } };
+  const { live } = policy;
+  const how = {
+    memoryFactor: live.memoryFactor,
+    convergeMs: live.convergeSeconds * 1000,
+    whenNotConverging: live.whenNotConverging,
+    longestPauseMs: live.longestPauseSeconds * 1000,
   };
+  return { machine, settings: { ...settings, mode, runDirectory, ...how } };
 }
 
 /** What is asked for wins over the policy; `auto` looks whether there is a memory to keep. */
@@ -71,11 +79,11 @@ function decideMode(
   request: BackupRequest,
   policy: ResolvedPolicy,
   status: MachineStatus,
-): { readonly mode: 'save' | 'disk' | 'offline'; readonly modeReason: string } {
+): { readonly mode: 'save' | 'live' | 'disk' | 'offline'; readonly modeReason: string } {
   const wanted = request.mode ?? policy.mode;
   if (wanted !== 'auto') {
-    const modeReason = request.mode === undefined ? `policy ${policy.name} asks for it` : 'asked for';
-    return { mode: wanted, modeReason };
+    const asked = request.mode === undefined ? `policy ${policy.name} asks for it` : 'asked for';
+    return { mode: wanted, modeReason: request.modeReason ?? asked };
   }
   if (status.state === 'shut-off' || status.state === 'crashed')
     return { mode: 'offline', modeReason: 'auto: the machine is off' };

@@ -1,10 +1,12 @@
 /**
- * npm run bench -- pause [ROUNDS]: the pause of mode `save` as the guest has it, from libvirt's events, heard by
- * one listener for all flows: from the stop of the vCPUs to their start. Three flows in turn:
+ * npm run bench -- pause [ROUNDS]: the pauses of modes `save` and `live` as the guest has them, from libvirt's events,
+ * heard by one listener for all flows: from the stop of the vCPUs to their start. Five flows in turn:
  *   floor    virsh save, virsh restore, nothing between
  *   by-hand  what a careful administrator types: corrected definition, virsh save, mv, qemu-img create, chown,
  *            virsh restore, in one shell script, everything that can be prepared prepared
  *   ours     stillpoint backup, with everything that it checks and writes down
+ *   virsh-live  virsh snapshot-create-as --live with memory and disk (then blockcommit --pivot, not measured)
+ *   live     stillpoint backup --mode live; the second pause, around its pivot, is told apart
  */
 import { execa } from 'execa';
 import { join } from 'node:path';
@@ -31,7 +33,8 @@ class PauseListener {
   readonly #uuid: string;
   readonly #hypervisor: LibvirtHypervisor;
   #stoppedMs: number | undefined;
-  #pauseMs: number | undefined;
+  /** Every pause since the flow began, in milliseconds. */
+  pausesMs: number[] = [];
   #done: (() => void) | undefined;
 
   constructor(hypervisor: LibvirtHypervisor, uuid: string) {
@@ -43,8 +46,9 @@ class PauseListener {
     return this.#hypervisor.subscribe((event) => {
       if (event.kind !== 'lifecycle' || event.uuid !== this.#uuid) return;
       if (event.event === 'suspended' || event.event === 'stopped') this.#stoppedMs ??= event.monotonicMs;
-      if (event.event === 'resumed' && this.#stoppedMs !== undefined && this.#pauseMs === undefined) {
-        this.#pauseMs = event.monotonicMs - this.#stoppedMs;
+      if (event.event === 'resumed' && this.#stoppedMs !== undefined) {
+        this.pausesMs.push(event.monotonicMs - this.#stoppedMs);
+        this.#stoppedMs = undefined;
         this.#done?.();
       }
     });
@@ -53,13 +57,14 @@ class PauseListener {
   /** Runs a flow and gives its first pause in milliseconds. */
   async measure(flow: () => Promise<void>): Promise<number> {
     this.#stoppedMs = undefined;
-    this.#pauseMs = undefined;
+    this.pausesMs = [];
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#done = resolve;
     await flow();
-    if (this.#pauseMs === undefined) await promise;
-    if (this.#pauseMs === undefined) throw new Error('no pause was heard');
-    return this.#pauseMs;
+    if (this.pausesMs.length === 0) await promise;
+    const [first] = this.pausesMs;
+    if (first === undefined) throw new Error('no pause was heard');
+    return first;
   }
 }
 
@@ -87,6 +92,19 @@ virsh restore "$2"`;
   // Not part of the pause: back to one image, as ours does.
   const after = 'virsh blockpull "$1" vda --wait && virsh suspend "$1" && virsh resume "$1" && rm "$2" "$3"';
   await script(lab, after, [machine.name, state, retained]);
+}
+
+/** Memory and disk at one instant, as an administrator types it who knows `--live`. */
+async function virshLive(lab: Lab, machine: LabMachine, ram: string): Promise<void> {
+  const memory = join(ram, 'virsh-live.state');
+  const image = machine.imagePath();
+  const overlay = `${image}.overlay`;
+  const flow = `virsh snapshot-create-as "$1" --live --atomic --no-metadata \
+--memspec "file=$2,snapshot=external" --diskspec "vda,snapshot=external,file=$3"`;
+  await script(lab, flow, [machine.name, memory, overlay]);
+  // Not part of the pause: back to one image.
+  const after = 'virsh blockcommit "$1" vda --active --top "$3" --base "$4" --wait --pivot && rm "$2" "$3"';
+  await script(lab, after, [machine.name, memory, overlay, image]);
 }
 
 /**
@@ -121,10 +139,17 @@ async function measureGuest(
   });
   const listener = new PauseListener(hypervisor, machine.uuid);
   const stop = await listener.start();
-  const pauses = { floor: [] as number[], byHand: [] as number[], ours: [] as number[] };
+  const pauses = {
+    floor: [] as number[],
+    byHand: [] as number[],
+    ours: [] as number[],
+    virshLive: [] as number[],
+    live: [] as number[],
+    livePivot: [] as number[],
+  };
   let pssBytesMax = 0;
-  const ours = async (watchMemory = false): Promise<void> => {
-    const run = agent.background(['backup', machine.name, '--quiet']);
+  const ours = async (mode: 'save' | 'live', watchMemory = false): Promise<void> => {
+    const run = agent.background(['backup', machine.name, '--mode', mode, '--quiet']);
     const ended = new AbortController();
     const watch = async (): Promise<void> => {
       while (!ended.signal.aborted) {
@@ -145,13 +170,17 @@ async function measureGuest(
     return listener.measure(flow);
   };
   // In runs of their own: counting the memory of a process holds it up.
-  for (let run = 0; run < memoryRuns; run += 1) await ours(true);
+  for (let run = 0; run < memoryRuns; run += 1) await ours('save', true);
+  for (let run = 0; run < memoryRuns; run += 1) await ours('live', true);
   for (let round = 0; round < rounds; round += 1) {
     pauses.floor.push(await measure(() => floor(lab, machine, ram), preparationMs));
     pauses.byHand.push(await measure(() => byHand(lab, machine, ram), preparationMs));
-    pauses.ours.push(await measure(() => ours()));
+    pauses.ours.push(await measure(() => ours('save')));
+    pauses.virshLive.push(await measure(() => virshLive(lab, machine, ram), preparationMs));
+    pauses.live.push(await measure(() => ours('live')));
+    pauses.livePivot.push(Math.max(...listener.pausesMs.slice(1)));
     process.stderr.write(
-      `${name} round ${round + 1}/${rounds}: floor ${last(pauses.floor)} ms, by hand ${last(pauses.byHand)} ms, ours ${last(pauses.ours)} ms\n`,
+      `${name} round ${round + 1}/${rounds}: floor ${last(pauses.floor)} ms, by hand ${last(pauses.byHand)} ms, ours ${last(pauses.ours)} ms, virsh --live ${last(pauses.virshLive)} ms, live ${last(pauses.live)} + ${last(pauses.livePivot)} ms\n`,
     );
   }
   await stop();
@@ -162,7 +191,18 @@ async function measureGuest(
       floor: summarize(pauses.floor),
       byHand: summarize(pauses.byHand),
       ours: summarize(pauses.ours),
+      virshLive: summarize(pauses.virshLive),
+      live: summarize(pauses.live),
+      livePivot: summarize(pauses.livePivot),
     },
+    liveRatioToByHand: summarize(
+      paired(pauses.live, pauses.byHand, (a, b) => a / b),
+      3,
+    ),
+    liveRatioToVirshLive: summarize(
+      paired(pauses.live, pauses.virshLive, (a, b) => a / b),
+      3,
+    ),
     ratioToByHand: summarize(
       paired(pauses.ours, pauses.byHand, (a, b) => a / b),
       3,

@@ -36,7 +36,7 @@ function plannedJson({ plan, storages, warnings }: Planned): unknown {
     machine,
     mode,
     modeReason,
-    ...(plan.mode === 'save'
+    ...(plan.mode === 'save' || plan.mode === 'live'
       ? {
           memoryBytes: plan.memoryBytes,
           stateFile: plan.stateFile,
@@ -61,7 +61,7 @@ function printPlan(cli: Cli, { plan, storages, warnings }: Planned): void {
     styled('bold', plan.machine.name),
     ` in mode ${plan.mode} (${plan.modeReason}) into ${storages.join(', ')}`,
   );
-  if (plan.mode === 'save')
+  if (plan.mode === 'save' || plan.mode === 'live')
     terminal.out(`  memory: up to ${formatBytes(plan.memoryBytes)} through ${plan.stateFile}`);
   for (const volume of plan.volumes) {
     terminal.out(

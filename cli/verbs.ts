@@ -58,9 +58,8 @@ export const verbs: readonly Verb[] = [
       {
         flags: '-m, --mode <mode>',
         description:
-          'how the instant is made; save: with the memory, after a pause; disk: without, and no pause; offline: a machine that is off; auto: save, or offline for a machine that is off',
-        choices: ['auto', 'save', 'disk', 'offline'],
-        laterChoices: ['live'],
+          'how the instant is made; save: with the memory, after a pause; live: with the memory, and a pause of milliseconds; disk: without, and no pause; offline: a machine that is off; auto: save, or offline for a machine that is off',
+        choices: ['auto', 'save', 'live', 'disk', 'offline'],
       },
       {
         flags: '-s, --storage <name>',

@@ -163,6 +163,19 @@ export async function rebaseImage(
   await qemuImg(['rebase', '-q', '-f', 'qcow2', ...onto, image], options.signal, options.deadlineMs);
 }
 
+/**
+ * Writes what `top` holds into `base`, an image below it; `top` stays as it is. For images that nobody has open.
+ * Interrupted, it can be begun again.
+ */
+export async function commitImage(
+  top: string,
+  base: string,
+  options: { readonly signal?: AbortSignal; readonly deadlineMs: number },
+): Promise<void> {
+  const args = ['commit', '-q', '-d', '-f', 'qcow2', '-b', base, plainFile(top)];
+  await qemuImg(args, options.signal, options.deadlineMs);
+}
+
 /** Writes the whole content of a chain as a new standalone qcow2 image. */
 export async function flattenImage(
   from: string,

@@ -112,9 +112,6 @@ void t.test('what a later version will do is refused with a code of its own', (t
   t.match(repository.problems.map(formatProblem), [
     'c.yaml:2:12: storages.vault.kind: storages of kind repository are not available in this version; use kind: directory with a path',
   ]);
-  const live = refusal(`${storage}policies: { default: { mode: live } }`);
-  t.equal(live.code, 'CONFIG_NOT_AVAILABLE');
-  t.match(live.problems, [{ line: 2, column: 24, message: /use auto, save, disk or offline/ }]);
   t.match(problemsOf('policies: { default: { mode: fast } }'), [/expected one of auto, save, live/]);
   t.end();
 });

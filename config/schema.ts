@@ -47,12 +47,7 @@ const directoryStorage = z.strictObject({
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
-const mode = z.enum(['auto', 'save', 'disk', 'offline'], {
-  error: ({ input }) =>
-    modes.some((known) => known === input)
-      ? `mode ${String(input)} is ${notAvailableMark}; use auto, save, disk or offline`
-      : `expected one of ${modes.join(', ')}`,
-});
+const mode = z.enum(modes, { error: `expected one of ${modes.join(', ')}` });
 
 const keptPeriods = wholeNumber.nonnegative('expected 0 or more').optional();
 const keep = z.strictObject({
@@ -75,7 +70,7 @@ const policy = z.strictObject({
   mode: mode
     .default('auto')
     .describe(
-      'How T1 is made: save keeps the memory too, disk pauses nothing, offline reads a machine that is off; auto is save, or offline for a machine that is off.',
+      'How T1 is made: save keeps the memory too, live as well with a pause of milliseconds, disk pauses nothing, offline reads a machine that is off; auto is save, or offline for a machine that is off.',
     ),
   memory: z
     .union([z.enum(['never', 'always']), z.strictObject({ every: wholeNumber.positive() })], {
@@ -117,6 +112,33 @@ const policy = z.strictObject({
         .describe('Also pull an image that other machines share into each machine.'),
     })
     .prefault({}),
+  live: z
+    .strictObject({
+      memoryFactor: z
+        .number('expected a number')
+        .min(1, 'expected 1 or more')
+        .max(10, 'expected 10 or less')
+        .default(1.5)
+        .describe('The memory state may become so many times as large as the memory of the machine.'),
+      convergeSeconds: seconds
+        .default(120)
+        .describe('So long the guest may change its memory faster than it is written.'),
+      whenNotConverging: z
+        .enum(['pause-longer', 'disk', 'fail'], {
+          error: 'expected pause-longer, disk or fail',
+        })
+        .default('disk')
+        .describe(
+          'What is done then: pause-longer stops the vCPUs for what is left; disk makes a backup in mode disk instead; fail ends the job.',
+        ),
+      longestPauseSeconds: seconds
+        .default(10)
+        .describe(
+          'With pause-longer: how long the vCPUs may stop before they are stopped for good until all is written.',
+        ),
+    })
+    .prefault({})
+    .describe('How mode live goes about a guest that changes its memory all the time.'),
   deadlines: z
     .strictObject({
       saveSeconds: seconds.default(600),

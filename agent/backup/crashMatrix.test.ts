@@ -2,6 +2,7 @@ import t, { type Test } from 'tap';
 
 import { type Crash, endure, Fate, type JobRequest, type Victim } from '../../test/sim/crashes.ts';
 import { randomFrom, randomHistory } from '../../test/sim/history.ts';
+import { inTurn, isMatrixExhaustive, matrixSeed, sampler } from '../../test/sim/matrix.ts';
 import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 
 /*
@@ -9,30 +10,11 @@ import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.
  * The seed is fixed, so that a run can be repeated: STILLPOINT_TEST_SEED sets another, STILLPOINT_TEST_HISTORIES=N
  * makes more random histories, and with STILLPOINT_TEST_EXHAUSTIVE=1 every combination is tried instead of a sample.
  */
-const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? 20_261_120);
-const isExhaustive = process.env['STILLPOINT_TEST_EXHAUSTIVE'] === '1';
+const seed = matrixSeed;
+const isExhaustive = isMatrixExhaustive;
 const histories = Number(process.env['STILLPOINT_TEST_HISTORIES'] ?? 12);
-const concurrency = 3;
 const random = randomFrom(seed);
-
-/** Runs the cases a few at a time; the name of a case tells how to see it again. */
-async function inTurn<T>(cases: readonly T[], run: (one: T) => Promise<void>): Promise<void> {
-  const waiting = [...cases];
-  const worker = async (): Promise<void> => {
-    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) await run(next);
-  };
-  await Promise.all(Array.from({ length: concurrency }, worker));
-}
-
-/** All of it, or as many as asked for, by the seed. */
-function sample<T>(from: readonly T[], count: number): readonly T[] {
-  if (isExhaustive) return from;
-  return from
-    .map((value) => ({ value, rank: random() }))
-    .toSorted((a, b) => a.rank - b.rank)
-    .slice(0, count)
-    .map(({ value }) => value);
-}
+const sample = sampler(random);
 
 /** Every point of one kind of job, as the engine tells them: a new step is covered without anyone remembering it. */
 async function pointsOf(request: JobRequest): Promise<readonly string[]> {

@@ -90,11 +90,15 @@ function decideFlushed(facts: BackupFacts, world: World, circumstances: Circumst
   return start ?? { kind: 'go-on', from: 'unguard', valid: facts.frozenPoint === true };
 }
 
-function needsResume(facts: BackupFacts, world: World): boolean {
-  if (world.status.state !== 'paused' || !facts.before?.running) return false;
-  if (world.status.reason === 'io-error') return true;
+/** True for a machine that stands still although its owner has it running. */
+export function needsResume(
+  facts: Pick<BackupFacts, 'vcpusHeld'> & { readonly before?: { readonly running: boolean } | undefined },
+  { status }: Pick<World, 'status'>,
+): boolean {
+  if (status.state !== 'paused' || !facts.before?.running) return false;
+  if (status.reason === 'io-error') return true;
   // Suspended by its owner in the meantime: his decision, unless it can have been us.
-  return world.status.reason !== 'user' || facts.vcpusHeld === true;
+  return status.reason !== 'user' || facts.vcpusHeld === true;
 }
 
 function resumeOrPark(world: World, circumstances: Circumstances): Repair {
@@ -190,7 +194,9 @@ const accidents: ReadonlySet<string> = new Set([
 
 /** True for a machine that is down although its owner had it running and did not stop it. */
 export function isDownByAccident(
-  facts: Pick<BackupFacts, 'before' | 'poweredOff'>,
+  facts: Pick<BackupFacts, 'poweredOff'> & {
+    readonly before?: { readonly running: boolean; readonly autostart: boolean } | undefined;
+  },
   status: World['status'],
   rebooted: boolean,
 ): boolean {

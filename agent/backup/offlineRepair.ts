@@ -28,6 +28,8 @@ export async function repairOffline(journal: Journal): Promise<readonly OfflineR
     if (job.kind !== 'backup') continue;
     const about = { jobId: job.id, machine: job.machineName };
     try {
+      // Other modes leave nothing that a start would read wrongly.
+      if (!isSave(job.record)) continue;
       const facts = backupFactsSchema.parse(job.record);
       if (facts.flushed) continue;
       for (const volume of facts.plan?.volumes ?? []) {
@@ -40,6 +42,12 @@ export async function repairOffline(journal: Journal): Promise<readonly OfflineR
     }
   }
   return repairs;
+}
+
+/** Of a record that cannot be read it is not known: it is reported. */
+function isSave(record: unknown): boolean {
+  const mode: unknown = Reflect.get(Object(Reflect.get(Object(record), 'settings')), 'mode');
+  return mode !== 'live' && mode !== 'disk' && mode !== 'offline';
 }
 
 async function repairVolume(

@@ -1,11 +1,13 @@
 import { spaceFactor } from '../snapshot/space.ts';
-import type { BackupFacts } from './facts.ts';
+import { z } from 'zod';
 
-/** What of a job's facts tells it. */
-export interface RamDiskUse {
-  readonly plan?: Pick<NonNullable<BackupFacts['plan']>, 'stateOnRamDisk' | 'memoryBytes'> | undefined;
-  readonly pointInTime?: string | undefined;
-}
+/** What of a job's facts tells it, in modes `save` and `live`. */
+export const ramDiskUseSchema = z.object({
+  plan: z.object({ stateOnRamDisk: z.boolean(), memoryBytes: z.number() }).optional(),
+  pointInTime: z.string().optional(),
+});
+
+export type RamDiskUse = z.infer<typeof ramDiskUseSchema>;
 
 /**
  * What backups that have not saved their machines yet are going to write to the RAM disk, in bytes: its free

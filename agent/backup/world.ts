@@ -101,14 +101,16 @@ export function ownersStatus(machine: MachineSummary): MachineStatus {
   return machine.hasManagedSave ? { ...machine.status, reason: 'managed-saved' } : machine.status;
 }
 
-function isTransition(status: MachineStatus): boolean {
+/** libvirt is in the middle of something with the machine. */
+export function isTransition(status: MachineStatus): boolean {
   return (
     (status.state === 'paused' && (status.reason === 'saving' || status.reason === 'starting-up')) ||
     status.state === 'shutting-down'
   );
 }
 
-async function findMachine(hypervisor: Hypervisor, uuid: string): Promise<MachineSummary | undefined> {
+/** The machine, when libvirt knows it. @throws HypervisorError */
+export async function findMachine(hypervisor: Hypervisor, uuid: string): Promise<MachineSummary | undefined> {
   try {
     return await hypervisor.machine(uuid);
   } catch (error) {

@@ -51,7 +51,7 @@ export async function requireMergeSpace(
  * While a merge runs: stop it before the guest can pause on a full file system (trap 4).
  * @throws MergeError NOT_ENOUGH_DISK_SPACE
  */
-export async function requireReserve(volume: PlannedVolume): Promise<void> {
+export async function requireReserve(volume: Pick<PlannedVolume, 'file'>): Promise<void> {
   const { freeBytes, reserveBytes } = await space(volume.file);
   if (freeBytes < reserveBytes) throw notEnough(volume.file, freeBytes, reserveBytes);
 }

@@ -6,6 +6,7 @@ import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { chainState } from '../snapshot/chain.ts';
 import type { MergePlan, PlannedVolume } from '../snapshot/plan.ts';
+import { Alarm } from './alarm.ts';
 import { MergeError } from './errors.ts';
 import { requireMergeSpace, requireReserve } from './space.ts';
 
@@ -15,6 +16,12 @@ const pollMs = 500;
 const looksWithoutJobMax = 4;
 /** How often a guest that paused on a full file system is resumed before an operator must help. */
 const resumeAttemptsMax = 10;
+
+/** What of a plan names the machine and the volumes that are merged. */
+export interface MergedMachine {
+  readonly machine: { readonly uuid: string; readonly name: string };
+  readonly volumes: readonly { readonly target: string }[];
+}
 
 export interface MergeOptions {
   readonly includeSharedBase: boolean;
@@ -51,7 +58,7 @@ export async function streamVolumes(
       before += volume.virtualSizeBytes;
     }
   } catch (error) {
-    await stopPulls(hypervisor, plan);
+    await stopBlockJobs(hypervisor, plan);
     throw error;
   } finally {
     await unsubscribe();
@@ -111,26 +118,8 @@ async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): 
   }
 }
 
-/** Wakes who waits before its time: something has happened. */
-class Alarm {
-  #controller = new AbortController();
-
-  ring(): void {
-    this.#controller.abort();
-  }
-
-  /** Waits until it rings, or has rung since the last wait, but no longer than this. */
-  async wait(timeMs: number): Promise<void> {
-    const { signal } = this.#controller;
-    await sleep(timeMs, undefined, { signal }).catch((error: unknown) => {
-      if (!signal.aborted) throw error;
-    });
-    if (signal.aborted) this.#controller = new AbortController();
-  }
-}
-
 /** @throws MergeError when the machine stopped, or paused on a full file system (trap 4) */
-async function requireHealthyMachine(hypervisor: Hypervisor, plan: MergePlan): Promise<void> {
+export async function requireHealthyMachine(hypervisor: Hypervisor, plan: MergedMachine): Promise<void> {
   const { uuid, name } = plan.machine;
   const status = await hypervisor.status(uuid);
   if (status.state === 'shut-off' || status.state === 'crashed') {
@@ -141,7 +130,7 @@ async function requireHealthyMachine(hypervisor: Hypervisor, plan: MergePlan): P
     );
   }
   if (status.state === 'paused' && status.reason === 'io-error' && !isTestSwitchOn('ignore-full-target')) {
-    await stopPulls(hypervisor, plan);
+    await stopBlockJobs(hypervisor, plan);
     await resumeAfterIoError(hypervisor, plan);
   }
 }
@@ -158,7 +147,7 @@ function incomplete(plan: MergePlan, volume: PlannedVolume): MergeError {
 }
 
 /** Ends every block job of the plan's volumes; what was copied stays and is not copied again. */
-async function stopPulls(hypervisor: Hypervisor, plan: MergePlan): Promise<void> {
+export async function stopBlockJobs(hypervisor: Hypervisor, plan: MergedMachine): Promise<void> {
   for (const volume of plan.volumes) {
     try {
       if ((await hypervisor.blockJob(plan.machine.uuid, volume.target)) !== null) {
@@ -173,7 +162,7 @@ async function stopPulls(hypervisor: Hypervisor, plan: MergePlan): Promise<void>
 }
 
 /** A guest that paused because its image could not grow goes on as soon as there is room (trap 4). */
-async function resumeAfterIoError(hypervisor: Hypervisor, plan: MergePlan): Promise<never> {
+async function resumeAfterIoError(hypervisor: Hypervisor, plan: MergedMachine): Promise<never> {
   const { uuid, name } = plan.machine;
   for (let attempt = 0; attempt < resumeAttemptsMax; attempt += 1) {
     await hypervisor.resume(uuid);
@@ -200,7 +189,7 @@ async function resumeAfterIoError(hypervisor: Hypervisor, plan: MergePlan): Prom
   );
 }
 
-function deadlineExceeded(plan: MergePlan, deadlineMs: number): MergeError {
+export function deadlineExceeded(plan: MergedMachine, deadlineMs: number): MergeError {
   return new MergeError(
     'MERGE_DEADLINE_EXCEEDED',
     `the merge of ${plan.machine.name} took longer than ${Math.round(deadlineMs / 1000)} s`,

@@ -70,9 +70,15 @@ function found(retained: Retained, name: string): Retained[string] {
   return stored;
 }
 
-/** Describes a retained `save` backup. */
+/** What a plan of a backup with memory must say. */
+export type DescribedPlan = Pick<SavePlan, 'machine' | 'host' | 'modeReason' | 'nvram'> & {
+  readonly mode: 'save' | 'live';
+  readonly volumes: readonly Pick<SavePlan['volumes'][number], 'target' | 'virtualSizeBytes' | 'image'>[];
+};
+
+/** Describes a retained backup with memory. */
 export function describeBackup(
-  plan: SavePlan,
+  plan: DescribedPlan,
   point: FrozenPoint,
   names: ArtifactNames,
   retained: Retained,

@@ -12,7 +12,7 @@ import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
-import type { ReadPlan } from '../snapshot/readPlan.ts';
+import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { spaceFactor } from '../snapshot/space.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
 
@@ -33,7 +33,7 @@ export function definitionFile(plan: SavePlan): string {
 }
 
 /** The same of a plan that reads volumes where they are. */
-export function definitionFileOf(plan: ReadPlan): string {
+export function definitionFileOf(plan: Pick<ReadPlan, 'workDirectories'>): string {
   return join(plan.workDirectories[0] ?? '', 'definition.xml');
 }
 
@@ -44,9 +44,10 @@ export function definitionFileOf(plan: ReadPlan): string {
  */
 export async function requireStoragesForRead(
   storages: readonly Storage[],
-  plan: ReadPlan,
+  plan: { readonly volumes: readonly Pick<ReadVolume, 'file' | 'allocatedBytes'>[] },
+  memoryBytes = 0,
 ): Promise<readonly string[]> {
-  let neededBytes = 0;
+  let neededBytes = memoryBytes;
   for (const volume of plan.volumes) neededBytes += volume.allocatedBytes;
   let everyLocal = true;
   for (const storage of storages) {

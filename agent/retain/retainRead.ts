@@ -16,7 +16,17 @@ export interface RetainedRead {
   readonly virtualSizeBytes: Readonly<Record<string, number>>;
 }
 
-const secretOwnership: Ownership = { uid: 0, gid: 0, mode: 0o600 };
+export const secretOwnership: Ownership = { uid: 0, gid: 0, mode: 0o600 };
+
+/** What stands in the first storage already, copied into another. */
+export function copyFromFirst(
+  first: BackupWriter,
+  writer: BackupWriter,
+  name: string,
+  options: AddOptions,
+): ReturnType<BackupWriter['addByCopy']> {
+  return writer.addByCopy(join(first.directory, name), name, options);
+}
 
 /**
  * Reads every volume once, into the first storage; the others get copies of what stands there. The commit comes
@@ -44,7 +54,7 @@ export async function retainRead(
       const stored =
         first === undefined
           ? await intoFirst(writer)
-          : await writer.addByCopy(join(first.directory, name), name, {
+          : await copyFromFirst(first, writer, name, {
               ...options,
               ownership,
               digest,

@@ -35,6 +35,10 @@ export type SnapshotErrorCode =
   | 'CANNOT_BEGIN_BACKUP'
   /** The guest overwrites faster than a volume is read, and there is no more room for what it overwrote. */
   | 'SCRATCH_FULL'
+  /** The guest writes faster than its volumes are stored, and what it wrote must still be merged. */
+  | 'OVERLAY_FULL'
+  /** The guest changes its memory faster than it can be written. */
+  | 'MEMORY_NOT_CONVERGING'
   | 'CANNOT_EXPORT_IMAGE'
   | 'CANNOT_SAVE_MACHINE_STATE'
   | 'CANNOT_RENAME_DISK_IMAGE'

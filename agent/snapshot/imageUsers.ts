@@ -26,7 +26,21 @@ export async function foreignGuests(file: string, uuid: string): Promise<readonl
   return [...writers, ...readers.filter(isGuest)];
 }
 
+/** The QEMU of a machine, whatever libvirt knows of it, when it has a file open for writing. */
+export async function ownQemu(file: string, uuid: string): Promise<FileUser | undefined> {
+  const users = await usersOf(file, false, (args) => args.includes(uuid));
+  return users.find(({ command }) => basename(command).startsWith('qemu'));
+}
+
 async function foreignUsers(file: string, uuid: string, readers: boolean): Promise<readonly FileUser[]> {
+  return usersOf(file, readers, (args) => !args.includes(uuid));
+}
+
+async function usersOf(
+  file: string,
+  readers: boolean,
+  isMeant: (args: readonly string[]) => boolean,
+): Promise<readonly FileUser[]> {
   const wanted = await stat(file, { bigint: true });
   const users: FileUser[] = [];
   for (const entry of await readdir('/proc')) {
@@ -34,7 +48,7 @@ async function foreignUsers(file: string, uuid: string, readers: boolean): Promi
     if (!(await hasOpen(entry, wanted.dev, wanted.ino, readers))) continue;
     const command = (await readProcess(entry, 'cmdline')) ?? '';
     const args = command.split('\0').filter((part) => part !== '');
-    if (args.includes(uuid)) continue;
+    if (!isMeant(args)) continue;
     users.push({ pid: Number(entry), command: args[0] ?? 'unknown' });
   }
   return users;

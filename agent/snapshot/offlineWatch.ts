@@ -87,7 +87,7 @@ export class OfflineWatch implements AsyncDisposable {
 }
 
 /** QEMU changes the header of every image that it opens for writing. */
-async function markOf(file: string): Promise<string> {
+export async function markOf(file: string): Promise<string> {
   const { dev, ino, size, mtimeNs } = await stat(file, { bigint: true });
   return [dev, ino, size, mtimeNs].join(':');
 }

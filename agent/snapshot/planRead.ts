@@ -6,7 +6,14 @@ import { rememberedOwner } from '../../common/xattr.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
-import { isLeftOut, refuseForeignVolume, refuseOtherUsers, resolveImage, volumeError } from './planVolume.ts';
+import {
+  imageOf,
+  isLeftOut,
+  refuseForeignVolume,
+  refuseOtherUsers,
+  resolveImage,
+  volumeError,
+} from './planVolume.ts';
 import {
   planNvram,
   refuseBusyMachine,
@@ -107,12 +114,7 @@ async function planReadVolume(
   const what = `${volume.target} of ${machine.name}`;
   refuseForeignVolume(what, volume);
   const format = formatOf(what, volume);
-  const image = volume.path;
-  if (image === undefined || !isAbsolute(image)) {
-    throw new SnapshotError('XML_INCONSISTENCY', `${what} names no absolute path`, {
-      hint: `virsh domblklist ${machine.name}`,
-    });
-  }
+  const image = imageOf(machine.name, volume);
   const file = await resolveImage(what, image);
   if (request.mode === 'offline') await refuseOtherUsers(what, file, machine.uuid);
   const info = await readImageInfo(file, format, { inUse: true });
@@ -137,19 +139,21 @@ async function planReadVolume(
   };
 }
 
-function formatOf(what: string, volume: DomainVolume): ImageFormat {
+/** @throws SnapshotError VOLUME_UNSUPPORTED */
+export function formatOf(what: string, volume: DomainVolume): ImageFormat {
   if (volume.format === 'qcow2' || volume.format === 'raw') return volume.format;
   throw volumeError('VOLUME_UNSUPPORTED', what, `has the format ${volume.format ?? 'unknown'}`);
 }
 
 /** What the image takes on its disk, and what it stands on: the stored volume stands alone. */
-async function allocatedBytesOf(file: string, backing: string | undefined): Promise<number> {
+export async function allocatedBytesOf(file: string, backing: string | undefined): Promise<number> {
   let bytes = (await stat(file)).blocks * 512;
   if (backing !== undefined && isAbsolute(backing)) bytes += (await stat(backing)).blocks * 512;
   return bytes;
 }
 
-async function ownerOf(file: string): Promise<Ownership> {
+/** Owner, group and mode of an image while no QEMU has it. */
+export async function ownerOf(file: string): Promise<Ownership> {
   const { uid, gid, mode } = await lstat(file);
   const remembered = await rememberedOwner(file);
   return { uid: remembered?.uid ?? uid, gid: remembered?.gid ?? gid, mode: mode & 0o7777 };

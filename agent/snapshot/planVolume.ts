@@ -27,14 +27,45 @@ export async function planVolume(
 ): Promise<PlannedVolume> {
   const what = `${volume.target} of ${machine.name}`;
   refuseUnsupportedVolume(what, volume);
-  const image = volume.path;
-  if (image === undefined || !isAbsolute(image)) {
-    throw new SnapshotError('XML_INCONSISTENCY', `${what} names no absolute path`, {
-      hint: `virsh domblklist ${machine.name}`,
-    });
-  }
+  const image = imageOf(machine.name, volume);
   const file = await resolveImage(what, image);
   const info = await readImageInfo(file, 'qcow2', { inUse: true });
+  refuseUnsuitableImage(what, file, info);
+  const base = info.backing;
+  await refuseOtherUsers(what, file, machine.uuid);
+  const workDirectory = workDirectoryFor(file, request.retainDirectory, request.jobId);
+  await requireUsableRetainDirectory(what, file, request.retainDirectory);
+  const below = await chainBelow(what, volume, base);
+  return {
+    target: volume.target,
+    image,
+    file,
+    frozen: join(workDirectory, `${volume.target}.frozen`),
+    overlay: join(workDirectory, `${volume.target}.overlay`),
+    workDirectory,
+    base: base === null ? null : { path: base.path, format: base.format ?? 'raw' },
+    chain: [image, ...below],
+    virtualSizeBytes: info.virtualSizeBytes,
+    layout: [...info.layout],
+    owner: await rememberedOwner(file),
+    allocatedBytes: info.allocatedBytes,
+  };
+}
+
+/** The path that a definition gives. @throws SnapshotError XML_INCONSISTENCY */
+export function imageOf(machineName: string, volume: DomainVolume): string {
+  if (volume.path !== undefined && isAbsolute(volume.path)) return volume.path;
+  throw new SnapshotError('XML_INCONSISTENCY', `${volume.target} of ${machineName} names no absolute path`, {
+    hint: `virsh domblklist ${machineName}`,
+  });
+}
+
+/**
+ * What no overlay can be put over.
+ * @throws SnapshotError CORRUPT_DISK_IMAGE_FOUND, INTERNAL_SNAPSHOTS, VOLUME_ENCRYPTED, VOLUME_UNSUPPORTED,
+ * RELATIVE_BACKING
+ */
+export function refuseUnsuitableImage(what: string, file: string, info: ImageInfo): void {
   if (info.corrupt) {
     throw new SnapshotError('CORRUPT_DISK_IMAGE_FOUND', `${what}: ${file} is marked corrupt`, {
       hint: `with the machine off: qemu-img check ${file}`,
@@ -62,31 +93,17 @@ export async function planVolume(
       },
     );
   }
-  await refuseOtherUsers(what, file, machine.uuid);
-  const workDirectory = workDirectoryFor(file, request.retainDirectory, request.jobId);
-  await requireUsableRetainDirectory(what, file, request.retainDirectory);
-  const below = await chainBelow(what, volume, base);
-  return {
-    target: volume.target,
-    image,
-    file,
-    frozen: join(workDirectory, `${volume.target}.frozen`),
-    overlay: join(workDirectory, `${volume.target}.overlay`),
-    workDirectory,
-    base: base === null ? null : { path: base.path, format: base.format ?? 'raw' },
-    chain: [image, ...below],
-    virtualSizeBytes: info.virtualSizeBytes,
-    layout: [...info.layout],
-    owner: await rememberedOwner(file),
-    allocatedBytes: info.allocatedBytes,
-  };
 }
 
 /**
  * The paths below the top image, as QEMU has them open. They must be letter by letter what the headers say: the
  * restored machine's chain is read from the headers, and compared with these.
  */
-async function chainBelow(what: string, volume: DomainVolume, base: ImageInfo['backing']): Promise<string[]> {
+export async function chainBelow(
+  what: string,
+  volume: DomainVolume,
+  base: ImageInfo['backing'],
+): Promise<string[]> {
   const below = (volume.backingChain ?? []).map((element) => {
     if (element.path === undefined)
       throw volumeError('VOLUME_UNSUPPORTED', what, 'stands on something that is not a file');

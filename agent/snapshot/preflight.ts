@@ -1,7 +1,7 @@
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DomainXml } from '../hypervisor/domainXml.ts';
-import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
+import type { Hypervisor, MachineStatus, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
 import { isLeftOut, planVolume } from './planVolume.ts';
@@ -23,7 +23,7 @@ export interface PreflightRequest {
  */
 export async function planSave(hypervisor: Hypervisor, request: PreflightRequest): Promise<SavePlan> {
   const machine = await hypervisor.machine(request.machineUuid);
-  refuseUnsuitableState(machine);
+  refuseUnsuitableState(machine, 'save');
   const definition = DomainXml.parse(await hypervisor.definition(machine.uuid, 'live'));
   refuseUnsupportedDevices(definition);
   await refuseForeignState(hypervisor, machine.uuid, machine.name);
@@ -37,12 +37,7 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
       );
       continue;
     }
-    if ((await hypervisor.blockJob(machine.uuid, volume.target)) !== null) {
-      throw new SnapshotError('VOLUME_BUSY', `a block job works on ${volume.target} of ${machine.name}`, {
-        hint: `virsh blockjob ${machine.name} ${volume.target} --info; wait for it to end, or abort it`,
-        retryable: true,
-      });
-    }
+    await refuseBlockJob(hypervisor, machine, volume.target);
     volumes.push(await planVolume(machine, volume, request));
   }
   refuseUnsuitableSet(machine.name, volumes);
@@ -73,19 +68,16 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
   };
 }
 
-function refuseUnsuitableState(machine: Awaited<ReturnType<Hypervisor['machine']>>): void {
+/** @throws SnapshotError MACHINE_TRANSIENT, MACHINE_OFF, MACHINE_STATE_UNSUITABLE */
+export function refuseUnsuitableState(machine: MachineSummary, mode: 'save' | 'live'): void {
   const { name, status } = machine;
   if (!machine.persistent) {
-    throw new SnapshotError(
-      'MACHINE_TRANSIENT',
-      `${name} is transient: libvirt forgets it while it is saved`,
-      {
-        hint: `define it: virsh dumpxml --migratable --security-info ${name} > ${name}.xml && virsh define ${name}.xml`,
-      },
-    );
+    throw new SnapshotError('MACHINE_TRANSIENT', `${name} is transient: libvirt forgets it when it stops`, {
+      hint: `define it: virsh dumpxml --migratable --security-info ${name} > ${name}.xml && virsh define ${name}.xml`,
+    });
   }
   if (status.state === 'shut-off') {
-    throw new SnapshotError('MACHINE_OFF', `${name} is off; mode "save" needs a running machine`, {
+    throw new SnapshotError('MACHINE_OFF', `${name} is off; mode "${mode}" needs a running machine`, {
       hint: 'mode "offline" can, and "auto" chooses it: --mode auto',
     });
   }
@@ -110,7 +102,8 @@ export function refuseUnsuitableStatus(name: string, status: MachineStatus): voi
   });
 }
 
-function refuseUnsupportedDevices(definition: DomainXml): void {
+/** @throws SnapshotError HOST_DEVICE_UNSUPPORTED, TPM_UNSUPPORTED */
+export function refuseUnsupportedDevices(definition: DomainXml): void {
   const device = definition.hostDevices[0];
   if (device !== undefined) {
     throw new SnapshotError(
@@ -136,16 +129,7 @@ export function refuseTpm(definition: DomainXml): void {
 
 /** Things of others that the swap of images would break. */
 async function refuseForeignState(hypervisor: Hypervisor, uuid: string, name: string): Promise<void> {
-  const snapshots = await hypervisor.snapshotNames(uuid);
-  if (snapshots.length > 0) {
-    throw new SnapshotError(
-      'INTERNAL_SNAPSHOTS',
-      `${name} has ${snapshots.length} libvirt snapshot(s): ${snapshots.join(', ')}`,
-      {
-        hint: `they do not follow into the machine's new image; delete them: virsh snapshot-delete ${name} ${snapshots[0]}`,
-      },
-    );
-  }
+  await refuseSnapshots(hypervisor, uuid, name);
   const checkpoints = await hypervisor.checkpointNames(uuid);
   if (checkpoints.length > 0) {
     throw new SnapshotError(
@@ -157,6 +141,32 @@ async function refuseForeignState(hypervisor: Hypervisor, uuid: string, name: st
     );
   }
   await refuseBusyMachine(hypervisor, uuid, name);
+}
+
+/** @throws SnapshotError INTERNAL_SNAPSHOTS */
+export async function refuseSnapshots(hypervisor: Hypervisor, uuid: string, name: string): Promise<void> {
+  const snapshots = await hypervisor.snapshotNames(uuid);
+  if (snapshots.length === 0) return;
+  throw new SnapshotError(
+    'INTERNAL_SNAPSHOTS',
+    `${name} has ${snapshots.length} libvirt snapshot(s): ${snapshots.join(', ')}`,
+    {
+      hint: `they do not follow into the machine's new image; delete them: virsh snapshot-delete ${name} ${snapshots[0]}`,
+    },
+  );
+}
+
+/** @throws SnapshotError VOLUME_BUSY */
+export async function refuseBlockJob(
+  hypervisor: Hypervisor,
+  machine: { readonly uuid: string; readonly name: string },
+  target: string,
+): Promise<void> {
+  if ((await hypervisor.blockJob(machine.uuid, target)) === null) return;
+  throw new SnapshotError('VOLUME_BUSY', `a block job works on ${target} of ${machine.name}`, {
+    hint: `virsh blockjob ${machine.name} ${target} --info; wait for it to end, or abort it`,
+    retryable: true,
+  });
 }
 
 /** @throws SnapshotError MACHINE_STATE_UNSUITABLE while libvirt saves, migrates or backs it up */

@@ -6,6 +6,12 @@ import { formatBytes } from '../../common/units.ts';
 import { SnapshotError } from './errors.ts';
 import type { ReadPlan } from './readPlan.ts';
 
+/** What of a plan tells whose writes need room beside which images. */
+export interface OverwritePlan {
+  readonly machine: { readonly name: string };
+  readonly volumes: readonly { readonly file: string; readonly allocatedBytes: number }[];
+}
+
 /** How often the free space is looked at: what a guest writes in between must fit into the reserve. */
 const watchMs = 200;
 const reserveShare = 0.05;
@@ -13,7 +19,7 @@ const reserveBytesMin = 16 * 1024 * 1024;
 const reserveBytesMax = 1024 ** 3;
 
 /** What is left free for the guest beside the scratch files: when it would be touched, the backup is given up. */
-async function reserveBytes(path: string): Promise<number> {
+export async function reserveBytes(path: string): Promise<number> {
   const { blocks, bsize } = await statfs(dirname(path));
   return Math.min(reserveBytesMax, Math.max(reserveBytesMin, blocks * bsize * reserveShare));
 }
@@ -23,7 +29,7 @@ async function reserveBytes(path: string): Promise<number> {
  * @returns warnings where the guest could overwrite more than there is room for
  * @throws SnapshotError NOT_ENOUGH_DISK_SPACE where there is nothing beyond the reserve
  */
-export async function requireScratchSpace(plan: ReadPlan): Promise<readonly string[]> {
+export async function requireScratchSpace(plan: OverwritePlan): Promise<readonly string[]> {
   const warnings: string[] = [];
   for (const first of plan.volumes) {
     let mostBytes = 0;

@@ -12,6 +12,9 @@ export const spaceFactor = 1.05;
 /** Share of the host's memory that a RAM disk never takes. */
 const memoryReserveShare = 0.05;
 
+/** A volume that needs room on its file system while the job runs: `allocatedBytes` of it. */
+export type SpaceUser = Pick<PlannedVolume, 'target' | 'file' | 'workDirectory' | 'allocatedBytes'>;
+
 /** Where the memory state of a machine goes. */
 export interface StatePlace {
   /** What libvirt writes while the machine stands still. */
@@ -29,7 +32,7 @@ export interface StatePlace {
  */
 export async function placeState(
   machine: { readonly name: string; readonly memoryBytes: number },
-  volumes: readonly PlannedVolume[],
+  volumes: readonly SpaceUser[],
   request: {
     readonly jobId: string;
     readonly ramDisk: string | null;
@@ -89,7 +92,7 @@ async function spareMemoryBytes(directory: string): Promise<number> {
 }
 
 /** @throws SnapshotError NOT_ENOUGH_DISK_SPACE */
-async function requireSpace(volumes: readonly PlannedVolume[], stateBytes: number): Promise<void> {
+async function requireSpace(volumes: readonly SpaceUser[], stateBytes: number): Promise<void> {
   const shortage = await findShortage(volumes, stateBytes);
   if (shortage === undefined) return;
   const { file, neededBytes, availableBytes } = shortage;
@@ -105,7 +108,7 @@ async function requireSpace(volumes: readonly PlannedVolume[], stateBytes: numbe
 
 /** The first file system of images without room for what the merge copies at most, and for the state. */
 async function findShortage(
-  volumes: readonly PlannedVolume[],
+  volumes: readonly SpaceUser[],
   stateBytes: number,
 ): Promise<
   { readonly file: string; readonly neededBytes: number; readonly availableBytes: number } | undefined
@@ -114,7 +117,7 @@ async function findShortage(
   // The state stands beside the first volume.
   let bytesForState = stateBytes;
   for (let first = remaining[0]; first !== undefined; first = remaining[0]) {
-    const elsewhere: PlannedVolume[] = [];
+    const elsewhere: SpaceUser[] = [];
     let neededBytes = bytesForState;
     for (const volume of remaining) {
       if (await sameFileSystem(volume.file, first.file)) neededBytes += volume.allocatedBytes;

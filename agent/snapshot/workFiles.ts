@@ -43,7 +43,7 @@ export async function prepareWorkFiles(plan: SavePlan): Promise<void> {
 }
 
 /** A crash, or an old umask, may have left a directory through which QEMU's user cannot get. */
-async function makeWorkDirectory(directory: string): Promise<void> {
+export async function makeWorkDirectory(directory: string): Promise<void> {
   await makeDirectoryDurable(directory, workDirectoryMode);
   await chmod(directory, workDirectoryMode);
   if (basename(dirname(directory)) === retainDirectoryName)

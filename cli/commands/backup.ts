@@ -24,7 +24,7 @@ interface Outcome {
   readonly backup: Backup | null;
 }
 
-const modes = ['auto', 'save', 'disk', 'offline'] as const;
+const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
 
 type Wishes = Omit<BackupRequest, 'machine'>;
 

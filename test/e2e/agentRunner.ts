@@ -24,7 +24,7 @@ const restore = {
   instant: z.boolean().optional(),
 };
 
-const mode = z.enum(['auto', 'save', 'disk', 'offline']).optional();
+const mode = z.enum(['auto', 'save', 'live', 'disk', 'offline']).optional();
 
 const request = z.discriminatedUnion('kind', [
   z.strictObject({

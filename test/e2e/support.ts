@@ -76,7 +76,7 @@ export class TestAgent {
   backup(
     machine: LabMachine,
     options: RequestOptions & {
-      readonly mode?: 'auto' | 'save' | 'disk' | 'offline';
+      readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline';
       readonly storages?: readonly string[];
     } = {},
   ): Promise<Answer> {

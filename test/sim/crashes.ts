@@ -17,7 +17,15 @@ export interface Crash {
   readonly victim: Victim;
 }
 
-export type JobRequest = 'backup' | 'disk' | 'in-place' | 'instant' | 'volumes' | 'new-machine' | 'files';
+export type JobRequest =
+  | 'backup'
+  | 'live'
+  | 'disk'
+  | 'in-place'
+  | 'instant'
+  | 'volumes'
+  | 'new-machine'
+  | 'files';
 
 /** The guest goes on writing around what happens to it. */
 const writesAt = [
@@ -30,6 +38,9 @@ const writesAt = [
   'restore/before:pull',
   'restore/before:flush',
   'restore/before:check',
+  'backup/before:snapshot',
+  'backup/before:mark',
+  'backup/before:merge',
 ];
 const recoveriesMax = 5;
 
@@ -41,13 +52,15 @@ export class Fate {
   readonly #crash: Crash | undefined;
   readonly #meanwhile: Meanwhile | undefined;
   #count = 0;
+  #marked: Victim | undefined;
+  #self: LivingAgent | undefined;
   /** Moments of engines (not of files or of libvirt), in order, that came after `reset`. */
   readonly points: string[] = [];
   hit = false;
 
   /** Who died by it. */
   get victim(): Victim | undefined {
-    return this.hit ? this.#crash?.victim : undefined;
+    return this.hit ? (this.#marked ?? this.#crash?.victim) : undefined;
   }
 
   /** The same, before the kill. */
@@ -60,7 +73,21 @@ export class Fate {
     this.#meanwhile = meanwhile;
   }
 
+  /** The agent that is listened to. */
+  get self(): LivingAgent {
+    if (this.#self === undefined) throw new Error('no moment has come yet');
+    return this.#self;
+  }
+
+  /** Somebody dies now, by the test's own doing. */
+  mark(victim: Victim): void {
+    this.#marked = victim;
+    this.hit = true;
+    this.pointsAtHit = [...this.points];
+  }
+
   readonly listen = async (moment: string, self: LivingAgent): Promise<void> => {
+    this.#self = self;
     if (!moment.startsWith('file/') && !moment.startsWith('libvirt/')) this.points.push(moment);
     if (moment === 'restore/before:pull') await goOnInstantly(this.#site);
     if (writesAt.includes(moment)) await this.#site.write();
@@ -92,7 +119,8 @@ function matches(pattern: string, moment: string): boolean {
   );
 }
 
-async function strike(site: Site, victim: Victim, self: LivingAgent): Promise<void> {
+/** Lets somebody die. */
+export async function strike(site: Site, victim: Victim, self: LivingAgent): Promise<void> {
   if (victim === 'agent') self.life.die();
   if (victim === 'libvirtd') await site.world.restartLibvirtd();
   if (victim === 'qemu' && site.world.machine('m').instance !== undefined) await site.world.killQemu('m');
@@ -163,6 +191,7 @@ function struck(site: Site): boolean {
 
 async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
   if (request === 'backup') return living.agent.createBackup({ machine: 'm' });
+  if (request === 'live') return living.agent.createBackup({ machine: 'm', mode: 'live' });
   if (request === 'disk') return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   const how = {
     'in-place': { inPlace: true },
@@ -208,7 +237,7 @@ async function judge(site: Site, { request, victims, pointsAtHit, before, row }:
   });
   problems.push(...safetyProblems);
   const made = (await listed(site)).length - before.backups;
-  const isBackup = request === 'backup' || request === 'disk';
+  const isBackup = request === 'backup' || request === 'live' || request === 'disk';
   const promisedBackups = isBackup && isFinished ? Object.keys(site.storagePaths).length : 0;
   if (made !== promisedBackups)
     problems.push(
@@ -230,11 +259,14 @@ function promisedState(
   if (site.options.suspended) return victims.includes('qemu') ? 'either' : 'suspended';
   if (!victims.includes('qemu')) return 'running';
   // A QEMU that dies outside of the window in which the machine is in our care stays as it is.
-  const [taken, given] =
-    request === 'backup'
-      ? ['backup/after:guard', 'backup/before:unguard']
-      : ['restore/after:stop', 'restore/before:start'];
-  if (request !== 'backup' && !isOverPresent(request)) return 'either';
+  const windows: Partial<Record<JobRequest, readonly [taken: string, given: string]>> = {
+    backup: ['backup/after:guard', 'backup/before:unguard'],
+    live: ['backup/before:snapshot', 'backup/before:verify'],
+  };
+  const [taken, given] = isOverPresent(request)
+    ? ['restore/after:stop', 'restore/before:start']
+    : (windows[request] ?? []);
+  if (taken === undefined || given === undefined) return 'either';
   const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
   return isOurs && victims.length === 1 ? 'running' : 'either';
 }

@@ -1,0 +1,304 @@
+import { copyFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { messageOf } from '../../common/errors.ts';
+import { fsyncFile, writeFileDurable } from '../../common/files.ts';
+import type { BackupWriter, Storage } from '../../storage/storage.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { StepRow } from '../jobs/job.ts';
+import type { Step, StepContext } from '../jobs/step.ts';
+import { commitOffline, commitVolumes, requireCommitted } from '../merge/commit.ts';
+import { describeBackup } from '../retain/manifest.ts';
+import { definitionFileOf, namesFor } from '../retain/retain.ts';
+import { retainLive } from '../retain/retainLive.ts';
+import type { OpenVolume } from '../retain/retainRead.ts';
+import { SnapshotError } from '../snapshot/errors.ts';
+import { readOwnerSettings } from '../snapshot/guard.ts';
+import { watchConvergence } from '../snapshot/converge.ts';
+import { ImageExport } from '../snapshot/imageExport.ts';
+import {
+  correctState,
+  frozenMarks,
+  liveChainOf,
+  prepareOverlays,
+  requireFrozen,
+  takeLive,
+} from '../snapshot/live.ts';
+import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
+import { watchOverlays } from '../snapshot/overlayWatch.ts';
+import { PauseMeter } from '../snapshot/pause.ts';
+import { planLive } from '../snapshot/planLive.ts';
+import { makeRunDirectory } from '../snapshot/runDirectory.ts';
+import { publicDefinition } from '../snapshot/save.ts';
+import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../snapshot/stateFile.ts';
+import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { type LiveFacts, livePlanOf } from './liveFacts.ts';
+import { requireNoAccident } from './liveWorld.ts';
+
+/** An image that is read is local: slower than this only a hanging file system is. */
+const answerMs = 120_000;
+/** The event of a pause's end may come after the answer to the call. */
+const pauseEventMs = 2_000;
+
+export interface LiveStepDependencies {
+  readonly hypervisor: Hypervisor;
+  /** @throws StorageError when the configuration has no such storage any more */
+  readonly storage: (name: string) => Storage;
+  /** The journal's account of the job's steps, for the manifest. */
+  readonly stepRows: (jobId: string) => readonly StepRow[];
+  /** What the other unfinished jobs are still going to write to the RAM disk. */
+  readonly ramDiskReservedBytes: (jobId: string) => number;
+  /** Checks that the storages of the job can take what the plan will bring. */
+  readonly checkStorages: (facts: LiveFacts, plan: LivePlan) => Promise<readonly string[]>;
+}
+
+type Context = StepContext<LiveFacts>;
+
+function pointInTimeOf(facts: LiveFacts): string {
+  if (facts.pointInTime === undefined) throw new Error('the job has no point in time');
+  return facts.pointInTime;
+}
+
+/** The steps that make T1. */
+export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly Step<LiveFacts>[] {
+  const { hypervisor } = dependencies;
+
+  const preflight = async (context: Context): Promise<void> => {
+    const { settings, machine } = context.facts;
+    const request = { jobId: context.jobId, machineUuid: machine.uuid, ...settings };
+    let plan: LivePlan;
+    let ramDiskReservedBytes: number;
+    do {
+      ramDiskReservedBytes = dependencies.ramDiskReservedBytes(context.jobId);
+      plan = await planLive(hypervisor, { ...request, ramDiskReservedBytes });
+      // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
+      context.commit({ plan });
+    } while (plan.stateOnRamDisk && dependencies.ramDiskReservedBytes(context.jobId) > ramDiskReservedBytes);
+    learnWarnings(context, [...plan.warnings, ...(await dependencies.checkStorages(context.facts, plan))]);
+  };
+
+  const prepare = async (context: Context): Promise<void> => {
+    const plan = livePlanOf(context.facts);
+    const { uuid } = plan.machine;
+    await prepareOverlays(plan);
+    await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
+    const overlayInodes: Record<string, string> = {};
+    for (const { target, overlay } of plan.volumes) overlayInodes[target] = await inodeOf(overlay);
+    const { running, autostart } = await readOwnerSettings(hypervisor, uuid);
+    context.learn({ overlayInodes, before: { running, autostart } });
+  };
+
+  const snapshot = async (context: Context): Promise<void> => {
+    const plan = livePlanOf(context.facts);
+    using _warm = await hypervisor.warmUp();
+    await using meter = await PauseMeter.start(hypervisor, plan.machine.uuid);
+    const { settings } = context.facts;
+    const converge = { ...settings, onHeld: () => context.commit({ vcpusHeld: true }) };
+    await guarded(
+      context,
+      (signal) => watchConvergence(hypervisor, plan, converge, signal),
+      (signal) => takeLive(hypervisor, plan, { deadlineMs: settings.saveDeadlineMs, signal }),
+    );
+    const pauseMs = await meter.waitForPause(pauseEventMs);
+    const stoppedAt = meter.stoppedAt ?? new Date(await stateFileTime(plan.stateFile));
+    context.learn({ pointInTime: stoppedAt.toISOString(), pauseMs, vcpusHeld: false });
+  };
+
+  const mark = async (context: Context): Promise<void> => {
+    const { facts } = context;
+    const plan = livePlanOf(facts);
+    const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
+    for (const volume of plan.volumes) {
+      if (live.runId === undefined || liveChainOf(live, volume) === 'overlay') continue;
+      throw new SnapshotError(
+        'WRONG_BLOCK_GRAPH',
+        `${volume.target} of ${plan.machine.name} is not on its overlay after the snapshot`,
+        { hint: `virsh dumpxml ${plan.machine.name} shows <backingStore> of the disk` },
+      );
+    }
+    const stateFile = await currentStateFile(plan);
+    const at = facts.pointInTime ?? new Date(await stateFileTime(stateFile)).toISOString();
+    await correctState(hypervisor, plan, stateFile);
+    if (plan.nvram !== null) {
+      const { source, file } = plan.nvram;
+      if ((await modificationTime(source)) > Date.parse(at))
+        learnWarnings(context, [`${source} was written to after T1: the stored UEFI variables are newer`]);
+      await copyFile(source, file);
+      await fsyncFile(file);
+    }
+    context.learn({ frozen: await frozenMarks(plan), pointInTime: at, pauseMs: facts.pauseMs ?? null });
+  };
+
+  const stow = async (context: Context): Promise<void> => {
+    const plan = livePlanOf(context.facts);
+    try {
+      await stowState(plan, {
+        signal: context.signal,
+        onProgress: (doneBytes) => context.report({ doneBytes, totalBytes: plan.memoryBytes }),
+      });
+    } catch (error) {
+      context.signal.throwIfAborted();
+      learnWarnings(context, [`the memory stays on the RAM disk until it is stored: ${messageOf(error)}`]);
+    }
+  };
+
+  return [
+    { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    { name: 'prepare', state: 'snapshotting', cancellable: true, deadlineMs: 300_000, act: prepare },
+    {
+      name: 'snapshot',
+      state: 'snapshotting',
+      cancellable: true,
+      intend: () => ({ snapshotBegun: true }),
+      act: snapshot,
+    },
+    { name: 'mark', state: 'snapshotting', reached: 'snapshotted', cancellable: false, act: mark },
+    { name: 'stow', state: 'snapshotted', cancellable: true, act: stow },
+  ];
+}
+
+/** Puts the frozen point into the storages, while the overlays stay within bounds. */
+export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFacts> {
+  const retain = async (context: Context): Promise<void> => {
+    const { facts, jobId } = context;
+    const plan = livePlanOf(facts);
+    if (facts.frozen === undefined) throw new Error('the job has no frozen point');
+    const writers = new Map<string, BackupWriter>();
+    for (const name of facts.settings.storages)
+      writers.set(name, await dependencies.storage(name).begin({ jobId, machine: plan.machine }));
+    const directory = join(facts.settings.runDirectory, jobId);
+    await makeRunDirectory(directory);
+    try {
+      const watch = (signal: AbortSignal): Promise<void> => watchOverlays(plan, signal);
+      const retained = await guarded(context, watch, (signal) => {
+        const open = async (volume: LiveVolume): Promise<OpenVolume> => {
+          const exported = await ImageExport.open(volume, directory, { answerMs, signal });
+          return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
+        };
+        return retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
+          signal,
+          bandwidthBytesPerSecond: facts.settings.readBandwidthBytesPerSecond,
+          onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
+        });
+      });
+      await requireFrozen(plan, facts.frozen);
+      context.learn({ retained: retained.files });
+    } finally {
+      await rm(directory, { recursive: true, force: true });
+    }
+  };
+  return { name: 'retain', state: 'retaining', reached: 'retained', cancellable: true, act: retain };
+}
+
+/** Works until it is done, the job is cancelled, or `guard` rejects. */
+async function guarded<T>(
+  context: Context,
+  guard: (signal: AbortSignal) => Promise<void>,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const ended = new AbortController();
+  const stopped = new AbortController();
+  const watching = guard(ended.signal).catch((error: unknown) => stopped.abort(error));
+  try {
+    return await work(AbortSignal.any([context.signal, stopped.signal]));
+  } catch (error) {
+    // The reason is what stopped it, not that it was stopped.
+    throw stopped.signal.aborted ? stopped.signal.reason : error;
+  } finally {
+    ended.abort();
+    await watching;
+  }
+}
+
+/** Brings the machine back to its images; from the begin of `merge` these are not T1 any more. */
+export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly Step<LiveFacts>[] {
+  const merge = async (context: Context): Promise<void> => {
+    const { facts } = context;
+    const plan = livePlanOf(facts);
+    const { mergeDeadlineMs: deadlineMs, mergeBandwidthBytesPerSecond: bandwidthBytesPerSecond } =
+      facts.settings;
+    if (await requireNoAccident(hypervisor, facts)) {
+      await commitVolumes(hypervisor, plan, {
+        bandwidthBytesPerSecond,
+        deadlineMs,
+        onHeld: (vcpusHeld) => context.commit({ vcpusHeld }),
+        onSuspended: () => context.point('suspended'),
+        onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
+      });
+    } else {
+      await commitOffline(hypervisor, plan, { deadlineMs });
+    }
+  };
+  const verify = async (context: Context): Promise<void> => {
+    const plan = livePlanOf(context.facts);
+    await requireCommitted(hypervisor, plan, await requireNoAccident(hypervisor, context.facts));
+    context.learn({ merged: true });
+  };
+  return [
+    {
+      name: 'merge',
+      state: 'merging',
+      cancellable: false,
+      intend: () => ({ mergeBegun: true }),
+      act: merge,
+    },
+    { name: 'verify', state: 'merging', reached: 'merged', cancellable: false, act: verify },
+  ];
+}
+
+/** Writes the manifests and removes what the job made. */
+export function liveCommitSteps(dependencies: LiveStepDependencies): readonly Step<LiveFacts>[] {
+  const commit = async (context: Context): Promise<void> => {
+    const { facts, jobId } = context;
+    const plan = livePlanOf(facts);
+    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
+    for (const storageName of facts.settings.storages) {
+      const storage = dependencies.storage(storageName);
+      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
+      const retained = facts.retained?.[storageName];
+      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
+      const writer = await storage.begin({ jobId, machine: plan.machine });
+      await writer.commit(
+        describeBackup(plan, pointOf(facts, dependencies.stepRows(jobId)), names, retained),
+      );
+      await context.point(storageName);
+    }
+    context.learn({ committed: true });
+  };
+  return [
+    { name: 'commit', state: 'merged', cancellable: false, act: commit },
+    { name: 'cleanup', state: 'merged', cancellable: false, act: removeLiveWork },
+  ];
+}
+
+/** The step of a job that was given up: the machine is merged, nothing else is kept. */
+export const liveDropStep: Step<LiveFacts> = {
+  name: 'drop',
+  state: 'merged',
+  cancellable: false,
+  act: removeLiveWork,
+};
+
+/** Removes the memory state and the job's directories; may be started again after a crash. */
+export async function removeLiveWork({ facts }: Pick<Context, 'facts'>): Promise<void> {
+  const plan = livePlanOf(facts);
+  await removeStateFile(plan.stateFile);
+  await removeWorkDirectories(plan);
+}
+
+function pointOf(facts: LiveFacts, rows: readonly StepRow[]): Parameters<typeof describeBackup>[1] {
+  return {
+    backupId: facts.backupId,
+    pointInTime: pointInTimeOf(facts),
+    pauseMs: facts.pauseMs ?? null,
+    running: true,
+    autostart: facts.before?.autostart ?? false,
+    steps: rows.flatMap(({ name, durationMs }) => (durationMs === null ? [] : [{ name, durationMs }])),
+    labels: facts.settings.labels,
+  };
+}
+
+function learnWarnings(context: Context, warnings: readonly string[]): void {
+  for (const warning of warnings) context.warn(warning);
+  context.learn({ warnings: [...context.facts.warnings, ...warnings] });
+}
