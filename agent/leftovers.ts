@@ -1,11 +1,11 @@
 import { readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { isErrno } from '../common/errors.ts';
 import { isUuid } from '../common/ids.ts';
 import type { Config } from '../config/schema.ts';
 import { DomainXml } from './hypervisor/domainXml.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
-import { retainDirectoryFor } from './snapshot/workspace.ts';
+import { retainDirectoryFor, retainDirectoryName } from './snapshot/workspace.ts';
 
 /** A directory in which a job works, or worked. */
 export interface WorkDirectory {
@@ -26,7 +26,11 @@ export async function findWorkDirectories(
   );
   for (const { uuid } of await hypervisor.machines()) {
     for (const { path } of DomainXml.parse(await hypervisor.definition(uuid, 'live')).volumes) {
-      if (path !== undefined) places.add(retainDirectoryFor(path, null));
+      if (path === undefined) continue;
+      places.add(retainDirectoryFor(path, null));
+      // A machine that a live backup has left on its overlay.
+      const above = dirname(dirname(path));
+      if (basename(above) === retainDirectoryName) places.add(above);
     }
   }
   const found: WorkDirectory[] = [];
