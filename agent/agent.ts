@@ -29,6 +29,7 @@ import { planRestore } from './restore/planner.ts';
 import type { RestoreRequest } from './restore/request.ts';
 import { restoreJob } from './restore/restoreJob.ts';
 import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import type { LivePlan } from './snapshot/livePlan.ts';
 import { planLive } from './snapshot/planLive.ts';
 import { planRead } from './snapshot/planRead.ts';
@@ -39,15 +40,19 @@ import { Pruner } from './pruning.ts';
 import { StoredBackups } from './storedBackups.ts';
 
 /** What a job is parked with when libvirt was away for long, or an operation of it failed. */
-const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreErrorCode>([
-  'HYPERVISOR_UNREACHABLE',
-  'DEADLINE_EXCEEDED',
-  'MACHINE_LOCKED',
-  'OPERATION_FAILED',
-  // The machine is down.
-  'CANNOT_START_MACHINE',
-  'CANNOT_PUT_BACK',
-]);
+const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreErrorCode | SnapshotErrorCode>(
+  [
+    'HYPERVISOR_UNREACHABLE',
+    'DEADLINE_EXCEEDED',
+    'MACHINE_LOCKED',
+    'OPERATION_FAILED',
+    // The machine is down.
+    'CANNOT_START_MACHINE',
+    'CANNOT_PUT_BACK',
+    // The guest's writes wait.
+    'CANNOT_THAW',
+  ],
+);
 
 /** A journal that cannot be written would stop a job in its pause. */
 const journalBytesMin = 16 * 1024 * 1024;

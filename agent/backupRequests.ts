@@ -63,7 +63,8 @@ export async function decideBackup(
   const machine = { uuid, name };
   if (mode === 'save') return { machine, settings: { ...settings, mode } };
   const runDirectory = dirname(config.agent.socket);
-  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory } };
+  const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
+  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory, freeze } };
   const { live } = policy;
   const how = {
     memoryFactor: live.memoryFactor,

@@ -103,6 +103,12 @@ const policy = z.strictObject({
     .default(null)
     .describe('Where frozen images stand until they are stored; null: `.stillpoint/` beside each image.'),
   read: z.strictObject({ bandwidthBytesPerSecond: bytesPerSecond.default(0) }).prefault({}),
+  freeze: z
+    .enum(['auto', 'never', 'required'], { error: 'expected auto, never or required' })
+    .default('auto')
+    .describe(
+      "Mode disk: whether the guest's agent freezes the file systems at T1. auto: where an agent answers; required: no backup without it.",
+    ),
   merge: z
     .strictObject({
       bandwidthBytesPerSecond: bytesPerSecond.default(0),
@@ -141,6 +147,7 @@ const policy = z.strictObject({
     .describe('How mode live goes about a guest that changes its memory all the time.'),
   deadlines: z
     .strictObject({
+      freezeSeconds: seconds.default(30),
       saveSeconds: seconds.default(600),
       restoreSeconds: seconds.default(600),
       mergeSeconds: seconds.default(86_400),

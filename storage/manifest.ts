@@ -70,7 +70,11 @@ const manifestShape = z.strictObject({
   mode: z.enum(['live', 'save', 'disk', 'offline']),
   modeReason: z.string(),
   consistency: z.enum(['memory', 'filesystem', 'crash', 'offline']),
+  /** Why it is not more, or how it was reached. */
+  consistencyReason: z.string().optional(),
   pauseMs: z.number().nonnegative().nullable(),
+  /** How long the guest's writes waited for its frozen file systems at the most. */
+  freezeMs: z.number().nonnegative().optional(),
   volumes: z.array(volume).min(1),
   memory: z
     .strictObject({

@@ -23,7 +23,7 @@ export const backupSettingsSchema = z.object({
 
 export type BackupSettings = z.infer<typeof backupSettingsSchema>;
 
-const errorRecordSchema = z.object({
+export const errorRecordSchema = z.object({
   code: z.string(),
   message: z.string(),
   hint: z.string().optional(),

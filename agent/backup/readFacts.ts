@@ -1,12 +1,16 @@
 import { z } from 'zod';
 import { readPlanSchema } from '../snapshot/readPlan.ts';
-import { backupSettingsSchema, retainedFileSchema } from './facts.ts';
+import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './facts.ts';
 
 /** How a `disk` or `offline` backup is to be made. */
 export const readSettingsSchema = backupSettingsSchema.extend({
   mode: z.enum(['disk', 'offline']),
   /** Where the socket of QEMU's exports is made. */
   runDirectory: z.string(),
+  /** Whether the guest's agent freezes the file systems at T1, and how long it may take for that. */
+  freeze: z
+    .object({ policy: z.enum(['auto', 'never', 'required']), deadlineMs: z.number().positive() })
+    .default({ policy: 'never', deadlineMs: 1 }),
 });
 
 export type ReadSettings = z.infer<typeof readSettingsSchema>;
@@ -22,6 +26,18 @@ export const readFactsSchema = z.object({
   before: z.object({ running: z.boolean(), autostart: z.boolean() }).optional(),
   /** QEMU may be serving its volumes for us. */
   begun: z.boolean().optional(),
+  /** The guest's file systems may be frozen by us. */
+  frozen: z.boolean().optional(),
+  /** Why the job was given up, while it waits for a thaw. */
+  givenUp: errorRecordSchema.optional(),
+  /** What came of the freeze. */
+  freeze: z
+    .object({
+      consistency: z.enum(['filesystem', 'crash']),
+      consistencyReason: z.string(),
+      freezeMs: z.number().nonnegative().nullable(),
+    })
+    .optional(),
   pointInTime: z.iso.datetime().optional(),
   /** No vCPU is stopped for it. */
   pauseMs: z.null().optional(),

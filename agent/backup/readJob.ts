@@ -7,9 +7,11 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
+import { cannotThaw } from '../snapshot/freeze.ts';
 import { endPullBackup, resumeAfterFullScratch } from '../snapshot/pullBackup.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { abandonPartials } from './abandonPartials.ts';
+import { thawInRecovery } from './freezing.ts';
 import { type ReadFacts, readFactsSchema } from './readFacts.ts';
 import { type ReadStepDependencies, readSteps } from './readSteps.ts';
 
@@ -48,10 +50,16 @@ async function settleRead(
       return { kind: 'park', error: errorRecord(cause) };
     return { kind: 'continue', from: facts.committed ? 'cleanup' : 'commit' };
   }
+  // The guest comes first; but an agent that is gone can come back only when no backup is under way.
+  await thawInRecovery(dependencies.hypervisor, context, 'once');
   if (facts.plan !== undefined) await giveBack(dependencies, context);
+  const thawed = await thawInRecovery(dependencies.hypervisor, context, 'patiently');
   await abandonPartials(dependencies.storage, context);
   if (cancelled) return { kind: 'end', state: 'cancelled' };
-  return { kind: 'end', state: 'failed', error: errorRecord(cause ?? agentDied()) };
+  const error = facts.givenUp ?? errorRecord(cause ?? agentDied());
+  if (thawed) return { kind: 'end', state: 'failed', error };
+  context.commit({ givenUp: error });
+  return { kind: 'park', error: errorRecord(cannotThaw(facts.machine.name)) };
 }
 
 /** Lets QEMU go; a guest that a full scratch file has stopped runs on. */

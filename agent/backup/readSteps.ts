@@ -14,13 +14,14 @@ import { ImageExport } from '../snapshot/imageExport.ts';
 import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
 import { planRead } from '../snapshot/planRead.ts';
-import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
+import { endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
 import { watchScratch } from '../snapshot/scratchSpace.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
+import { beginFrozen } from './freezing.ts';
 import type { ReadFacts } from './readFacts.ts';
 
 /** QEMU answers a read slower than this only when its storage hangs. */
@@ -73,12 +74,15 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const { status, autostart } = await hypervisor.machine(uuid);
     context.commit({ before: { running: status.state !== 'paused', autostart } });
     await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
-    const at = plan.mode === 'disk' ? await beginPullBackup(hypervisor, plan) : new Date();
+    const { at, freeze } =
+      plan.mode === 'disk'
+        ? await beginFrozen(hypervisor, context, plan)
+        : { at: new Date(), freeze: undefined };
     if (plan.nvram !== null) {
       await copyFile(plan.nvram.source, plan.nvram.file);
       await fsyncFile(plan.nvram.file);
     }
-    context.learn({ pointInTime: at.toISOString(), pauseMs: null });
+    context.learn({ pointInTime: at.toISOString(), pauseMs: null, freeze });
   };
 
   const retain = async (context: Context): Promise<void> => {
@@ -109,6 +113,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
         backupId: facts.backupId,
         pointInTime: pointInTimeOf(facts),
         autostart: facts.before?.autostart ?? false,
+        freeze: facts.freeze,
         virtualSizeBytes: facts.virtualSizeBytes ?? {},
         steps: dependencies
           .stepRows(jobId)

@@ -44,6 +44,7 @@ export interface NewMachineIdentity {
 }
 
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+const guestAgentChannel = 'org.qemu.guest_agent.0';
 const macPattern = /^[0-9a-f]{2}(?::[0-9a-f]{2}){5}$/i;
 
 /** Bytes of libvirt's scaled integers (`virScaleInteger`): `KB` is 1000, `K` and `KiB` are 1024. */
@@ -116,6 +117,19 @@ export class DomainXml {
     const label = children(this.#root, 'seclabel').find((one) => attribute(one, 'model') === 'dac');
     const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(text(child(label, 'label')) ?? '') ?? [];
     return uid === undefined || gid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
+  }
+
+  /**
+   * Whether an agent answers in the guest, as a live definition knows it; `undefined`: the machine has no channel
+   * for one.
+   */
+  get guestAgent(): 'connected' | 'disconnected' | undefined {
+    for (const channel of children(this.#devices, 'channel')) {
+      const target = child(channel, 'target');
+      if (attribute(target, 'name') !== guestAgentChannel) continue;
+      return attribute(target, 'state') === 'connected' ? 'connected' : 'disconnected';
+    }
+    return undefined;
   }
 
   get hasTpm(): boolean {

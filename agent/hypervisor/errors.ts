@@ -14,6 +14,8 @@ export type HypervisorErrorCode =
   /** A job was aborted on request. */
   | 'OPERATION_ABORTED'
   | 'OPERATION_UNSUPPORTED'
+  /** No agent answers in the guest. */
+  | 'GUEST_AGENT_UNAVAILABLE'
   | 'ACCESS_DENIED'
   | 'NO_SPACE'
   | 'DEFINITION_INVALID'

@@ -238,6 +238,27 @@ export interface Hypervisor extends AsyncDisposable {
    */
   endBackup(uuid: string, socketPath: string): Promise<void>;
 
+  /**
+   * Asks the guest's agent a harmless question (its clock): whether one answers that can do more. It refuses while
+   * the guest is frozen.
+   * @throws HypervisorError as `freezeGuest`
+   */
+  askGuest(uuid: string, deadlineMs: number): Promise<void>;
+  /**
+   * Has the guest's agent flush and freeze the file systems: the guest's writes wait until they are thawed. A call
+   * that fails may still be obeyed later, by an agent that was only slow: it must always be followed by a thaw.
+   * @returns how many file systems it has frozen
+   * @throws HypervisorError GUEST_AGENT_UNAVAILABLE, OPERATION_FAILED (it refuses), MACHINE_STATE_INVALID (not running),
+   * OPERATION_UNSUPPORTED (no channel)
+   */
+  freezeGuest(uuid: string, deadlineMs: number): Promise<number>;
+  /**
+   * Has the guest's agent thaw what is frozen; does no harm where nothing is. The agent obeys in the order in which
+   * it is asked: after a thaw that succeeded no earlier freeze can take effect any more.
+   * @returns how many file systems it has thawed
+   */
+  thawGuest(uuid: string, deadlineMs: number): Promise<number>;
+
   pull(uuid: string, options: PullOptions): Promise<void>;
   /**
    * Begins to copy what a volume's present image holds into the one below it. The guest goes on writing to `top`, and

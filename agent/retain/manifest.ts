@@ -1,5 +1,6 @@
 import { manifestFormatVersion, type Manifest } from '../../storage/manifest.ts';
 import { writerName } from '../../common/version.ts';
+import type { Freeze } from '../snapshot/freeze.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
 import type { ReadPlan } from '../snapshot/readPlan.ts';
 import type { ArtifactNames, Retained } from './retain.ts';
@@ -17,6 +18,8 @@ export interface FrozenPoint {
 
 /** What a manifest says of a backup that read volumes where they were. */
 export interface ReadPoint extends Omit<FrozenPoint, 'pauseMs' | 'running'> {
+  /** What came of a freeze of the guest; `undefined` in mode `offline`. */
+  readonly freeze: Freeze | undefined;
   readonly virtualSizeBytes: Readonly<Record<string, number>>;
 }
 
@@ -37,8 +40,10 @@ export function describeReadBackup(
     pointInTime: point.pointInTime,
     mode: plan.mode,
     modeReason: plan.modeReason,
-    consistency: plan.consistency,
+    consistency: point.freeze?.consistency ?? plan.consistency,
+    ...(point.freeze === undefined ? {} : { consistencyReason: point.freeze.consistencyReason }),
     pauseMs: null,
+    ...(typeof point.freeze?.freezeMs === 'number' ? { freezeMs: point.freeze.freezeMs } : {}),
     volumes: plan.volumes.map((volume) => {
       const name = names.volume(volume.target, 'qcow2');
       const { sizeBytes, sha256, owner } = file(name);

@@ -33,6 +33,10 @@ export type SnapshotErrorCode =
   // Went wrong on the way.
   | 'CANNOT_CREATE_EMPTY_DISK_IMAGE'
   | 'CANNOT_BEGIN_BACKUP'
+  /** The policy wants the guest's file systems frozen at T1, and they were not. */
+  | 'GUEST_NOT_FROZEN'
+  /** The guest's file systems may still be frozen: its writes wait. */
+  | 'CANNOT_THAW'
   /** The guest overwrites faster than a volume is read, and there is no more room for what it overwrote. */
   | 'SCRATCH_FULL'
   /** The guest writes faster than its volumes are stored, and what it wrote must still be merged. */

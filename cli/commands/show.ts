@@ -58,8 +58,13 @@ function printManifest(
   size: number | null,
 ): void {
   field('Mode', `${manifest.mode} (${manifest.modeReason})`);
-  field('Consistency', manifest.consistency);
+  const { consistency, consistencyReason, freezeMs } = manifest;
+  field(
+    'Consistency',
+    consistencyReason === undefined ? consistency : `${consistency} (${consistencyReason})`,
+  );
   field('Pause', manifest.pauseMs === null ? 'none measured' : formatDuration(manifest.pauseMs));
+  if (freezeMs !== undefined) field('Freeze', `writes of the guest waited up to ${formatDuration(freezeMs)}`);
   field('Size', formatBytes(size ?? 0));
   field('Host', `${manifest.host.name}, libvirt ${manifest.host.libvirt}, QEMU ${manifest.host.qemu}`);
   field('Written by', `${manifest.writer}, format ${manifest.formatVersion}`);

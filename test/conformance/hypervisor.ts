@@ -18,6 +18,7 @@ import {
 } from './hypervisorFixture.ts';
 import { liveSnapshots } from './liveSnapshots.ts';
 import { checkpoints } from './checkpoints.ts';
+import { guests } from './guests.ts';
 import { pullBackups } from './pullBackups.ts';
 
 type Suite = (t: Test, fixture: HypervisorFixture) => void;
@@ -42,6 +43,7 @@ export async function hypervisorConformance(
     liveSnapshots,
     pullBackups,
     checkpoints,
+    guests,
     events,
     hosts,
   ])

@@ -18,6 +18,8 @@ export interface HypervisorFixture extends AsyncDisposable {
   createMachine(options: {
     readonly volumes: readonly { readonly target: string; readonly backing?: string | undefined }[];
     readonly running: boolean;
+    /** It has a channel for a guest agent; when it runs, an agent answers. */
+    readonly guestAgent?: boolean | undefined;
   }): Promise<ConformanceMachine>;
   /** Where bandwidth alone does not: block jobs that start meanwhile stay in progress until disposed. */
   readonly holdBlockJobs?: () => Disposable;

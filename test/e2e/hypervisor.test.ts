@@ -256,14 +256,16 @@ async function libvirtFixture(): Promise<HypervisorFixture> {
   return {
     hypervisor,
     stateDir,
-    createMachine: async ({ volumes, running }) => {
+    createMachine: async ({ volumes, running, guestAgent }) => {
       const specs = volumes.map(({ target, backing }) =>
         backing === undefined
           ? { target, prefillMiB: 8 }
           : { target, backing: { path: backing, format: 'qcow2' as const } },
       );
       const name = `sp-conformance-${(count += 1)}`;
-      const machine = await lab.createMachine({ name, volumes: specs }, { start: running });
+      const machine = await lab.createMachine({ name, volumes: specs, guestAgent }, { start: running });
+      if (running && guestAgent === true)
+        await eventually(async () => /guest_agent.0' state='connected'/.test(await machine.xml()));
       return { uuid: machine.uuid, name, imagePath: (target) => machine.imagePath(target) };
     },
     externally: {

@@ -6,7 +6,9 @@ import { isErrno } from '../../common/errors.ts';
 
 const repository = path.resolve(import.meta.dirname, '../..');
 const cacheDir = path.join(repository, '.cache/guest');
-const writerSource = path.join(import.meta.dirname, 'guest/writer.c');
+const sourceDir = path.join(import.meta.dirname, 'guest');
+const programs = ['writer.c', 'agent.c'].map((name) => path.join(sourceDir, name));
+const sources = [...programs, path.join(sourceDir, 'agent.h')];
 const compilerArgs = ['-O2', '-static', '-Wall', '-Wextra', '-Werror'];
 /** What the guest needs; each brings what it depends on. */
 const wantedModules = ['virtio_pci', 'virtio_blk', 'virtio_console'];
@@ -23,12 +25,9 @@ export interface GuestImage {
  */
 export async function guestImage(): Promise<GuestImage> {
   const kernelDir = await unpackedKernel();
-  const key = createHash('sha256')
-    .update(path.basename(kernelDir))
-    .update(await readFile(writerSource))
-    .update(await readFile(import.meta.filename))
-    .digest('hex')
-    .slice(0, 16);
+  const hash = createHash('sha256').update(path.basename(kernelDir));
+  for (const source of [...sources, import.meta.filename]) hash.update(await readFile(source));
+  const key = hash.digest('hex').slice(0, 16);
   const imageDir = path.join(cacheDir, `image-${key}`);
   const image = { kernel: path.join(imageDir, 'vmlinuz'), initramfs: path.join(imageDir, 'initramfs') };
   if (await exists(image.initramfs)) return image;
@@ -55,7 +54,7 @@ async function unpackedKernel(): Promise<string> {
 
 async function build(kernelDir: string, buildDir: string): Promise<void> {
   const init = path.join(buildDir, 'init');
-  await execa('gcc', [...compilerArgs, '-o', init, writerSource], { timeout: 120_000 });
+  await execa('gcc', [...compilerArgs, '-o', init, ...programs], { timeout: 120_000 });
   const modulesDir = await findModules(kernelDir);
   if (modulesDir === undefined)
     throw new Error(`${kernelDir} holds no kernel; remove it and run: npm run setup`);

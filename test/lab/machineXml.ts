@@ -30,6 +30,8 @@ export interface MachineSpec {
   /** An empty drive, or one with this file in it. */
   readonly cdrom?: boolean | string | undefined;
   readonly floppy?: boolean | string | undefined;
+  /** A channel for the guest agent, which the guest then runs. */
+  readonly guestAgent?: boolean | undefined;
   /** Put into `<devices>` as it is. */
   readonly extraDevicesXml?: string | undefined;
   /** Bounds of what the writer does: rounds per second (0: as fast as it can) and MiB it goes round in. */
@@ -47,6 +49,8 @@ export interface Volume {
 
 /** Name of the virtio-serial port on which the writer takes commands. */
 export const writerPort = 'writer.0';
+
+const guestAgentXml = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
 
 export interface MachineXmlInput {
   readonly spec: MachineSpec;
@@ -88,6 +92,7 @@ export function machineXml(input: MachineXmlInput): string {
       <log file='/var/log/libvirt/qemu/${encodeURIComponent(spec.name)}-console.log' append='on'/>
     </serial>
     <channel type='unix'><target type='virtio' name='${writerPort}'/></channel>
+    ${spec.guestAgent === true ? guestAgentXml : ''}
     <memballoon model='none'/>
     ${spec.extraDevicesXml ?? ''}
   </devices>

@@ -13,6 +13,8 @@ export const writerStatus = z.strictObject({
   sequence: z.int(),
   disks: z.array(z.strictObject({ target: z.string(), sequence: z.int(), ringBlocks: z.int() })),
   paused: z.boolean(),
+  /** The guest agent has frozen what it writes to. */
+  frozen: z.boolean(),
   rate: z.int(),
   writeErrors: z.int(),
   /** Time since boot as the guest knows it: stands still while the guest does. */

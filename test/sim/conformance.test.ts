@@ -15,12 +15,12 @@ async function makeFixture(): Promise<HypervisorFixture> {
   return {
     hypervisor: world.connect(),
     stateDir: directory,
-    createMachine: async ({ volumes, running }) => {
+    createMachine: async ({ volumes, running, guestAgent = false }) => {
       count += 1;
       const name = `machine-${count}`;
       const imagePath = (target: string): string => join(directory, `${name}-${target}.qcow2`);
       const templates = volumes.map(({ target, backing }) => ({ target, path: imagePath(target), backing }));
-      const uuid = await world.addMachine({ name, volumes: templates });
+      const uuid = await world.addMachine({ name, volumes: templates, guestAgent });
       await world.startMachine(uuid);
       for (const { target } of volumes) await world.write(uuid, target, 1);
       if (!running) await world.shutDownGuest(uuid);

@@ -12,11 +12,13 @@ const refusals = {
   operationInvalid: [55, 10],
   configUnsupported: [67, 20],
   timeout: [68, 10],
+  argumentUnsupported: [74, 10],
   aborted: [78, 10],
   blockCopyActive: [83, 10],
   operationUnsupported: [84, 10],
   noCheckpoint: [103, 78],
   checkpointInconsistent: [109, 78],
+  agentUnresponsive: [86, 10],
 } as const satisfies Record<string, readonly [code: number, domain: number]>;
 
 /** The error that libvirt gives, in the words of the port; `errno` for system errors. */

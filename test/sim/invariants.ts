@@ -59,6 +59,7 @@ async function machineProblems(site: Site, promised: Promised): Promise<string[]
   check(machine.autostart === promised.autostart, `autostart is ${machine.autostart}`);
   check(machine.persistent === promised.definition, 'the persistent definition changed');
   check(machine.operation === undefined, 'libvirt is still at work on the machine');
+  check(machine.instance?.guest?.frozen !== true, 'the guest is frozen');
   const live = machine.instance === undefined ? undefined : DomainXml.parse(machine.instance.definition);
   for (const target of site.targets) {
     const wantedNumbers = site.expected(target, site.lastSequence);

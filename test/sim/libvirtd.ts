@@ -185,6 +185,7 @@ async function launch(world: Registry, machine: SimulatedMachine, xml: DomainXml
     chains,
     sequence: 0,
     blockJobs: new Map(),
+    guest: xml.guestAgent === undefined ? undefined : { frozen: false, agent: 'answers' },
     backup: undefined,
     unflushed: new Map(),
     full: new Set(),

@@ -32,6 +32,8 @@ export interface Instance {
   /** The number that the guest wrote last; it is part of the memory. */
   sequence: number;
   readonly blockJobs: Map<string, RunningPull>;
+  /** Of a machine with a channel for a guest agent. */
+  readonly guest: SimulatedGuest | undefined;
   backup: RunningBackup | undefined;
   /** By target: copy of an image from just before a pull changed its metadata, until these are flushed. */
   readonly unflushed: Map<string, string>;
@@ -39,6 +41,13 @@ export interface Instance {
   readonly full: Set<string>;
   /** Changes to image files, one after the other. */
   work: Promise<unknown>;
+}
+
+/** The agent in a guest, and what it has done. A frozen guest stays so without its agent. */
+export interface SimulatedGuest {
+  frozen: boolean;
+  /** `silent`: it is connected, and freezes only when the call has failed (trap 5). */
+  agent: 'answers' | 'silent' | 'absent';
 }
 
 export interface RunningPull {
@@ -152,6 +161,9 @@ function renderLive(instance: Instance): string {
   return changeRoot(xml.toString(), (root) => {
     root.setAttribute('id', String(instance.id));
     child(root, 'cpu')?.setAttribute('check', 'full');
+    const channel = child(root, 'devices', 'channel', 'target');
+    if (instance.guest !== undefined)
+      channel?.setAttribute('state', instance.guest.agent === 'absent' ? 'disconnected' : 'connected');
     let index = 0;
     for (const disk of children(child(root, 'devices'), 'disk')) {
       const chain = instance.chains.get(volumeTarget(disk));

@@ -18,6 +18,8 @@ export interface MachineTemplate {
   readonly name: string;
   readonly uuid?: string;
   readonly volumes: readonly VolumeTemplate[];
+  /** It has a channel for a guest agent, and one runs in the guest. */
+  readonly guestAgent?: boolean;
   /** XML that goes into `<devices>`: cdroms, passed-through devices, … */
   readonly devices?: string;
   /** XML that goes into `<os>`, such as `<nvram>`. */
@@ -57,6 +59,7 @@ ${disks.join('\n')}
       <model type='virtio'/>
     </interface>
     <graphics type='vnc' port='-1' autoport='yes' passwd='simulated-secret'/>
+    ${template.guestAgent === true ? "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>" : ''}
     ${template.devices ?? ''}
   </devices>
 </domain>`;

@@ -26,7 +26,7 @@ import { addCheckpoint, deleteCheckpoint, requireCheckpointPossible } from './ch
 import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
 import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
-import type { SimulatedMachine } from './machine.ts';
+import type { SimulatedGuest, SimulatedMachine } from './machine.ts';
 import {
   interrupt,
   parseDefinition,
@@ -278,6 +278,30 @@ export class SimulatedHypervisor implements Hypervisor {
     });
   }
 
+  askGuest(uuid: string): Promise<void> {
+    return this.#on('askGuest', uuid, (machine) => {
+      if (requireGuest(machine).frozen) throw refusal('internal', 'the command has been disabled: frozen');
+    });
+  }
+
+  freezeGuest(uuid: string): Promise<number> {
+    return this.#on('freezeGuest', uuid, (machine) => {
+      const { guest } = requireInstance(machine);
+      if (guest?.agent === 'silent') guest.frozen = true;
+      requireGuest(machine).frozen = true;
+      return 1;
+    });
+  }
+
+  thawGuest(uuid: string): Promise<number> {
+    return this.#on('thawGuest', uuid, (machine) => {
+      const guest = requireGuest(machine);
+      const count = guest.frozen ? 1 : 0;
+      guest.frozen = false;
+      return count;
+    });
+  }
+
   pull(uuid: string, options: PullOptions): Promise<void> {
     return this.#on('pull', uuid, (machine) => {
       requireInstance(machine);
@@ -430,6 +454,15 @@ export class SimulatedHypervisor implements Hypervisor {
   async #alive(): Promise<void> {
     if (this.#state === 'severed') await new Promise<never>(() => undefined);
   }
+}
+
+/** The guest of a machine whose agent answers. */
+function requireGuest(machine: SimulatedMachine): SimulatedGuest {
+  const { guest } = requireInstance(machine);
+  if (machine.status.state !== 'running') throw refusal('operationInvalid', 'domain is not running');
+  if (guest === undefined) throw refusal('argumentUnsupported', 'QEMU guest agent is not configured');
+  if (guest.agent === 'answers') return guest;
+  throw refusal('agentUnresponsive', 'Guest agent is not responding');
 }
 
 function summary(machine: SimulatedMachine): MachineSummary {

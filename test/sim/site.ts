@@ -31,6 +31,8 @@ export interface SiteOptions {
   /** The memory state passes through a RAM disk, which a crash of the host empties. */
   readonly ramDisk?: boolean | undefined;
   readonly targets?: readonly string[] | undefined;
+  /** What the policy says of freezing the guest; `auto` unless told. */
+  readonly freeze?: 'auto' | 'never' | 'required' | undefined;
   /** `near` is on the file system of the images, `far` on another where this host has one. */
   readonly storages?: readonly ('near' | 'far')[] | undefined;
 }
@@ -85,7 +87,7 @@ export class Site implements AsyncDisposable {
     }));
     for (const [index, { path }] of volumes.entries()) await copyFile(await writtenImage(index + 1), path);
     const world = await SimulatedWorld.create(join(directory, 'world'));
-    const uuid = await world.addMachine({ name: 'm', volumes });
+    const uuid = await world.addMachine({ name: 'm', volumes, guestAgent: true });
     await world.startMachine('m');
     const machine = world.machine('m');
     machine.autostart = options.autostart ?? false;
@@ -131,7 +133,8 @@ export class Site implements AsyncDisposable {
 
   /** The guest writes its next number, to its volumes in turn; only while it runs. */
   async write(): Promise<void> {
-    if (this.world.machine('m').status.state !== 'running') return;
+    const { status, instance } = this.world.machine('m');
+    if (status.state !== 'running' || instance?.guest?.frozen === true) return;
     const next = this.#sequence + 1;
     await this.world.write('m', this.targetOf(next), next);
     this.#sequence = next;
@@ -179,6 +182,9 @@ export class Site implements AsyncDisposable {
       storages: Object.fromEntries(
         Object.entries(this.storagePaths).map(([name, path]) => [name, { kind: 'directory', path }]),
       ),
+      policies: {
+        default: { freeze: this.options.freeze ?? 'auto', deadlines: { freezeSeconds: 1 } },
+      },
     });
     const warnings: string[] = [];
     const report = (_: string | undefined, error: unknown): void => void warnings.push(String(error));

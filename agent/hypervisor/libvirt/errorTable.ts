@@ -37,6 +37,11 @@ const denied: Meaning = {
 };
 const noSpace: Meaning = { code: 'NO_SPACE', hint: 'free space on the file system of the path: df -h PATH' };
 const definitionInvalid: Meaning = { code: 'DEFINITION_INVALID' };
+const agentUnavailable: Meaning = {
+  code: 'GUEST_AGENT_UNAVAILABLE',
+  hint: 'look in the guest whether qemu-guest-agent runs: systemctl status qemu-guest-agent',
+  retryable: true,
+};
 const unsupported: Meaning = { code: 'OPERATION_UNSUPPORTED' };
 const checkpointUnusable: Meaning = { code: 'CHECKPOINT_UNUSABLE' };
 const failed: Meaning = { code: 'OPERATION_FAILED' };
@@ -82,11 +87,13 @@ const byNumber = new Map<number, Meaning>([
   [83, { code: 'MACHINE_STATE_INVALID', hint: 'a block job is in the way: virsh blockjob MACHINE TARGET' }],
   [84, unsupported], // OPERATION_UNSUPPORTED
   [85, unreachable], // SSH
+  [86, agentUnavailable], // AGENT_UNRESPONSIVE
   [87, locked], // RESOURCE_BUSY
   [88, denied], // ACCESS_DENIED
   [91, definitionInvalid], // CPU_INCOMPATIBLE
   [92, definitionInvalid], // XML_INVALID_SCHEMA
   [94, denied], // AUTH_UNAVAILABLE
+  [97, agentUnavailable], // AGENT_UNSYNCED
   [98, unreachable], // LIBSSH
   [103, checkpointUnusable], // NO_DOMAIN_CHECKPOINT
   [109, checkpointUnusable], // CHECKPOINT_INCONSISTENT

@@ -154,6 +154,16 @@ export interface Libvirt {
   ) => number;
   readonly virDomainBackupGetXMLDesc: (domain: Pointer, flags: Flags) => string | null;
 
+  readonly virDomainAgentSetResponseTimeout: (domain: Pointer, seconds: number, flags: Flags) => number;
+  readonly virDomainGetTime: (
+    domain: Pointer,
+    seconds: Out<number | bigint>,
+    nanoseconds: Out<number>,
+    flags: Flags,
+  ) => number;
+  readonly virDomainFSFreeze: (domain: Pointer, mountPoints: null, count: number, flags: Flags) => number;
+  readonly virDomainFSThaw: (domain: Pointer, mountPoints: null, count: number, flags: Flags) => number;
+
   readonly virDomainBlockPull: (domain: Pointer, disk: string, bandwidth: number, flags: Flags) => number;
   readonly virDomainBlockRebase: (
     domain: Pointer,
@@ -271,6 +281,17 @@ export const libvirt: Libvirt = {
     'int virDomainBackupBegin(void *dom, str backupXML, str checkpointXML, uint flags)',
   ),
   virDomainBackupGetXMLDesc: library.func('str! virDomainBackupGetXMLDesc(void *dom, uint flags)'),
+
+  virDomainAgentSetResponseTimeout: library.func(
+    'int virDomainAgentSetResponseTimeout(void *dom, int timeout, uint flags)',
+  ),
+  virDomainGetTime: library.func(
+    'int virDomainGetTime(void *dom, _Out_ longlong *seconds, _Out_ uint *nseconds, uint flags)',
+  ),
+  virDomainFSFreeze: library.func(
+    'int virDomainFSFreeze(void *dom, void *mountpoints, uint count, uint flags)',
+  ),
+  virDomainFSThaw: library.func('int virDomainFSThaw(void *dom, void *mountpoints, uint count, uint flags)'),
 
   virDomainBlockPull: library.func(
     'int virDomainBlockPull(void *dom, str disk, ulong bandwidth, uint flags)',

@@ -242,6 +242,22 @@ export class LibvirtHypervisor implements Hypervisor {
     }
   }
 
+  askGuest(uuid: string, deadlineMs: number): Promise<void> {
+    const args: [string, number] = [uuid, Math.max(1, Math.ceil(deadlineMs / 1000))];
+    return this.#changes.request('askGuest', args, deadlineMs + this.#deadlines.changeMs);
+  }
+
+  freezeGuest(uuid: string, deadlineMs: number): Promise<number> {
+    const args: [string, number] = [uuid, Math.max(1, Math.ceil(deadlineMs / 1000))];
+    return this.#changes.request('freezeGuest', args, deadlineMs + this.#deadlines.changeMs);
+  }
+
+  /** Not among the long calls, which could all be busy, and on another connection than the freeze. */
+  thawGuest(uuid: string, deadlineMs: number): Promise<number> {
+    const args: [string, number] = [uuid, Math.max(1, Math.ceil(deadlineMs / 1000))];
+    return this.#queries.request('thawGuest', args, deadlineMs + this.#deadlines.changeMs);
+  }
+
   pull(uuid: string, options: PullOptions): Promise<void> {
     const { target, base = null, bandwidthBytesPerSecond } = options;
     return this.#change('pull', uuid, target, base, bandwidthBytesPerSecond);

@@ -3,6 +3,7 @@ import { checkpointOperations } from './checkpointOperations.ts';
 import type { Connection } from './connection.ts';
 import { eventOperations } from './eventOperations.ts';
 import type { EventSink } from './eventOperations.ts';
+import { guestOperations } from './guestOperations.ts';
 import { machineOperations } from './machineOperations.ts';
 import { stateOperations } from './stateOperations.ts';
 import { volumeOperations } from './volumeOperations.ts';
@@ -15,6 +16,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...volumeOperations(connection),
     ...backupOperations(connection),
     ...checkpointOperations(connection),
+    ...guestOperations(connection),
     ...eventOperations(connection, sink),
   };
 }

@@ -10,6 +10,8 @@
  * stands in block n % ringBlocks. Commands come in lines over a virtio-serial port; see test/lab/README.md.
  */
 #define _GNU_SOURCE
+#include "agent.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -314,9 +316,10 @@ static void answer_status(const char *id) {
     used += (size_t)snprintf(list + used, sizeof list - used, "%s{\"target\":\"%s\",\"sequence\":%llu,\"ringBlocks\":%u}",
                              i ? "," : "", disks[i].name, (unsigned long long)disks[i].sequence, disks[i].ring_blocks);
   answer("%s {\"runId\":\"%016llx\",\"firstSequence\":%llu,\"sequence\":%llu,\"disks\":[%s],\"paused\":%s,"
-         "\"rate\":%u,\"writeErrors\":%llu,\"uptimeMs\":%llu,\"wallMs\":%llu,\"filledMiB\":%llu}",
+         "\"frozen\":%s,\"rate\":%u,\"writeErrors\":%llu,\"uptimeMs\":%llu,\"wallMs\":%llu,\"filledMiB\":%llu}",
          id, (unsigned long long)run_id, (unsigned long long)first_sequence,
-         (unsigned long long)(next_sequence - 1), list, paused ? "true" : "false", rate,
+         (unsigned long long)(next_sequence - 1), list, paused ? "true" : "false",
+         agent_wants_frozen() ? "true" : "false", rate,
          (unsigned long long)write_errors, (unsigned long long)(now_ns(CLOCK_BOOTTIME) / 1000000),
          (unsigned long long)(now_ns(CLOCK_REALTIME) / 1000000), (unsigned long long)(filled_bytes >> 20));
 }
@@ -368,20 +371,23 @@ static void obey(char *line) {
     else answer("%s {\"error\":\"not enough memory\"}", id);
   } else if (!strcmp(word, "sync")) sync(), answer_status(id);
   else if (!strcmp(word, "poweroff")) answer_status(id), sync(), reboot(RB_POWER_OFF);
+  else if (agent_obey(word, number)) answer_status(id);
   else answer("%s {\"error\":\"unknown command\"}", id);
 }
 
 /* The port is found by its name: the machine may have others, such as the guest agent's. */
-static int open_named_port(void) {
+int open_named_port(const char *port_name) {
   DIR *ports = opendir("/sys/class/virtio-ports");
   int found = -1;
   if (!ports) return -1;
   for (struct dirent *entry; found < 0 && (entry = readdir(ports));) {
-    char path[320], name[32] = "";
+    char path[320], name[64] = "";
     snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) continue;
-    if (read(fd, name, sizeof name - 1) > 0 && !strncmp(name, PORT_NAME "\n", sizeof PORT_NAME)) {
+    ssize_t length = read(fd, name, sizeof name - 1);
+    if (length > 0) name[strcspn(name, "\n")] = 0;
+    if (length > 0 && !strcmp(name, port_name)) {
       snprintf(path, sizeof path, "/dev/%s", entry->d_name);
       found = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
     }
@@ -393,7 +399,7 @@ static int open_named_port(void) {
 
 static void open_port(void) {
   for (int attempt = 0; attempt < 500; attempt++) {
-    port = open_named_port();
+    port = open_named_port(PORT_NAME);
     if (port >= 0) return;
     usleep(10000);
   }
@@ -445,6 +451,7 @@ int main(void) {
   first_sequence = next_sequence = scan_highest() + 1;
   for (unsigned i = 0; i < disk_count; i++) disks[i].sequence = first_sequence - 1;
   open_port();
+  agent_start(disk_count);
   say("run %016llx writes to %u disks from sequence %llu on", (unsigned long long)run_id, disk_count,
       (unsigned long long)first_sequence);
 
@@ -455,9 +462,11 @@ int main(void) {
     if (now < due) continue;
     if (dirty_mib_per_second) dirty_memory((now - last) * dirty_mib_per_second / 1000 * 1048576 / 1000000);
     last = now;
-    if (!paused) write_round();
+    int frozen = agent_wants_frozen();
+    agent_set_standing(frozen);
+    if (!paused && !frozen) write_round();
     /* a late round is not made up for: the pace is a limit */
     due = now + 1000000000ull / (rate ? rate : 1000000);
-    if (paused && due < now + 10000000ull) due = now + 10000000ull;
+    if ((paused || frozen) && due < now + 10000000ull) due = now + 10000000ull;
   }
 }
