@@ -1,6 +1,7 @@
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { Test } from 'tap';
 import type { HypervisorFixture } from './hypervisorFixture.ts';
+import { until } from './hypervisorFixture.ts';
 
 const volumes = [{ target: 'vda' }];
 const answerMs = 5_000;
@@ -39,7 +40,13 @@ export function guests(t: Test, fixture: HypervisorFixture): void {
     const { uuid } = await fixture.createMachine({ volumes, running: true, guestAgent: true });
     await hypervisor.freezeGuest(uuid, answerMs);
     await restartHypervisor();
-    t.equal(await hypervisor.thawGuest(uuid, answerMs), 1);
+    // The next libvirtd connects to the agent after it has begun to answer calls.
+    let thawed = 0;
+    await until(async () => {
+      thawed = await hypervisor.thawGuest(uuid, answerMs).catch(() => -1);
+      return thawed >= 0;
+    });
+    t.equal(thawed, 1);
     await hypervisor.powerOff(uuid);
   });
 }
