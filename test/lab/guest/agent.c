@@ -24,6 +24,7 @@
 struct share {
   int frozen;         /* what the agent wants */
   int standing;       /* what the writer does */
+  int open;           /* has its port, or knows that there is none */
   int deaf;           /* reads nothing */
   int die_frozen;     /* dies when it has answered the next freeze */
   int refuse;         /* answers a freeze with an error */
@@ -45,8 +46,10 @@ void agent_start(unsigned file_systems) {
     share = memory;
   }
   if (agent_pid > 0) return;
+  share->open = 0;
   agent_pid = fork();
   if (agent_pid == 0) _exit(run_agent());
+  for (int tries = 0; agent_pid > 0 && !share->open && tries < 2000; tries++) usleep(1000);
 }
 
 int agent_wants_frozen(void) {
@@ -153,10 +156,11 @@ static int run_agent(void) {
   static char pending[4096];
   size_t length = 0;
   int port = -1;
-  for (int attempt = 0; attempt < 100 && port < 0; attempt++) {
+  for (int attempt = 0; attempt < 20 && port < 0; attempt++) {
     port = open_named_port(AGENT_PORT);
     if (port < 0) usleep(10000);
   }
+  share->open = 1;
   if (port < 0) return 1;
   for (;;) {
     struct pollfd waiting = {.fd = port, .events = POLLIN};
