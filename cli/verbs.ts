@@ -56,6 +56,11 @@ export const verbs: readonly Verb[] = [
     options: [
       { flags: '-a, --all', description: 'all running machines that the configuration does not exclude' },
       {
+        flags: '-x, --exclude <machine>',
+        description: 'leaves out machines of this name or pattern; may be repeated',
+        many: true,
+      },
+      {
         flags: '-m, --mode <mode>',
         description:
           'how the instant is made; save: with the memory, after a pause; live: with the memory, and a pause of milliseconds; disk: without, and no pause; offline: a machine that is off; auto: save, or offline for a machine that is off',
@@ -76,6 +81,7 @@ export const verbs: readonly Verb[] = [
     examples: [
       'backup web-1',
       'backup web-1 db-1 --storage local --label reason=upgrade',
+      "backup 'web-*' --exclude web-test --mode disk",
       'backup --all --dry-run',
       'backup web-1 --json',
     ],

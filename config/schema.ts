@@ -44,6 +44,12 @@ const directoryStorage = z.strictObject({
   stallSeconds: seconds
     .default(600)
     .describe('Without a sign of life for this long it counts as unreachable: a network mount can hang.'),
+  maxParallelMachines: wholeNumber
+    .min(1)
+    .optional()
+    .describe(
+      'So many machines of one command at a time write into it; as many as the host allows unless told.',
+    ),
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;

@@ -11,8 +11,10 @@ import { CliError } from '../errors.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
 import { parseLabels } from '../labels.ts';
+import { chooseMachines } from '../machineChoice.ts';
 import type { Options } from '../options.ts';
 import { styled } from '../output.ts';
+import { runLimited } from '../parallel.ts';
 import { type ChangeSession, changing, reading } from '../session.ts';
 import { printDryRun } from '../dryRun.ts';
 
@@ -31,20 +33,17 @@ type Wishes = Omit<BackupRequest, 'machine'>;
 /** `stillpoint backup MACHINE… | --all`. */
 export const backup: RunVerb = (cli, names, options) => {
   const wishes = wishesOf(options);
-  if ((names.length === 0) === !options.flag('all')) {
-    throw new CliError(
-      'USAGE',
-      names.length === 0 ? 'no machine is named' : 'name machines, or use --all, not both',
-      'stillpoint backup MACHINE, or stillpoint backup --all',
-    );
-  }
-  if (options.flag('dryRun')) {
-    return reading(cli, async ({ agent }) =>
-      printDryRun(cli, agent, await machineNames(agent, names), wishes),
-    );
-  }
+  const choice = {
+    typed: names,
+    all: options.flag('all'),
+    exclude: options.texts('exclude') ?? [],
+  };
+  const choose = async ({ parts }: Agent): Promise<readonly string[]> =>
+    chooseMachines(await parts.hypervisor.machines(), parts, choice);
+  if (options.flag('dryRun'))
+    return reading(cli, async ({ agent }) => printDryRun(cli, agent, await choose(agent), wishes));
   return changing(cli, async (session) => {
-    const machines = await machineNames(session.agent, names);
+    const machines = await choose(session.agent);
     const outcomes = await runAll(cli, session, machines, wishes);
     session.view.end();
     if (outcomes.length > 1 && !cli.terminal.json) printTable(cli, outcomes);
@@ -60,23 +59,6 @@ function wishesOf(options: Options): Wishes {
   };
 }
 
-/** What was typed, each once; with nothing typed all running machines that are to be backed up. */
-async function machineNames(agent: Agent, typed: readonly string[]): Promise<readonly string[]> {
-  if (typed.length > 0) return [...new Set(typed)];
-  const { config, configPath, hypervisor } = agent.parts;
-  const wanted = (await hypervisor.machines())
-    .filter(({ status }) => status.state !== 'shut-off' && status.state !== 'crashed')
-    .filter(({ name }) => policyFor(config, name, configPath).kind === 'policy')
-    .map(({ name }) => name);
-  if (wanted.length === 0)
-    throw new CliError(
-      'USAGE',
-      '--all means no machine: none runs that is not excluded',
-      'stillpoint machines',
-    );
-  return wanted.toSorted();
-}
-
 /** Several machines at a time, as the configuration allows; the order of the outcomes is that of the names. */
 async function runAll(
   cli: Cli,
@@ -85,17 +67,22 @@ async function runAll(
   wishes: Wishes,
 ): Promise<readonly Outcome[]> {
   const outcomes: Outcome[] = [];
-  const waiting = [...machines.entries()];
-  const worker = async (): Promise<void> => {
-    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
-      const [index, machine] = next;
-      const outcome = await runOne(session, machine, wishes);
-      outcomes[index] = outcome;
-      printOutcome(cli, outcome);
-    }
+  const { config, configPath } = session.agent.parts;
+  const uses = (machine: string): readonly string[] => {
+    if (wishes.storages !== undefined) return wishes.storages;
+    const decision = policyFor(config, machine, configPath);
+    return decision.kind === 'policy' ? decision.policy.storages : [];
   };
-  const { maxParallelMachines } = session.agent.parts.config.agent;
-  await Promise.all(Array.from({ length: Math.min(maxParallelMachines, machines.length) }, worker));
+  const limits = {
+    total: config.agent.maxParallelMachines,
+    uses: ([, machine]: readonly [number, string]) => uses(machine),
+    limitOf: (storage: string) => config.storages[storage]?.maxParallelMachines,
+  };
+  await runLimited([...machines.entries()], limits, async ([index, machine]) => {
+    const outcome = await runOne(session, machine, wishes);
+    outcomes[index] = outcome;
+    printOutcome(cli, outcome);
+  });
   return outcomes;
 }
 
