@@ -28,6 +28,7 @@ import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './resto
 import { planRestore } from './restore/planner.ts';
 import type { RestoreRequest } from './restore/request.ts';
 import { restoreJob } from './restore/restoreJob.ts';
+import { planLineages } from './retain/lineage.ts';
 import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import type { LivePlan } from './snapshot/livePlan.ts';
@@ -115,7 +116,9 @@ export class Agent {
       const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
-    const plan = await planRead(hypervisor, { ...about, ...settings });
+    const wishes = { backupId: about.jobId, ...settings };
+    const seen = await planRead(hypervisor, { ...about, ...settings });
+    const plan = await planLineages(hypervisor, seen, storages, wishes);
     const warnings = await requireStoragesForRead(storages, plan);
     return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
   }
@@ -325,6 +328,9 @@ export class Agent {
         await this.#requireJournalSpace();
         return requireStoragesForRead(facts.settings.storages.map(storage), plan);
       },
+      planLineages: ({ backupId, settings }, plan) =>
+        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
+      allStorages: () => [...this.parts.storages.values()],
     });
   }
 

@@ -20,6 +20,8 @@ export interface BackupRequest {
   /** Names of storages; those of the policy unless told. */
   readonly storages?: readonly string[] | undefined;
   readonly labels?: Readonly<Record<string, string>> | undefined;
+  /** Read every volume in full, although increments are possible. */
+  readonly reread?: boolean | undefined;
 }
 
 /** A request with everything decided that does not need a look at the machine's volumes. */
@@ -64,7 +66,9 @@ export async function decideBackup(
   if (mode === 'save') return { machine, settings: { ...settings, mode } };
   const runDirectory = dirname(config.agent.socket);
   const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory, freeze } };
+  const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
+  const reading = { freeze, incremental: policy.incremental, rereadReason };
+  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory, ...reading } };
   const { live } = policy;
   const how = {
     memoryFactor: live.memoryFactor,

@@ -1,6 +1,7 @@
 import type { Agent } from '../agent/agent.ts';
 import type { OnUnreachable } from '../agent/storedBackups.ts';
 import { errorRecord } from '../common/errors.ts';
+import type { ManifestVolume } from '../storage/manifest.ts';
 import type { BackupEntry } from '../storage/storage.ts';
 import type { Cli } from './cli.ts';
 import { type ExitCode, exitCodeOf } from './exitCodes.ts';
@@ -109,4 +110,10 @@ export function storedBytes(entry: BackupEntry): number | null {
 /** The beginning of an id: the millisecond of its making, which names it wherever an id is asked for. */
 export function shortId(id: string): string {
   return id.slice(0, 13);
+}
+
+/** How a volume was read, and why in full. */
+export function howRead({ read, parent, reason }: ManifestVolume): string {
+  if (read === 'increment') return `increment of ${shortId(parent ?? '')}`;
+  return reason === undefined ? 'read in full' : `read in full: ${reason}`;
 }

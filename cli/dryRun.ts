@@ -2,6 +2,7 @@ import type { Agent } from '../agent/agent.ts';
 import type { BackupRequest } from '../agent/backupRequests.ts';
 import { errorRecord } from '../common/errors.ts';
 import { formatBytes } from '../common/units.ts';
+import { shortId } from './backups.ts';
 import type { Cli } from './cli.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from './exitCodes.ts';
 import { styled } from './output.ts';
@@ -43,11 +44,12 @@ function plannedJson({ plan, storages, warnings }: Planned): unknown {
           stateOnRamDisk: plan.stateOnRamDisk,
         }
       : {}),
-    volumes: volumes.map(({ target, image, virtualSizeBytes, allocatedBytes }) => ({
-      target,
-      image,
-      virtualSizeBytes,
-      allocatedBytes,
+    volumes: volumes.map((volume) => ({
+      target: volume.target,
+      image: volume.image,
+      virtualSizeBytes: volume.virtualSizeBytes,
+      allocatedBytes: volume.allocatedBytes,
+      ...('reads' in volume ? { reads: volume.reads } : {}),
     })),
     storages,
     warnings,
@@ -67,6 +69,11 @@ function printPlan(cli: Cli, { plan, storages, warnings }: Planned): void {
     terminal.out(
       `  ${volume.target}: ${volume.image}, ${formatBytes(volume.allocatedBytes)} of ${formatBytes(volume.virtualSizeBytes)}`,
     );
+    if (!('reads' in volume)) continue;
+    for (const [storage, read] of Object.entries(volume.reads))
+      terminal.out(
+        `    ${storage}: ${'parent' in read ? `increment of ${shortId(read.parent)}` : `read in full: ${read.reason}`}`,
+      );
   }
   for (const warning of warnings) terminal.warning(`${plan.machine.name}: ${warning}`);
 }

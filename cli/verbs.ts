@@ -67,6 +67,10 @@ export const verbs: readonly Verb[] = [
         choices: ['auto', 'save', 'live', 'disk', 'offline'],
       },
       {
+        flags: '-R, --reread',
+        description: 'read every volume in full, although an increment is possible',
+      },
+      {
         flags: '-s, --storage <name>',
         description: 'into this storage instead of those of the policy; may be repeated',
         many: true,
@@ -254,6 +258,15 @@ export const verbs: readonly Verb[] = [
     load: async () => (await import('./commands/jobChange.ts')).jobRetry,
   },
   {
+    name: 'release',
+    arguments: '<MACHINE>',
+    summary: 'takes the checkpoints that backups have left off a machine; backups are not touched',
+    changes: true,
+    options: [],
+    examples: ['release web-1'],
+    load: async () => (await import('./commands/release.ts')).release,
+  },
+  {
     name: 'repair-offline',
     arguments: '',
     summary: 'after a crash of the host, before libvirt starts: completes images that a lost merge left',
@@ -297,11 +310,4 @@ export const globalOptions: readonly VerbOption[] = [
 ];
 
 /** Words that belong to Stillpoint and that this version does not know. */
-export const laterWords: ReadonlySet<string> = new Set([
-  'storage',
-  'release',
-  'sync',
-  'controller',
-  '--reread',
-  '--boot',
-]);
+export const laterWords: ReadonlySet<string> = new Set(['storage', 'sync', 'controller', '--boot']);

@@ -129,6 +129,16 @@ export async function readImageInfo(
   };
 }
 
+/** Removes a persistent bitmap, also a broken one, from an image that nobody has open. @throws QemuImageError */
+export async function removeBitmap(image: string, name: string): Promise<void> {
+  await qemuImg(['bitmap', '--remove', '-f', 'qcow2', plainFile(image), name]);
+}
+
+/** Adds an empty persistent bitmap that records from the next opening on. @throws QemuImageError */
+export async function addBitmap(image: string, name: string): Promise<void> {
+  await qemuImg(['bitmap', '--add', '-f', 'qcow2', plainFile(image), name]);
+}
+
 /** Creates an empty qcow2 image over `backing`, without opening the backing image (it may be in use). */
 export async function createOverlay(
   path: string,

@@ -108,6 +108,12 @@ const policy = z.strictObject({
     .nullable()
     .default(null)
     .describe('Where frozen images stand until they are stored; null: `.stillpoint/` beside each image.'),
+  incremental: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Mode disk leaves a checkpoint in the machine and reads what has changed since; false: it reads all and leaves nothing.',
+    ),
   read: z.strictObject({ bandwidthBytesPerSecond: bytesPerSecond.default(0) }).prefault({}),
   freeze: z
     .enum(['auto', 'never', 'required'], { error: 'expected auto, never or required' })

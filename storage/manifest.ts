@@ -47,7 +47,9 @@ const volume = z.strictObject({
     mode: sizeBytes.max(0o7777),
   }),
   read: z.enum(['full', 'increment']),
+  /** Id of the backup of the same storage that an increment was made of; it is not needed any more. */
   parent: z.string().optional(),
+  /** Why it was read in full. */
   reason: z.string().optional(),
 });
 
@@ -69,6 +71,8 @@ const manifestShape = z.strictObject({
   pointInTime: z.iso.datetime({ precision: 3 }),
   mode: z.enum(['live', 'save', 'disk', 'offline']),
   modeReason: z.string(),
+  /** Name of the libvirt checkpoint that marks this T1: an increment can start from it. */
+  checkpoint: z.string().optional(),
   consistency: z.enum(['memory', 'filesystem', 'crash', 'offline']),
   /** Why it is not more, or how it was reached. */
   consistencyReason: z.string().optional(),

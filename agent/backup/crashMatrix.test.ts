@@ -28,8 +28,8 @@ async function pointsOf(request: JobRequest): Promise<readonly string[]> {
 async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site> {
   const site = await Site.create(options);
   if (request === 'backup' || request === 'disk') return site;
-  const { problems } = await endure(site, 'backup', []);
-  if (problems.length > 0) throw new Error(`the backup before the restore: ${problems.join('; ')}`);
+  const { problems } = await endure(site, request === 'increment' ? 'disk' : 'backup', []);
+  if (problems.length > 0) throw new Error(`the backup before: ${problems.join('; ')}`);
   for (const _ of ['after', 'T1']) await site.write();
   return site;
 }
@@ -37,6 +37,7 @@ async function siteFor(request: JobRequest, options: SiteOptions): Promise<Site>
 const requests: readonly JobRequest[] = [
   'backup',
   'disk',
+  'increment',
   'in-place',
   'instant',
   'volumes',
@@ -101,6 +102,25 @@ void t.test(
     });
   },
 );
+
+void t.test('an increment at any point survives any death, and the next one misses nothing', async (t) => {
+  const agents = (points['increment'] ?? []).map((moment) => ({ moment, victim: 'agent' }) as const);
+  const others = (['libvirtd', 'qemu', 'host'] as const).flatMap((victim) =>
+    sample(points['increment'] ?? [], 5).map((moment) => ({ moment, victim })),
+  );
+  await inTurn([...agents, ...others], async (crash) => {
+    await using site = await siteFor('increment', { autostart: true, storages: ['near', 'far'] });
+    await triedOn(t, site, 'increment', [crash]);
+    for (const _ of ['after', 'the', 'crash']) await site.write();
+    // Its content is compared with what the guest wrote.
+    const { problems, row } = await endure(site, 'increment', []);
+    t.same(
+      [problems, row?.state],
+      [[], 'finished'],
+      `and the next one after ${crash.victim}@${crash.moment}`,
+    );
+  });
+});
 
 void t.test('a suspended machine stays suspended, whoever dies', async (t) => {
   const window = ['save', 'swap', 'restore', 'resume', 'flush'].map((step) => `backup/after:${step}`);

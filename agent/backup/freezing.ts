@@ -1,20 +1,18 @@
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { thawWithin, whileFrozen } from '../snapshot/freeze.ts';
-import { beginPullBackup } from '../snapshot/pullBackup.ts';
-import type { ReadPlan } from '../snapshot/readPlan.ts';
 import type { ReadFacts } from './readFacts.ts';
 
 type Context = StepContext<ReadFacts>;
 
-/** Makes T1 of a running machine, with its guest frozen where that can be. */
+/** Makes T1 of a running machine by `begin`, with its guest frozen where that can be. */
 export async function beginFrozen(
   hypervisor: Hypervisor,
   context: Context,
-  plan: ReadPlan,
+  begin: () => Promise<Date>,
 ): Promise<{ readonly at: Date; readonly freeze: ReadFacts['freeze'] }> {
   const options = {
-    machine: plan.machine,
+    machine: context.facts.machine,
     ...context.facts.settings.freeze,
     mark: async (frozen: boolean): Promise<void> => {
       context.commit({ frozen });
@@ -24,7 +22,7 @@ export async function beginFrozen(
   };
   const { result, freeze } = await whileFrozen(hypervisor, options, async () => {
     if (context.facts.frozen === true) await context.point('frozen');
-    return beginPullBackup(hypervisor, plan);
+    return begin();
   });
   return { at: result, freeze };
 }

@@ -4,6 +4,7 @@ import { errorRecord, type StillpointError } from '../../common/errors.ts';
 import type { Storage } from '../../storage/storage.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { dropCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
@@ -79,6 +80,13 @@ async function giveBack({ hypervisor }: ReadStepDependencies, context: Context):
   if (plan === undefined) return;
   await context.point('before:undo');
   await endServing(hypervisor, context);
+  const { checkpoint } = plan;
+  if (checkpoint !== null && context.facts.begun === true)
+    await patiently('deleting the checkpoint', context, async () => {
+      const left = await dropCheckpoint(hypervisor, plan.machine.uuid, checkpoint);
+      if (left !== null)
+        context.warn(`bitmaps ${checkpoint} may be left in the images of ${plan.machine.name}: ${left}`);
+    });
   await rm(join(settings.runDirectory, context.jobId), { recursive: true, force: true });
   await removeWorkDirectories(plan);
   await context.point('after:undo');

@@ -3,24 +3,28 @@ import { join } from 'node:path';
 import { fsyncFile, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { NbdError } from '../../nbd/errors.ts';
+import { changesOf } from '../../nbd/changes.ts';
 import { NbdVolume } from '../../nbd/volume.ts';
+import { dirtyContextOf } from '../hypervisor/backupXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { describeReadBackup } from '../retain/manifest.ts';
+import { readInFull } from '../retain/lineage.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
-import { type OpenVolume, retainRead, type RetainedRead } from '../retain/retainRead.ts';
+import { type ChangingVolume, retainRead, type RetainedChanges } from '../retain/retainRead.ts';
 import { ImageExport } from '../snapshot/imageExport.ts';
 import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
 import { planRead } from '../snapshot/planRead.ts';
-import { endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
+import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
 import { watchScratch } from '../snapshot/scratchSpace.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
+import { dropUnneeded } from './checkpoints.ts';
 import { beginFrozen } from './freezing.ts';
 import type { ReadFacts } from './readFacts.ts';
 
@@ -35,6 +39,10 @@ export interface ReadStepDependencies {
   readonly stepRows: (jobId: string) => readonly StepRow[];
   /** Checks that the storages of the job can take what the plan will bring. */
   readonly checkStorages: (facts: ReadFacts, plan: ReadPlan) => Promise<readonly string[]>;
+  /** Decides which volumes of the plan can be increments. */
+  readonly planLineages: (facts: ReadFacts, plan: ReadPlan) => Promise<ReadPlan>;
+  /** Those that are configured, whether the job uses them or not. */
+  readonly allStorages: () => readonly Storage[];
 }
 
 type Context = StepContext<ReadFacts>;
@@ -58,7 +66,8 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const { settings, machine } = context.facts;
     const { mode, modeReason, retainDirectory, runDirectory } = settings;
     const request = { jobId: context.jobId, machineUuid: machine.uuid, mode, modeReason };
-    const plan = await planRead(hypervisor, { ...request, retainDirectory, runDirectory });
+    const seen = await planRead(hypervisor, { ...request, retainDirectory, runDirectory });
+    const plan = await dependencies.planLineages(context.facts, seen);
     const warnings = [...plan.warnings, ...(await dependencies.checkStorages(context.facts, plan))];
     for (const warning of warnings) context.warn(warning);
     context.learn({ plan, warnings: [...context.facts.warnings, ...warnings] });
@@ -76,7 +85,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
     const { at, freeze } =
       plan.mode === 'disk'
-        ? await beginFrozen(hypervisor, context, plan)
+        ? await beginFrozen(hypervisor, context, () => beginServing(hypervisor, context, plan))
         : { at: new Date(), freeze: undefined };
     if (plan.nvram !== null) {
       await copyFile(plan.nvram.source, plan.nvram.file);
@@ -92,11 +101,12 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       const request = { jobId: context.jobId, machine: plan.machine };
       writers.set(name, await dependencies.storage(name).begin(request));
     }
-    const { files, virtualSizeBytes } =
+    const read =
       plan.mode === 'disk'
         ? await readRunning(hypervisor, context, plan, writers)
         : await readOff(hypervisor, context, plan, writers);
-    context.learn({ retained: files, virtualSizeBytes });
+    const { files, virtualSizeBytes } = read;
+    context.learn({ retained: files, virtualSizeBytes, plan: read.plan });
   };
 
   const commit = async (context: Context): Promise<void> => {
@@ -120,7 +130,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
           .flatMap(({ name, durationMs }) => (durationMs === null ? [] : [{ name, durationMs }])),
         labels: facts.settings.labels,
       };
-      await writer.commit(describeReadBackup(plan, point, names, retained));
+      await writer.commit(describeReadBackup(plan, point, names, storageName, retained));
       await context.point(storageName);
     }
     context.learn({ committed: true });
@@ -148,9 +158,30 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       name: 'cleanup',
       state: 'retained',
       cancellable: false,
-      act: (context) => removeWorkDirectories(planOf(context.facts)),
+      act: async (context) => {
+        const plan = planOf(context.facts);
+        const { uuid } = plan.machine;
+        if (plan.checkpoint !== null)
+          await dropUnneeded(hypervisor, uuid, dependencies.allStorages(), (message) =>
+            context.warn(message),
+          );
+        await removeWorkDirectories(plan);
+      },
     },
   ];
+}
+
+/** Makes T1; a volume whose bitmap turns out to be of no use is read in full. */
+async function beginServing(hypervisor: Hypervisor, context: Context, plan: ReadPlan): Promise<Date> {
+  const { at, unusable } = await beginPullBackup(hypervisor, plan);
+  if (unusable.size > 0) {
+    const reasons = new Map(
+      [...unusable].map(([target, why]) => [target, `its bitmap cannot be used: ${why}`]),
+    );
+    for (const [target, reason] of reasons) context.warn(`${target} is read in full: ${reason}`);
+    context.learn({ plan: readInFull(plan, reasons) });
+  }
+  return at;
 }
 
 /** Reads the volumes of a running machine from its QEMU, as long as there is room for what the guest overwrites. */
@@ -159,11 +190,21 @@ async function readRunning(
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
-): Promise<RetainedRead> {
-  const open = async ({ target }: ReadVolume): Promise<OpenVolume> => {
+): Promise<RetainedChanges> {
+  const open = async ({ target, since }: ReadVolume): Promise<ChangingVolume> => {
     const where = { socketPath: socketPathOf(plan), exportName: target };
-    const source = await NbdVolume.open({ ...where, answerMs, signal: context.signal });
-    return { source, [Symbol.asyncDispose]: () => source[Symbol.asyncDispose]() };
+    const dirtyContext = dirtyContextOf(target);
+    const dirtyContexts = since === null ? [] : [dirtyContext];
+    const source = await NbdVolume.open({ ...where, answerMs, signal: context.signal, dirtyContexts });
+    return {
+      source,
+      changes: async () =>
+        changesOf(
+          await source.dirtyExtents(dirtyContext, context.signal),
+          await source.extents(context.signal),
+        ),
+      [Symbol.asyncDispose]: () => source[Symbol.asyncDispose](),
+    };
   };
   try {
     return await reading(context, plan, writers, open, (signal) => watchScratch(plan, signal));
@@ -178,12 +219,16 @@ async function readOff(
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
-): Promise<RetainedRead> {
+): Promise<RetainedChanges> {
   await using watch = await OfflineWatch.start(hypervisor, plan);
   const directory = join(context.facts.settings.runDirectory, context.jobId);
-  const open = async (volume: ReadVolume): Promise<OpenVolume> => {
+  const open = async (volume: ReadVolume): Promise<ChangingVolume> => {
     const exported = await ImageExport.open(volume, directory, { answerMs, signal: context.signal });
-    return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
+    return {
+      source: exported.volume,
+      changes: () => Promise.reject(new Error('an image at rest is read whole')),
+      [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose](),
+    };
   };
   await makeRunDirectory(directory);
   try {
@@ -200,9 +245,9 @@ async function reading(
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
-  open: (volume: ReadVolume) => Promise<OpenVolume>,
+  open: (volume: ReadVolume) => Promise<ChangingVolume>,
   guard: (signal: AbortSignal) => Promise<void>,
-): Promise<RetainedRead> {
+): Promise<RetainedChanges> {
   const ended = new AbortController();
   const stopped = new AbortController();
   const guarding = guard(ended.signal).catch((error: unknown) => stopped.abort(error));
@@ -210,6 +255,7 @@ async function reading(
     return await retainRead(writers, plan, namesFor(plan.machine.name, pointInTimeOf(context.facts)), open, {
       signal: AbortSignal.any([context.signal, stopped.signal]),
       bandwidthBytesPerSecond: context.facts.settings.readBandwidthBytesPerSecond,
+      warn: (message) => context.warn(message),
       onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
     });
   } catch (error) {

@@ -7,6 +7,7 @@ import { formatBytes } from '../../common/units.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
+import { foreignCheckpointNames } from '../hypervisor/ourCheckpoints.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { spaceFactor } from '../snapshot/space.ts';
 import { findConflicts } from './conflicts.ts';
@@ -182,7 +183,8 @@ async function refuseUnsuitableMachine(
   }
   const names = [
     ...(await hypervisor.snapshotNames(present.uuid)),
-    ...(await hypervisor.checkpointNames(present.uuid)),
+    // Ours go on with the volumes that are kept; the next backup finds that the others have lost them.
+    ...(await foreignCheckpointNames(hypervisor, present.uuid)),
   ];
   if (names.length === 0) return;
   throw new RestoreError(

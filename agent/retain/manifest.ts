@@ -2,7 +2,7 @@ import { manifestFormatVersion, type Manifest } from '../../storage/manifest.ts'
 import { writerName } from '../../common/version.ts';
 import type { Freeze } from '../snapshot/freeze.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
-import type { ReadPlan } from '../snapshot/readPlan.ts';
+import type { ReadPlan, VolumeRead } from '../snapshot/readPlan.ts';
 import type { ArtifactNames, Retained } from './retain.ts';
 
 /** What a manifest says that is neither in the plan nor in the files. */
@@ -28,6 +28,7 @@ export function describeReadBackup(
   plan: ReadPlan,
   point: ReadPoint,
   names: ArtifactNames,
+  storage: string,
   retained: Retained,
 ): Manifest {
   const file = (name: string): Retained[string] => found(retained, name);
@@ -40,6 +41,7 @@ export function describeReadBackup(
     pointInTime: point.pointInTime,
     mode: plan.mode,
     modeReason: plan.modeReason,
+    ...(plan.checkpoint === null ? {} : { checkpoint: plan.checkpoint }),
     consistency: point.freeze?.consistency ?? plan.consistency,
     ...(point.freeze === undefined ? {} : { consistencyReason: point.freeze.consistencyReason }),
     pauseMs: null,
@@ -56,7 +58,7 @@ export function describeReadBackup(
         sha256,
         source: volume.image,
         owner,
-        read: 'full',
+        ...howRead(volume.reads[storage]),
       };
     }),
     definition: { file: names.definition, sha256: file(names.definition).sha256, autostart: point.autostart },
@@ -67,6 +69,15 @@ export function describeReadBackup(
     steps: point.steps,
     labels: point.labels,
   };
+}
+
+function howRead(
+  read: VolumeRead | undefined,
+): Pick<Manifest['volumes'][number], 'read' | 'parent' | 'reason'> {
+  if (read === undefined) return { read: 'full' };
+  return 'parent' in read
+    ? { read: 'increment', parent: read.parent }
+    : { read: 'full', reason: read.reason };
 }
 
 function found(retained: Retained, name: string): Retained[string] {

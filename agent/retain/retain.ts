@@ -3,13 +3,14 @@ import { join } from 'node:path';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
-import { flattenImage } from '../../common/qemuImage.ts';
+import { flattenImage, readImageInfo, removeBitmap } from '../../common/qemuImage.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import { artifactNames } from '../../storage/directory/names.ts';
 import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
+import { isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
@@ -44,13 +45,18 @@ export function definitionFileOf(plan: Pick<ReadPlan, 'workDirectories'>): strin
  */
 export async function requireStoragesForRead(
   storages: readonly Storage[],
-  plan: { readonly volumes: readonly Pick<ReadVolume, 'file' | 'allocatedBytes'>[] },
+  plan: {
+    readonly volumes: readonly (Pick<ReadVolume, 'file' | 'allocatedBytes'> &
+      Partial<Pick<ReadVolume, 'reads'>>)[];
+  },
   memoryBytes = 0,
 ): Promise<readonly string[]> {
-  let neededBytes = memoryBytes;
-  for (const volume of plan.volumes) neededBytes += volume.allocatedBytes;
   let everyLocal = true;
   for (const storage of storages) {
+    let neededBytes = memoryBytes;
+    // How large an increment is nobody knows before it begins; mostly it is small.
+    for (const { allocatedBytes, reads } of plan.volumes)
+      if (!('parent' in (reads?.[storage.name] ?? {}))) neededBytes += allocatedBytes;
     const { freeBytes } = await requireUsable(storage);
     for (const volume of plan.volumes) everyLocal &&= await storage.sameFileSystemAs(volume.file);
     requireRoom(storage, freeBytes, neededBytes);
@@ -196,6 +202,7 @@ async function addVolume(
     ownership: options.owner,
     digest: 'chunks',
   } as const;
+  await stripBitmaps(volume.frozen);
   if (volume.base !== null) {
     // The artifact must stand alone: what the template holds is written into it.
     if (await writer.has(name)) return writer.addByCopy(volume.frozen, name, progress);
@@ -206,6 +213,13 @@ async function addVolume(
   return options.mayTake
     ? addTaking(writer, volume.frozen, name, progress)
     : writer.addByCopy(volume.frozen, name, progress);
+}
+
+/** What our checkpoints have noted in a frozen image is of no use in a stored one, and takes space there. */
+async function stripBitmaps(frozen: string): Promise<void> {
+  if (!(await exists(frozen))) return;
+  const { bitmaps } = await readImageInfo(frozen, 'qcow2');
+  for (const name of bitmaps) if (isOurCheckpoint(name)) await removeBitmap(frozen, name);
 }
 
 /** Moves a file into a storage where a rename can do it, and copies it otherwise. */

@@ -79,6 +79,7 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
     modeReason: request.modeReason,
     // Under a managed save image the guest is not shut down: what it had not written yet is in its memory.
     consistency: request.mode === 'offline' && !machine.hasManagedSave ? 'offline' : 'crash',
+    checkpoint: null,
     socketDirectory: request.mode === 'disk' ? join(request.runDirectory, request.jobId) : null,
     nvram: await planNvram(definition, first),
     volumes,
@@ -136,6 +137,10 @@ async function planReadVolume(
     allocatedBytes: await allocatedBytesOf(file, info.backing?.path),
     owner: await ownerOf(file),
     scratch: request.mode === 'disk' ? join(workDirectory, `${volume.target}.scratch`) : null,
+    // Version 2 has no place for them.
+    keepsBitmaps: format === 'qcow2' && info.compat !== '0.10',
+    reads: {},
+    since: null,
   };
 }
 

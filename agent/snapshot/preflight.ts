@@ -1,6 +1,7 @@
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DomainXml } from '../hypervisor/domainXml.ts';
+import { foreignCheckpointNames } from '../hypervisor/ourCheckpoints.ts';
 import type { Hypervisor, MachineStatus, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
@@ -130,11 +131,11 @@ export function refuseTpm(definition: DomainXml): void {
 /** Things of others that the swap of images would break. */
 async function refuseForeignState(hypervisor: Hypervisor, uuid: string, name: string): Promise<void> {
   await refuseSnapshots(hypervisor, uuid, name);
-  const checkpoints = await hypervisor.checkpointNames(uuid);
+  const checkpoints = await foreignCheckpointNames(hypervisor, uuid);
   if (checkpoints.length > 0) {
     throw new SnapshotError(
       'CHECKPOINTS_PRESENT',
-      `${name} has ${checkpoints.length} libvirt checkpoint(s): ${checkpoints.join(', ')}`,
+      `${name} has ${checkpoints.length} libvirt checkpoint(s) of others: ${checkpoints.join(', ')}`,
       {
         hint: `their bitmaps would be lost in this mode; delete them: virsh checkpoint-delete ${name} ${checkpoints[0]}`,
       },

@@ -22,42 +22,79 @@ export function socketPathOf(plan: ReadPlan): string {
 export function pullBackupOf(plan: ReadPlan): PullBackup {
   return {
     socketPath: socketPathOf(plan),
-    volumes: plan.volumes.map(({ target, scratch }) => {
+    volumes: plan.volumes.map(({ target, scratch, since }) => {
       if (scratch === null) throw new Error(`${target} has no scratch file`);
-      return { target, exportName: target, scratchFile: scratch };
+      return { target, exportName: target, scratchFile: scratch, ...(since === null ? {} : { since }) };
     }),
   };
 }
 
+/** What began: the instant, and why volumes that were to be increments are served whole. */
+export interface BegunBackup {
+  /** Everything that the guest had acknowledged before it is in the backup. */
+  readonly at: Date;
+  /** By target. */
+  readonly unusable: ReadonlyMap<string, string>;
+}
+
 /**
- * Makes T1 of a running machine: from here on QEMU serves all its volumes as they are at this instant.
- * @returns the instant before which everything that the guest had acknowledged is in the backup
+ * Makes T1 of a running machine: from here on QEMU serves all its volumes as they are at this instant, and the plan's
+ * checkpoint marks it. A volume whose bitmap is missing or broken is served whole.
  * @throws SnapshotError CANNOT_BEGIN_BACKUP; HypervisorError for a machine that has gone off
  */
-export async function beginPullBackup(hypervisor: Hypervisor, plan: ReadPlan): Promise<Date> {
-  const { uuid, name } = plan.machine;
+export async function beginPullBackup(hypervisor: Hypervisor, plan: ReadPlan): Promise<BegunBackup> {
   await makeSocketDirectory(hypervisor, plan);
   // A scratch file that exists is an error to libvirt; these can only be ours, of a run that died.
   for (const { scratch } of plan.volumes) if (scratch !== null) await rm(scratch, { force: true });
-  const pointInTime = new Date();
-  try {
-    await hypervisor.beginBackup(uuid, pullBackupOf(plan));
-  } catch (error) {
-    if (!(error instanceof HypervisorError)) throw error;
-    const locked = error.code === 'MACHINE_LOCKED' || error.code === 'MACHINE_STATE_INVALID';
-    throw new SnapshotError(
-      'CANNOT_BEGIN_BACKUP',
-      `QEMU cannot serve the volumes of ${name}: ${messageOf(error)}`,
-      {
-        cause: error,
-        hint: locked
-          ? `something else works on the machine: virsh domjobinfo ${name}; virsh backup-dumpxml ${name}`
-          : `AppArmor or SELinux may keep QEMU from ${plan.socketDirectory}: dmesg | grep -i denied; the machine's log is in /var/log/libvirt/qemu; mode "save" needs no socket`,
-        retryable: locked,
-      },
+  const unusable = new Map<string, string>();
+  for (;;) {
+    const volumes = plan.volumes.map((volume) =>
+      unusable.has(volume.target) ? { ...volume, since: null } : volume,
     );
+    const at = new Date();
+    try {
+      await begin(hypervisor, { ...plan, volumes });
+      return { at, unusable };
+    } catch (error) {
+      if (!(error instanceof HypervisorError)) throw error;
+      const broken =
+        error.code === 'CHECKPOINT_UNUSABLE' ? brokenTargets(error.message, { ...plan, volumes }) : [];
+      if (broken.length === 0) throw cannotBegin(plan, error);
+      for (const target of broken) unusable.set(target, error.message);
+    }
   }
-  return pointInTime;
+}
+
+async function begin(hypervisor: Hypervisor, plan: ReadPlan): Promise<void> {
+  const targets = plan.volumes.filter(({ keepsBitmaps }) => keepsBitmaps).map(({ target }) => target);
+  const checkpoint = plan.checkpoint === null ? undefined : { name: plan.checkpoint, targets };
+  await hypervisor.beginBackup(plan.machine.uuid, pullBackupOf(plan), checkpoint);
+}
+
+/**
+ * Which volumes libvirt means; all that are in question where its words do not tell. A wrong guess reads too much and
+ * nothing else: the next attempt to begin is checked in the same way.
+ */
+function brokenTargets(message: string, { volumes }: ReadPlan): readonly string[] {
+  const asked = volumes.filter(({ since }) => since !== null).map(({ target }) => target);
+  const named = asked.filter((target) => message.includes(`'${target}'`));
+  return named.length > 0 ? named : asked;
+}
+
+function cannotBegin(plan: ReadPlan, error: HypervisorError): SnapshotError {
+  const { name } = plan.machine;
+  const locked = error.code === 'MACHINE_LOCKED' || error.code === 'MACHINE_STATE_INVALID';
+  return new SnapshotError(
+    'CANNOT_BEGIN_BACKUP',
+    `QEMU cannot serve the volumes of ${name}: ${messageOf(error)}`,
+    {
+      cause: error,
+      hint: locked
+        ? `something else works on the machine: virsh domjobinfo ${name}; virsh backup-dumpxml ${name}`
+        : `AppArmor or SELinux may keep QEMU from ${plan.socketDirectory}: dmesg | grep -i denied; the machine's log is in /var/log/libvirt/qemu; mode "save" needs no socket`,
+      retryable: locked,
+    },
+  );
 }
 
 /** QEMU makes the socket itself, as the user that it runs as; nobody else may get in. */

@@ -1,5 +1,19 @@
 import { z } from 'zod';
 
+/** How a volume comes into one storage. */
+export const volumeReadSchema = z.union([
+  z.object({
+    /** Id of the storage's backup that the increment starts from. */
+    parent: z.string(),
+    /** That marks the parent's T1. */
+    checkpoint: z.string(),
+  }),
+  z.object({
+    /** Why it must be read in full. */
+    reason: z.string(),
+  }),
+]);
+
 /** One volume of a backup that reads volumes where they are, in modes `disk` and `offline`. */
 export const readVolumeSchema = z.object({
   target: z.string(),
@@ -14,6 +28,12 @@ export const readVolumeSchema = z.object({
   owner: z.object({ uid: z.number(), gid: z.number(), mode: z.number() }),
   /** Takes what the guest overwrites while the volume is read; `null` in mode `offline`. */
   scratch: z.string().nullable(),
+  /** QEMU can keep the bitmap of a checkpoint in it. */
+  keepsBitmaps: z.boolean(),
+  /** By storage. */
+  reads: z.record(z.string(), volumeReadSchema),
+  /** The oldest checkpoint that a storage needs the changes since; `null`: none of them needs any. */
+  since: z.string().nullable(),
 });
 
 /** What a `disk` or `offline` backup is going to do; made by preflight, kept in the journal. */
@@ -23,6 +43,8 @@ export const readPlanSchema = z.object({
   mode: z.enum(['disk', 'offline']),
   modeReason: z.string(),
   consistency: z.enum(['crash', 'offline']),
+  /** Marks T1 for the next increments; `null` when none is made. */
+  checkpoint: z.string().nullable(),
   /** Where QEMU makes the socket of its exports: a directory of its user; `null` in mode `offline`. */
   socketDirectory: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
@@ -33,4 +55,5 @@ export const readPlanSchema = z.object({
 });
 
 export type ReadVolume = z.infer<typeof readVolumeSchema>;
+export type VolumeRead = z.infer<typeof volumeReadSchema>;
 export type ReadPlan = z.infer<typeof readPlanSchema>;

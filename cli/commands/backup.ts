@@ -5,7 +5,7 @@ import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
 import { policyFor } from '../../config/policy.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
-import { type Backup, backupJson, gatherBackups, shortId, storedBytes } from '../backups.ts';
+import { type Backup, backupJson, gatherBackups, howRead, shortId, storedBytes } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
@@ -56,6 +56,7 @@ function wishesOf(options: Options): Wishes {
     mode: modes.find((mode) => mode === options.text('mode')),
     storages: options.texts('storage'),
     labels: parseLabels(options.texts('label') ?? []),
+    reread: options.flag('reread'),
   };
 }
 
@@ -143,6 +144,7 @@ function printOutcome(cli: Cli, { machine, error, backup: stored }: Outcome): vo
     ` at ${pointInTime}, ${pause}, ${size}, id ${shortId(id ?? '')}`,
   );
   for (const copy of stored.storages) terminal.out(`  ${copy.name}: ${copy.directory}`);
+  for (const volume of manifest?.volumes ?? []) terminal.out(`  ${volume.target}: ${howRead(volume)}`);
 }
 
 function printTable(cli: Cli, outcomes: readonly Outcome[]): void {

@@ -1,7 +1,7 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Manifest } from '../../storage/manifest.ts';
-import { type Backup, backupJson, backupOfEntry, storedBytes, tellUnreachable } from '../backups.ts';
+import { type Backup, backupJson, backupOfEntry, howRead, storedBytes, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
@@ -63,6 +63,7 @@ function printManifest(
     'Consistency',
     consistencyReason === undefined ? consistency : `${consistency} (${consistencyReason})`,
   );
+  if (manifest.checkpoint !== undefined) field('Checkpoint', manifest.checkpoint);
   field('Pause', manifest.pauseMs === null ? 'none measured' : formatDuration(manifest.pauseMs));
   if (freezeMs !== undefined) field('Freeze', `writes of the guest waited up to ${formatDuration(freezeMs)}`);
   field('Size', formatBytes(size ?? 0));
@@ -74,6 +75,7 @@ function printManifest(
       `Volume ${volume.target}`,
       `${volume.file}, ${volume.format}, ${formatBytes(volume.virtualSizeBytes)} for the guest, ${formatBytes(volume.storedBytes)} stored, was ${volume.source}`,
     );
+    if (volume.read === 'increment' || volume.reason !== undefined) field('', howRead(volume));
   }
   if (manifest.memory !== undefined) {
     const { file, sizeBytes, running } = manifest.memory;

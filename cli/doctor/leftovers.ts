@@ -1,5 +1,7 @@
 import type { Agent } from '../../agent/agent.ts';
+import { ourBitmaps } from '../../agent/release.ts';
 import { errorRecord } from '../../common/errors.ts';
+import { QemuImageError } from '../../common/qemuImage.ts';
 import { holdOf } from '../jobView.ts';
 import { quote } from '../restoreByHand.ts';
 import { type Check, ok, warn } from './check.ts';
@@ -17,8 +19,14 @@ export async function checkLeftovers(agent: Agent): Promise<readonly Check[]> {
       checks.push(warn('unfinished', `${text} was left with work to do`, `stillpoint job show ${job.id}`));
   }
   const known = new Set(journal.holding().map(({ id }) => id));
-  checks.push(...(await partialDirectories(agent, known)), ...(await workDirectories(agent, known)));
-  return checks.length === 0 ? [ok('leftovers', 'no unfinished job, no forgotten directory')] : checks;
+  checks.push(
+    ...(await partialDirectories(agent, known)),
+    ...(await workDirectories(agent, known)),
+    ...(await forgottenBitmaps(agent)),
+  );
+  return checks.length === 0
+    ? [ok('leftovers', 'no unfinished job, no forgotten directory or bitmap')]
+    : checks;
 }
 
 async function partialDirectories(agent: Agent, known: ReadonlySet<string>): Promise<readonly Check[]> {
@@ -53,4 +61,31 @@ async function workDirectories(agent: Agent, known: ReadonlySet<string>): Promis
       ),
     ];
   }
+}
+
+/** Bitmaps whose checkpoint libvirt does not know any more cost the guest's writes a little, and help nobody. */
+async function forgottenBitmaps(agent: Agent): Promise<readonly Check[]> {
+  const { hypervisor } = agent.parts;
+  const checks: Check[] = [];
+  try {
+    for (const machine of await hypervisor.machines()) {
+      try {
+        for (const { image, name } of await ourBitmaps(hypervisor, machine))
+          checks.push(
+            warn(
+              'leftovers',
+              `${image} of ${machine.name} holds bitmap ${name} of a checkpoint that is gone`,
+              `when the machine is off: stillpoint release ${quote(machine.name)}`,
+            ),
+          );
+      } catch (error) {
+        // An image that cannot be read is told by the check of its machine.
+        if (!(error instanceof QemuImageError)) throw error;
+      }
+    }
+  } catch (error) {
+    const { message } = errorRecord(error);
+    checks.push(warn('leftovers', `machines could not be looked at: ${message}`, 'see libvirt above'));
+  }
+  return checks;
 }

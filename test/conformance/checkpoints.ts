@@ -4,6 +4,7 @@ import { dirtyContextOf, type PullBackup } from '../../agent/hypervisor/backupXm
 import { exists } from '../../common/files.ts';
 import { NbdVolume } from '../../nbd/volume.ts';
 import type { ConformanceMachine, HypervisorFixture } from './hypervisorFixture.ts';
+import { until } from './hypervisorFixture.ts';
 import { prepareBackup } from './pullBackups.ts';
 
 const volumes = [{ target: 'vda' }, { target: 'vdb' }];
@@ -111,6 +112,7 @@ export function checkpoints(t: Test, fixture: HypervisorFixture): void {
       const machine = await machineWithCheckpoint();
       const { uuid } = machine;
       await killQemu(machine.name);
+      await until(async () => (await hypervisor.status(uuid)).state === 'shut-off');
       await hypervisor.start(uuid);
       t.same(await hypervisor.checkpointNames(uuid), ['one']);
       await t.rejects(backUp(fixture, machine, { vda: 'one' }), { code: 'CHECKPOINT_UNUSABLE' });

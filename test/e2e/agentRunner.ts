@@ -32,6 +32,7 @@ const request = z.discriminatedUnion('kind', [
     machine: z.string(),
     mode,
     storages: z.array(z.string()).optional(),
+    reread: z.boolean().optional(),
   }),
   z.strictObject({ kind: z.literal('planBackup'), machine: z.string(), mode }),
   z.strictObject({ kind: z.literal('restore'), ...restore }),

@@ -1,14 +1,14 @@
 import { stat } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
-import { type Lab, type LabMachine, startLab } from '../lab/lab.ts';
+import t from 'tap';
+import { startLab } from '../lab/lab.ts';
 import {
   artifact,
   requireError,
   requireFinished,
   requireNothingLost,
+  requireSameContent,
   requireWriterWhole,
-  type StoredBackup,
   TestAgent,
   witness,
 } from './support.ts';
@@ -16,25 +16,6 @@ import {
 /** What the host's clock may differ from the guest's in. */
 const clockToleranceMs = 150;
 const regionMiB = 40;
-
-/** What stands in the storage is, byte for byte, what an image of a machine at rest holds. */
-async function requireSameContent(
-  t: Test,
-  lab: Lab,
-  backup: StoredBackup,
-  machine: LabMachine,
-): Promise<void> {
-  for (const { target, path: image, format } of machine.volumes) {
-    const file = artifact(backup, target);
-    const args = ['compare', '-U', '-f', 'qcow2', '-F', format, file, image];
-    const compared = await lab.run('qemu-img', args, { check: false });
-    t.equal(compared.exitCode, 0, `${target}: ${compared.stdout}${compared.stderr}`);
-    const checked = await lab.run('qemu-img', ['check', '-f', 'qcow2', file], { check: false });
-    t.equal(checked.exitCode, 0, `${target} is in order: ${checked.stdout}${checked.stderr}`);
-    const info = await lab.run('qemu-img', ['info', '-f', 'qcow2', file]);
-    t.notMatch(info.stdout, 'backing file', `${target} stands alone`);
-  }
-}
 
 void t.test('mode "disk" reads a running machine at one instant, without a pause', async (t) => {
   await using lab = await startLab();

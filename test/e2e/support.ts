@@ -78,15 +78,17 @@ export class TestAgent {
     options: RequestOptions & {
       readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline';
       readonly storages?: readonly string[];
+      readonly reread?: boolean;
     } = {},
   ): Promise<Answer> {
-    const { mode, storages, ...rest } = options;
+    const { mode, storages, reread, ...rest } = options;
     return this.ask(
       {
         kind: 'backup',
         machine: machine.uuid,
         ...(mode === undefined ? {} : { mode }),
         ...(storages === undefined ? {} : { storages: [...storages] }),
+        ...(reread === undefined ? {} : { reread }),
       },
       rest,
     );
@@ -130,6 +132,25 @@ export function artifact(backup: StoredBackup, target: string): string {
   const volume = backup.manifest.volumes.find((each) => each.target === target);
   if (volume === undefined) throw new Error(`the backup has no volume ${target}`);
   return path.join(backup.directory, volume.file);
+}
+
+/** What stands in the storage is, byte for byte, what an image of a machine at rest holds. */
+export async function requireSameContent(
+  t: Test,
+  lab: Lab,
+  backup: StoredBackup,
+  machine: LabMachine,
+): Promise<void> {
+  for (const { target, path: image, format } of machine.volumes) {
+    const file = artifact(backup, target);
+    const args = ['compare', '-U', '-f', 'qcow2', '-F', format, file, image];
+    const compared = await lab.run('qemu-img', args, { check: false });
+    t.equal(compared.exitCode, 0, `${target}: ${compared.stdout}${compared.stderr}`);
+    const checked = await lab.run('qemu-img', ['check', '-f', 'qcow2', file], { check: false });
+    t.equal(checked.exitCode, 0, `${target} is in order: ${checked.stdout}${checked.stderr}`);
+    const info = await lab.run('qemu-img', ['info', '-f', 'qcow2', file]);
+    t.notMatch(info.stdout, 'backing file', `${target} stands alone`);
+  }
 }
 
 /** The answer of a request that was started in the background. */

@@ -21,6 +21,7 @@ export type JobRequest =
   | 'backup'
   | 'live'
   | 'disk'
+  | 'increment'
   | 'in-place'
   | 'instant'
   | 'volumes'
@@ -43,6 +44,11 @@ const writesAt = [
   'backup/before:merge',
 ];
 const recoveriesMax = 5;
+
+/** Requests that make a backup. `increment` is `disk` again, after one that went well. */
+export function isBackup(request: JobRequest): boolean {
+  return request === 'backup' || request === 'live' || request === 'disk' || request === 'increment';
+}
 
 export type Meanwhile = (moment: string, self: LivingAgent) => Promise<void> | void;
 
@@ -192,7 +198,8 @@ function struck(site: Site): boolean {
 async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
   if (request === 'backup') return living.agent.createBackup({ machine: 'm' });
   if (request === 'live') return living.agent.createBackup({ machine: 'm', mode: 'live' });
-  if (request === 'disk') return living.agent.createBackup({ machine: 'm', mode: 'disk' });
+  if (request === 'disk' || request === 'increment')
+    return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   const how = {
     'in-place': { inPlace: true },
     instant: { inPlace: true, instant: true },
@@ -237,12 +244,13 @@ async function judge(site: Site, { request, victims, pointsAtHit, before, row }:
   });
   problems.push(...safetyProblems);
   const made = (await listed(site)).length - before.backups;
-  const isBackup = request === 'backup' || request === 'live' || request === 'disk';
-  const promisedBackups = isBackup && isFinished ? Object.keys(site.storagePaths).length : 0;
+  const promisedBackups = isBackup(request) && isFinished ? Object.keys(site.storagePaths).length : 0;
   if (made !== promisedBackups)
     problems.push(
       `${made} backups instead of ${promisedBackups} (job ${row?.state}: ${row?.error?.message})`,
     );
+  if (request === 'increment' && isFinished && !cold) problems.push(...(await judgeIncrements(site)));
+  if (victims.every((victim) => victim === 'agent')) problems.push(...(await judgeCheckpoints(site)));
   if (request === 'new-machine') problems.push(...(await judgeCopy(site, isFinished)));
   if (request === 'files') problems.push(...(await judgeFiles(site, isFinished)));
   return problems;
@@ -269,6 +277,25 @@ function promisedState(
   if (taken === undefined || given === undefined) return 'either';
   const isOurs = pointsAtHit.includes(taken) && !pointsAtHit.slice(0, -1).includes(given);
   return isOurs && victims.length === 1 ? 'running' : 'either';
+}
+
+/** What could be an increment is one: nothing died that its bitmaps were in. */
+async function judgeIncrements(site: Site): Promise<string[]> {
+  const newest = await newestBackup(site);
+  return (newest?.manifest?.volumes ?? [])
+    .filter(({ read }) => read !== 'increment')
+    .map(({ target, reason }) => `${target} was read in full: ${reason}`);
+}
+
+/** Every checkpoint that is left is the one that a storage's next increment starts from. */
+async function judgeCheckpoints(site: Site): Promise<string[]> {
+  const { checkpoints } = site.world.machine('m');
+  const named = (await listed(site)).map(({ manifest }) => manifest?.checkpoint);
+  const strays = checkpoints
+    .filter((name) => !named.includes(name))
+    .map((name) => `stray checkpoint ${name}`);
+  const most = Object.keys(site.storagePaths).length;
+  return checkpoints.length > most ? [...strays, `${checkpoints.length} checkpoints`] : strays;
 }
 
 /** The backup that `m@latest` names. */

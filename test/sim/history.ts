@@ -1,10 +1,17 @@
-import { type Crash, endure, type JobRequest, type Victim } from './crashes.ts';
+import { type Crash, endure, isBackup, type JobRequest, type Victim } from './crashes.ts';
 import { Site } from './site.ts';
 
 /** Moments (calls to libvirt, changes of files, points of the engine) that a job has at most, roughly. */
-const momentsMax = { backup: 200, disk: 70, 'in-place': 70, 'new-machine': 60, files: 60 } as const;
+const momentsMax = {
+  backup: 200,
+  disk: 80,
+  increment: 80,
+  'in-place': 70,
+  'new-machine': 60,
+  files: 60,
+} as const;
 const victims: readonly Victim[] = ['agent', 'agent', 'agent', 'libvirtd', 'qemu', 'host'];
-const jobsMax = 3;
+const jobsMax = 4;
 
 /** Numbers from 0 to 1 that a seed decides (mulberry32). */
 export function randomFrom(seed: number): () => number {
@@ -40,7 +47,7 @@ export async function randomHistory(seed: number): Promise<string[]> {
     const request: JobRequest =
       hasBackup && random() < 0.6
         ? pick(['in-place', 'in-place', 'new-machine', 'files'])
-        : pick(['backup', 'backup', 'disk']);
+        : pick(['backup', 'backup', 'disk', 'disk', 'disk']);
     const crashes = Array.from({ length: 1 + Math.floor(random() * 3) }, (_, index): Crash => {
       const span = index === 0 ? momentsMax[request] : 40;
       return { moment: '*', nth: 1 + Math.floor(random() * span), victim: pick(victims) };
@@ -49,7 +56,7 @@ export async function randomHistory(seed: number): Promise<string[]> {
     const outcome = await endure(site, request, crashes);
     story.push(`→ ${outcome.row?.state} ${outcome.row?.error?.code ?? ''}`);
     if (outcome.problems.length > 0) return [...story, ...outcome.problems];
-    hasBackup ||= (request === 'backup' || request === 'disk') && outcome.row?.state === 'finished';
+    hasBackup ||= isBackup(request) && outcome.row?.state === 'finished';
     await site.ownerTakesOver();
   }
   return [];

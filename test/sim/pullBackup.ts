@@ -24,11 +24,15 @@ export async function beginBackup(instance: Instance, backup: PullBackup): Promi
   const definition = DomainXml.parse(instance.definition);
   const blockdevs: string[] = [];
   const exports: string[] = [];
-  for (const { target, exportName, scratchFile, since } of backup.volumes) {
+  // A backup that does not begin leaves no scratch file.
+  for (const { target, scratchFile, since } of backup.volumes) {
     const { path, format } = definition.volume(target);
     if (path === undefined) throw refusal('invalidArgument', `disk '${target}' has no image`);
     if (await exists(scratchFile)) throw refusal('operationFailed', `store '${scratchFile}' exists already`);
     if (since !== undefined) await requireBitmap(target, path, format, since);
+  }
+  for (const { target, exportName, scratchFile, since } of backup.volumes) {
+    const { path = '', format } = definition.volume(target);
     const bitmaps = since === undefined ? [] : ['--bitmaps'];
     await tool('qemu-img', [
       'convert',
