@@ -30,8 +30,8 @@ export interface ConvergeOptions {
  * @throws SnapshotError MEMORY_NOT_CONVERGING when the snapshot must be ended
  */
 export async function watchConvergence(
-  hypervisor: Hypervisor,
-  plan: LivePlan,
+  hypervisor: Pick<Hypervisor, 'job' | 'setMaxDowntime' | 'suspend'>,
+  plan: Pick<LivePlan, 'machine' | 'stateFile' | 'memoryBytes' | 'convergeBytes'>,
   options: ConvergeOptions,
   signal: AbortSignal,
 ): Promise<void> {
@@ -86,7 +86,7 @@ async function sizeOf(file: string): Promise<number> {
   }
 }
 
-function notConverging(plan: LivePlan, sizeBytes: number, elapsedMs: number): SnapshotError {
+function notConverging(plan: Pick<LivePlan, 'machine'>, sizeBytes: number, elapsedMs: number): SnapshotError {
   const seconds = Math.round(elapsedMs / 1000);
   return new SnapshotError(
     'MEMORY_NOT_CONVERGING',
