@@ -80,6 +80,10 @@ export const verbs: readonly Verb[] = [
         description: 'a label for the manifest; may be repeated',
         many: true,
       },
+      {
+        flags: '--host',
+        description: 'the definitions of this host instead of machines: no disks, no secret values',
+      },
       { flags: '-n, --dry-run', description: 'only say what would be done' },
     ],
     examples: [
@@ -88,6 +92,7 @@ export const verbs: readonly Verb[] = [
       "backup 'web-*' --exclude web-test --mode disk",
       'backup --all --dry-run',
       'backup web-1 --json',
+      'backup --host',
     ],
     load: async () => (await import('./commands/backup.ts')).backup,
   },
@@ -96,8 +101,10 @@ export const verbs: readonly Verb[] = [
     arguments: '[MACHINE]',
     summary: 'backups, oldest first, damaged ones included',
     changes: false,
-    options: [],
-    examples: ['list', 'list web-1', 'list --json'],
+    options: [
+      { flags: '--host', description: 'backups of hosts (backup --host), each checked against its digests' },
+    ],
+    examples: ['list', 'list web-1', 'list --host', 'list --json'],
     load: async () => (await import('./commands/list.ts')).list,
   },
   {

@@ -3,8 +3,10 @@ import { noteHangingCall } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
+import type { HostManifest } from './hostManifest.ts';
 import type { Manifest } from './manifest.ts';
 import type {
+  HostBackupEntry,
   AddOptions,
   BackupEntry,
   BackupWriter,
@@ -110,6 +112,14 @@ export class DeadlineStorage implements Storage {
 
   cleanUp(): Promise<number> {
     return this.#stall('cleaning up', () => this.#storage.cleanUp());
+  }
+
+  addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string> {
+    return this.#stall('the backup of a host', () => this.#storage.addHostBackup(manifest, files));
+  }
+
+  hostBackups(): Promise<readonly HostBackupEntry[]> {
+    return this.#stall('the list of backups of hosts', () => this.#storage.hostBackups());
   }
 
   #answer<T>(what: string, operation: () => Promise<T>): Promise<T> {

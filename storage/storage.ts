@@ -2,6 +2,7 @@ import type { FileDigest, HashOptions } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
 import type { Extent, VolumeSource } from '../common/volumeSource.ts';
+import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
 
 /**
@@ -58,6 +59,23 @@ export interface Storage {
   partials(): Promise<readonly PartialBackup[]>;
   /** Finishes deletions that a crash interrupted. Returns how many. */
   cleanUp(): Promise<number>;
+  /**
+   * Writes the backup of a host's definitions and returns its directory. Rejects with BACKUP_EXISTS.
+   * @param files text of every file of the manifest, by file name
+   */
+  addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string>;
+  /** Every backup of a host, oldest first. */
+  hostBackups(): Promise<readonly HostBackupEntry[]>;
+}
+
+/** The backup of a host's definitions. */
+export interface HostBackupEntry {
+  readonly storage: string;
+  readonly directory: string;
+  readonly pointInTime: string;
+  readonly manifest: HostManifest | null;
+  /** Why it cannot be used as it is. */
+  readonly problem: string | null;
 }
 
 export interface MachineIdentity {

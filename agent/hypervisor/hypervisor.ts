@@ -40,6 +40,17 @@ export interface MachineSummary {
   readonly hasManagedSave: boolean;
 }
 
+/** A definition that is not a machine's: what its next start uses. */
+export interface HostDefinition {
+  readonly kind: 'network' | 'pool' | 'nwfilter' | 'secret';
+  /** Of a secret its UUID. */
+  readonly name: string;
+  readonly uuid: string;
+  readonly definition: string;
+  /** `null` where nothing is started. */
+  readonly autostart: boolean | null;
+}
+
 export interface HostInfo {
   readonly hostName: string;
   readonly libvirtVersion: string;
@@ -178,6 +189,8 @@ export interface Hypervisor extends AsyncDisposable {
    */
   defaultUser(): Promise<ProcessUser>;
   machines(): Promise<readonly MachineSummary[]>;
+  /** Everything else that libvirt has a definition of. Of secrets there are no values. */
+  hostDefinitions(): Promise<readonly HostDefinition[]>;
   /** By name or UUID. Rejects with MACHINE_NOT_FOUND. */
   findMachine(nameOrUuid: string): Promise<MachineSummary>;
   machine(uuid: string): Promise<MachineSummary>;

@@ -11,6 +11,7 @@ import { CliError } from '../errors.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
 import { parseLabels } from '../labels.ts';
+import { backupHost } from './hostBackup.ts';
 import { chooseMachines } from '../machineChoice.ts';
 import type { Options } from '../options.ts';
 import { styled } from '../output.ts';
@@ -33,6 +34,12 @@ type Wishes = Omit<BackupRequest, 'machine'>;
 /** `stillpoint backup MACHINE… | --all`. */
 export const backup: RunVerb = (cli, names, options) => {
   const wishes = wishesOf(options);
+  if (options.flag('host')) {
+    const others = ['all', 'dryRun'].filter((name) => options.flag(name));
+    if (names.length + others.length > 0)
+      throw new CliError('USAGE', '--host backs up no machines', 'stillpoint backup --host');
+    return backupHost(cli, wishes.storages);
+  }
   const choice = {
     typed: names,
     all: options.flag('all'),

@@ -12,10 +12,12 @@ import {
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled, type Text } from '../output.ts';
 import { reading } from '../session.ts';
+import { listHosts } from './hostBackup.ts';
 
 /** `stillpoint list [MACHINE]`. A storage that does not answer is an error, and hides no other one. */
-export const list: RunVerb = (cli, [machine]) =>
-  reading(cli, async ({ agent }) => {
+export const list: RunVerb = (cli, [machine], options) => {
+  if (options.flag('host')) return listHosts(cli);
+  return reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
     const entries = await agent.backups.list(machine, unreachable.tell);
     const backups = await gatherBackups(agent, entries);
@@ -27,6 +29,7 @@ export const list: RunVerb = (cli, [machine]) =>
       );
     return unreachable.code;
   });
+};
 
 function printBackups(cli: Cli, backups: readonly Backup[]): void {
   const right = { align: 'right' } as const;

@@ -12,9 +12,11 @@ import {
 } from '../../common/files.ts';
 import { parsePointInTime } from '../../common/time.ts';
 import { inStorage, StorageError } from '../errors.ts';
+import type { HostManifest } from '../hostManifest.ts';
 import { artifactsOf } from '../manifest.ts';
 import { protectedError } from '../protection.ts';
 import type {
+  HostBackupEntry,
   BackupEntry,
   BackupWriter,
   BeginRequest,
@@ -36,6 +38,7 @@ import {
   resolveRoot,
 } from './entries.ts';
 import { selectEntry } from './find.ts';
+import { addHostBackup, hostBackups } from './hostBackups.ts';
 import {
   deletingDirectoryName,
   encodeMachineName,
@@ -224,6 +227,14 @@ export class DirectoryStorage implements Storage {
       }
       return finished;
     });
+  }
+
+  addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string> {
+    return this.#run('writing the backup of a host', (root) => addHostBackup(root, manifest, files));
+  }
+
+  hostBackups(): Promise<readonly HostBackupEntry[]> {
+    return this.#run('listing the backups of hosts', (root) => hostBackups(this.name, root));
   }
 
   async partials(): Promise<readonly PartialBackup[]> {

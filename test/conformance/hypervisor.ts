@@ -368,6 +368,8 @@ const hosts: Suite = (t, fixture) => {
     const version = /^\d+\.\d+\.\d+$/;
     t.match(await hypervisor.hostInfo(), { hostName: /./, libvirtVersion: version, qemuVersion: version });
     t.match(await hypervisor.defaultUser(), { uid: Number, gid: Number });
+    for (const { kind, uuid, definition } of await hypervisor.hostDefinitions())
+      t.ok(definition.includes(uuid), `the definition of a ${kind} names it`);
   });
 
   const { stall, restartHypervisor } = fixture.externally ?? {};

@@ -7,6 +7,7 @@ import type {
   BlockJob,
   CommitOptions,
   DefinitionKind,
+  HostDefinition,
   HostInfo,
   Hypervisor,
   HypervisorEvent,
@@ -47,6 +48,7 @@ import { readSaveImage, replaceDefinition } from './saveImage.ts';
 export interface Host {
   readonly registry: Registry;
   machines(): SimulatedMachine[];
+  readonly definitions: readonly HostDefinition[];
   perform<T>(operation: Operation, run: () => Promise<T> | T): Promise<T>;
   closed(): void;
 }
@@ -96,6 +98,10 @@ export class SimulatedHypervisor implements Hypervisor {
 
   machines(): Promise<readonly MachineSummary[]> {
     return this.#call('machines', () => this.#host.machines().map(summary));
+  }
+
+  hostDefinitions(): Promise<readonly HostDefinition[]> {
+    return this.#call('hostDefinitions', () => this.#host.definitions);
   }
 
   findMachine(nameOrUuid: string): Promise<MachineSummary> {

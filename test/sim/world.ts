@@ -2,7 +2,7 @@ import { copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
-import type { HypervisorEvent, MachineStatus } from '../../agent/hypervisor/hypervisor.ts';
+import type { HostDefinition, HypervisorEvent, MachineStatus } from '../../agent/hypervisor/hypervisor.ts';
 import { Interruption, refusal, unreachable } from './errors.ts';
 import { lifecycleEvent, now } from './events.ts';
 import type { Gate, Operation, Point } from './faults.ts';
@@ -38,6 +38,8 @@ export class SimulatedWorld implements AsyncDisposable {
   readonly #registry: Registry;
   #libvirtd: AbortController | undefined = new AbortController();
 
+  /** What libvirt knows beside machines. */
+  readonly hostDefinitions: HostDefinition[] = [];
   /** Directory for the images of machines that are added; the caller's. */
   readonly directory: string;
 
@@ -69,6 +71,7 @@ export class SimulatedWorld implements AsyncDisposable {
     const connection = new SimulatedHypervisor({
       registry: this.#registry,
       machines: () => [...this.#machines.values()],
+      definitions: this.hostDefinitions,
       perform: (operation, run) => this.#perform(operation, run),
       closed: () => this.#connections.delete(connection),
     });

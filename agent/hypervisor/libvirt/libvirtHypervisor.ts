@@ -18,6 +18,7 @@ import type {
   BlockJob,
   CommitOptions,
   DefinitionKind,
+  HostDefinition,
   HostInfo,
   Hypervisor,
   HypervisorListener,
@@ -110,6 +111,10 @@ export class LibvirtHypervisor implements Hypervisor {
 
   machines(): Promise<readonly MachineSummary[]> {
     return this.#query('machines');
+  }
+
+  hostDefinitions(): Promise<readonly HostDefinition[]> {
+    return this.#query('hostDefinitions');
   }
 
   findMachine(nameOrUuid: string): Promise<MachineSummary> {

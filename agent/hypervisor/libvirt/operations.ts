@@ -4,6 +4,7 @@ import type { Connection } from './connection.ts';
 import { eventOperations } from './eventOperations.ts';
 import type { EventSink } from './eventOperations.ts';
 import { guestOperations } from './guestOperations.ts';
+import { hostOperations } from './hostOperations.ts';
 import { machineOperations } from './machineOperations.ts';
 import { stateOperations } from './stateOperations.ts';
 import { volumeOperations } from './volumeOperations.ts';
@@ -17,6 +18,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...backupOperations(connection),
     ...checkpointOperations(connection),
     ...guestOperations(connection),
+    ...hostOperations(connection),
     ...eventOperations(connection, sink),
   };
 }

@@ -1,0 +1,89 @@
+import { gatherHost } from '../../agent/hostBackup.ts';
+import type { Agent } from '../../agent/agent.ts';
+import { errorRecord } from '../../common/errors.ts';
+import type { HostManifest } from '../../storage/hostManifest.ts';
+import type { HostBackupEntry } from '../../storage/storage.ts';
+import type { Cli } from '../cli.ts';
+import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
+import { styled } from '../output.ts';
+import { shortId } from '../backups.ts';
+import { changing, reading } from '../session.ts';
+
+/** `stillpoint backup --host`: into every storage, or the named ones; one that fails hides no other. */
+export function backupHost(cli: Cli, storages: readonly string[] | undefined): Promise<ExitCode> {
+  return changing(cli, async ({ agent }) => {
+    const chosen = (storages ?? [...agent.parts.storages.keys()]).map((name) => agent.storage(name));
+    const { manifest, files } = await gatherHost(agent.parts.hypervisor, agent.parts.config);
+    const codes: ExitCode[] = [];
+    const stored: { readonly name: string; readonly directory: string }[] = [];
+    for (const storage of chosen) {
+      try {
+        stored.push({ name: storage.name, directory: await storage.addHostBackup(manifest, files) });
+        codes.push(0);
+      } catch (error) {
+        cli.terminal.error(error, storage.name);
+        codes.push(exitCodeOf(errorRecord(error).code));
+      }
+    }
+    if (cli.terminal.json) cli.terminal.object({ ...manifest, storages: stored });
+    else if (stored.length > 0) {
+      cli.terminal.out(
+        styled('green', 'backed up '),
+        styled('bold', manifest.host.name),
+        `: ${countsOf(manifest)}`,
+      );
+      for (const { name, directory } of stored) cli.terminal.out(`  ${name}: ${directory}`);
+    }
+    return combinedExitCode(codes);
+  });
+}
+
+/** `stillpoint list --host`. */
+export function listHosts(cli: Cli): Promise<ExitCode> {
+  return reading(cli, async ({ agent }) => {
+    const { entries, code } = await entriesOf(cli, agent);
+    if (cli.terminal.json) cli.terminal.object({ hostBackups: entries });
+    else if (entries.length === 0) cli.terminal.remark('there are no backups of a host');
+    else printEntries(cli, entries);
+    return entries.some(({ problem }) => problem !== null) ? 5 : code;
+  });
+}
+
+async function entriesOf(
+  cli: Cli,
+  agent: Agent,
+): Promise<{ readonly entries: readonly HostBackupEntry[]; readonly code: ExitCode }> {
+  const entries: HostBackupEntry[] = [];
+  let code: ExitCode = 0;
+  for (const storage of agent.parts.storages.values()) {
+    try {
+      entries.push(...(await storage.hostBackups()));
+    } catch (error) {
+      cli.terminal.error(error, storage.name);
+      code = exitCodeOf(errorRecord(error).code);
+    }
+  }
+  return { entries: entries.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1)), code };
+}
+
+function printEntries(cli: Cli, entries: readonly HostBackupEntry[]): void {
+  const columns = ['HOST', 'POINT IN TIME', 'CONTENT', 'STORAGE', 'STATE', 'ID', 'DIRECTORY'];
+  cli.terminal.table(
+    columns.map((title) => ({ title })),
+    entries.map(({ manifest, pointInTime, storage, problem, directory }) => [
+      manifest?.host.name ?? '-',
+      pointInTime,
+      manifest === null ? '-' : countsOf(manifest),
+      storage,
+      problem === null ? styled('green', 'Active') : styled('red', `Killed: ${problem}`),
+      manifest === null ? '-' : shortId(manifest.id),
+      directory,
+    ]),
+  );
+}
+
+function countsOf({ items }: HostManifest): string {
+  const counts = new Map<string, number>();
+  for (const { kind } of items) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+  return [...counts].map(([kind, count]) => `${kind} ${count}`).join(', ');
+}

@@ -1,0 +1,91 @@
+import { mkdir, readFile, rename } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createHash } from 'node:crypto';
+import { messageOf } from '../../common/errors.ts';
+import {
+  exists,
+  fsyncDirectory,
+  makeDirectoryDurable,
+  removeTree,
+  writeFileDurable,
+} from '../../common/files.ts';
+import { formatPointInTime, parsePointInTime } from '../../common/time.ts';
+import { StorageError } from '../errors.ts';
+import {
+  formatHostManifest,
+  hostManifestFileName,
+  type HostManifest,
+  parseHostManifest,
+} from '../hostManifest.ts';
+import type { HostBackupEntry } from '../storage.ts';
+import { directoriesIn } from './entries.ts';
+import { encodeMachineName, partialDirectoryName } from './names.ts';
+
+/** No machine's directory can have this name: `~` is encoded in those. */
+const hostsDirectory = '~hosts';
+
+/**
+ * Writes the backup of a host: `<root>/~hosts/<host>/<T1>/`, whole or not at all.
+ * @param files text of every file of the manifest, by file name
+ * @throws StorageError BACKUP_EXISTS
+ */
+export async function addHostBackup(
+  root: string,
+  manifest: HostManifest,
+  files: ReadonlyMap<string, string>,
+): Promise<string> {
+  const parent = join(root, hostsDirectory, encodeMachineName(manifest.host.name));
+  await makeDirectoryDurable(parent, 0o700);
+  const directory = join(parent, formatPointInTime(new Date(manifest.pointInTime)));
+  if (await exists(directory))
+    throw new StorageError('BACKUP_EXISTS', `${directory} is there already`, { retryable: true });
+  const partial = join(parent, partialDirectoryName(manifest.id));
+  await mkdir(partial, { mode: 0o700 });
+  try {
+    for (const { file } of manifest.items) {
+      const text = files.get(file);
+      if (text === undefined) throw new Error(`there is no text of ${file}`);
+      await writeFileDurable(join(partial, file), text, { mode: 0o600 });
+    }
+    await writeFileDurable(join(partial, hostManifestFileName), formatHostManifest(manifest), {
+      mode: 0o600,
+    });
+    await rename(partial, directory);
+  } catch (error) {
+    await removeTree(partial, { root });
+    throw error;
+  }
+  await fsyncDirectory(parent);
+  return directory;
+}
+
+/** Every backup of a host, oldest first; each file of it is read and compared. */
+export async function hostBackups(storage: string, root: string): Promise<readonly HostBackupEntry[]> {
+  const found: HostBackupEntry[] = [];
+  const hosts = join(root, hostsDirectory);
+  for (const host of await directoriesIn(hosts)) {
+    for (const time of await directoriesIn(join(hosts, host))) {
+      const at = parsePointInTime(time);
+      if (at === null) continue;
+      const directory = join(hosts, host, time);
+      found.push({ storage, directory, pointInTime: at.toISOString(), ...(await readHostBackup(directory)) });
+    }
+  }
+  return found.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1));
+}
+
+async function readHostBackup(
+  directory: string,
+): Promise<{ readonly manifest: HostManifest | null; readonly problem: string | null }> {
+  try {
+    const manifest = parseHostManifest(await readFile(join(directory, hostManifestFileName), 'utf8'));
+    for (const { file, sha256 } of manifest.items) {
+      const content = await readFile(join(directory, file));
+      if (createHash('sha256').update(content).digest('hex') !== sha256)
+        return { manifest, problem: `${file} was damaged or changed` };
+    }
+    return { manifest, problem: null };
+  } catch (error) {
+    return { manifest: null, problem: messageOf(error) };
+  }
+}
