@@ -23,6 +23,14 @@ import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
 import type { JobDefinition } from './jobs/step.ts';
 import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
+import { bootJob } from './restore/bootJob.ts';
+import {
+  type BootFacts,
+  bootFactsSchema,
+  type BootPlan,
+  type BootRequest,
+  planBoot,
+} from './restore/bootPlan.ts';
 import type { RestoreErrorCode } from './restore/errors.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
 import { planRestore } from './restore/planner.ts';
@@ -55,6 +63,9 @@ const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreE
   ],
 );
 
+/** Where a backup that is started in isolation has its overlays: not on the storage, nor in memory. */
+const bootDirectory = '/var/tmp';
+
 /** A journal that cannot be written would stop a job in its pause. */
 const journalBytesMin = 16 * 1024 * 1024;
 
@@ -65,6 +76,8 @@ export interface AgentParts {
   readonly journal: Journal;
   readonly engine: Engine;
   readonly storages: ReadonlyMap<string, Storage>;
+  /** Where a backup that is started in isolation has its overlays; `/var/tmp` unless told. */
+  readonly bootDirectory?: string | undefined;
   /** Where errors go that end nothing: the log. */
   readonly report: (jobId: string | undefined, error: unknown) => void;
 }
@@ -161,13 +174,53 @@ export class Agent {
       pullDeadlineMs: deadlines.mergeSeconds * 1000,
       bootId: currentBootId(),
     };
-    return this.parts.engine.create(restoreJob(this.parts.hypervisor), {
+    return this.parts.engine.create(this.#restoreJob(), {
       id: plan.jobId,
       // Files alone concern no machine: the job gets a place of its own.
       machineUuid: plan.machine.uuid,
       machineName: plan.machine.name,
       state: 'planned',
       facts,
+    });
+  }
+
+  /** Plans to start a backup where it can reach nothing. @throws RestoreError, StorageError */
+  async planBoot(
+    entry: BackupEntry,
+    request: Pick<BootRequest, 'start' | 'expect' | 'deadlineMs'>,
+  ): Promise<BootPlan> {
+    const runDirectory = dirname(this.parts.config.agent.socket);
+    return planBoot(entry, {
+      ...request,
+      runDirectory,
+      workDirectory: this.parts.bootDirectory ?? bootDirectory,
+    });
+  }
+
+  /** Writes the start of a backup in isolation down; `run` does it, and stores the result beside the backup. */
+  createBoot(plan: BootPlan): JobRow {
+    const { deadlines } = this.parts.config.policies['default'] ?? emptyPolicy();
+    return this.parts.engine.create(this.#bootJob(), {
+      id: plan.jobId,
+      machineUuid: plan.machine.uuid,
+      machineName: plan.machine.name,
+      state: 'planned',
+      facts: { plan, restoreDeadlineMs: deadlines.restoreSeconds * 1000 },
+    });
+  }
+
+  #restoreJob(): JobDefinition<RestoreFacts> {
+    const { hypervisor } = this.parts;
+    return restoreJob({ hypervisor, storage: (name) => this.storage(name) });
+  }
+
+  #bootJob(): JobDefinition<BootFacts> {
+    return bootJob({
+      hypervisor: this.parts.hypervisor,
+      store: async ({ backup }, result, picture) => {
+        const storage = this.storage(backup.storage);
+        await storage.addVerification(await storage.find(backup.id), result, picture);
+      },
     });
   }
 
@@ -188,11 +241,13 @@ export class Agent {
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
-      if (job.kind !== 'restore') continue;
-      const facts = restoreFactsSchema.safeParse(job.record).data;
+      if (job.kind === 'backup') continue;
+      const schema = job.kind === 'restore' ? restoreFactsSchema : bootFactsSchema;
+      const facts = schema.safeParse(job.record).data;
       // A record that cannot be read may mean any backup.
       if (facts !== undefined && facts.plan.backup.id !== entry.id) continue;
-      throw new JobError('MACHINE_BUSY', `job ${job.id} restores ${job.machineName} from this backup`, {
+      const does = job.kind === 'restore' ? 'restores' : 'starts';
+      throw new JobError('MACHINE_BUSY', `job ${job.id} ${does} ${job.machineName} from this backup`, {
         hint: `stillpoint job watch ${job.id}`,
         retryable: true,
       });
@@ -379,7 +434,9 @@ export class Agent {
           ? runnerOf(engine, this.#readJob())
           : runnerOf(engine, this.#backupJob());
       case 'restore':
-        return runnerOf(engine, restoreJob(this.parts.hypervisor));
+        return runnerOf(engine, this.#restoreJob());
+      case 'verify':
+        return runnerOf(engine, this.#bootJob());
       default:
         return assertNever(kind);
     }

@@ -3,6 +3,7 @@ import type { OnUnreachable } from '../agent/storedBackups.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { ManifestVolume } from '../storage/manifest.ts';
 import type { BackupEntry } from '../storage/storage.ts';
+import type { Verification } from '../storage/verification.ts';
 import type { Cli } from './cli.ts';
 import { type ExitCode, exitCodeOf } from './exitCodes.ts';
 
@@ -16,6 +17,8 @@ export interface BackupCopy {
   readonly problem: string | null;
   readonly protected: boolean;
   readonly protectedReason: string | null;
+  /** What came of starting it in isolation, the last time. */
+  readonly verified: Verification | null;
 }
 
 /** A backup with all its copies. */
@@ -75,8 +78,9 @@ async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<
   const storages = await Promise.all(
     entries.map(async (copy): Promise<BackupCopy> => {
       const { storage: name, directory, state, problem, protected: isProtected, protectedReason } = copy;
+      const { verified = null } = copy;
       const local = await agent.backups.isLocal(copy);
-      return { name, directory, local, state, problem, protected: isProtected, protectedReason };
+      return { name, directory, local, state, problem, protected: isProtected, protectedReason, verified };
     }),
   );
   return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };
@@ -87,6 +91,17 @@ export function protectionRemark({ storages }: Backup): string {
   const holders = storages.filter((copy) => copy.protected);
   if (holders.length === storages.length) return 'protected';
   return holders.length === 0 ? '' : `protected in ${holders.map(({ name }) => name).join(', ')}`;
+}
+
+/** Whether some copy of it was seen to work, the last time that somebody looked; empty if nobody has. */
+export function verifiedRemark({ storages }: Backup): string {
+  const looked = storages
+    .flatMap(({ verified }) => verified ?? [])
+    .toSorted((a, b) => a.at.localeCompare(b.at));
+  const last = looked.at(-1);
+  if (last === undefined) return '';
+  const how = last.start === 'resume' ? 'resumes' : 'boots';
+  return last.ok ? `${how} (${last.evidence ?? 'seen'})` : `was seen not to work on ${last.at.slice(0, 10)}`;
 }
 
 /** The fields of the manifest, and `state`, `problem`, `protected` and `storages` beside them. */

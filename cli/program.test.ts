@@ -49,7 +49,7 @@ void t.test('what cannot be understood is a usage error with the command that ex
 });
 
 void t.test('what a later version will have is told apart from a mistake', async (t) => {
-  const later = ['storage list', 'controller', 'verify --boot'];
+  const later = ['storage list', 'controller', 'sync'];
   for (const typed of later) await t.rejects(parse(...typed.split(' ')), { code: 'NOT_AVAILABLE' }, typed);
 });
 

@@ -170,13 +170,28 @@ export const verbs: readonly Verb[] = [
   {
     name: 'verify',
     arguments: '[BACKUP...]',
-    summary: 'checks backups against their manifests',
-    changes: false,
+    summary: 'checks backups against their manifests, or starts them in isolation',
+    changes: true,
     options: [
       { flags: '-a, --all', description: 'every backup in every storage' },
       { flags: '-d, --data', description: 'read every byte and compare digests' },
+      {
+        flags: '-b, --boot',
+        description:
+          'start it where it can reach nothing (no network, no host devices), watch for a sign of life, store result and picture beside it',
+      },
+      {
+        flags: '--start <how>',
+        description: 'with --boot: resume from the memory state, or boot; resume unless there is none',
+        choices: ['resume', 'boot'],
+      },
+      { flags: '--expect <text>', description: 'with --boot: this must appear on the serial port' },
+      {
+        flags: '--timeout <seconds>',
+        description: 'with --boot: how long the guest has for its sign of life (default: 300)',
+      },
     ],
-    examples: ['verify web-1@latest --data', 'verify --all'],
+    examples: ['verify web-1@latest --data', 'verify --all', 'verify web-1@latest --boot --expect login:'],
     load: async () => (await import('./commands/verify.ts')).verify,
   },
   {
@@ -317,4 +332,4 @@ export const globalOptions: readonly VerbOption[] = [
 ];
 
 /** Words that belong to Stillpoint and that this version does not know. */
-export const laterWords: ReadonlySet<string> = new Set(['storage', 'sync', 'controller', '--boot']);
+export const laterWords: ReadonlySet<string> = new Set(['storage', 'sync', 'controller']);

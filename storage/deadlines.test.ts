@@ -38,6 +38,13 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
     verify: () => storage.verify(entry, { data: true }),
     delete: () => storage.delete(entry),
     setProtected: () => storage.setProtected(entry, null),
+    addVerification: () =>
+      storage.addVerification(
+        entry,
+        { at: new Date().toISOString(), ok: true, start: 'boot', evidence: null, detail: '', durationMs: 1 },
+        null,
+      ),
+    reading: () => storage.reading('a file', () => Promise.resolve()),
     partials: () => storage.partials(),
     cleanUp: () => storage.cleanUp(),
   };
@@ -50,6 +57,32 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
     'a method that is new is asked for here',
   );
 });
+
+void t.test(
+  'a reader of stored files is told when the storage has stood still, and not before',
+  async (t) => {
+    const work = t.testdir({ root: {} });
+    const storage = new DeadlineStorage(
+      new DirectoryStorage({ name: 'nas', path: join(work, 'root') }),
+      patience,
+    );
+    const slow = storage.reading('a file', async (watch) => {
+      for (let block = 0; block < 8; block += 1) {
+        await sleep(patience.stallMs / 3);
+        watch.alive();
+      }
+      return 'read';
+    });
+    t.equal(await slow, 'read');
+    let signal: AbortSignal | undefined;
+    const stuck = storage.reading('a file', (watch) => {
+      signal = watch.signal;
+      return Promise.withResolvers<never>().promise;
+    });
+    await t.rejects(stuck, { code: 'STORAGE_UNREACHABLE' });
+    t.equal(signal?.aborted, true);
+  },
+);
 
 void t.test('a copy that goes on takes as long as it takes; one that stands still is given up', async (t) => {
   const work = t.testdir({ root: {} });

@@ -5,6 +5,7 @@ import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Manifest } from './manifest.ts';
+import type { Verification } from './verification.ts';
 import type {
   HostBackupEntry,
   AddOptions,
@@ -14,6 +15,7 @@ import type {
   Increment,
   PartialBackup,
   Protection,
+  ReadWatch,
   Storage,
   StorageCheck,
   VerifyOptions,
@@ -104,6 +106,24 @@ export class DeadlineStorage implements Storage {
 
   setProtected(entry: BackupEntry, protection: Protection | null): Promise<void> {
     return this.#stall('the protection of a backup', () => this.#storage.setProtected(entry, protection));
+  }
+
+  addVerification(
+    entry: BackupEntry,
+    verification: Omit<Verification, 'picture'>,
+    pictureFile: string | null,
+  ): Promise<Verification> {
+    return this.#stall('the result of a verification', () =>
+      this.#storage.addVerification(entry, verification, pictureFile),
+    );
+  }
+
+  reading<T>(what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {
+    return withDeadline(this, what, this.#patience.stallMs, (watch) =>
+      this.#storage.reading(what, (inner) =>
+        read({ signal: watch.signalWith(inner.signal), alive: () => watch.alive() }),
+      ),
+    );
   }
 
   partials(): Promise<readonly PartialBackup[]> {

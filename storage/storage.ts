@@ -4,6 +4,7 @@ import type { Ownership } from '../common/files.ts';
 import type { Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
+import type { Verification } from './verification.ts';
 
 /**
  * The port to a place for backups. Rejections are `StorageError`, or the reason of an AbortSignal.
@@ -55,6 +56,23 @@ export interface Storage {
    */
   setProtected(entry: BackupEntry, protection: Protection | null): Promise<void>;
 
+  /**
+   * Stores beside a backup what came of starting it in isolation, and a picture of its screen.
+   *
+   * Rejects with BACKUP_NOT_FOUND.
+   */
+  addVerification(
+    entry: BackupEntry,
+    verification: Omit<Verification, 'picture'>,
+    pictureFile: string | null,
+  ): Promise<Verification>;
+
+  /**
+   * Runs what reads files of this storage by their paths. A storage that gives no sign of life for long counts as
+   * unreachable: then the signal is aborted, and the call is not waited for.
+   */
+  reading<T>(what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T>;
+
   /** Work that was begun and neither committed nor abandoned. */
   partials(): Promise<readonly PartialBackup[]>;
   /** Finishes deletions that a crash interrupted. Returns how many. */
@@ -76,6 +94,13 @@ export interface HostBackupEntry {
   readonly manifest: HostManifest | null;
   /** Why it cannot be used as it is. */
   readonly problem: string | null;
+}
+
+/** What a reader of a storage's files is told, and tells. */
+export interface ReadWatch {
+  readonly signal: AbortSignal;
+  /** Something was read, or done with it. */
+  alive(): void;
 }
 
 export interface MachineIdentity {
@@ -170,6 +195,8 @@ export interface BackupEntry {
   readonly protected: boolean;
   /** Why it is protected, if somebody said so. */
   readonly protectedReason: string | null;
+  /** What came of starting it in isolation, the last time. */
+  readonly verified?: Verification | null | undefined;
   readonly manifest: Manifest | null;
 }
 

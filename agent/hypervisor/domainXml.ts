@@ -15,6 +15,7 @@ import {
   text,
 } from './domainDom.ts';
 import { copySecrets, removeInstanceState, removeSecrets } from './domainIdentity.ts';
+import { isolate } from './domainIsolation.ts';
 import { DomainXmlError } from './domainXmlError.ts';
 
 export type { HostDevice, HostDeviceKind } from './domainDevices.ts';
@@ -290,6 +291,47 @@ export class DomainXml {
     this.setUuid(identity.uuid);
     for (const [index, mac] of identity.macs.entries()) this.setMac(index, mac);
     removeInstanceState(this.#root);
+  }
+
+  /**
+   * Keeps the machine from reaching anything but its own volumes (`domainIsolation.ts`).
+   * @returns what cannot be kept apart, for people
+   */
+  isolate(volumes: readonly string[], serialLog: string): readonly string[] {
+    return isolate(this.#root, volumes, serialLog);
+  }
+
+  /** The guest agent has its end of the channel open; only in a live definition. */
+  get isAgentConnected(): boolean {
+    return children(this.#devices, 'channel').some((channel) => {
+      const target = child(channel, 'target');
+      return (
+        attribute(target, 'name') === 'org.qemu.guest_agent.0' && attribute(target, 'state') === 'connected'
+      );
+    });
+  }
+
+  /** The machine has a channel for a guest agent, whether there is one or not. */
+  get hasAgentChannel(): boolean {
+    return children(this.#devices, 'channel').some(
+      (channel) => attribute(child(channel, 'target'), 'name') === 'org.qemu.guest_agent.0',
+    );
+  }
+
+  /** There is a screen of which a picture can be taken. */
+  get hasScreen(): boolean {
+    const models = children(this.#devices, 'video').map((video) => attribute(child(video, 'model'), 'type'));
+    return models.some((model) => model !== 'none');
+  }
+
+  /** Lets the machine have a processor as this host offers it; its topology stays. */
+  useProcessorOfHost(): void {
+    const cpu = child(this.#root, 'cpu') ?? appendElement(this.#root, 'cpu');
+    for (const { name } of Array.from(cpu.attributes)) cpu.removeAttribute(name);
+    for (const kind of ['model', 'vendor', 'feature'])
+      for (const element of children(cpu, kind)) removeElement(element);
+    cpu.setAttribute('mode', 'host-model');
+    cpu.setAttribute('check', 'partial');
   }
 
   /** Takes the consoles' passwords over from a definition of the same machine that has them. */

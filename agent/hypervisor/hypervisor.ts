@@ -203,6 +203,14 @@ export interface Hypervisor extends AsyncDisposable {
   /** Removes the persistent definition; keeps NVRAM files. */
   undefine(uuid: string): Promise<void>;
   start(uuid: string, options?: { readonly paused?: boolean | undefined }): Promise<void>;
+  /** Starts a machine that is not defined and that libvirt forgets when it stops; it runs. */
+  startTransient(definition: string): Promise<void>;
+  /**
+   * Writes what a machine's first screen shows into a new file; returns its type, `image/png` or
+   * `image/x-portable-pixmap`.
+   * @throws HypervisorError where there is no screen
+   */
+  screenshot(uuid: string, file: string): Promise<string>;
   suspend(uuid: string): Promise<void>;
   resume(uuid: string): Promise<void>;
   /** Power off at once (`virDomainDestroy` with GRACEFUL: SIGTERM, so that QEMU closes its images). */

@@ -17,6 +17,8 @@ export type RestoreErrorCode =
   /** The operator said no. */
   | 'NOT_CONFIRMED'
   | 'INSTANT_UNSUPPORTED'
+  | 'ISOLATION_IMPOSSIBLE'
+  | 'NOTHING_TO_SEE'
   // On the way; what was there before is put back.
   | 'BACKUP_DAMAGED'
   | 'WRITTEN_DIFFERS'

@@ -138,6 +138,8 @@ export const restoreFactsSchema = z.object({
   reconnections: z.number().optional(),
   /** The backup turned out to be damaged after the machine was started on it. */
   damage: z.string().optional(),
+  /** This host could not offer the processor that the memory state needs: the machine was booted. */
+  bootedInstead: z.boolean().optional(),
   /** It has its autostart: that is the owner's to change from here on. */
   autostartGiven: z.boolean().optional(),
   error: z

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 
 import t, { type Test } from 'tap';
 
+import { DeadlineStorage } from '../../storage/deadlines.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { endure } from '../../test/sim/crashes.ts';
 import { createImage, readGuestSequences } from '../../test/sim/images.ts';
@@ -380,6 +381,57 @@ void t.test('a restore that fails puts everything back and starts the machine ag
     });
     t.ok(before.image.equals(await readFile(site.image('vda'))));
     t.same(await readdir(join(site.directory, 'images')), ['m-vda.qcow2'], 'no work is left');
+  }
+});
+
+void t.test('a storage that hangs ends a restore before anything is touched', async (t) => {
+  const { site } = await backedUp(t);
+  const living = site.openAgent();
+  const near = living.storages.get('near');
+  if (near === undefined) throw new Error('no storage');
+  let reads = 0;
+  const hanging = new Proxy(near, {
+    get: (target, name) => {
+      if (name === 'reading') return () => new Promise(() => void (reads += 1));
+      const value: unknown = Reflect.get(target, name);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+  living.storages.set('near', new DeadlineStorage(hanging, { answerMs: 30_000, stallMs: 100 }));
+  const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
+  const row = await living.agent.run(living.agent.createRestore(plan));
+  t.match(row, {
+    state: 'failed',
+    holdsMachine: false,
+    error: { code: 'STORAGE_UNREACHABLE', retryable: true },
+  });
+  t.equal(reads, 1);
+  t.equal(site.world.memorySequence('m'), site.lastSequence, 'it was never stopped');
+  t.same(await readdir(join(site.directory, 'images')), ['m-vda.qcow2']);
+});
+
+void t.test('a machine whose processor this host cannot offer is booted instead of failing', async (t) => {
+  const { HypervisorError } = await import('../hypervisor/errors.ts');
+  const refused = (): Error =>
+    new HypervisorError(
+      'OPERATION_FAILED',
+      "operation failed: guest CPU doesn't match specification: missing features: avx512f",
+      {
+        libvirt: { code: 9, domain: 31 },
+      },
+    );
+  for (const alsoBoot of [false, true]) {
+    const { site } = await backedUp(t);
+    const living = site.openAgent();
+    const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
+    site.world.failNext('restoreState', refused());
+    if (alsoBoot) site.world.failNext('start', refused());
+    const row = await living.agent.run(living.agent.createRestore(plan));
+    t.match(row, { state: 'finished', record: { bootedInstead: true } });
+    const { status, persistent } = site.world.machine('m');
+    t.match(status, { state: 'running', reason: 'booted' });
+    t.match(living.warnings.join(), /without its memory/);
+    t.equal(persistent?.includes('host-model'), alsoBoot, 'its processor is changed only where it must be');
   }
 });
 

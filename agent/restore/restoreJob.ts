@@ -14,16 +14,17 @@ import { settleInstant } from './instantRecovery.ts';
 import { endServing } from './instantSteps.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan, safetyCopiesOf } from './plan.ts';
 import { requireRestoredImages } from './restoredImages.ts';
-import { giveAutostart, keptDefinitionFile, restoreSteps } from './restoreSteps.ts';
+import { giveAutostart, keptDefinitionFile, type RestoreDependencies, restoreSteps } from './restoreSteps.ts';
 
 type Context = StepContext<RestoreFacts>;
 
 /** The restore of one backup. One instance serves one run of one job. */
-export function restoreJob(hypervisor: Hypervisor): JobDefinition<RestoreFacts> {
+export function restoreJob(dependencies: RestoreDependencies): JobDefinition<RestoreFacts> {
+  const { hypervisor } = dependencies;
   return {
     kind: 'restore',
     parse: (record) => restoreFactsSchema.parse(record),
-    steps: (facts) => restoreSteps(hypervisor, facts),
+    steps: (facts) => restoreSteps(dependencies, facts),
     outcome: outcomeOf,
     settle: (context, cause) => settleRestore(hypervisor, context, cause),
   };

@@ -2,6 +2,7 @@ import { messageOf } from '../../common/errors.ts';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { exists, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
+import type { Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
@@ -22,11 +23,20 @@ import {
 } from './files.ts';
 import { ensureAllServed, instantSteps, stageOverlay } from './instantSteps.ts';
 import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
+import { isProcessorRefusal } from './processor.ts';
+import { type Reading, readStored } from './readStored.ts';
 import { requireRestoredImages } from './restoredImages.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
+
+/** What a restore needs. */
+export interface RestoreDependencies {
+  readonly hypervisor: Hypervisor;
+  /** A storage by its name. */
+  readonly storage: (name: string) => Pick<Storage, 'reading'>;
+}
 
 /** Where the definition that a restore replaces stands until it has succeeded. It holds secrets. */
 export function keptDefinitionFile(plan: RestorePlan): string {
@@ -42,8 +52,9 @@ export async function giveAutostart(hypervisor: Hypervisor, context: Context): P
 }
 
 /** Makes checked copies of everything beside its destination. Until this is complete nothing is touched. */
-async function stage(hypervisor: Hypervisor, context: Context): Promise<void> {
+async function stage({ hypervisor, storage }: RestoreDependencies, context: Context): Promise<void> {
   const { plan } = context.facts;
+  const stored = storage(plan.backup.storage);
   const { signal } = context;
   context.commit({ staged: false, swapped: false, starting: false });
   for (const directory of plan.workDirectories) await makeDirectoryDurable(directory, workDirectoryMode);
@@ -55,23 +66,34 @@ async function stage(hypervisor: Hypervisor, context: Context): Promise<void> {
   const onProgress = (bytesDone: number): void =>
     context.report({ doneBytes: before + bytesDone, totalBytes });
   for (const volume of plan.volumes) {
-    if (volume.served === null) await stageVolume(volume, { signal, onProgress });
+    if (volume.served === null) await stageVolume(stored, volume, { signal, onProgress });
     else await stageOverlay(hypervisor, volume);
     before += volume.artifact.sizeBytes;
   }
-  if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.staged, { signal });
-  for (const file of plainFilesOf(plan)) await stageFile(file.artifact, file.staged, { signal });
-  if (plan.memory !== null && plan.kind !== 'files') await stageMemory(plan, plan.memory, signal, onProgress);
+  const others = [...(plan.nvram === null ? [] : [plan.nvram]), ...plainFilesOf(plan)];
+  for (const { artifact, staged } of others)
+    await readStored(stored, artifact, { signal, onProgress }, (reading) =>
+      stageFile(artifact, staged, reading),
+    );
+  const { memory } = plan;
+  if (memory !== null && plan.kind !== 'files')
+    await readStored(stored, memory.artifact, { signal, onProgress }, (reading) =>
+      stageMemory(plan, memory, reading),
+    );
   const stagedMarks: Record<string, string> = {};
   for (const { staged } of replacementsOf(plan)) stagedMarks[staged] = await markOf(staged);
   context.learn({ staged: true, stagedMarks });
 }
 
 async function stageVolume(
+  stored: Pick<Storage, 'reading'>,
   volume: RestoredVolume,
-  options: { readonly signal: AbortSignal; readonly onProgress: (bytesDone: number) => void },
+  options: Reading,
 ): Promise<void> {
-  await stageFile(volume.artifact, volume.staged, { ...options, owner: volume.owner, digest: 'chunks' });
+  const { artifact, staged, owner } = volume;
+  await readStored(stored, artifact, options, (reading) =>
+    stageFile(artifact, staged, { ...reading, owner, digest: 'chunks' }),
+  );
   await requireStandalone(volume);
   if (volume.asRaw) await makeRaw(volume, options.signal);
 }
@@ -79,8 +101,7 @@ async function stageVolume(
 async function stageMemory(
   plan: RestorePlan,
   memory: NonNullable<RestorePlan['memory']>,
-  signal: AbortSignal,
-  onProgress: (bytesDone: number) => void,
+  { signal, onProgress }: Reading,
 ): Promise<void> {
   if (!memory.adapted) return stageFile(memory.artifact, memory.staged, { signal, onProgress });
   await rm(memory.staged, { force: true });
@@ -95,14 +116,18 @@ async function stageMemory(
 }
 
 /** The steps of a restore to a machine, in their only order. */
-export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): readonly Step<RestoreFacts>[] {
-  if (facts.plan.kind === 'files') return fileSteps(hypervisor);
+export function restoreSteps(
+  dependencies: RestoreDependencies,
+  facts: RestoreFacts,
+): readonly Step<RestoreFacts>[] {
+  const { hypervisor } = dependencies;
+  if (facts.plan.kind === 'files') return fileSteps(dependencies);
   return [
     {
       name: 'stage',
       state: 'confirmed',
       cancellable: true,
-      act: (context) => stage(hypervisor, context),
+      act: (context) => stage(dependencies, context),
     },
     {
       name: 'stop',
@@ -142,7 +167,7 @@ export function restoreSteps(hypervisor: Hypervisor, facts: RestoreFacts): reado
       cancellable: false,
       intend: () => ({ starting: true }),
       act: async (context) => {
-        if (!context.facts.takenAsItRuns) await start(hypervisor, context.facts);
+        if (!context.facts.takenAsItRuns) await start(hypervisor, context);
         // It runs: from here on nothing is put back any more.
         context.commit({ started: true });
         // A host that crashes from here on starts it again by itself; not on a backup that nobody serves yet.
@@ -201,21 +226,13 @@ async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> 
   await hypervisor.define(definition.toString());
 }
 
-async function start(hypervisor: Hypervisor, facts: RestoreFacts): Promise<void> {
-  const { plan } = facts;
-  const { uuid, name } = plan.machine;
+async function start(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan } = context.facts;
+  const { name } = plan.machine;
   if (plan.instant) await ensureAllServed(hypervisor, plan);
   try {
     if (plan.start === 'boot') await boot(hypervisor, plan);
-    if (plan.start === 'resume' && plan.memory !== null) {
-      await hypervisor.restoreState({
-        file: plan.memory.staged,
-        paused: true,
-        deadlineMs: facts.restoreDeadlineMs,
-      });
-      await requireRestoredImages(hypervisor, plan);
-      if (plan.runningAtPoint) await hypervisor.resume(uuid);
-    }
+    if (plan.start === 'resume') await resumeOrBoot(hypervisor, context);
   } catch (error) {
     throw new RestoreError('CANNOT_START_MACHINE', `${name} could not be started: ${messageOf(error)}`, {
       cause: error,
@@ -224,6 +241,45 @@ async function start(hypervisor: Hypervisor, facts: RestoreFacts): Promise<void>
           ? 'what was there before is put back; try --start boot: the memory state may not fit this host'
           : 'what was there before is put back; the machine log in /var/log/libvirt/qemu says more',
     });
+  }
+}
+
+/**
+ * Goes on with the memory state; where this host cannot offer the processor that it was saved with, the machine is
+ * booted on the disks of that instant instead: nothing has run on them.
+ */
+async function resumeOrBoot(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan, restoreDeadlineMs } = context.facts;
+  const { uuid, name } = plan.machine;
+  if (plan.memory === null) return;
+  try {
+    await hypervisor.restoreState({ file: plan.memory.staged, paused: true, deadlineMs: restoreDeadlineMs });
+  } catch (error) {
+    if (!isProcessorRefusal(error)) throw error;
+    context.warn(
+      `${name} is booted, without its memory: this host cannot offer its processor (${messageOf(error)})`,
+    );
+    context.commit({ bootedInstead: true });
+    return bootOnThisHost(hypervisor, context);
+  }
+  await requireRestoredImages(hypervisor, plan);
+  if (plan.runningAtPoint) await hypervisor.resume(uuid);
+}
+
+/** A definition that names the missing processor too gets the one that this host has. */
+async function bootOnThisHost(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan } = context.facts;
+  try {
+    await boot(hypervisor, plan);
+  } catch (error) {
+    if (!isProcessorRefusal(error)) throw error;
+    const definition = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'persistent-secure'));
+    definition.useProcessorOfHost();
+    await hypervisor.define(definition.toString());
+    context.warn(
+      `${plan.machine.name} has the processor model of this host now: its own is not offered here`,
+    );
+    await boot(hypervisor, plan);
   }
 }
 
@@ -236,7 +292,7 @@ async function boot(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
 }
 
 /** A restore of files only: nothing is defined, nothing is overwritten. */
-function fileSteps(hypervisor: Hypervisor): readonly Step<RestoreFacts>[] {
+function fileSteps(dependencies: RestoreDependencies): readonly Step<RestoreFacts>[] {
   const place = async (context: Context): Promise<void> => {
     const { plan } = context.facts;
     for (const replacement of replacementsOf(plan)) await putInPlace(replacement, false);
@@ -247,7 +303,7 @@ function fileSteps(hypervisor: Hypervisor): readonly Step<RestoreFacts>[] {
       name: 'stage',
       state: 'confirmed',
       cancellable: true,
-      act: (context) => stage(hypervisor, context),
+      act: (context) => stage(dependencies, context),
     },
     {
       name: 'swap',

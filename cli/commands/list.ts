@@ -8,6 +8,7 @@ import {
   shortId,
   storedBytes,
   tellUnreachable,
+  verifiedRemark,
 } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled, type Text } from '../output.ts';
@@ -53,7 +54,12 @@ function rowOf(backup: Backup): readonly Text[] {
   const { manifest } = entry;
   const size = storedBytes(entry);
   const problems = storages.flatMap(({ name, problem }) => (problem === null ? [] : [`${name}: ${problem}`]));
-  const remarks = [...problems, protectionRemark(backup), localOnly ? 'local-only' : '']
+  const remarks = [
+    ...problems,
+    protectionRemark(backup),
+    verifiedRemark(backup),
+    localOnly ? 'local-only' : '',
+  ]
     .filter((remark) => remark !== '')
     .join('; ');
   return [

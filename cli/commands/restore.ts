@@ -1,5 +1,6 @@
 import { resolve } from 'node:path';
-import { type RestorePlan, safetyCopiesOf } from '../../agent/restore/plan.ts';
+import type { JobRow } from '../../agent/jobs/job.ts';
+import { restoreFactsSchema, type RestorePlan, safetyCopiesOf } from '../../agent/restore/plan.ts';
 import type { RestoreRequest } from '../../agent/restore/request.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { RunVerb } from '../cli.ts';
@@ -32,7 +33,7 @@ export const restore: RunVerb = (cli, [backup = ''], options) =>
       terminal.out(
         styled('green', 'restored '),
         styled('bold', plan.machine.name),
-        ` as of ${plan.backup.pointInTime}: ${endOf(plan)}`,
+        ` as of ${plan.backup.pointInTime}: ${wasBooted(job) ? ends.boot : endOf(plan)}`,
       );
       printSafetyCopies((...parts) => terminal.out(...parts), plan);
     }
@@ -78,6 +79,11 @@ function printSafetyCopies(out: (...parts: readonly Text[]) => void, plan: Resto
   const copies = safetyCopiesOf(plan);
   if (copies.length === 0) return;
   out('what it replaced is kept; when you need it no more: ', styled('bold', `rm ${copies.join(' ')}`));
+}
+
+/** The memory could not be resumed on this host, which a warning has told. */
+function wasBooted(job: JobRow): boolean {
+  return restoreFactsSchema.safeParse(job.record).data?.bootedInstead ?? false;
 }
 
 function endOf(plan: RestorePlan): string {

@@ -34,6 +34,11 @@ function printBackup(cli: Cli, backup: Backup): void {
       `${copy.name}: ${copy.directory}${copy.local ? ' (on the file system of the machine)' : ''}`,
     );
     if (copy.problem !== null) terminal.out(styled('red', `${' '.repeat(16)}damaged: ${copy.problem}`));
+    if (copy.verified !== null) {
+      const { ok, detail, at, start, picture } = copy.verified;
+      const what = `${start === 'resume' ? 'resumed' : 'booted'} on ${at}: ${ok ? 'it works' : 'IT DOES NOT WORK'} (${detail})`;
+      terminal.out(`${' '.repeat(16)}${what}${picture === null ? '' : `, picture ${picture}`}`);
+    }
     if (copy.protected) {
       const because = copy.protectedReason === null ? '' : `: ${copy.protectedReason}`;
       terminal.out(`${' '.repeat(16)}protected${because}`);

@@ -8,9 +8,11 @@ import type { Cli, RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
+import { verifyByStarting } from './verifyBoot.ts';
 
 /** `stillpoint verify BACKUP… | --all`: every copy in every storage. */
 export const verify: RunVerb = (cli, references, options) => {
+  if (options.flag('boot')) return verifyByStarting(cli, references, options);
   const all = options.flag('all');
   if ((references.length === 0) === !all) {
     throw new CliError(

@@ -13,7 +13,7 @@ import {
 import { parsePointInTime } from '../../common/time.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import type { HostManifest } from '../hostManifest.ts';
-import { artifactsOf } from '../manifest.ts';
+import { artifactsOf, manifestFileName } from '../manifest.ts';
 import { protectedError } from '../protection.ts';
 import type {
   HostBackupEntry,
@@ -23,6 +23,7 @@ import type {
   MachineIdentity,
   PartialBackup,
   Protection,
+  ReadWatch,
   Storage,
   StorageCheck,
   VerifyOptions,
@@ -50,6 +51,8 @@ import {
   protectionFileName,
 } from './names.ts';
 import { readProtection, removeProtection, writeProtection } from './protection.ts';
+import type { Verification } from '../verification.ts';
+import { writeVerification } from './verifications.ts';
 import { verifyDirectory } from './verify.ts';
 import { DirectoryBackupWriter } from './writer.ts';
 
@@ -196,6 +199,25 @@ export class DirectoryStorage implements Storage {
       assertNoArtifact(entry, protectionFileName);
       if (protection === null) await removeProtection(directory);
       else await writeProtection(directory, protection);
+    });
+  }
+
+  reading<T>(_what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {
+    return read({ signal: new AbortController().signal, alive: () => undefined });
+  }
+
+  addVerification(
+    entry: BackupEntry,
+    verification: Omit<Verification, 'picture'>,
+    pictureFile: string | null,
+  ): Promise<Verification> {
+    return this.#run(`the verification of ${entry.directory}`, async (root) => {
+      await this.#assertOurs(root, entry.directory);
+      if (await exists(join(entry.directory, manifestFileName)))
+        return writeVerification(entry.directory, verification, pictureFile);
+      throw new StorageError('BACKUP_NOT_FOUND', `${entry.directory} is not there any more`, {
+        hint: 'stillpoint list',
+      });
     });
   }
 

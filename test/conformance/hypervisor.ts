@@ -20,6 +20,7 @@ import { liveSnapshots } from './liveSnapshots.ts';
 import { checkpoints } from './checkpoints.ts';
 import { guests } from './guests.ts';
 import { pullBackups } from './pullBackups.ts';
+import { transientMachines } from './transientMachines.ts';
 
 type Suite = (t: Test, fixture: HypervisorFixture) => void;
 
@@ -44,6 +45,7 @@ export async function hypervisorConformance(
     pullBackups,
     checkpoints,
     guests,
+    transientMachines,
     events,
     hosts,
   ])

@@ -38,6 +38,13 @@ const request = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('restore'), ...restore }),
   z.strictObject({ kind: z.literal('planRestore'), ...restore }),
   z.strictObject({ kind: z.literal('verify'), backup: z.string() }),
+  z.strictObject({
+    kind: z.literal('boot'),
+    backup: z.string(),
+    start: z.enum(['resume', 'boot']).optional(),
+    expect: z.string().optional(),
+    deadlineMs: z.number(),
+  }),
   z.strictObject({ kind: z.literal('list') }),
   z.strictObject({ kind: z.literal('jobs') }),
   z.strictObject({ kind: z.literal('retry'), id: z.string() }),
@@ -78,6 +85,10 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
     case 'verify': {
       const entry = await agent.backups.find(asked.backup);
       return { result: await agent.storage(entry.storage).verify(entry, { data: true }) };
+    }
+    case 'boot': {
+      const plan = await agent.planBoot(await agent.backups.find(asked.backup), asked);
+      return told(await agent.run(agent.createBoot(plan)));
     }
     case 'list':
       return {

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
@@ -294,6 +294,28 @@ void t.test('a restore that cannot be', async (t) => {
     t.equal(now.firstSequence, sequence + 1, 'the machine runs on the disks that it had, whole');
     await requireNothingLost(t, lab, agent, { ...whole, writer: now });
     requireFinished(t, await agent.restore('sp-safe@latest', { inPlace: true, start: 'boot' }));
+    await requireNothingLost(t, lab, agent, {
+      ...whole,
+      writer: await machine.waitUntilWriting({ rounds: 5 }),
+    });
+    await lab.run('rm', ['-r', backup.directory]);
+    await lab.run('cp', ['-a', kept, backup.directory]);
+  });
+
+  await t.test('with its processor on this host boots instead, without its memory', async (t) => {
+    // The model is named in the definition and in libvirt's cookie; both names have six letters.
+    const state = await readFile(stateOf(backup));
+    for (let at = state.indexOf('qemu64'); at >= 0 && at < 65_536; at = state.indexOf('qemu64', at))
+      state.write('athlon', at, 'latin1');
+    const file = path.join(backup.directory, 'manifest.json');
+    const text = await readFile(file, 'utf8');
+    await writeFile(stateOf(backup), state);
+    const digest = createHash('sha256').update(state).digest('hex');
+    await lab.run('tee', [file], { input: resealed(text, backup.manifest.memory?.sha256 ?? '', digest) });
+    const answer = await agent.restore('sp-safe@latest', { inPlace: true });
+    requireFinished(t, answer);
+    t.match(answer.warnings.join(), /cannot offer its processor .*guest CPU doesn't match/);
+    await machine.waitUntilWriting({ rounds: 5 });
     await requireNothingLost(t, lab, agent, {
       ...whole,
       writer: await machine.waitUntilWriting({ rounds: 5 }),

@@ -18,6 +18,7 @@ export interface Crash {
 }
 
 export type JobRequest =
+  | 'verify'
   | 'backup'
   | 'live'
   | 'disk'
@@ -200,6 +201,10 @@ async function create(living: LivingAgent, site: Site, request: JobRequest): Pro
   if (request === 'live') return living.agent.createBackup({ machine: 'm', mode: 'live' });
   if (request === 'disk' || request === 'increment')
     return living.agent.createBackup({ machine: 'm', mode: 'disk' });
+  if (request === 'verify') {
+    const entry = await living.agent.backups.find('m@latest');
+    return living.agent.createBoot(await living.agent.planBoot(entry, { expect: 'never', deadlineMs: 1 }));
+  }
   const how = {
     'in-place': { inPlace: true },
     instant: { inPlace: true, instant: true },

@@ -101,6 +101,10 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
     if (nlink !== 1) problems.push(`${target} has ${nlink} names`);
   }
   for (const name of await readdir(site.ramDisk)) problems.push(`stray on the RAM disk: ${name}`);
+  for (const name of await readdir(join(site.directory, 'boot')))
+    problems.push(`stray of a verification: ${name}`);
+  for (const { name } of await site.world.connect().machines())
+    if (name.startsWith('stillpoint-verify-')) problems.push(`a machine is left: ${name}`);
   for (const name of await readdir(site.runDirectory)) problems.push(`stray socket directory: ${name}`);
   for (const [name, path] of Object.entries(site.storagePaths)) {
     for (const partial of await new DirectoryStorage({ name, path }).partials())

@@ -172,6 +172,23 @@ export async function start(world: Registry, machine: SimulatedMachine, paused: 
   machine.hasManagedSave = false;
 }
 
+/** `virDomainCreateXML`: the machine is forgotten when it stops. */
+export async function startTransient(world: Registry, definition: string): Promise<void> {
+  const xml = parseDefinition(definition);
+  if (world.find(xml.uuid) !== undefined || world.find(xml.name) !== undefined)
+    throw refusal('operationFailed', `domain '${xml.name}' already exists`);
+  const machine = world.add(xml);
+  await locked(machine, 'start', async () => {
+    try {
+      await launch(world, machine, xml);
+    } catch (error) {
+      endFailedStart(world, machine, error);
+    }
+  });
+  startCpus(world, machine, 'booted');
+  world.emit(lifecycleEvent(machine.uuid, 'startedBooted'));
+}
+
 async function launch(world: Registry, machine: SimulatedMachine, xml: DomainXml): Promise<Instance> {
   const chains = new Map<string, Awaited<ReturnType<typeof openChain>>>();
   for (const volume of xml.volumes) {

@@ -1,7 +1,9 @@
+import { writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 
 import type { Checkpoint, PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import type { ProcessUser } from '../../agent/hypervisor/capabilitiesXml.ts';
+import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
   BlockJob,
@@ -26,7 +28,7 @@ import type { Operation } from './faults.ts';
 import { addCheckpoint, deleteCheckpoint, requireCheckpointPossible } from './checkpoints.ts';
 import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
-import { markStopped, restore, save, start, startCpus, stopCpus } from './libvirtd.ts';
+import { markStopped, restore, save, start, startCpus, startTransient, stopCpus } from './libvirtd.ts';
 import type { SimulatedGuest, SimulatedMachine } from './machine.ts';
 import {
   interrupt,
@@ -158,6 +160,19 @@ export class SimulatedHypervisor implements Hypervisor {
 
   start(uuid: string, options: { readonly paused?: boolean | undefined } = {}): Promise<void> {
     return this.#on('start', uuid, (machine) => start(this.#host.registry, machine, options.paused ?? false));
+  }
+
+  startTransient(definition: string): Promise<void> {
+    return this.#call('startTransient', () => startTransient(this.#host.registry, definition));
+  }
+
+  screenshot(uuid: string, file: string): Promise<string> {
+    return this.#on('screenshot', uuid, async (machine) => {
+      const { definition, sequence } = requireInstance(machine);
+      if (!DomainXml.parse(definition).hasScreen) throw refusal('invalidArgument', 'no screen');
+      await writeFile(file, `P6\n1 1\n255\n${String.fromCharCode(sequence % 128, 0, 0)}`, { flag: 'wx' });
+      return 'image/x-portable-pixmap';
+    });
   }
 
   suspend(uuid: string): Promise<void> {

@@ -77,7 +77,8 @@ export class Site implements AsyncDisposable {
   static async create(options: SiteOptions = {}): Promise<Site> {
     const directory = await mkdtemp(join(await fastDirectory(), 'stillpoint-site-'));
     const far = await mkdtemp(join(tmpdir(), 'stillpoint-far-'));
-    for (const name of ['images', 'near', 'ram', 'run', 'state', 'world']) await mkdir(join(directory, name));
+    for (const name of ['boot', 'images', 'near', 'ram', 'run', 'state', 'world'])
+      await mkdir(join(directory, name));
     await mkdir(join(far, 'storage'));
     const targets = options.targets ?? ['vda', 'vdb'];
     const volumes = targets.map((target) => ({
@@ -201,6 +202,7 @@ export class Site implements AsyncDisposable {
       journal,
       engine,
       storages,
+      bootDirectory: join(this.directory, 'boot'),
       report,
     });
     const self: LivingAgent = { agent, life, journal, storages, warnings };

@@ -105,6 +105,17 @@ export interface Libvirt {
   readonly virDomainLookupByUUIDString: (connection: Pointer, uuid: string) => Pointer | null;
   readonly virDomainLookupByName: (connection: Pointer, name: string) => Pointer | null;
   readonly virDomainFree: OfDomain<number>;
+  readonly virDomainCreateXML: (connection: Pointer, xml: string, flags: Flags) => Pointer | null;
+  readonly virDomainScreenshot: (
+    domain: Pointer,
+    stream: Pointer,
+    screen: number,
+    flags: Flags,
+  ) => string | null;
+  readonly virStreamNew: (connection: Pointer, flags: Flags) => Pointer | null;
+  readonly virStreamRecv: (stream: Pointer, data: Buffer, length: number) => number;
+  readonly virStreamFinish: (stream: Pointer) => number;
+  readonly virStreamFree: (stream: Pointer) => number;
   readonly virDomainGetUUIDString: (domain: Pointer, buffer: Buffer) => number;
   readonly virDomainGetName: OfDomain<string | null>;
   readonly virDomainGetState: (
@@ -239,6 +250,14 @@ export const libvirt: Libvirt = {
   virDomainLookupByUUIDString: library.func('void *virDomainLookupByUUIDString(void *conn, str uuid)'),
   virDomainLookupByName: library.func('void *virDomainLookupByName(void *conn, str name)'),
   virDomainFree: library.func('int virDomainFree(void *dom)'),
+  virDomainCreateXML: library.func('void *virDomainCreateXML(void *conn, str xml, uint flags)'),
+  virDomainScreenshot: library.func(
+    'str! virDomainScreenshot(void *dom, void *stream, uint screen, uint flags)',
+  ),
+  virStreamNew: library.func('void *virStreamNew(void *conn, uint flags)'),
+  virStreamRecv: library.func('int virStreamRecv(void *stream, void *data, size_t nbytes)'),
+  virStreamFinish: library.func('int virStreamFinish(void *stream)'),
+  virStreamFree: library.func('int virStreamFree(void *stream)'),
   virDomainGetUUIDString: library.func('int virDomainGetUUIDString(void *dom, void *buf)'),
   virDomainGetName: library.func('str virDomainGetName(void *dom)'),
   virDomainGetState: library.func(

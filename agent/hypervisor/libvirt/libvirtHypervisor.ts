@@ -149,6 +149,14 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#change('start', uuid, options.paused ?? false);
   }
 
+  startTransient(definition: string): Promise<void> {
+    return this.#change('startTransient', definition);
+  }
+
+  screenshot(uuid: string, file: string): Promise<string> {
+    return this.#change('screenshot', uuid, file);
+  }
+
   suspend(uuid: string): Promise<void> {
     return this.#change('suspend', uuid);
   }

@@ -5,6 +5,7 @@ import { eventOperations } from './eventOperations.ts';
 import type { EventSink } from './eventOperations.ts';
 import { guestOperations } from './guestOperations.ts';
 import { hostOperations } from './hostOperations.ts';
+import { isolatedOperations } from './isolatedOperations.ts';
 import { machineOperations } from './machineOperations.ts';
 import { stateOperations } from './stateOperations.ts';
 import { volumeOperations } from './volumeOperations.ts';
@@ -19,6 +20,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...checkpointOperations(connection),
     ...guestOperations(connection),
     ...hostOperations(connection),
+    ...isolatedOperations(connection),
     ...eventOperations(connection, sink),
   };
 }

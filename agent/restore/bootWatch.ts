@@ -1,0 +1,136 @@
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { BootFacts, BootPlan } from './bootPlan.ts';
+import { statusOf } from './machineStatus.ts';
+
+const pollMs = 500;
+/** A screen that has not changed for so long shows what it is going to show. */
+const stableMs = 10_000;
+const pictureEveryMs = 2000;
+
+type Verdict = Pick<NonNullable<BootFacts['result']>, 'ok' | 'evidence' | 'detail'>;
+
+/** Watches a machine that was started in isolation until it has shown that it works, or has not in time. */
+export async function watchGuest(
+  hypervisor: Hypervisor,
+  plan: BootPlan,
+  signal: AbortSignal,
+): Promise<Verdict> {
+  const startedAt = performance.now();
+  const screen = new Screen(hypervisor, plan);
+  for (;;) {
+    signal.throwIfAborted();
+    const status = await statusOf(hypervisor, plan.machine.uuid);
+    if (status?.state !== 'running') {
+      const how = status === undefined ? 'it is gone' : `${status.state}, ${status.reason}`;
+      return { ok: false, evidence: null, detail: `the machine stopped: ${how}` };
+    }
+    const isLate = performance.now() - startedAt > plan.deadlineMs;
+    const verdict = await look(hypervisor, plan, screen, isLate);
+    if (verdict !== undefined) return verdict;
+    await sleep(pollMs, undefined, { signal });
+  }
+}
+
+async function look(
+  hypervisor: Hypervisor,
+  plan: BootPlan,
+  screen: Screen,
+  isLate: boolean,
+): Promise<Verdict | undefined> {
+  const { expect, deadlineMs, machine } = plan;
+  const seconds = Math.round(deadlineMs / 1000);
+  if (expect !== null) {
+    if ((await readFile(plan.serialLog, 'utf8')).includes(expect))
+      return { ok: true, evidence: 'serial', detail: `"${expect}" appeared on the serial port` };
+    if (!isLate) return undefined;
+    return {
+      ok: false,
+      evidence: null,
+      detail: `"${expect}" did not appear on the serial port within ${seconds} s`,
+    };
+  }
+  const live = DomainXml.parse(await hypervisor.definition(machine.uuid, 'live'));
+  if (live.isAgentConnected) return { ok: true, evidence: 'agent', detail: 'the guest agent answers' };
+  const isStable = live.hasScreen && (await screen.isStable());
+  // A screen tells less than the agent: that is given its time first.
+  if (isStable && (isLate || !live.hasAgentChannel))
+    return {
+      ok: true,
+      evidence: 'screen',
+      detail: `the screen shows something and has hardly changed for ${stableMs / 1000} s: look at the picture`,
+    };
+  if (!isLate) return undefined;
+  return {
+    ok: false,
+    evidence: null,
+    detail: `no guest agent and no picture that stays the same within ${seconds} s`,
+  };
+}
+
+/** Takes the last picture of a machine's screen; `null` where there is none. */
+export async function takePicture(hypervisor: Hypervisor, plan: BootPlan): Promise<string | null> {
+  const status = await statusOf(hypervisor, plan.machine.uuid);
+  if (status?.state !== 'running') return null;
+  const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
+  if (!live.hasScreen) return null;
+  const file = join(plan.directory, 'screen');
+  await rm(file, { force: true });
+  const mime = await hypervisor.screenshot(plan.machine.uuid, file);
+  return `${file}${mime === 'image/png' ? '.png' : '.ppm'}`;
+}
+
+/** The pictures of a screen. */
+class Screen {
+  readonly #hypervisor: Hypervisor;
+  readonly #plan: BootPlan;
+  #lastAt = -Infinity;
+  #last = Buffer.alloc(0);
+  #since = 0;
+  #isBlank = true;
+
+  constructor(hypervisor: Hypervisor, plan: BootPlan) {
+    this.#hypervisor = hypervisor;
+    this.#plan = plan;
+  }
+
+  async isStable(): Promise<boolean> {
+    const now = performance.now();
+    if (now - this.#lastAt >= pictureEveryMs) {
+      this.#lastAt = now;
+      await this.#takeOne(now);
+    }
+    return !this.#isBlank && this.#lastAt - this.#since >= stableMs;
+  }
+
+  async #takeOne(now: number): Promise<void> {
+    const file = join(this.#plan.directory, 'look');
+    await rm(file, { force: true });
+    const mime = await this.#hypervisor.screenshot(this.#plan.machine.uuid, file);
+    const picture = await readFile(file);
+    if (!isAlike(picture, this.#last)) this.#since = now;
+    this.#last = picture;
+    this.#isBlank = mime !== 'image/png' && isBlank(picture);
+  }
+}
+
+/** A cursor that blinks, or a clock, changes less of a screen than this. */
+const blinkShare = 0.001;
+
+function isAlike(a: Buffer, b: Buffer): boolean {
+  if (a.length !== b.length) return false;
+  let different = 0;
+  for (let at = 0; at < a.length; at += 1) if (a[at] !== b[at]) different += 1;
+  return different <= a.length * blinkShare;
+}
+
+/** Of a PPM (a header of three lines, then three bytes for each pixel): nothing on it but a cursor. */
+function isBlank(picture: Buffer): boolean {
+  let at = 0;
+  for (let line = 0; line < 3; line += 1) at = picture.indexOf(10, at) + 1;
+  const pixels = picture.subarray(at);
+  return isAlike(pixels, Buffer.alloc(pixels.length, pixels.subarray(0, 3)));
+}
