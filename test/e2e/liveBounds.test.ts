@@ -1,6 +1,6 @@
 import t from 'tap';
 import { startLab } from '../lab/lab.ts';
-import { requireError, requireNothingLost, TestAgent, witness } from './support.ts';
+import { requireError, requireFinished, requireNothingLost, TestAgent, witness } from './support.ts';
 
 /** What is left free beside the image: less than twice what the guest writes over, and the reserve. */
 const freeMiB = 40;
@@ -27,4 +27,42 @@ void t.test('an overlay ends before there is no room to merge it', async (t) => 
   requireError(t, answer, 'OVERLAY_FULL');
   await requireNothingLost(t, lab, agent, whole);
   t.equal((await machine.state()).split(' ')[0], 'running', 'the guest never stood still for want of space');
+});
+
+void t.test('a guest whose memory never converges gets what its policy says, in bounded time', async (t) => {
+  await using lab = await startLab();
+  const machine = await lab.createMachine({ name: 'sp-dirty', memoryMiB: 512 });
+  await machine.waitUntilWriting({ rounds: 5 });
+  await machine.command('fill 300', 120_000);
+  await machine.command('dirty 4000');
+  const agentWith = (whenNotConverging: string): Promise<TestAgent> => {
+    const live = { convergeSeconds: 4, longestPauseSeconds: 1, whenNotConverging };
+    return TestAgent.install(lab, { name: whenNotConverging, rest: { policies: { default: { live } } } });
+  };
+
+  await t.test('fail: the machine is as it was', async (t) => {
+    const agent = await agentWith('fail');
+    const whole = await witness(lab, machine);
+    requireError(t, await agent.backup(machine, { mode: 'live' }), 'MEMORY_NOT_CONVERGING');
+    await requireNothingLost(t, lab, agent, whole);
+  });
+
+  await t.test('disk: a backup without memory, which says why', async (t) => {
+    const agent = await agentWith('disk');
+    const whole = await witness(lab, machine);
+    requireFinished(t, await agent.backup(machine, { mode: 'live' }));
+    await requireNothingLost(t, lab, agent, whole);
+    const { manifest } = await agent.latest(machine.name);
+    t.match(manifest, { mode: 'disk', modeReason: /mode live was given up: sp-dirty changes its memory/ });
+  });
+
+  await t.test('pause-longer: it stands still for what is left', async (t) => {
+    const agent = await agentWith('pause-longer');
+    const whole = await witness(lab, machine);
+    requireFinished(t, await agent.backup(machine, { mode: 'live' }));
+    await requireNothingLost(t, lab, agent, whole);
+    const { manifest } = await agent.latest(machine.name);
+    t.match(manifest, { mode: 'live', consistency: 'memory' });
+    t.comment(`pause: ${manifest.pauseMs} ms`);
+  });
 });
