@@ -6,36 +6,11 @@
  *   convert        virsh backup-begin, qemu-img convert into a qcow2 file, virsh domjobabort
  *   virtnbdbackup  virtnbdbackup -l full, as Debian has it
  */
-import { chmod, mkdir, open, rm, writeFile } from 'node:fs/promises';
-import { randomBytes } from 'node:crypto';
+import { chmod, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Lab, type LabMachine, startLab } from '../test/lab/lab.ts';
+import { extentBytes, mib, volumeMiB, writeImage } from './largeImage.ts';
 import { type Flow, measureInTurn, roundsFrom, toolVersions } from './flows.ts';
-
-const mib = 1024 * 1024;
-const volumeMiB = 4096;
-/** Data and holes alternate: 16 384 extents, 2 GiB of data. */
-const extentBytes = 128 * 1024;
-
-/** A qcow2 image with many extents of incompressible data. */
-async function writeImage(lab: Lab, image: string): Promise<void> {
-  const raw = `${image}.raw`;
-  const handle = await open(raw, 'wx');
-  try {
-    await handle.truncate(volumeMiB * mib);
-    const pattern = randomBytes(extentBytes);
-    // The first 32 MiB are the writer's.
-    for (let offset = 32 * mib; offset < volumeMiB * mib; offset += 2 * extentBytes) {
-      pattern.writeBigUInt64LE(BigInt(offset));
-      await handle.write(pattern, 0, extentBytes, offset);
-    }
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
-  await lab.run('qemu-img', ['convert', '-O', 'qcow2', raw, image], { timeoutMs: 300_000 });
-  await rm(raw);
-}
 
 const withBackup = (command: string): string => `set -e
 virsh -q backup-begin "$1" "$2" >/dev/null
