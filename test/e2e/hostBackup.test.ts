@@ -82,7 +82,7 @@ void t.test(
       },
     );
 
-    await t.test('after they are gone, virsh defines them again from the files', async () => {
+    await t.test('after they are gone, virsh defines them again from the files', async (t) => {
       await lab.virsh('net-undefine', 'sp-net');
       await lab.virsh('pool-undefine', 'sp-pool');
       await lab.virsh('nwfilter-undefine', 'sp-filter');
@@ -93,6 +93,8 @@ void t.test(
       await lab.virsh('nwfilter-define', fileOf('nwfilter', 'sp-filter'));
       await lab.virsh('secret-define', fileOf('secret', secretUuid));
       await lab.virsh('define', fileOf('machine', 'sp-host'));
+      t.match(await lab.virsh('net-list', '--all', '--name'), /sp-net/);
+      t.match(await lab.virsh('list', '--all', '--name'), /sp-host/);
     });
 
     await t.test('a file that was changed shows', async (t) => {

@@ -12,9 +12,10 @@ export function hostOperations(connection: Connection) {
   return {
     /** Of a libvirt without a driver for one kind there are none of it. */
     hostDefinitions(): HostDefinition[] {
+      const { pointer } = connection;
       return hostLibraries.flatMap((one) => {
         try {
-          return definitionsOf(connection.pointer, one);
+          return definitionsOf(pointer, one);
         } catch (error) {
           if (error instanceof HypervisorError && error.code === 'OPERATION_UNSUPPORTED') return [];
           throw error;
