@@ -4,10 +4,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import type { FileDigest } from '../common/copy.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
+import { newId } from '../common/ids.ts';
 import { DeadlineStorage } from './deadlines.ts';
 import { DirectoryStorage } from './directory/directoryStorage.ts';
 import { makeSample, storeSample } from './directory/fixture.ts';
 import { GeneratedSource, turns } from './directory/volumeFixture.ts';
+import { type HostManifest, hostManifestVersion } from './hostManifest.ts';
 import type { BackupWriter } from './storage.ts';
 
 const patience = { answerMs: 50, stallMs: 150 };
@@ -23,6 +25,16 @@ function hanging<T extends object>(real: T, instead: Partial<T> = {}): T {
     },
   });
 }
+
+const hostManifest: HostManifest = {
+  formatVersion: hostManifestVersion,
+  kind: 'host',
+  id: newId(),
+  writer: 'test',
+  host: { name: 'node', libvirt: '9.0.0', qemu: '7.2.0' },
+  pointInTime: new Date().toISOString(),
+  items: [],
+};
 
 void t.test('no operation of a storage that hangs keeps its caller waiting', async (t) => {
   const work = t.testdir({ root: {} });
@@ -45,6 +57,8 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
         null,
       ),
     reading: () => storage.reading('a file', () => Promise.resolve()),
+    addHostBackup: () => storage.addHostBackup(hostManifest, new Map()),
+    hostBackups: () => storage.hostBackups(),
     partials: () => storage.partials(),
     cleanUp: () => storage.cleanUp(),
   };

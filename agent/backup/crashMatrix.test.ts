@@ -16,6 +16,9 @@ const histories = Number(process.env['STILLPOINT_TEST_HISTORIES'] ?? 12);
 const random = randomFrom(seed);
 const sample = sampler(random);
 
+/** A QEMU that is killed has not stored its bitmaps: what follows is rightly read in full. */
+const tellsOfLostBitmap = / was read in full: its bitmap cannot be used: /;
+
 /** Every point of one kind of job, as the engine tells them: a new step is covered without anyone remembering it. */
 async function pointsOf(request: JobRequest): Promise<readonly string[]> {
   await using site = await siteFor(request, { storages: ['near', 'far'] });
@@ -114,8 +117,9 @@ void t.test('an increment at any point survives any death, and the next one miss
     for (const _ of ['after', 'the', 'crash']) await site.write();
     // Its content is compared with what the guest wrote.
     const { problems, row } = await endure(site, 'increment', []);
+    const died = crash.victim === 'qemu' || crash.victim === 'host';
     t.same(
-      [problems, row?.state],
+      [problems.filter((problem) => !died || !tellsOfLostBitmap.test(problem)), row?.state],
       [[], 'finished'],
       `and the next one after ${crash.victim}@${crash.moment}`,
     );

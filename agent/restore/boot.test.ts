@@ -5,13 +5,13 @@ import t from 'tap';
 import { inTurn, sample, seed } from '../../test/sim/cases.ts';
 import { type Crash, endure, Fate } from '../../test/sim/crashes.ts';
 import { brokenPromises, listed } from '../../test/sim/invariants.ts';
-import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 
 t.teardown(removeSharedImages);
 
-async function backedUp(): Promise<Site> {
-  const site = await Site.create({ autostart: true, targets: ['vda'] });
+async function backedUp(options: SiteOptions = {}): Promise<Site> {
+  const site = await Site.create({ autostart: true, targets: ['vda'], ...options });
   const { problems } = await endure(site, 'backup', []);
   if (problems.length > 0) throw new Error(problems.join('; '));
   return site;
@@ -73,7 +73,7 @@ void t.test('a verification tells what it saw, beside the backup, while the mach
 });
 
 void t.test('a machine of which nothing can be seen is refused before anything is done', async (t) => {
-  const site = await backedUp();
+  const site = await backedUp({ guestAgent: false });
   t.teardown(() => site[Symbol.asyncDispose]());
   const { agent } = site.openAgent();
   const entry = await agent.backups.find('m@latest');

@@ -31,6 +31,8 @@ export interface SiteOptions {
   /** The memory state passes through a RAM disk, which a crash of the host empties. */
   readonly ramDisk?: boolean | undefined;
   readonly targets?: readonly string[] | undefined;
+  /** The machine has a channel for a guest agent, and one runs; true unless told. */
+  readonly guestAgent?: boolean | undefined;
   /** What the policy says of freezing the guest; `auto` unless told. */
   readonly freeze?: 'auto' | 'never' | 'required' | undefined;
   /** `near` is on the file system of the images, `far` on another where this host has one. */
@@ -57,6 +59,7 @@ export class Site implements AsyncDisposable {
   readonly targets: readonly string[];
   readonly #journals: Journal[] = [];
   #sequence = 0;
+  #crash: Promise<void> = Promise.resolve();
 
   private constructor(
     world: SimulatedWorld,
@@ -88,7 +91,7 @@ export class Site implements AsyncDisposable {
     }));
     for (const [index, { path }] of volumes.entries()) await copyFile(await writtenImage(index + 1), path);
     const world = await SimulatedWorld.create(join(directory, 'world'));
-    const uuid = await world.addMachine({ name: 'm', volumes, guestAgent: true });
+    const uuid = await world.addMachine({ name: 'm', volumes, guestAgent: options.guestAgent ?? true });
     await world.startMachine('m');
     const machine = world.machine('m');
     machine.autostart = options.autostart ?? false;
@@ -219,6 +222,11 @@ export class Site implements AsyncDisposable {
 
   /** Power loss and boot: what was on the RAM disk is gone, the oneshot unit runs before libvirt. */
   async crashHost(): Promise<void> {
+    this.#crash = this.#loseHost();
+    await this.#crash;
+  }
+
+  async #loseHost(): Promise<void> {
     await this.world.crashHost();
     await this.#endServers();
     await rm(this.ramDisk, { recursive: true });
@@ -226,6 +234,8 @@ export class Site implements AsyncDisposable {
   }
 
   async bootHost(): Promise<void> {
+    // The agent died first, and its test goes on: the host must be down before it comes up.
+    await this.#crash;
     this.buryOwners({ rebooted: true });
     using journal = new Journal(this.journalPath);
     await repairAllOffline(journal);
