@@ -31,12 +31,13 @@ void t.test('an overlay ends before there is no room to merge it', async (t) => 
 
 void t.test('a guest whose memory never converges gets what its policy says, in bounded time', async (t) => {
   await using lab = await startLab();
-  const machine = await lab.createMachine({ name: 'sp-dirty', memoryMiB: 512 });
+  // So much that writing it once takes far longer than QEMU lets a guest stand still, on a slow host too.
+  const machine = await lab.createMachine({ name: 'sp-dirty', memoryMiB: 1024 });
   await machine.waitUntilWriting({ rounds: 5 });
-  await machine.command('fill 300', 120_000);
+  await machine.command('fill 700', 120_000);
   await machine.command('dirty 4000');
   const agentWith = (whenNotConverging: string): Promise<TestAgent> => {
-    const live = { convergeSeconds: 4, longestPauseSeconds: 1, whenNotConverging };
+    const live = { convergeSeconds: 2, longestPauseSeconds: 1, whenNotConverging };
     return TestAgent.install(lab, { name: whenNotConverging, rest: { policies: { default: { live } } } });
   };
 
