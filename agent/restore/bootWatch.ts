@@ -5,6 +5,7 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { BootFacts, BootPlan } from './bootPlan.ts';
 import { statusOf } from './machineStatus.ts';
+import { parsePicture } from './picture.ts';
 
 const pollMs = 500;
 /** A screen that has not changed for so long shows what it is going to show. */
@@ -109,11 +110,12 @@ class Screen {
   async #takeOne(now: number): Promise<void> {
     const file = join(this.#plan.directory, 'look');
     await rm(file, { force: true });
-    const mime = await this.#hypervisor.screenshot(this.#plan.machine.uuid, file);
-    const picture = await readFile(file);
-    if (!isAlike(picture, this.#last)) this.#since = now;
-    this.#last = picture;
-    this.#isBlank = mime !== 'image/png' && isBlank(picture);
+    await this.#hypervisor.screenshot(this.#plan.machine.uuid, file);
+    const { pixels, channels } = parsePicture(await readFile(file));
+    if (!isAlike(pixels, this.#last)) this.#since = now;
+    this.#last = pixels;
+    // Nothing but a cursor.
+    this.#isBlank = isAlike(pixels, Buffer.alloc(pixels.length, pixels.subarray(0, channels)));
   }
 }
 
@@ -125,12 +127,4 @@ function isAlike(a: Buffer, b: Buffer): boolean {
   let different = 0;
   for (let at = 0; at < a.length; at += 1) if (a[at] !== b[at]) different += 1;
   return different <= a.length * blinkShare;
-}
-
-/** Of a PPM (a header of three lines, then three bytes for each pixel): nothing on it but a cursor. */
-function isBlank(picture: Buffer): boolean {
-  let at = 0;
-  for (let line = 0; line < 3; line += 1) at = picture.indexOf(10, at) + 1;
-  const pixels = picture.subarray(at);
-  return isAlike(pixels, Buffer.alloc(pixels.length, pixels.subarray(0, 3)));
 }

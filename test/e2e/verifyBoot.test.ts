@@ -29,13 +29,20 @@ async function resultOf(backup: StoredBackup): Promise<z.infer<typeof resultSche
   return resultSchema.parse(JSON.parse(await readFile(path.join(backup.directory, last ?? 'none'), 'utf8')));
 }
 
+const workFiles = '/var/tmp';
+
+/** Work directories of verifications; another run on this host may have its own there. */
+async function workDirectories(): Promise<readonly string[]> {
+  return (await readdir(workFiles)).filter((name) => name.startsWith('stillpoint-verify-'));
+}
+
+const ofOthers = new Set(await workDirectories());
+
 async function leftOf(lab: Lab): Promise<string> {
-  const files = await lab.run('find', ['/var/tmp', '-maxdepth', '1', '-name', 'stillpoint-verify-*'], {
-    check: false,
-  });
+  const files = (await workDirectories()).filter((name) => !ofOthers.has(name));
   const machines = await lab.virsh('list', '--all', '--name');
   const servers = await lab.run('pgrep', ['-f', `qemu-nbd.*${lab.root}`], { check: false });
-  return `${files.stdout}${machines
+  return `${files.join()}${machines
     .split('\n')
     .filter((name) => name.startsWith('stillpoint-verify'))
     .join()}${servers.stdout}`;
