@@ -89,7 +89,7 @@ class Screen {
   readonly #hypervisor: Hypervisor;
   readonly #plan: BootPlan;
   #lastAt = -Infinity;
-  #last = Buffer.alloc(0);
+  #last: Buffer = Buffer.alloc(0);
   #since = 0;
   #isBlank = true;
 
