@@ -152,7 +152,13 @@ void t.test('mode "disk" takes what mode "save" refuses', async (t) => {
     requireFinished(t, await agent.backup(machine, { mode: 'disk', storages: ['local', 'second'] }));
     const [one, other] = [await agent.latest(machine.name), await agent.latest(machine.name, second)];
     t.equal(one.manifest.id, other.manifest.id);
-    t.same(one.manifest.volumes, other.manifest.volumes);
+    t.equal(one.manifest.pointInTime, other.manifest.pointInTime);
+    // One of them is an increment, the other has nothing to start from: the files differ, what they hold does not.
+    for (const { target } of machine.volumes) {
+      const compare = ['compare', artifact(one, target), artifact(other, target)];
+      const compared = await lab.run('qemu-img', compare, { check: false });
+      t.equal(compared.exitCode, 0, `${target}: ${compared.stdout}${compared.stderr}`);
+    }
   });
 
   await t.test('a machine that its owner has suspended stays suspended', async (t) => {
