@@ -27,7 +27,12 @@ void t.test('a kill in the middle of a long operation costs no data', async (t) 
     const before = { ...atPoint, backups: await stage.backupIds() };
     for (const point of ['after:stage', 'after:start', 'before:cleanup']) {
       await t.test(`at ${point}`, async (t) => {
-        const action = { do: 'restore', backup: `${stage.machine.name}@latest`, inPlace: true } as const;
+        const action = {
+          do: 'restore',
+          backup: `${stage.machine.name}@latest`,
+          inPlace: true,
+          safetyCopy: false,
+        } as const;
         const run = await stage.begin(action, { haltAt: `restore/${point}` });
         await run.halted();
         await stage.killQemu();

@@ -41,7 +41,12 @@ void t.test('libvirtd killed anywhere in a backup or restore costs nothing', asy
     for (const step of knownSteps.restore) {
       if (!t.passing()) break;
       await t.test(`killed while the agent is before ${step}`, async (t) => {
-        const action = { do: 'restore', backup: `${stage.machine.name}@latest`, inPlace: true } as const;
+        const action = {
+          do: 'restore',
+          backup: `${stage.machine.name}@latest`,
+          inPlace: true,
+          safetyCopy: false,
+        } as const;
         const run = await stage.begin(action, { haltAt: `restore/before:${step}` });
         await run.halted();
         await stage.lab.killLibvirtd();

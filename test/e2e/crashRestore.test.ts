@@ -30,17 +30,16 @@ void t.test('an agent killed anywhere in a restore leaves it done or undone, and
   const backup = `${stage.machine.name}@latest`;
 
   await t.test('in place', async (t) => {
-    const recording = await stage.run({ do: 'restore', backup, inPlace: true });
+    // Nothing may stay beside the images then; what becomes of safety copies is in the simulator's matrix.
+    const inPlace = { do: 'restore', backup, inPlace: true, safetyCopy: false } as const;
+    const recording = await stage.run(inPlace);
     t.equal(onlyJob(t, recording)?.state, 'finished');
     const points = recordedPoints(t, recording, 'restore', knownSteps.restore);
     for (const point of points) {
       if (!t.passing()) break;
       await t.test(`killed at ${point}`, async (t) => {
         await stage.machine.command(`rate ${paceLater}`);
-        t.equal(
-          (await stage.run({ do: 'restore', backup, inPlace: true }, { crashAt: point })).signal,
-          'SIGKILL',
-        );
+        t.equal((await stage.run(inPlace, { crashAt: point })).signal, 'SIGKILL');
         const recovery = await stage.recover();
         const { rate } = await stage.machine.writerStatus();
         if (isFrom(points, firstTouch, point)) {

@@ -10,6 +10,7 @@ export const commandSchema = z.strictObject({
       backup: z.string(),
       as: z.string().optional(),
       inPlace: z.boolean().optional(),
+      safetyCopy: z.boolean().optional(),
       start: z.enum(['resume', 'boot', 'none']).optional(),
       to: z.string().optional(),
     }),
