@@ -100,7 +100,7 @@ void t.test('a machine in isolation reaches nothing of the host', async (t) => {
   </devices>
   <qemu:commandline><qemu:arg value='-netdev'/></qemu:commandline>
 </domain>`);
-  t.match(xml.isolate(['vda'], '/work/serial'), [/commandline/], 'what libvirt does not know is told');
+  t.match(xml.isolate(['vda'], '/run/serial'), [/commandline/], 'what libvirt does not know is told');
   const text = xml.toString();
   for (const reached of [
     '/dev/sdx',
@@ -127,6 +127,6 @@ void t.test('a machine in isolation reaches nothing of the host', async (t) => {
     ['vda', 'sda'],
     'the drive stays, and is empty',
   );
-  t.match(text, '/work/serial');
+  t.match(text, '/run/serial');
   t.equal(xml.hasScreen, true);
 });

@@ -42,6 +42,7 @@ export class ChunkedFile {
     // Both on threads of their own; the digest works on a copy.
     const digest = webcrypto.subtle.digest('SHA-256', chunk);
     await this.#tracked(writeSparse(this.#file, chunk, index * chunkBytes));
+    this.#run.signal.throwIfAborted();
     this.#sums[index] = Buffer.from(await digest).toString('hex');
     await this.#flushSometimes(chunk.length);
   }
@@ -74,12 +75,12 @@ export class ChunkedFile {
     await this.#run.unlessStopped(before);
   }
 
+  /** Never rejects: nobody may be waiting any more when it ends. */
   async #tracked(work: Promise<void>): Promise<void> {
     const ended = work.catch((error: unknown) => this.#run.fail(error));
     this.#writes.add(ended);
     await ended;
     this.#writes.delete(ended);
-    this.#run.signal.throwIfAborted();
   }
 }
 
