@@ -14,6 +14,7 @@ import { guardMachine, readOwnerSettings, unguardMachine } from '../snapshot/gua
 import type { SavePlan } from '../snapshot/plan.ts';
 import { removeStateFile } from '../snapshot/stateFile.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { commitManifests } from './commitManifests.ts';
 import { isDownByAccident } from './decide.ts';
 import type { BackupFacts } from './facts.ts';
 import { ownersStatus } from './world.ts';
@@ -130,20 +131,11 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
   };
 
   const commit = async (context: StepContext<BackupFacts>): Promise<void> => {
-    const { facts, jobId } = context;
+    const { facts } = context;
     const plan = planOf(facts);
-    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
-    for (const storageName of facts.settings.storages) {
-      const storage = dependencies.storage(storageName);
-      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-      const retained = facts.retained?.[storageName];
-      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
-      const writer = await storage.begin({ jobId, machine: plan.machine });
-      await writer.commit(
-        describeBackup(plan, frozenPointOf(facts, dependencies.stepRows(jobId)), names, retained),
-      );
-      await context.point(storageName);
-    }
+    await commitManifests(context, dependencies, plan.machine, ({ names, retained, ...point }) =>
+      describeBackup(plan, { ...frozenPointOf(facts), ...point }, names, retained),
+    );
     context.learn({ committed: true });
   };
 
@@ -170,17 +162,15 @@ function pointInTimeOf(facts: BackupFacts): string {
   return facts.pointInTime;
 }
 
-function frozenPointOf(facts: BackupFacts, rows: readonly StepRow[]): Parameters<typeof describeBackup>[1] {
+function frozenPointOf(
+  facts: BackupFacts,
+): Omit<Parameters<typeof describeBackup>[1], 'pointInTime' | 'steps'> {
   const before = beforeOf(facts);
   return {
     backupId: facts.backupId,
-    pointInTime: pointInTimeOf(facts),
     pauseMs: facts.pauseMs ?? null,
     running: before.running,
     autostart: before.autostart,
-    steps: rows.flatMap((row) =>
-      row.durationMs === null ? [] : [{ name: row.name, durationMs: row.durationMs }],
-    ),
     labels: facts.settings.labels,
   };
 }

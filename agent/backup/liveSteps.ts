@@ -32,6 +32,7 @@ import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
 import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
+import { commitManifests } from './commitManifests.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
@@ -249,20 +250,10 @@ export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly S
 /** Writes the manifests and removes what the job made. */
 export function liveCommitSteps(dependencies: LiveStepDependencies): readonly Step<LiveFacts>[] {
   const commit = async (context: Context): Promise<void> => {
-    const { facts, jobId } = context;
-    const plan = livePlanOf(facts);
-    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
-    for (const storageName of facts.settings.storages) {
-      const storage = dependencies.storage(storageName);
-      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-      const retained = facts.retained?.[storageName];
-      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
-      const writer = await storage.begin({ jobId, machine: plan.machine });
-      await writer.commit(
-        describeBackup(plan, pointOf(facts, dependencies.stepRows(jobId)), names, retained),
-      );
-      await context.point(storageName);
-    }
+    const plan = livePlanOf(context.facts);
+    await commitManifests(context, dependencies, plan.machine, ({ names, retained, ...point }) =>
+      describeBackup(plan, { ...frozenPointOf(context.facts), ...point }, names, retained),
+    );
     context.learn({ committed: true });
   };
   return [
@@ -286,14 +277,14 @@ export async function removeLiveWork({ facts }: Pick<Context, 'facts'>): Promise
   await removeWorkDirectories(plan);
 }
 
-function pointOf(facts: LiveFacts, rows: readonly StepRow[]): Parameters<typeof describeBackup>[1] {
+function frozenPointOf(
+  facts: LiveFacts,
+): Omit<Parameters<typeof describeBackup>[1], 'pointInTime' | 'steps'> {
   return {
     backupId: facts.backupId,
-    pointInTime: pointInTimeOf(facts),
     pauseMs: facts.pauseMs ?? null,
     running: true,
     autostart: facts.before?.autostart ?? false,
-    steps: rows.flatMap(({ name, durationMs }) => (durationMs === null ? [] : [{ name, durationMs }])),
     labels: facts.settings.labels,
   };
 }

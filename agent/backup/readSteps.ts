@@ -25,6 +25,7 @@ import { watchScratch } from '../snapshot/scratchSpace.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { dropUnneeded } from './checkpoints.ts';
+import { commitManifests } from './commitManifests.ts';
 import { beginFrozen } from './freezing.ts';
 import type { ReadFacts } from './readFacts.ts';
 
@@ -110,29 +111,19 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
   };
 
   const commit = async (context: Context): Promise<void> => {
-    const { facts, jobId } = context;
+    const { facts } = context;
     const plan = planOf(facts);
-    const names = namesFor(plan.machine.name, pointInTimeOf(facts));
-    for (const storageName of facts.settings.storages) {
-      const storage = dependencies.storage(storageName);
-      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-      const retained = facts.retained?.[storageName];
-      if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
-      const writer = await storage.begin({ jobId, machine: plan.machine });
+    await commitManifests(context, dependencies, plan.machine, ({ names, storageName, retained, ...at }) => {
       const point = {
+        ...at,
         backupId: facts.backupId,
-        pointInTime: pointInTimeOf(facts),
         autostart: facts.before?.autostart ?? false,
         freeze: facts.freeze,
         virtualSizeBytes: facts.virtualSizeBytes ?? {},
-        steps: dependencies
-          .stepRows(jobId)
-          .flatMap(({ name, durationMs }) => (durationMs === null ? [] : [{ name, durationMs }])),
         labels: facts.settings.labels,
       };
-      await writer.commit(describeReadBackup(plan, point, names, storageName, retained));
-      await context.point(storageName);
-    }
+      return describeReadBackup(plan, point, names, storageName, retained);
+    });
     context.learn({ committed: true });
   };
 
