@@ -154,9 +154,9 @@ export class Agent {
 
   /** A request with everything decided; its storages exist. */
   async #decide(request: BackupRequest): Promise<DecidedBackup> {
-    const decided = await decideBackup(request, this.parts);
-    for (const name of decided.settings.storages) this.storage(name);
-    return decided;
+    const storage = (name: string): Storage => this.storage(name);
+    const ramDiskReservedBytes = (): number => this.#ramDiskReservedBytes();
+    return decideBackup(request, { ...this.parts, storage, ramDiskReservedBytes });
   }
 
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */

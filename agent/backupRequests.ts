@@ -5,7 +5,12 @@ import type { BackupSettings } from './backup/facts.ts';
 import type { LiveSettings } from './backup/liveFacts.ts';
 import type { ReadSettings } from './backup/readFacts.ts';
 import { AgentError } from './errors.ts';
+import { decideAuto, type DecidedMode, type Mode } from './backupMode.ts';
 import type { Hypervisor, MachineStatus } from './hypervisor/hypervisor.ts';
+import { planLive } from './snapshot/planLive.ts';
+import { planSave } from './snapshot/preflight.ts';
+import { newId } from '../common/ids.ts';
+import type { Storage } from '../storage/storage.ts';
 
 /** Time for copying one backup into its storages. */
 const retainDeadlineMs = 7 * 24 * 3600 * 1000;
@@ -30,16 +35,25 @@ export interface DecidedBackup {
   readonly settings: BackupSettings | LiveSettings | ReadSettings;
 }
 
+export interface RequestParts {
+  readonly hypervisor: Hypervisor;
+  readonly config: Config;
+  readonly configPath: string;
+  /** A configured storage. */
+  readonly storage: (name: string) => Storage;
+  /** What other jobs are still going to write to the RAM disk. */
+  readonly ramDiskReservedBytes: () => number;
+}
+
 /**
  * Decides how a backup is to be made.
- * @throws HypervisorError MACHINE_NOT_FOUND; AgentError MACHINE_EXCLUDED; ConfigError NO_STORAGE
+ * @throws HypervisorError MACHINE_NOT_FOUND; AgentError MACHINE_EXCLUDED, STORAGE_NOT_CONFIGURED; ConfigError NO_STORAGE;
+ * StorageError when a policy counts backups and one does not answer
  */
-export async function decideBackup(
-  request: BackupRequest,
-  parts: { readonly hypervisor: Hypervisor; readonly config: Config; readonly configPath: string },
-): Promise<DecidedBackup> {
+export async function decideBackup(request: BackupRequest, parts: RequestParts): Promise<DecidedBackup> {
   const { hypervisor, config, configPath } = parts;
-  const { uuid, name, status } = await hypervisor.findMachine(request.machine);
+  const found = await hypervisor.findMachine(request.machine);
+  const { uuid, name } = found;
   const decision = policyFor(config, name, configPath);
   if (decision.kind === 'excluded') {
     throw new AgentError('MACHINE_EXCLUDED', `${name} is excluded by the rule "${decision.match}"`, {
@@ -47,10 +61,24 @@ export async function decideBackup(
     });
   }
   const { policy } = decision;
-  const { mode, modeReason } = decideMode(request, policy, status);
-  const settings = {
-    modeReason,
-    storages: [...new Set(request.storages ?? policy.storages)],
+  const storages = [...new Set(request.storages ?? policy.storages)];
+  for (const storage of storages) parts.storage(storage);
+  const how = settingsFor(request, policy, config, storages);
+  const { mode, modeReason } = await decideMode(request, policy, found, parts, how);
+  return { machine: { uuid, name }, settings: how(mode, modeReason) };
+}
+
+type SettingsOf = (mode: Mode, modeReason: string) => DecidedBackup['settings'];
+
+/** How a backup of a policy is made in each mode. */
+function settingsFor(
+  request: BackupRequest,
+  policy: ResolvedPolicy,
+  config: Config,
+  storages: readonly string[],
+): SettingsOf {
+  const common = {
+    storages: [...storages],
     retainDirectory: policy.retainDirectory,
     ramDisk: config.agent.ramDisk,
     mergeBandwidthBytesPerSecond: policy.merge.bandwidthBytesPerSecond,
@@ -62,35 +90,47 @@ export async function decideBackup(
     retainDeadlineMs,
     labels: { ...request.labels },
   };
-  const machine = { uuid, name };
-  if (mode === 'save') return { machine, settings: { ...settings, mode } };
   const runDirectory = dirname(config.agent.socket);
-  const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-  const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
-  const reading = { freeze, incremental: policy.incremental, rereadReason };
-  if (mode !== 'live') return { machine, settings: { ...settings, mode, runDirectory, ...reading } };
   const { live } = policy;
-  const how = {
-    memoryFactor: live.memoryFactor,
-    convergeMs: live.convergeSeconds * 1000,
-    whenNotConverging: live.whenNotConverging,
-    longestPauseMs: live.longestPauseSeconds * 1000,
+  return (mode, modeReason) => {
+    const settings = { ...common, modeReason };
+    if (mode === 'save') return { ...settings, mode };
+    if (mode === 'live') {
+      const how = {
+        memoryFactor: live.memoryFactor,
+        convergeMs: live.convergeSeconds * 1000,
+        whenNotConverging: live.whenNotConverging,
+        longestPauseMs: live.longestPauseSeconds * 1000,
+      };
+      return { ...settings, mode, runDirectory, ...how };
+    }
+    const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
+    const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
+    return { ...settings, mode, runDirectory, freeze, incremental: policy.incremental, rereadReason };
   };
-  return { machine, settings: { ...settings, mode, runDirectory, ...how } };
 }
 
-/** What is asked for wins over the policy; `auto` looks whether there is a memory to keep. */
-function decideMode(
+/** What is asked for wins over the policy; `auto` looks at the machine. */
+async function decideMode(
   request: BackupRequest,
   policy: ResolvedPolicy,
-  status: MachineStatus,
-): { readonly mode: 'save' | 'live' | 'disk' | 'offline'; readonly modeReason: string } {
+  machine: { readonly uuid: string; readonly status: MachineStatus },
+  parts: RequestParts,
+  how: SettingsOf,
+): Promise<DecidedMode> {
   const wanted = request.mode ?? policy.mode;
   if (wanted !== 'auto') {
     const asked = request.mode === undefined ? `policy ${policy.name} asks for it` : 'asked for';
     return { mode: wanted, modeReason: request.modeReason ?? asked };
   }
-  if (status.state === 'shut-off' || status.state === 'crashed')
-    return { mode: 'offline', modeReason: 'auto: the machine is off' };
-  return { mode: 'save', modeReason: 'auto: the machine runs, and its memory is kept too' };
+  const { hypervisor } = parts;
+  const tryMode = async (mode: 'save' | 'live'): Promise<unknown> => {
+    const ramDiskReservedBytes = parts.ramDiskReservedBytes();
+    const about = { jobId: newId(), machineUuid: machine.uuid, ramDiskReservedBytes };
+    const settings = how(mode, '');
+    if (settings.mode === 'live') return planLive(hypervisor, { ...about, ...settings });
+    return planSave(hypervisor, { ...about, ...settings });
+  };
+  const storages = how('offline', '').storages.map((name) => parts.storage(name));
+  return decideAuto({ machine, policy, hypervisor, storages, tryMode });
 }

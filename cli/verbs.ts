@@ -63,7 +63,7 @@ export const verbs: readonly Verb[] = [
       {
         flags: '-m, --mode <mode>',
         description:
-          'how the instant is made; save: with the memory, after a pause; live: with the memory, and a pause of milliseconds; disk: without, and no pause; offline: a machine that is off; auto: save, or offline for a machine that is off',
+          'how the instant is made; save: with the memory, after a pause; live: with the memory, and a pause of milliseconds; disk: without, and no pause; offline: a machine that is off; auto: disk, or live where the policy asks for the memory, or offline for a machine that is off',
         choices: ['auto', 'save', 'live', 'disk', 'offline'],
       },
       {

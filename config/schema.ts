@@ -76,14 +76,21 @@ const policy = z.strictObject({
   mode: mode
     .default('auto')
     .describe(
-      'How T1 is made: save keeps the memory too, live as well with a pause of milliseconds, disk pauses nothing, offline reads a machine that is off; auto is save, or offline for a machine that is off.',
+      'How T1 is made: save keeps the memory too, live as well with a pause of milliseconds, disk pauses nothing, offline reads a machine that is off; auto is disk, or live where memory asks for it, or offline for a machine that is off.',
     ),
   memory: z
     .union([z.enum(['never', 'always']), z.strictObject({ every: wholeNumber.positive() })], {
       error: 'expected never, always or { every: N }',
     })
-    .optional()
-    .describe('When a backup holds the memory state. Mode save always has it.'),
+    .default('never')
+    .describe(
+      'Mode auto: which backups of a running machine hold its memory state. every: N is the first, and then each Nth of each storage.',
+    ),
+  memoryMaxBytes: wholeNumber
+    .positive()
+    .nullable()
+    .default(null)
+    .describe('Mode auto: a machine with more memory is backed up without it. null: no limit.'),
   storages: z
     .array(name)
     .min(1, 'name at least one storage, or leave the key out for all of them')
@@ -206,7 +213,6 @@ export function emptyPolicy(): PolicyConfig {
  */
 export const inactiveKeys: readonly { readonly key: readonly string[]; readonly reason: string }[] = [
   { key: ['policies', '*', 'schedule'], reason: 'backups start by command only' },
-  { key: ['policies', '*', 'memory'], reason: 'mode save always stores the memory state' },
 ];
 
 function isTimeZone(text: string): boolean {

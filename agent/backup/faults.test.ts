@@ -125,7 +125,9 @@ void t.test(
 /** Runs a backup into a crash of its agent. */
 async function dying(site: Site, crash: Crash): Promise<void> {
   const living = site.openAgent(new Fate(site, crash).listen);
-  await living.life.live(async () => living.agent.run(await living.agent.createBackup({ machine: 'm' })));
+  await living.life.live(async () =>
+    living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })),
+  );
   site.buryOwners();
 }
 
@@ -140,7 +142,7 @@ async function withFullJournal(
   });
   const living = site.openAgent(fate.listen);
   await living.life
-    .live(async () => living.agent.run(await living.agent.createBackup({ machine: 'm' })))
+    .live(async () => living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })))
     .catch((error: unknown) => living.warnings.push(String(error)));
   return { living, makeRoom: () => makeRoom?.() };
 }
@@ -201,7 +203,9 @@ async function dyingAt(site: Site, machine: string, moment: string): Promise<voi
   const living = site.openAgent((at, self) => {
     if (at === moment) self.life.die();
   });
-  await living.life.live(async () => living.agent.run(await living.agent.createBackup({ machine })));
+  await living.life.live(async () =>
+    living.agent.run(await living.agent.createBackup({ machine, mode: 'save' })),
+  );
 }
 
 void t.test('a machine that is down comes back although the merge of another one takes long', async (t) => {

@@ -54,7 +54,7 @@ async function park(site: Site, reason: Reason): Promise<Parked> {
     );
   }
   const row = await living.life.live(async () =>
-    living.agent.run(await living.agent.createBackup({ machine: 'm' })),
+    living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })),
   );
   if (row === undefined) throw new Error('the agent died');
   return {

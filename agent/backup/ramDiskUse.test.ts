@@ -34,7 +34,7 @@ void t.test(
       checkStorages: () => Promise.resolve([]),
     });
     const { agent } = site.openAgent();
-    const job = await agent.createBackup({ machine: 'm' });
+    const job = await agent.createBackup({ machine: 'm', mode: 'save' });
     let facts: BackupFacts | undefined = backupFactsSchema.parse(job.record);
     const context: StepContext<BackupFacts> = {
       jobId: job.id,

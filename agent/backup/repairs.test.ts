@@ -79,7 +79,9 @@ void t.test(
     // The third rename of the job: the definition, the first volume, and not the second one.
     const fate = new Fate(site, { moment: 'file/rename', nth: 3, victim: 'agent' });
     const living = site.openAgent(fate.listen);
-    await living.life.live(async () => living.agent.run(await living.agent.createBackup({ machine: 'm' })));
+    await living.life.live(async () =>
+      living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })),
+    );
     t.ok(living.life.isDead);
     await site.world.startMachine('m');
     await site.write();
@@ -132,7 +134,7 @@ void t.test('a storage that does not answer fails the job; it does not keep the 
   await rm(join(site.directory, 'near'), { recursive: true });
   const living = site.openAgent();
   const row = await living.life.live(async () =>
-    living.agent.run(await living.agent.createBackup({ machine: 'm' })),
+    living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })),
   );
   t.match(row, { state: 'failed', holdsMachine: false, error: { code: 'STORAGE_UNREACHABLE' } });
 });
@@ -182,7 +184,7 @@ void t.test('a recovery waits for the start that a dead agent had asked for', as
     const dying = living.life.live(async () => {
       const job =
         request === 'backup'
-          ? await living.agent.createBackup({ machine: 'm' })
+          ? await living.agent.createBackup({ machine: 'm', mode: 'save' })
           : living.agent.createRestore(await living.agent.planRestore({ backup: 'm@latest', inPlace: true }));
       await living.agent.run(job);
     });

@@ -20,7 +20,7 @@ async function siteFor(test: Test, options: SiteOptions = {}): Promise<Site> {
 }
 
 async function backUp({ agent }: LivingAgent, machine = 'm') {
-  return agent.run(await agent.createBackup({ machine }));
+  return agent.run(await agent.createBackup({ machine, mode: 'save' }));
 }
 
 /** The storage, with one thing of its writers or of itself replaced. */
@@ -130,7 +130,7 @@ void t.test(
       t.match(machine, { autostart: true, status: { state: 'running' } }, 'the machine is as it was');
       t.same(await listed(site), [], 'and nothing half is listed');
       await site.write();
-      await t.rejects(living.agent.createBackup({ machine: 'm' }), { code: 'UNFINISHED_JOB' });
+      await t.rejects(living.agent.createBackup({ machine: 'm', mode: 'save' }), { code: 'UNFINISHED_JOB' });
       t.match(
         await living.agent.retry(parked.id),
         { holdsMachine: true, error: { code: 'STORAGE_FULL' } },
@@ -168,7 +168,7 @@ void t.test('a storage that cannot take the backup is refused before anything is
             problem: { code: problem, message: 'no', hint: 'do', retryable: false },
           };
     living.storages.set('near', spoilt(near, { check }));
-    await t.rejects(living.agent.planBackup({ machine: 'm' }), { code, hint: /\w/ });
+    await t.rejects(living.agent.planBackup({ machine: 'm', mode: 'save' }), { code, hint: /\w/ });
     t.match(await backUp(living), { state: 'failed', holdsMachine: false, error: { code } });
     t.equal(site.world.memorySequence('m'), site.lastSequence);
   }
@@ -176,7 +176,9 @@ void t.test('a storage that cannot take the backup is refused before anything is
 
 void t.test('a backup that stays on the file system of its machine is planned with a warning', async (t) => {
   const near = await siteFor(t);
-  t.match((await near.openAgent().agent.planBackup({ machine: 'm' })).warnings, [/^local-only/]);
+  t.match((await near.openAgent().agent.planBackup({ machine: 'm', mode: 'save' })).warnings, [
+    /^local-only/,
+  ]);
 });
 
 void t.test(

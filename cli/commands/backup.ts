@@ -150,6 +150,7 @@ function printOutcome(cli: Cli, { machine, error, backup: stored }: Outcome): vo
     styled('bold', machine),
     ` at ${pointInTime}, ${pause}, ${size}, id ${shortId(id ?? '')}`,
   );
+  if (manifest !== null) terminal.out(`  mode ${manifest.mode}: ${manifest.modeReason}`);
   for (const copy of stored.storages) terminal.out(`  ${copy.name}: ${copy.directory}`);
   for (const volume of manifest?.volumes ?? []) terminal.out(`  ${volume.target}: ${howRead(volume)}`);
 }

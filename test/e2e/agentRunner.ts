@@ -24,6 +24,7 @@ const restore = {
   instant: z.boolean().optional(),
 };
 
+/** Backups are made in mode `save` unless told. */
 const mode = z.enum(['auto', 'save', 'live', 'disk', 'offline']).optional();
 
 const request = z.discriminatedUnion('kind', [
@@ -75,7 +76,7 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
   const told = (job: JobRow): object => ({ job, error: job.error, steps: agent.parts.journal.steps(job.id) });
   switch (asked.kind) {
     case 'backup':
-      return told(await agent.run(await agent.createBackup(asked)));
+      return told(await agent.run(await agent.createBackup({ ...asked, mode: asked.mode ?? 'save' })));
     case 'planBackup':
       return { result: await agent.planBackup(asked) };
     case 'restore':

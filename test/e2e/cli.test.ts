@@ -54,7 +54,8 @@ void t.test('the command line on a real host', async (t) => {
   let second: LabMachine;
   t.before(async () => {
     lab = await startLab();
-    agent = await lab.installAgent();
+    const policies = { default: { mode: 'save' }, off: {} };
+    agent = await lab.installAgent({ rest: { policies, machines: [{ match: 'sp-off', policy: 'off' }] } });
     [first, second] = await Promise.all([
       lab.createMachine({ name: 'sp-first', memoryMiB: 96, volumes: [{ target: 'vda', prefillMiB: 16 }] }),
       lab.createMachine({ name: 'sp-second', memoryMiB: 96 }),
@@ -272,7 +273,9 @@ void t.test('the command line on a real host', async (t) => {
     'a machine that is being worked on is busy, and Ctrl-C brings it back in order first',
     async (t) => {
       await agent.configure({
-        rest: { policies: { default: { merge: { bandwidthBytesPerSecond: 4 * 1024 * 1024 } } } },
+        rest: {
+          policies: { default: { mode: 'save', merge: { bandwidthBytesPerSecond: 4 * 1024 * 1024 } } },
+        },
       });
       const count = (await backups()).length;
       const running = agent.background(['backup', 'sp-first'], { timeoutMs: 300_000 });

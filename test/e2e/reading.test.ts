@@ -201,7 +201,7 @@ void t.test('mode "offline" reads the images of a machine that is off', async (t
       );
     const whole = await witness(lab, machine);
     const before = await marks();
-    requireFinished(t, await agent.backup(machine));
+    requireFinished(t, await agent.backup(machine, { mode: 'auto' }));
     t.same(await marks(), before);
     await requireNothingLost(t, lab, agent, whole);
     const backup = await agent.latest(machine.name);
@@ -219,7 +219,7 @@ void t.test('mode "offline" reads the images of a machine that is off', async (t
     await machine.start();
     const { runId } = await machine.waitUntilWriting({ rounds: 10 });
     await lab.virsh('managedsave', machine.uuid);
-    const answer = await agent.backup(machine);
+    const answer = await agent.backup(machine, { mode: 'auto' });
     requireFinished(t, answer);
     t.match(answer.warnings.join(), 'managed save');
     t.equal((await agent.latest(machine.name)).manifest.consistency, 'crash', 'the guest was not shut down');

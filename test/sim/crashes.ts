@@ -197,7 +197,7 @@ function struck(site: Site): boolean {
 }
 
 async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
-  if (request === 'backup') return living.agent.createBackup({ machine: 'm' });
+  if (request === 'backup') return living.agent.createBackup({ machine: 'm', mode: 'save' });
   if (request === 'live') return living.agent.createBackup({ machine: 'm', mode: 'live' });
   if (request === 'disk' || request === 'increment')
     return living.agent.createBackup({ machine: 'm', mode: 'disk' });

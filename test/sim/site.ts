@@ -35,6 +35,10 @@ export interface SiteOptions {
   readonly guestAgent?: boolean | undefined;
   /** What the policy says of freezing the guest; `auto` unless told. */
   readonly freeze?: 'auto' | 'never' | 'required' | undefined;
+  /** Other keys of the policy. */
+  readonly policy?: Readonly<Record<string, unknown>> | undefined;
+  /** XML among the devices of the machine. */
+  readonly devices?: string | undefined;
   /** `near` is on the file system of the images, `far` on another where this host has one. */
   readonly storages?: readonly ('near' | 'far')[] | undefined;
 }
@@ -91,7 +95,8 @@ export class Site implements AsyncDisposable {
     }));
     for (const [index, { path }] of volumes.entries()) await copyFile(await writtenImage(index + 1), path);
     const world = await SimulatedWorld.create(join(directory, 'world'));
-    const uuid = await world.addMachine({ name: 'm', volumes, guestAgent: options.guestAgent ?? true });
+    const { guestAgent = true, devices = '' } = options;
+    const uuid = await world.addMachine({ name: 'm', volumes, guestAgent, devices });
     await world.startMachine('m');
     const machine = world.machine('m');
     machine.autostart = options.autostart ?? false;
@@ -187,7 +192,11 @@ export class Site implements AsyncDisposable {
         Object.entries(this.storagePaths).map(([name, path]) => [name, { kind: 'directory', path }]),
       ),
       policies: {
-        default: { freeze: this.options.freeze ?? 'auto', deadlines: { freezeSeconds: 1 } },
+        default: {
+          freeze: this.options.freeze ?? 'auto',
+          deadlines: { freezeSeconds: 1 },
+          ...this.options.policy,
+        },
       },
     });
     const warnings: string[] = [];

@@ -37,7 +37,7 @@ async function perform(
 ): Promise<readonly JobRow[]> {
   switch (action.do) {
     case 'backup':
-      return [await agent.run(await agent.createBackup({ machine: action.machine }))];
+      return [await agent.run(await agent.createBackup({ machine: action.machine, mode: 'save' }))];
     case 'restore': {
       const { do: _, ...request } = action;
       return [await agent.run(agent.createRestore(await agent.planRestore(request)))];
