@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import type { Manifest } from '../storage/manifest.ts';
+import { isFileExtra, type Manifest, type ManifestExtra } from '../storage/manifest.ts';
 
 /**
  * What to type on a bad day, without Stillpoint: `cp`, `qemu-img` and `virsh` alone. Every path is quoted for the
@@ -19,7 +19,7 @@ export function restoreByHand(directory: string, manifest: Manifest): readonly s
       `chown ${uid}:${gid} ${source}; chmod ${mode.toString(8)} ${source}`,
     );
   }
-  for (const extra of manifest.extras) lines.push(`cp ${from(extra.file)} ${quote(extra.source)}`);
+  for (const extra of manifest.extras) lines.push(...extraByHand(extra, from(extra.file)));
   lines.push(
     '# the stored definition carries no secrets: passwords must be entered again',
     `virsh define ${from(manifest.definition.file)}`,
@@ -38,6 +38,18 @@ export function restoreByHand(directory: string, manifest: Manifest): readonly s
     '# or cold, without the memory',
     `virsh start ${name}`,
   ];
+}
+
+/** A kernel or firmware that is there may be another machine's too: it stays. */
+function extraByHand(extra: ManifestExtra, from: string): readonly string[] {
+  if (isFileExtra(extra)) {
+    const replace = extra.kind === 'nvram' || extra.kind === 'tpm' ? '' : ' -n';
+    return [`cp${replace} ${from} ${quote(extra.source)}`];
+  }
+  const name = quote(extra.name);
+  if (extra.kind === 'network') return [`virsh net-info ${name} || virsh net-define ${from}`];
+  if (extra.kind === 'pool') return [`virsh pool-info ${name} || virsh pool-define ${from}`];
+  return [];
 }
 
 /** A word for the shell. Control characters in it are shown harmless by whoever prints it. */

@@ -53,13 +53,27 @@ const volume = z.strictObject({
   reason: z.string().optional(),
 });
 
-const extra = z.strictObject({
-  kind: z.enum(['nvram']),
+/** Files of the host that a machine starts with, or keeps something in. */
+const extraFile = z.strictObject({
+  kind: z.enum(['nvram', 'tpm', 'kernel', 'initrd', 'dtb', 'loader']),
   file: artifactFileName,
   sizeBytes,
   sha256,
+  /** Where it stood on its host. */
   source: absolutePath,
 });
+
+/** Definitions, as libvirt prints them, of what a machine uses or had: for a host that is built again. */
+const extraDefinition = z.strictObject({
+  kind: z.enum(['network', 'pool', 'snapshot']),
+  file: artifactFileName,
+  sizeBytes,
+  sha256,
+  /** Name of the network, pool or snapshot. */
+  name: z.string().min(1),
+});
+
+const extra = z.discriminatedUnion('kind', [extraFile, extraDefinition]);
 
 const manifestShape = z.strictObject({
   formatVersion: z.literal(manifestFormatVersion),
@@ -103,6 +117,18 @@ export const manifestSchema = manifestShape
 export type Manifest = z.infer<typeof manifestShape>;
 export type ManifestVolume = Manifest['volumes'][number];
 export type ManifestExtra = Manifest['extras'][number];
+
+/** Extras that were files of the host. */
+export type ManifestFileExtra = z.infer<typeof extraFile>;
+
+export function isFileExtra(one: ManifestExtra): one is ManifestFileExtra {
+  return 'source' in one;
+}
+
+/** The UEFI variables of a backup. */
+export function nvramOf({ extras }: Pick<Manifest, 'extras'>): ManifestFileExtra | undefined {
+  return extras.filter(isFileExtra).find(({ kind }) => kind === 'nvram');
+}
 
 /** One stored file as the manifest describes it. */
 export interface Artifact {

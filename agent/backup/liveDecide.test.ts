@@ -15,6 +15,7 @@ const plan: NonNullable<LiveFacts['plan']> = {
   stateOnRamDisk: false,
   stowedStateFile: null,
   nvram: null,
+  extras: [],
   volumes: [],
   workDirectories: ['/images/.stillpoint/job'],
   warnings: [],

@@ -12,6 +12,7 @@ import { describeBackup } from '../retain/manifest.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { retainLive } from '../retain/retainLive.ts';
 import type { OpenVolume } from '../retain/retainRead.ts';
+import { gatherExtras } from '../snapshot/extras.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { readOwnerSettings } from '../snapshot/guard.ts';
 import { watchConvergence } from '../snapshot/converge.ts';
@@ -83,6 +84,7 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
     const { uuid } = plan.machine;
     await prepareOverlays(plan);
     await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
+    await gatherExtras(hypervisor, plan);
     const overlayInodes: Record<string, string> = {};
     for (const { target, overlay } of plan.volumes) overlayInodes[target] = await inodeOf(overlay);
     const { running, autostart } = await readOwnerSettings(hypervisor, uuid);

@@ -13,6 +13,7 @@ import { describeReadBackup } from '../retain/manifest.ts';
 import { readInFull } from '../retain/lineage.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { type ChangingVolume, retainRead, type RetainedChanges } from '../retain/retainRead.ts';
+import { gatherExtras } from '../snapshot/extras.ts';
 import { ImageExport } from '../snapshot/imageExport.ts';
 import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
@@ -84,6 +85,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const { status, autostart } = await hypervisor.machine(uuid);
     context.commit({ before: { running: status.state !== 'paused', autostart } });
     await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
+    await gatherExtras(hypervisor, plan);
     const { at, freeze } =
       plan.mode === 'disk'
         ? await beginFrozen(hypervisor, context, () => beginServing(hypervisor, context, plan))

@@ -1,5 +1,6 @@
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
+import { gatherExtras } from '../snapshot/extras.ts';
 import { guardMachine, readOwnerSettings } from '../snapshot/guard.ts';
 import { messageOf } from '../../common/errors.ts';
 import { writeFileDurable } from '../../common/files.ts';
@@ -68,6 +69,7 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
     await writeFileDurable(definitionFile(plan), await publicDefinition(hypervisor, plan.machine.uuid), {
       mode: 0o600,
     });
+    await gatherExtras(hypervisor, plan);
     const overlayInodes: Record<string, string> = {};
     for (const { target, overlay } of plan.volumes) overlayInodes[target] = await inodeOf(overlay);
     context.learn({ prepared: true, overlayInodes });

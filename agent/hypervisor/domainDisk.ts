@@ -47,6 +47,10 @@ export interface DomainVolume {
   readonly sourceKind: VolumeSourceKind;
   /** File, device or directory; `undefined` for the other kinds. */
   readonly path: string | undefined;
+  /** Of a volume of a storage pool. */
+  readonly pool: { readonly name: string; readonly volume: string } | undefined;
+  /** Of a network volume: its address, for people. */
+  readonly address: string | undefined;
   /** `<driver type=…>`: what QEMU opens it as. */
   readonly format: string | undefined;
   readonly readOnly: boolean;
@@ -84,6 +88,8 @@ export function readVolume(disk: Element): DomainVolume {
     bus: attribute(child(disk, 'target'), 'bus'),
     sourceKind: kind,
     path: sourcePath(source),
+    pool: kind === 'volume' ? readPool(source) : undefined,
+    address: kind === 'network' ? readAddress(source) : undefined,
     format: attribute(child(disk, 'driver'), 'type'),
     readOnly: child(disk, 'readonly') !== undefined,
     shareable: child(disk, 'shareable') !== undefined,
@@ -126,6 +132,23 @@ function isSourceKind(type: string): type is VolumeSourceKind {
 
 function sourcePath(source: Element | undefined): string | undefined {
   return attribute(source, 'file') ?? attribute(source, 'dev') ?? attribute(source, 'dir');
+}
+
+function readPool(source: Element | undefined): { readonly name: string; readonly volume: string } {
+  const name = attribute(source, 'pool');
+  const volume = attribute(source, 'volume');
+  if (name === undefined || volume === undefined)
+    throw new DomainXmlError('XML_INVALID', 'the definition has a pool volume without its pool or name');
+  return { name, volume };
+}
+
+/** Protocol, first host and name; secrets are in none of them. */
+function readAddress(source: Element | undefined): string {
+  const host = child(source, 'host');
+  const port = attribute(host, 'port');
+  const server = attribute(host, 'socket') ?? attribute(host, 'name') ?? '';
+  const protocol = attribute(source, 'protocol') ?? 'unknown';
+  return `${protocol}://${server}${port === undefined ? '' : `:${port}`}/${attribute(source, 'name') ?? ''}`;
 }
 
 function readBackingChain(disk: Element): readonly BackingImage[] | undefined {

@@ -14,6 +14,7 @@ import {
   serializeNode,
   text,
 } from './domainDom.ts';
+import { type BootFile, readBootFiles } from './domainBoot.ts';
 import { copySecrets, removeInstanceState, removeSecrets } from './domainIdentity.ts';
 import { isolate } from './domainIsolation.ts';
 import { DomainXmlError } from './domainXmlError.ts';
@@ -108,6 +109,11 @@ export class DomainXml {
     if (type !== undefined || child(nvram, 'source') !== undefined)
       return attribute(child(nvram, 'source'), 'file');
     return text(nvram);
+  }
+
+  /** Files of the host that the machine is started with. */
+  get bootFiles(): readonly BootFile[] {
+    return readBootFiles(this.#root);
   }
 
   /**

@@ -296,6 +296,10 @@ export interface Hypervisor extends AsyncDisposable {
   abortBlockJob(uuid: string, target: string): Promise<void>;
   /** Names of the libvirt snapshots of a machine. */
   snapshotNames(uuid: string): Promise<readonly string[]>;
+  /** The same with their definitions. */
+  snapshotDefinitions(
+    uuid: string,
+  ): Promise<readonly { readonly name: string; readonly definition: string }[]>;
   /** Names of the libvirt checkpoints of a machine. */
   checkpointNames(uuid: string): Promise<readonly string[]>;
   /**

@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { freeBytes } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
+import { nvramOf } from '../../storage/manifest.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { nbdUrl } from '../hypervisor/domainDisk.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
@@ -93,7 +94,7 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
   const directory = join(request.workDirectory, `stillpoint-verify-${jobId}`);
   const sockets = join(request.runDirectory, jobId);
   const at = (file: string): string => join(entry.directory, file);
-  const nvram = manifest.extras.find(({ kind }) => kind === 'nvram');
+  const nvram = nvramOf(manifest);
   const plan: BootPlan = {
     jobId,
     backup: {

@@ -3,7 +3,7 @@ import { basename, dirname, join } from 'node:path';
 import { exists } from '../../common/files.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
-import type { Manifest } from '../../storage/manifest.ts';
+import { type Manifest, nvramOf } from '../../storage/manifest.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import type { DomainXml } from '../hypervisor/domainXml.ts';
 import { retainDirectoryName } from '../snapshot/workspace.ts';
@@ -139,7 +139,7 @@ export async function planNvram(
   manifest: Manifest,
   naming: Naming,
 ): Promise<RestorePlan['nvram']> {
-  const nvram = manifest.extras.find((extra) => extra.kind === 'nvram');
+  const nvram = nvramOf(manifest);
   if (nvram === undefined || naming.scope === 'volumes') return null;
   const fileName = naming.kind === 'in-place' ? basename(nvram.source) : `${naming.name}_VARS.fd`;
   const directory = naming.kind === 'files' ? (naming.to ?? '') : dirname(nvram.source);

@@ -3,7 +3,7 @@ import { writerName } from '../../common/version.ts';
 import type { Freeze } from '../snapshot/freeze.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
 import type { ReadPlan, VolumeRead } from '../snapshot/readPlan.ts';
-import type { ArtifactNames, Retained } from './retain.ts';
+import { type ArtifactNames, extraFilesOf, type Retained } from './retain.ts';
 
 /** What a manifest says that is neither in the plan nor in the files. */
 export interface FrozenPoint {
@@ -62,13 +62,21 @@ export function describeReadBackup(
       };
     }),
     definition: { file: names.definition, sha256: file(names.definition).sha256, autostart: point.autostart },
-    extras:
-      plan.nvram === null
-        ? []
-        : [{ kind: 'nvram', file: names.nvram, ...digest(file(names.nvram)), source: plan.nvram.source }],
+    extras: describeExtras(plan, names, file),
     steps: point.steps,
     labels: point.labels,
   };
+}
+
+function describeExtras(
+  plan: Pick<SavePlan, 'nvram' | 'extras'>,
+  names: ArtifactNames,
+  file: (name: string) => Retained[string],
+): Manifest['extras'] {
+  return extraFilesOf(plan, names).map(({ name, about }) => {
+    const { sizeBytes, sha256 } = file(name);
+    return { ...about, file: name, sizeBytes, sha256 };
+  });
 }
 
 function howRead(
@@ -87,7 +95,7 @@ function found(retained: Retained, name: string): Retained[string] {
 }
 
 /** What a plan of a backup with memory must say. */
-export type DescribedPlan = Pick<SavePlan, 'machine' | 'host' | 'modeReason' | 'nvram'> & {
+export type DescribedPlan = Pick<SavePlan, 'machine' | 'host' | 'modeReason' | 'nvram' | 'extras'> & {
   readonly mode: 'save' | 'live';
   readonly volumes: readonly Pick<SavePlan['volumes'][number], 'target' | 'virtualSizeBytes' | 'image'>[];
 };
@@ -133,15 +141,8 @@ export function describeBackup(
       running: point.running,
     },
     definition: { file: names.definition, sha256: file(names.definition).sha256, autostart: point.autostart },
-    extras:
-      plan.nvram === null
-        ? []
-        : [{ kind: 'nvram', file: names.nvram, ...digest(file(names.nvram)), source: plan.nvram.source }],
+    extras: describeExtras(plan, names, file),
     steps: point.steps,
     labels: point.labels,
   };
-}
-
-function digest(file: Retained[string]): { readonly sizeBytes: number; readonly sha256: string } {
-  return { sizeBytes: file.sizeBytes, sha256: file.sha256 };
 }

@@ -38,6 +38,34 @@ export function definitionFileOf(plan: Pick<ReadPlan, 'workDirectories'>): strin
   return join(plan.workDirectories[0] ?? '', 'definition.xml');
 }
 
+/** What else is stored of a machine, from where, and how its manifest knows it. */
+export interface ExtraFile {
+  readonly name: string;
+  readonly from: string;
+  readonly about:
+    | { readonly kind: 'nvram' | 'kernel' | 'initrd' | 'dtb' | 'loader'; readonly source: string }
+    | { readonly kind: 'network' | 'pool' | 'snapshot'; readonly name: string };
+}
+
+/** UEFI variables and the other extras of a plan. */
+export function extraFilesOf(
+  plan: Pick<SavePlan, 'nvram' | 'extras'>,
+  names: ArtifactNames,
+): readonly ExtraFile[] {
+  const nvram: readonly ExtraFile[] =
+    plan.nvram === null
+      ? []
+      : [{ name: names.nvram, from: plan.nvram.file, about: { kind: 'nvram', source: plan.nvram.source } }];
+  const others = plan.extras.map((extra): ExtraFile => {
+    const about =
+      'source' in extra
+        ? { kind: extra.kind, source: extra.source }
+        : { kind: extra.kind, name: extra.label };
+    return { name: names.extra(extra.kind, extra.label), from: extra.file, about };
+  });
+  return [...nvram, ...others];
+}
+
 /**
  * Before a backup that reads volumes where they are: each storage must be usable and have room for all of it.
  * @returns warnings for the operator
@@ -187,7 +215,7 @@ export async function retainInto(
   };
   await add(stateFile, names.memory, mayTake);
   await add(definitionFile(plan), names.definition, false);
-  if (plan.nvram !== null) await add(plan.nvram.file, names.nvram, false);
+  for (const { name, from } of extraFilesOf(plan, names)) await add(from, name, false);
   return retained;
 }
 

@@ -3,7 +3,13 @@ import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
-import { type ArtifactNames, definitionFileOf, type Retained, type RetainOptions } from './retain.ts';
+import {
+  type ArtifactNames,
+  definitionFileOf,
+  extraFilesOf,
+  type Retained,
+  type RetainOptions,
+} from './retain.ts';
 import { copyFromFirst, type OpenVolume, type RetainedRead, secretOwnership } from './retainRead.ts';
 
 /**
@@ -62,7 +68,7 @@ export async function retainLive(
   }
   await copy(await stateFileOf(plan), names.memory, 'memory', plan.memoryBytes);
   await copy(definitionFileOf(plan), names.definition, 'definition', 0);
-  if (plan.nvram !== null) await copy(plan.nvram.file, names.nvram, 'NVRAM', 0);
+  for (const { name, from, about } of extraFilesOf(plan, names)) await copy(from, name, about.kind, 0);
   return { files, virtualSizeBytes };
 }
 

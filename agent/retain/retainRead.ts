@@ -5,7 +5,13 @@ import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import type { Ownership } from '../../common/files.ts';
 import type { ReadPlan, ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
-import { type ArtifactNames, definitionFileOf, type Retained, type RetainOptions } from './retain.ts';
+import {
+  type ArtifactNames,
+  definitionFileOf,
+  extraFilesOf,
+  type Retained,
+  type RetainOptions,
+} from './retain.ts';
 
 /** A volume that is open for reading. */
 export interface OpenVolume extends AsyncDisposable {
@@ -85,10 +91,8 @@ export async function retainRead(
     }
     volumes.push({ ...volume, reads });
   }
-  for (const [name, from] of [
-    [names.definition, definitionFileOf(plan)],
-    ...(plan.nvram === null ? [] : [[names.nvram, plan.nvram.file] as const]),
-  ] as const) {
+  const others = [{ name: names.definition, from: definitionFileOf(plan) }, ...extraFilesOf(plan, names)];
+  for (const { name, from } of others) {
     for (const [storage, writer] of writers) {
       const { signal } = options;
       const stored = await writer.addByCopy(from, name, { signal, ownership: secretOwnership });

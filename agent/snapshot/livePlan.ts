@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { plannedExtraSchema } from './extras.ts';
 
 /** One volume of a `live` backup, with every path that the job will use. */
 export const liveVolumeSchema = z.object({
@@ -38,6 +39,7 @@ export const livePlanSchema = z.object({
   /** Where the memory state goes once it is written; `null`: it stays where it is. */
   stowedStateFile: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
+  extras: z.array(plannedExtraSchema).default([]),
   volumes: z.array(liveVolumeSchema).min(1),
   /** Directories of ours that are removed at the end; the definition waits in the first. */
   workDirectories: z.array(z.string()).min(1),

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { plannedExtraSchema } from './extras.ts';
 
 const backing = z.object({ path: z.string(), format: z.string() });
 
@@ -43,6 +44,7 @@ export const savePlanSchema = z.object({
   /** Where the memory state goes once the machine runs again; `null`: it stays where it is. */
   stowedStateFile: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
+  extras: z.array(plannedExtraSchema).default([]),
   volumes: z.array(plannedVolumeSchema).min(1),
   /** Directories of ours that are removed at the end. */
   workDirectories: z.array(z.string()),

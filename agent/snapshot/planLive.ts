@@ -3,6 +3,7 @@ import { readImageInfo } from '../../common/qemuImage.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
+import { planExtras } from './extras.ts';
 import type { LivePlan, LiveVolume } from './livePlan.ts';
 import { allocatedBytesOf, formatOf, ownerOf } from './planRead.ts';
 import {
@@ -69,6 +70,8 @@ export async function planLive(hypervisor: Hypervisor, request: LiveRequest): Pr
   const users = volumes.map((volume) => ({ ...volume, allocatedBytes: 0 }));
   const state = await placeState({ name, memoryBytes }, users, request);
   warnings.push(...state.warnings, ...(await requireScratchSpace({ machine: { name }, volumes })));
+  const others = await planExtras(definition, volumes[0]?.workDirectory ?? '');
+  warnings.push(...others.warnings);
   const workDirectories = [...new Set(volumes.map(({ workDirectory }) => workDirectory))];
   const onRamDisk = state.onRamDisk && request.ramDisk !== null ? [join(request.ramDisk, request.jobId)] : [];
   return {
@@ -82,6 +85,7 @@ export async function planLive(hypervisor: Hypervisor, request: LiveRequest): Pr
     stateOnRamDisk: state.onRamDisk,
     stowedStateFile: state.stowedFile,
     nvram: await planNvram(definition, workDirectories[0] ?? ''),
+    extras: [...others.extras],
     volumes,
     workDirectories: [...workDirectories, ...onRamDisk],
     warnings,

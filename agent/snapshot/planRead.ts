@@ -6,6 +6,7 @@ import { rememberedOwner } from '../../common/xattr.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
+import { planExtras } from './extras.ts';
 import {
   imageOf,
   isLeftOut,
@@ -71,6 +72,8 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
     ...new Set(volumes.map(({ file }) => workDirectoryFor(file, request.retainDirectory, request.jobId))),
   ];
   const [first = ''] = workDirectories;
+  const others = await planExtras(definition, first, await hypervisor.snapshotNames(uuid));
+  warnings.push(...others.warnings);
   const host = await hypervisor.hostInfo();
   const plan: ReadPlan = {
     machine: { uuid, name },
@@ -82,6 +85,7 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
     checkpoint: null,
     socketDirectory: request.mode === 'disk' ? join(request.runDirectory, request.jobId) : null,
     nvram: await planNvram(definition, first),
+    extras: [...others.extras],
     volumes,
     workDirectories,
     warnings,

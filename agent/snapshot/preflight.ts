@@ -4,6 +4,7 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import { foreignCheckpointNames } from '../hypervisor/ourCheckpoints.ts';
 import type { Hypervisor, MachineStatus, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
+import { planExtras } from './extras.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
 import { isLeftOut, planVolume } from './planVolume.ts';
 import { placeState } from './space.ts';
@@ -50,6 +51,8 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
   warnings.push(...state.warnings);
   const first = volumes[0];
   if (first === undefined) throw new Error('no volumes');
+  const others = await planExtras(definition, first.workDirectory);
+  warnings.push(...others.warnings);
   return {
     machine: { uuid: machine.uuid, name: machine.name },
     host: { name: host.hostName, libvirt: host.libvirtVersion, qemu: host.qemuVersion },
@@ -60,6 +63,7 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
     stateOnRamDisk: state.onRamDisk,
     stowedStateFile: state.stowedFile,
     nvram: await planNvram(definition, first.workDirectory),
+    extras: [...others.extras],
     volumes,
     workDirectories: [
       ...new Set(volumes.map((volume) => volume.workDirectory)),

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { plannedExtraSchema } from './extras.ts';
 
 /** How a volume comes into one storage. */
 export const volumeReadSchema = z.union([
@@ -48,6 +49,7 @@ export const readPlanSchema = z.object({
   /** Where QEMU makes the socket of its exports: a directory of its user; `null` in mode `offline`. */
   socketDirectory: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
+  extras: z.array(plannedExtraSchema).default([]),
   volumes: z.array(readVolumeSchema).min(1),
   /** Directories of ours that are removed at the end; the definition waits in the first. */
   workDirectories: z.array(z.string()).min(1),

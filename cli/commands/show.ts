@@ -1,6 +1,6 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
-import type { Manifest } from '../../storage/manifest.ts';
+import { isFileExtra, type Manifest } from '../../storage/manifest.ts';
 import { type Backup, backupJson, backupOfEntry, howRead, storedBytes, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
@@ -91,7 +91,10 @@ function printManifest(
   }
   field('Definition', manifest.definition.file);
   for (const extra of manifest.extras)
-    field(extra.kind, `${extra.file}, ${formatBytes(extra.sizeBytes)}, was ${extra.source}`);
+    field(
+      extra.kind,
+      `${extra.file}, ${formatBytes(extra.sizeBytes)}, ${isFileExtra(extra) ? `was ${extra.source}` : `definition of ${extra.name}`}`,
+    );
   field(
     'Steps',
     manifest.steps.map(({ name, durationMs }) => `${name} ${formatDuration(durationMs)}`).join(', '),

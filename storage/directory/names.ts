@@ -1,9 +1,11 @@
+import { createHash } from 'node:crypto';
 import { parsePointInTime } from '../../common/time.ts';
 import { StorageError } from '../errors.ts';
 import { artifactFileName } from '../manifest.ts';
 
 /** So that `<machine>-<target>.qcow2.<T1>` always stays below the 255 bytes of a file name. */
 const maxEncodedLength = 160;
+const maxLabelLength = 48;
 
 /** Beside the manifest of a backup that may not be removed. */
 export const protectionFileName = 'protected.json';
@@ -91,6 +93,8 @@ export function artifactNames(
   readonly memory: string;
   readonly definition: string;
   readonly nvram: string;
+  /** @param label tells several extras of one kind apart: the name of a network, of a file, … */
+  readonly extra: (kind: string, label: string) => string;
 } {
   const prefix = encodeMachineName(machine);
   return {
@@ -98,5 +102,13 @@ export function artifactNames(
     memory: `${prefix}.state.${pointInTime}`,
     definition: `${prefix}.xml.${pointInTime}`,
     nvram: `${prefix}.nvram.${pointInTime}`,
+    extra: (kind, label) => `${prefix}.${kind}-${shortLabel(label)}.${pointInTime}`,
   };
+}
+
+/** A name as part of a file's name; one that would be long is known by its digest. */
+function shortLabel(label: string): string {
+  const encoded = encodeMachineName(label);
+  if (encoded.length <= maxLabelLength) return encoded;
+  return createHash('sha256').update(label).digest('hex').slice(0, maxLabelLength);
 }

@@ -53,6 +53,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       stateOnRamDisk: false,
       stowedStateFile: null,
       nvram: null,
+      extras: [],
       volumes: [planned('vda'), planned('vdb')],
       workDirectories: [],
       warnings: [],

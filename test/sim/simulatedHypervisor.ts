@@ -376,6 +376,17 @@ export class SimulatedHypervisor implements Hypervisor {
     return this.#on('snapshotNames', uuid, (machine) => [...machine.snapshots]);
   }
 
+  snapshotDefinitions(
+    uuid: string,
+  ): Promise<readonly { readonly name: string; readonly definition: string }[]> {
+    return this.#on('snapshotDefinitions', uuid, ({ snapshots }) =>
+      snapshots.map((name) => ({
+        name,
+        definition: `<domainsnapshot><name>${name}</name></domainsnapshot>`,
+      })),
+    );
+  }
+
   checkpointNames(uuid: string): Promise<readonly string[]> {
     return this.#on('checkpointNames', uuid, (machine) => [...machine.checkpoints]);
   }

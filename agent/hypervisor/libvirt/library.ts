@@ -207,6 +207,7 @@ export interface Libvirt {
 
   readonly virDomainListAllSnapshots: (domain: Pointer, list: Out<Pointer>, flags: Flags) => number;
   readonly virDomainSnapshotGetName: (snapshot: Pointer) => string | null;
+  readonly virDomainSnapshotGetXMLDesc: (snapshot: Pointer, flags: Flags) => string | null;
   readonly virDomainSnapshotFree: (snapshot: Pointer) => number;
   readonly virDomainListAllCheckpoints: (domain: Pointer, list: Out<Pointer>, flags: Flags) => number;
   readonly virDomainCheckpointGetName: (checkpoint: Pointer) => string | null;
@@ -333,6 +334,7 @@ export const libvirt: Libvirt = {
     'int virDomainListAllSnapshots(void *dom, _Out_ void **snaps, uint flags)',
   ),
   virDomainSnapshotGetName: library.func('str virDomainSnapshotGetName(void *snapshot)'),
+  virDomainSnapshotGetXMLDesc: library.func('str! virDomainSnapshotGetXMLDesc(void *snapshot, uint flags)'),
   virDomainSnapshotFree: library.func('int virDomainSnapshotFree(void *snapshot)'),
   virDomainListAllCheckpoints: library.func(
     'int virDomainListAllCheckpoints(void *dom, _Out_ void **checkpoints, uint flags)',

@@ -301,6 +301,12 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#query('snapshotNames', uuid);
   }
 
+  snapshotDefinitions(
+    uuid: string,
+  ): Promise<readonly { readonly name: string; readonly definition: string }[]> {
+    return this.#query('snapshotDefinitions', uuid);
+  }
+
   checkpointNames(uuid: string): Promise<readonly string[]> {
     return this.#query('checkpointNames', uuid);
   }

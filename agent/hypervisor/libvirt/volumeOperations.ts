@@ -87,15 +87,20 @@ export function volumeOperations(connection: Connection) {
     },
 
     snapshotNames(uuid: string): string[] {
-      return connection.withMachine(uuid, (domain) => {
-        const list: Out<Pointer> = [null];
-        const count = check('virDomainListAllSnapshots', libvirt.virDomainListAllSnapshots(domain, list, 0));
-        return takeList(list, count).map((snapshot) => {
-          const name = libvirt.virDomainSnapshotGetName(snapshot);
-          libvirt.virDomainSnapshotFree(snapshot);
-          return present('virDomainSnapshotGetName', name);
-        });
-      });
+      return connection.withMachine(uuid, (domain) => forEachSnapshot(domain, snapshotName));
+    },
+
+    /** Without secrets: that is what no flags mean. */
+    snapshotDefinitions(uuid: string): { readonly name: string; readonly definition: string }[] {
+      return connection.withMachine(uuid, (domain) =>
+        forEachSnapshot(domain, (snapshot) => ({
+          name: snapshotName(snapshot),
+          definition: present(
+            'virDomainSnapshotGetXMLDesc',
+            libvirt.virDomainSnapshotGetXMLDesc(snapshot, 0),
+          ),
+        })),
+      );
     },
 
     /**
@@ -136,4 +141,19 @@ function monitor(domain: Pointer, command: string, flags: number): string {
   const result: Out<string> = [null];
   check('virDomainQemuMonitorCommand', qemuMonitorCommand(domain, command, flags, result));
   return outValue(result);
+}
+
+function forEachSnapshot<T>(domain: Pointer, use: (snapshot: Pointer) => T): T[] {
+  const list: Out<Pointer> = [null];
+  const count = check('virDomainListAllSnapshots', libvirt.virDomainListAllSnapshots(domain, list, 0));
+  const snapshots = takeList(list, count);
+  try {
+    return snapshots.map(use);
+  } finally {
+    for (const snapshot of snapshots) libvirt.virDomainSnapshotFree(snapshot);
+  }
+}
+
+function snapshotName(snapshot: Pointer): string {
+  return present('virDomainSnapshotGetName', libvirt.virDomainSnapshotGetName(snapshot));
 }
