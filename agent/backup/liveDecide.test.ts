@@ -67,6 +67,7 @@ const onImage: LiveVolumeWorld = {
   qemuOnOverlay: false,
 };
 const onOverlay: LiveVolumeWorld = { ...onImage, overlay: 'written', live: 'overlay', persistent: 'overlay' };
+const unseen: LiveVolumeWorld = { ...onImage, overlay: 'written', qemu: 7, qemuOnOverlay: true };
 const frozen = { vda: 'mark' };
 const off = (reason: string): Pick<LiveWorld, 'machine' | 'status'> => ({
   machine: 'off',
@@ -170,16 +171,42 @@ const cases: readonly (readonly [string, Partial<LiveFacts>, LiveWorld, Partial<
     { kind: 'park' },
   ],
   [
-    'QEMU is on an overlay that libvirt does not know of',
+    'QEMU is on an overlay that libvirt does not know of: the next start must use it',
     {},
-    worldWith([{ ...onImage, overlay: 'written', qemu: 7, qemuOnOverlay: true }]),
+    worldWith([unseen]),
+    { kind: 'name-images', targets: ['vda'], onOverlays: true, giveUp: true },
+  ],
+  [
+    'on that overlay its vCPUs stand still',
+    {},
+    worldWith([{ ...unseen, persistent: 'overlay' }], {
+      status: { state: 'paused', reason: 'creating-snapshot' },
+    }),
+    { kind: 'resume' },
+  ],
+  [
+    'on that overlay it runs until its owner starts it anew',
+    {},
+    worldWith([{ ...unseen, persistent: 'overlay' }]),
+    { kind: 'park' },
+  ],
+  [
+    'started anew it is merged, and its T1 is given up',
+    { givenUp: { cancelled: false, error } },
+    worldWith([{ ...unseen, persistent: 'overlay', live: 'overlay' }]),
+    { kind: 'go-on', from: 'merge' },
+  ],
+  [
+    'an overlay that libvirt does not know of may be older than the image once a merge has begun',
+    { frozen, retained: {}, mergeBegun: true },
+    worldWith([unseen]),
     { kind: 'park' },
   ],
   [
     'it is off, and its definition does not name what it wrote',
     { frozen },
     worldWith([{ ...onOverlay, live: undefined, persistent: 'image' }], off('crashed')),
-    { kind: 'name-images', onOverlays: true },
+    { kind: 'name-images', onOverlays: true, giveUp: false },
   ],
   [
     'its definition names an overlay that was merged',

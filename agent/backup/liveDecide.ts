@@ -19,7 +19,13 @@ export type LiveRepair =
   /** A libvirtd that died in a pivot has forgotten the machine's QEMU, whose vCPUs we had stopped. */
   | { readonly kind: 'end-forgotten'; readonly pid: number }
   /** The next start would not use what the machine wrote last. */
-  | { readonly kind: 'name-images'; readonly targets: readonly string[]; readonly onOverlays: boolean }
+  | {
+      readonly kind: 'name-images';
+      readonly targets: readonly string[];
+      readonly onOverlays: boolean;
+      /** Whether the images are still T1 cannot be told. */
+      readonly giveUp: boolean;
+    }
   /** The machine went down by a crash: start it. */
   | { readonly kind: 'start-cold'; readonly why: string }
   /** The machine is on its images, and there is no T1: remove what was prepared. */
@@ -64,6 +70,12 @@ export function decideLive(facts: LiveFacts, world: LiveWorld, circumstances: Li
       code: 'CANNOT_START_MACHINE',
     };
   }
+  const unseen = world.volumes.find(isOnUnseenOverlay);
+  if (unseen !== undefined)
+    return {
+      kind: 'park',
+      why: `QEMU has the overlay of ${unseen.target} in use, and libvirt does not know of it; shut the machine down and start it again`,
+    };
   if (world.machine === 'off' && isDownByAccident(facts, world.status, circumstances.rebooted)) {
     if (tries(circumstances, 'start-cold') >= startAttemptsMax)
       return { kind: 'park', why: 'it cannot be started', code: 'CANNOT_START_MACHINE' };
@@ -94,11 +106,6 @@ function findObstacle(facts: LiveFacts, world: LiveWorld): LiveRepair | undefine
     if (world.machine === 'off' && facts.vcpusHeld) return { kind: 'end-forgotten', pid: volume.qemu };
     if (world.machine === 'off')
       return { kind: 'park', why: `libvirt has forgotten its QEMU, process ${volume.qemu}, which runs on` };
-    if (volume.live === 'image' && volume.job === null && volume.qemuOnOverlay)
-      return {
-        kind: 'park',
-        why: `QEMU has the overlay of ${target} in use, and libvirt does not know of it`,
-      };
   }
   return undefined;
 }
@@ -108,21 +115,32 @@ function findMisnamed(facts: LiveFacts, world: LiveWorld): LiveRepair | undefine
   const toOverlays = world.volumes.filter(
     (volume) => volume.persistent === 'image' && isNewest(facts, world, volume),
   );
-  if (toOverlays.length > 0) return nameImages(toOverlays, true);
+  // Nobody can say whether QEMU wrote to the image after T1, before it went over to the overlay.
+  if (toOverlays.length > 0) return nameImages(toOverlays, true, toOverlays.some(isOnUnseenOverlay));
   const toImages = world.volumes.filter(
-    ({ persistent, live }) => persistent === 'overlay' && live === 'image',
+    (volume) => volume.persistent === 'overlay' && volume.live === 'image' && !isOnUnseenOverlay(volume),
   );
-  return toImages.length > 0 ? nameImages(toImages, false) : undefined;
+  return toImages.length > 0 ? nameImages(toImages, false, false) : undefined;
+}
+
+/**
+ * A libvirtd that died between QEMU's switch to the overlays and its own note of it, or before QEMU's: it knows
+ * nothing of an overlay that QEMU has open.
+ */
+function isOnUnseenOverlay(volume: LiveVolumeWorld): boolean {
+  return volume.live === 'image' && volume.job === null && volume.qemuOnOverlay;
 }
 
 function isNewest(facts: LiveFacts, world: LiveWorld, volume: LiveVolumeWorld): boolean {
+  // Written or not, before any merge the overlay shows all of the volume, whichever QEMU writes to.
+  if (isOnUnseenOverlay(volume)) return facts.mergeBegun !== true;
   if (world.machine === 'active') return volume.live === 'overlay';
   // Before any merge has begun, an overlay that was written to is not in the image.
   return volume.overlay === 'written' && facts.mergeBegun !== true;
 }
 
-function nameImages(volumes: readonly LiveVolumeWorld[], onOverlays: boolean): LiveRepair {
-  return { kind: 'name-images', targets: volumes.map(({ target }) => target), onOverlays };
+function nameImages(volumes: readonly LiveVolumeWorld[], onOverlays: boolean, giveUp: boolean): LiveRepair {
+  return { kind: 'name-images', targets: volumes.map(({ target }) => target), onOverlays, giveUp };
 }
 
 /** The machine is as it must be; how far is the job? */

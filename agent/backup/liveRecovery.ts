@@ -123,6 +123,8 @@ async function act(
     case 'end-forgotten':
       return endForgotten(context, repair.pid);
     case 'name-images': {
+      if (repair.giveUp)
+        context.commit({ givenUp: { cancelled: false, error: errorRecord(pointLost(false)) } });
       const volumes = plan.volumes.filter(({ target }) => repair.targets.includes(target));
       return nameImages(hypervisor, plan, volumes, repair.onOverlays);
     }
