@@ -6,6 +6,8 @@ const roundsDefault = 15;
 
 /** One way to do the job that is measured. */
 export interface Flow {
+  /** Not measured: brings about what the run is to find. */
+  readonly prepare?: () => Promise<void>;
   readonly run: () => Promise<void>;
   /** Not measured: takes away what the run has left, so that the next one begins alike. */
   readonly cleanUp: () => Promise<void>;
@@ -49,6 +51,7 @@ export async function measureInTurn(
   const durations = new Map<string, number[]>(names.map((name) => [name, []]));
   for (let round = 0; round <= rounds; round += 1) {
     for (const [name, flow] of Object.entries(flows)) {
+      await flow.prepare?.();
       // What the flow before has left unwritten would be written in the time of this one.
       await lab.run('sync');
       const beginMs = performance.now();
