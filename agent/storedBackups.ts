@@ -61,6 +61,22 @@ export class StoredBackups {
     throw worse ?? failures[0] ?? this.#noStorage();
   }
 
+  /**
+   * Copies of a machine's backups that are newer than this one and cannot be restored: `MACHINE@latest` names the
+   * newest that can, and whoever asked must know what it passes over.
+   */
+  async damagedAfter(entry: BackupEntry, onUnreachable: OnUnreachable): Promise<readonly BackupEntry[]> {
+    const { uuid, name } = entry.machine;
+    const entries = await this.list(name, onUnreachable);
+    return entries.filter(
+      ({ state, pointInTime, machine }) =>
+        state !== 'Active' &&
+        pointInTime > entry.pointInTime &&
+        // One whose manifest cannot be read is known by its directory only.
+        (machine.uuid ?? uuid) === uuid,
+    );
+  }
+
   #noStorage(): ConfigError {
     return new ConfigError('NO_STORAGE', 'no storage is configured', {
       hint: storageLines(this.#configPath),

@@ -60,6 +60,27 @@ export async function backupOfEntry(
   return backupOf(agent, [entry, ...others]);
 }
 
+/**
+ * The backup that somebody means. Tells of newer ones that are damaged, which `MACHINE@latest` passes over.
+ * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+ */
+export async function findBackup(
+  { terminal }: Pick<Cli, 'terminal'>,
+  backups: Pick<Agent['backups'], 'find' | 'damagedAfter'>,
+  reference: string,
+): Promise<BackupEntry> {
+  const entry = await backups.find(reference);
+  if (!reference.endsWith('@latest')) return entry;
+  const passedOver = await backups.damagedAfter(entry, (storage, error) =>
+    terminal.error(error, `storage ${storage}`),
+  );
+  for (const { storage, directory, problem } of passedOver)
+    terminal.warning(
+      `${reference} is ${entry.pointInTime}: the newer ${directory} in ${storage} is damaged (${problem ?? 'no reason is known'})`,
+    );
+  return entry;
+}
+
 /** Tells of storages that do not answer, and remembers with which code to end. */
 export function tellUnreachable(cli: Cli): { readonly tell: OnUnreachable; code: ExitCode } {
   const told: { readonly tell: OnUnreachable; code: ExitCode } = {

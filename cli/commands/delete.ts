@@ -1,5 +1,5 @@
 import { protectedError } from '../../storage/protection.ts';
-import { backupJson, backupOfEntry, shortId } from '../backups.ts';
+import { backupJson, backupOfEntry, findBackup, shortId } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { styled } from '../output.ts';
@@ -9,7 +9,7 @@ import { changing } from '../session.ts';
 export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
   changing(cli, async ({ agent, interruption }) => {
     // A copy in a storage that does not answer would stay: then nothing is deleted.
-    const backup = await backupOfEntry(agent, await agent.backups.find(reference), (_, error) => {
+    const backup = await backupOfEntry(agent, await findBackup(cli, agent.backups, reference), (_, error) => {
       throw error;
     });
     const { entry } = backup;

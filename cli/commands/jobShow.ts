@@ -1,7 +1,9 @@
 import type { Agent } from '../../agent/agent.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { formatDuration } from '../../common/time.ts';
+import { formatBytes } from '../../common/units.ts';
 import type { Cli, RunVerb } from '../cli.ts';
+import { filesOfBackup, type JobFile } from '../jobFiles.ts';
 import { holdOf, jobJson, stateText, timeOf } from '../jobView.ts';
 import { styled, type Text } from '../output.ts';
 import { describeProgress } from '../progress.ts';
@@ -17,10 +19,17 @@ export const jobShow: RunVerb = (cli, [id = '']) =>
         ...jobJson(journal, job),
         steps: journal.steps(job.id),
         backup: backupOf(agent, job),
+        files: await filesOf(agent, job),
       });
-    else printJob(cli, agent, job);
+    else printJob(cli, agent, job, await filesOf(agent, job));
     return 0;
   });
+
+/** Files of a backup job. */
+async function filesOf(agent: Agent, job: JobRow): Promise<readonly JobFile[]> {
+  const facts = agent.backupFacts(job);
+  return facts === undefined ? [] : filesOfBackup(facts);
+}
 
 /** What a backup job has found out so far; `null` for another job. */
 function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> | null {
@@ -41,7 +50,7 @@ function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> 
   };
 }
 
-function printJob(cli: Cli, agent: Agent, job: JobRow): void {
+function printJob(cli: Cli, agent: Agent, job: JobRow, files: readonly JobFile[]): void {
   const { terminal } = cli;
   const { journal } = agent.parts;
   const hold = holdOf(journal, job);
@@ -67,6 +76,7 @@ function printJob(cli: Cli, agent: Agent, job: JobRow): void {
     if (typeof facts.pauseMs === 'number') field('Pause', formatDuration(facts.pauseMs));
     for (const warning of facts.warnings) field('Warning', styled('yellow', warning));
   }
+  for (const file of files) field('File', fileText(file));
   for (const { name, status, durationMs } of journal.steps(job.id)) {
     field(
       'Step',
@@ -76,4 +86,11 @@ function printJob(cli: Cli, agent: Agent, job: JobRow): void {
   if (job.error === null) return;
   field('Error', styled('red', `${job.error.code}: ${job.error.message}`));
   if (job.error.hint !== undefined) field('Hint', job.error.hint);
+}
+
+function fileText({ role, target, storage, path, sizeBytes, present }: JobFile): string {
+  if (storage !== null)
+    return `stored in ${storage}: ${path}${sizeBytes === null ? '' : `, ${formatBytes(sizeBytes)}`}`;
+  const what = target === null ? role : `${role} of ${target}`;
+  return `${what}: ${path}${present === false ? ' (not there)' : ''}`;
 }

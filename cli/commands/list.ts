@@ -15,7 +15,10 @@ import { styled, type Text } from '../output.ts';
 import { reading } from '../session.ts';
 import { listHosts } from './hostBackup.ts';
 
-/** `stillpoint list [MACHINE]`. A storage that does not answer is an error, and hides no other one. */
+/**
+ * `stillpoint list [MACHINE]`. A storage that does not answer is an error, and hides no other one; a machine of which
+ * no backup can be restored is one, too.
+ */
 export const list: RunVerb = (cli, [machine], options) => {
   if (options.flag('host')) return listHosts(cli);
   return reading(cli, async ({ agent }) => {
@@ -28,9 +31,19 @@ export const list: RunVerb = (cli, [machine], options) => {
       cli.terminal.remark(
         machine === undefined ? 'there are no backups' : `there are no backups of ${machine}`,
       );
-    return unreachable.code;
+    if (unreachable.code !== 0) return unreachable.code;
+    const lost = machinesWithoutWhole(backups);
+    for (const name of lost) cli.terminal.warning(`no backup of ${name} can be restored: all are damaged`);
+    return lost.length > 0 ? 5 : 0;
   });
 };
+
+/** Names of machines all of whose backups are damaged. */
+export function machinesWithoutWhole(backups: readonly Pick<Backup, 'entry' | 'state'>[]): readonly string[] {
+  const names = new Set(backups.map(({ entry }) => entry.machine.name));
+  for (const { entry, state } of backups) if (state === 'Active') names.delete(entry.machine.name);
+  return [...names];
+}
 
 function printBackups(cli: Cli, backups: readonly Backup[]): void {
   const right = { align: 'right' } as const;

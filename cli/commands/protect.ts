@@ -1,6 +1,6 @@
 import { errorRecord } from '../../common/errors.ts';
 import { protectionReasonLengthMax } from '../../storage/protection.ts';
-import { backupJson, backupOfEntry, tellUnreachable } from '../backups.ts';
+import { backupJson, backupOfEntry, findBackup, tellUnreachable } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
@@ -18,7 +18,11 @@ export const protect: RunVerb = (cli, [reference = ''], options) => {
   return changing(cli, async ({ agent }) => {
     const { terminal } = cli;
     const unreachable = tellUnreachable(cli);
-    const backup = await backupOfEntry(agent, await agent.backups.find(reference), unreachable.tell);
+    const backup = await backupOfEntry(
+      agent,
+      await findBackup(cli, agent.backups, reference),
+      unreachable.tell,
+    );
     const codes: ExitCode[] = [];
     for (const copy of backup.entries) {
       try {

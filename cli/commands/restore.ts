@@ -3,6 +3,7 @@ import type { JobRow } from '../../agent/jobs/job.ts';
 import { restoreFactsSchema, type RestorePlan, safetyCopiesOf } from '../../agent/restore/plan.ts';
 import type { RestoreRequest } from '../../agent/restore/request.ts';
 import { formatBytes } from '../../common/units.ts';
+import { findBackup } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { exitCodeOfJob } from '../exitCodes.ts';
@@ -15,6 +16,8 @@ import { changing } from '../session.ts';
 /** `stillpoint restore BACKUP`: plan, question, work. */
 export const restore: RunVerb = (cli, [backup = ''], options) =>
   changing(cli, async ({ agent, view, interruption }) => {
+    // Before the question: what it asks about may not be the newest.
+    await findBackup(cli, agent.backups, backup);
     const plan = await agent.planRestore({ backup, ...requestOf(options) });
     const { terminal } = cli;
     if (terminal.json) terminal.object({ plan });

@@ -1,7 +1,15 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import { isFileExtra, type Manifest } from '../../storage/manifest.ts';
-import { type Backup, backupJson, backupOfEntry, howRead, storedBytes, tellUnreachable } from '../backups.ts';
+import {
+  type Backup,
+  backupJson,
+  backupOfEntry,
+  findBackup,
+  howRead,
+  storedBytes,
+  tellUnreachable,
+} from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
@@ -11,7 +19,11 @@ import { restoreByHand } from '../restoreByHand.ts';
 export const show: RunVerb = (cli, [reference = '']) =>
   reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
-    const backup = await backupOfEntry(agent, await agent.backups.find(reference), unreachable.tell);
+    const backup = await backupOfEntry(
+      agent,
+      await findBackup(cli, agent.backups, reference),
+      unreachable.tell,
+    );
     if (cli.terminal.json) cli.terminal.object(backupJson(backup));
     else printBackup(cli, backup);
     return backup.state === 'Active' ? unreachable.code : 5;

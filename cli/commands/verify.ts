@@ -3,7 +3,7 @@ import { StorageError } from '../../storage/errors.ts';
 import type { BackupEntry, VerifyReport } from '../../storage/storage.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { OnUnreachable } from '../../agent/storedBackups.ts';
-import { backupOfEntry, tellUnreachable } from '../backups.ts';
+import { backupOfEntry, findBackup, tellUnreachable } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { styled } from '../output.ts';
@@ -26,7 +26,7 @@ export const verify: RunVerb = (cli, references, options) => {
     const unreachable = tellUnreachable(cli);
     const entries = all
       ? await agent.backups.list(undefined, unreachable.tell)
-      : await copiesOf(agent, references, unreachable.tell);
+      : await copiesOf(cli, agent, references, unreachable.tell);
     if (entries.length === 0 && unreachable.code === 0) cli.terminal.remark('there are no backups');
     let damaged = 0;
     for (const entry of entries) {
@@ -44,13 +44,14 @@ export const verify: RunVerb = (cli, references, options) => {
 };
 
 async function copiesOf(
+  cli: Cli,
   agent: Agent,
   references: readonly string[],
   onUnreachable: OnUnreachable,
 ): Promise<readonly BackupEntry[]> {
   const entries = new Map<string, BackupEntry>();
   for (const reference of references) {
-    const backup = await backupOfEntry(agent, await agent.backups.find(reference), onUnreachable);
+    const backup = await backupOfEntry(agent, await findBackup(cli, agent.backups, reference), onUnreachable);
     for (const entry of backup.entries) entries.set(`${entry.storage}:${entry.directory}`, entry);
   }
   return [...entries.values()];

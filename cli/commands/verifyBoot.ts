@@ -2,6 +2,7 @@ import type { Agent } from '../../agent/agent.ts';
 import { bootFactsSchema } from '../../agent/restore/bootPlan.ts';
 import { formatDuration } from '../../common/time.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
+import { findBackup } from '../backups.ts';
 import type { Cli } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { type ExitCode, exitCodeOfJob } from '../exitCodes.ts';
@@ -24,7 +25,7 @@ export async function verifyByStarting(
   return changing(cli, async (session) => {
     let worst: ExitCode = 0;
     for (const reference of references) {
-      const entry = await session.agent.backups.find(reference);
+      const entry = await findBackup(cli, session.agent.backups, reference);
       const code = await startOne(cli, session, entry, options, deadlineMs);
       if (code !== 0) worst = code;
     }
