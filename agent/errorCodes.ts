@@ -1,6 +1,7 @@
 import type { QemuImageErrorCode } from '../common/qemuImage.ts';
 import type { ConfigErrorCode } from '../config/errors.ts';
 import type { StorageErrorCode } from '../storage/errors.ts';
+import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
 import type { NbdErrorCode } from '../nbd/errors.ts';
 import type { AgentErrorCode } from './errors.ts';
 import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
@@ -20,6 +21,7 @@ export type ServiceErrorCode =
   | MergeErrorCode
   | NbdErrorCode
   | QemuImageErrorCode
+  | RepositoryErrorCode
   | RestoreErrorCode
   | SnapshotErrorCode
   | StorageErrorCode

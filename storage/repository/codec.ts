@@ -1,0 +1,35 @@
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
+import type { Codec } from './packFormat.ts';
+
+/** What stands in a pack or an object: compressed, or as it was where that does not make it shorter. */
+export interface Encoded {
+  readonly codec: Codec;
+  readonly level: number;
+  readonly bytes: Buffer;
+}
+
+/** Fast, and half of what there is to gain. */
+export const zstdLevelDefault = 1;
+
+/** Compresses where it pays. @param level of zstd, 1 to 19; 0 does not compress */
+export function encode(content: Buffer, level: number = zstdLevelDefault): Encoded {
+  if (level > 0 && content.length > 64) {
+    const bytes = zstdCompressSync(content, { params: { [constants.ZSTD_c_compressionLevel]: level } });
+    if (bytes.length < content.length) return { codec: 'zstd', level, bytes };
+  }
+  return { codec: 'none', level: 0, bytes: content };
+}
+
+/** The content, or `null` when it has not exactly this length. Never takes more memory than that. */
+export function decode(stored: Buffer, codec: Codec, rawBytes: number): Buffer | null {
+  if (codec === 'none') return stored.length === rawBytes ? stored : null;
+  let content: Buffer;
+  try {
+    content = zstdDecompressSync(stored, { maxOutputLength: rawBytes });
+  } catch (error) {
+    // What was authenticated and yet is no zstd, or longer than it says, is damage for the caller to name.
+    if (error instanceof Error && 'code' in error) return null;
+    throw error;
+  }
+  return content.length === rawBytes ? content : null;
+}

@@ -1,0 +1,45 @@
+import { StillpointError } from '../../common/errors.ts';
+
+/** Closed set of what can go wrong with a repository. */
+export type RepositoryErrorCode =
+  | 'REPOSITORY_NOT_FOUND'
+  /** There is one already; nothing is ever overwritten. */
+  | 'REPOSITORY_EXISTS'
+  /** It asks for a version or a feature that this version does not know. */
+  | 'REPOSITORY_TOO_NEW'
+  /** Something that is stored is not what was stored. */
+  | 'REPOSITORY_DAMAGED'
+  /** Data that something refers to is in no pack. */
+  | 'CHUNK_MISSING'
+  /** No key slot opens with this secret, or the secret has not the form that its kind has. */
+  | 'KEY_WRONG'
+  | 'KEY_SLOT_NOT_FOUND'
+  /** Without this slot nobody could open the repository any more. */
+  | 'KEY_SLOT_LAST'
+  /** Somebody declared the session of this backup dead; it can never be committed. */
+  | 'BACKUP_FENCED'
+  /** A session was used in an order that it does not have. */
+  | 'SESSION_STATE_INVALID';
+
+/** An error of a repository: its objects, its keys, its sessions. */
+export class RepositoryError extends StillpointError<RepositoryErrorCode> {
+  constructor(
+    code: RepositoryErrorCode,
+    message: string,
+    options: {
+      readonly hint?: string | undefined;
+      readonly cause?: unknown;
+      readonly retryable?: boolean | undefined;
+    } = {},
+  ) {
+    super(message, { code, ...options });
+  }
+}
+
+/** The error of an object that is not what was stored. */
+export function damaged(what: string, why: string, cause?: unknown): RepositoryError {
+  return new RepositoryError('REPOSITORY_DAMAGED', `${what} is damaged: ${why}`, {
+    cause,
+    hint: 'stillpoint verify --all --data names every backup that is touched',
+  });
+}

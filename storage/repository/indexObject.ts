@@ -1,0 +1,62 @@
+import { ByteReader, ByteWriter } from './bytes.ts';
+import {
+  checkPlaces,
+  encodeEntry,
+  nameOf,
+  type PackKind,
+  type PlacedEntry,
+  packEntryBytes,
+  placeEntries,
+  readEntries,
+} from './packFormat.ts';
+import { indexPacksMax, packEntriesMax } from './limits.ts';
+
+/** What an index says of a pack: the same as the pack's own table, to be had without asking the pack. */
+export interface IndexedPack {
+  /** SHA-256 of the pack. */
+  readonly id: Buffer;
+  readonly kind: PackKind;
+  readonly sizeBytes: number;
+  readonly entries: readonly PlacedEntry[];
+}
+
+/** Content of an index object. */
+export interface IndexObject {
+  /** Ids of index objects that this one replaces. */
+  readonly supersedes: readonly Buffer[];
+  readonly packs: readonly IndexedPack[];
+}
+
+const kindNumbers = { data: 1, tree: 2 } as const satisfies Record<PackKind, number>;
+const packBytes = 32 + 8 + 1 + 4;
+
+export function encodeIndex(index: IndexObject): Buffer {
+  const writer = new ByteWriter().u32(index.supersedes.length);
+  for (const id of index.supersedes) writer.bytes(id);
+  writer.u32(index.packs.length);
+  for (const pack of index.packs) {
+    writer.bytes(pack.id).u64(pack.sizeBytes).u8(kindNumbers[pack.kind]).u32(pack.entries.length);
+    for (const entry of pack.entries) writer.bytes(encodeEntry(entry));
+  }
+  return writer.finish();
+}
+
+/** @throws RepositoryError REPOSITORY_DAMAGED */
+export function decodeIndex(bytes: Buffer, what: string): IndexObject {
+  const reader = new ByteReader(bytes, what);
+  const superseded = reader.count(indexPacksMax, 32);
+  const supersedes = Array.from({ length: superseded }, () => Buffer.from(reader.bytes(32)));
+  const count = reader.count(indexPacksMax, packBytes);
+  const packs = Array.from({ length: count }, (): IndexedPack => {
+    const id = Buffer.from(reader.bytes(32));
+    const sizeBytes = reader.u64();
+    const kind = nameOf(kindNumbers, reader.u8());
+    if (kind === null) throw reader.fail('a pack of a kind that is not known');
+    const entryCount = reader.count(packEntriesMax, packEntryBytes);
+    const entries = placeEntries(readEntries(reader, entryCount));
+    checkPlaces(entries, what, { kind, sizeBytes });
+    return { id, kind, sizeBytes, entries };
+  });
+  reader.end();
+  return { supersedes, packs };
+}

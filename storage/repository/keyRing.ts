@@ -1,0 +1,182 @@
+import {
+  createPrivateKey,
+  createPublicKey,
+  diffieHellman,
+  hash,
+  type KeyObject,
+  randomBytes,
+  sign,
+  verify,
+} from 'node:crypto';
+import { ByteReader, ByteWriter } from './bytes.ts';
+import { RepositoryError } from './errors.ts';
+import { generationsMax } from './limits.ts';
+import { deriveKey, keyBytes } from './seal.ts';
+
+/** What a generation's keys are for; a host that is given some of them can do that part and no other. */
+export type KeyPurpose = 'data' | 'tree' | 'object' | 'manifest' | 'config';
+
+/** One generation of the master key, and its number. */
+interface Generation {
+  readonly number: number;
+  readonly master: Buffer;
+}
+
+/** DER in front of the raw 32 bytes (RFC 8410). */
+const der = {
+  x25519Private: Buffer.from('302e020100300506032b656e04220420', 'hex'),
+  x25519Public: Buffer.from('302a300506032b656e032100', 'hex'),
+  ed25519Private: Buffer.from('302e020100300506032b657004220420', 'hex'),
+};
+
+/**
+ * The master keys of a repository, all generations of them. New things are written with the newest; ids of chunks
+ * are made with a key of the first, so that a rotation keeps what is stored.
+ */
+export class KeyRing {
+  readonly #generations: readonly Generation[];
+  readonly #derived = new Map<string, Buffer>();
+
+  private constructor(generations: readonly Generation[]) {
+    this.#generations = generations;
+  }
+
+  static generate(): KeyRing {
+    return new KeyRing([{ number: 1, master: randomBytes(keyBytes) }]);
+  }
+
+  /** Made of given master keys, the first generation first. */
+  static of(masters: readonly Buffer[]): KeyRing {
+    if (masters.length === 0 || masters.some((master) => master.length !== keyBytes))
+      throw new RangeError('a key ring holds keys of 32 bytes');
+    return new KeyRing(masters.map((master, index) => ({ number: index + 1, master })));
+  }
+
+  /** The same with one more generation, which is used from then on. */
+  rotated(): KeyRing {
+    return new KeyRing([
+      ...this.#generations,
+      { number: this.newestGeneration + 1, master: randomBytes(keyBytes) },
+    ]);
+  }
+
+  get newestGeneration(): number {
+    return this.#generations.length;
+  }
+
+  /** Throws REPOSITORY_TOO_NEW for a generation that was made since the ring was read. */
+  key(generation: number, purpose: KeyPurpose): Buffer {
+    return this.#derive(generation, purpose);
+  }
+
+  /** The key of all ids of chunks, for ever. */
+  get dedupKey(): Buffer {
+    return this.#derive(1, 'dedup');
+  }
+
+  /** Identifies the key that signs in this generation: 8 bytes. */
+  signerId(generation: number): Buffer {
+    const raw = rawPublicKey(createPublicKey(this.#signKey(generation)));
+    return hash('sha256', raw, 'buffer').subarray(0, 8);
+  }
+
+  /** Ed25519. */
+  sign(generation: number, text: Uint8Array): Buffer {
+    return sign(null, text, this.#signKey(generation));
+  }
+
+  verify(generation: number, text: Uint8Array, signature: Uint8Array): boolean {
+    return verify(null, text, createPublicKey(this.#signKey(generation)), signature);
+  }
+
+  /** Public key to which a host without the repository's keys seals its packs. */
+  sealingPublicKey(generation: number): Buffer {
+    return rawPublicKey(createPublicKey(this.#sealKey(generation)));
+  }
+
+  /** X25519 of our private sealing key with a public key that stands in a pack; `null` if that is no such key. */
+  sharedSecret(generation: number, publicKey: Uint8Array): Buffer | null {
+    const key = this.#sealKey(generation);
+    try {
+      return x25519(key, publicKey);
+    } catch (error) {
+      // OpenSSL refuses a public key of small order, for which anybody knows the secret.
+      if (error instanceof Error && 'code' in error) return null;
+      throw error;
+    }
+  }
+
+  /** As it stands, sealed, in a key slot. */
+  encode(): Buffer {
+    const writer = new ByteWriter().u32(this.#generations.length);
+    for (const { number, master } of this.#generations) writer.u32(number).bytes(master);
+    return writer.finish();
+  }
+
+  static decode(bytes: Buffer): KeyRing {
+    const reader = new ByteReader(bytes, 'the key ring');
+    const count = reader.count(generationsMax, 4 + keyBytes);
+    const masters = Array.from({ length: count }, (_, index) => {
+      if (reader.u32() !== index + 1) throw reader.fail('its generations are not in order');
+      return Buffer.from(reader.bytes(keyBytes));
+    });
+    reader.end();
+    if (masters.length === 0) throw reader.fail('it is empty');
+    return KeyRing.of(masters);
+  }
+
+  #derive(generation: number, label: string): Buffer {
+    const name = `${generation}/${label}`;
+    const known = this.#derived.get(name);
+    if (known !== undefined) return known;
+    const master = this.#generations[generation - 1]?.master;
+    if (master === undefined) {
+      throw new RepositoryError(
+        'REPOSITORY_TOO_NEW',
+        `generation ${generation} of the key is not known; the newest known one is ${this.newestGeneration}`,
+        { hint: 'the key was rotated: open the repository again', retryable: true },
+      );
+    }
+    const key = deriveKey(master, label);
+    this.#derived.set(name, key);
+    return key;
+  }
+
+  #signKey(generation: number): KeyObject {
+    return privateKey(der.ed25519Private, this.#derive(generation, 'sign'));
+  }
+
+  #sealKey(generation: number): KeyObject {
+    return privateKey(der.x25519Private, this.#derive(generation, 'seal'));
+  }
+}
+
+/** A key pair for one pack; its public key stands in the header. */
+export function ephemeralKey(secret: Uint8Array = randomBytes(keyBytes)): {
+  readonly publicKey: Buffer;
+  sharedSecret(recipient: Uint8Array): Buffer;
+} {
+  const key = privateKey(der.x25519Private, secret);
+  return {
+    publicKey: rawPublicKey(createPublicKey(key)),
+    sharedSecret: (recipient) => x25519(key, recipient),
+  };
+}
+
+function x25519(key: KeyObject, publicKey: Uint8Array): Buffer {
+  const other = createPublicKey({
+    key: Buffer.concat([der.x25519Public, publicKey]),
+    format: 'der',
+    type: 'spki',
+  });
+  return diffieHellman({ privateKey: key, publicKey: other });
+}
+
+function privateKey(prefix: Buffer, raw: Uint8Array): KeyObject {
+  return createPrivateKey({ key: Buffer.concat([prefix, raw]), format: 'der', type: 'pkcs8' });
+}
+
+/** The last 32 bytes of the DER form. */
+function rawPublicKey(key: KeyObject): Buffer {
+  return key.export({ format: 'der', type: 'spki' }).subarray(-32);
+}

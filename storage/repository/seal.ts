@@ -1,0 +1,77 @@
+import { createCipheriv, createDecipheriv, createHmac, hkdfSync, timingSafeEqual } from 'node:crypto';
+import { ByteWriter } from './bytes.ts';
+
+/*
+ * Invariant 11: a nonce never repeats, whatever crashed, was retried, forked or rolled back.
+ *
+ * There is no nonce to repeat: every key encrypts one text. `seal` makes the key out of the text itself, so that
+ * the same key means the same text; blobs of packs (packFormat.ts) have a key out of the pack's salt and of what
+ * the blob holds. A random generator that repeats itself, as in a virtual machine that is resumed twice from one
+ * snapshot, therefore shows at the most that two texts are equal.
+ */
+
+export const keyBytes = 32;
+export const tagBytes = 16;
+/** What sealing adds to a text. */
+export const sealBytes = 32 + tagBytes;
+
+const zeroNonce = Buffer.alloc(12);
+
+/** A key for one purpose, made out of another key: HKDF-SHA256 with info "stillpoint/1/LABEL" and no salt. */
+export function deriveKey(key: Uint8Array, label: string): Buffer {
+  return hkdf(key, Buffer.alloc(0), Buffer.from(`stillpoint/1/${label}`, 'latin1'));
+}
+
+/** HKDF-SHA256 (RFC 5869) with 32 bytes of output. */
+export function hkdf(key: Uint8Array, salt: Uint8Array, info: Uint8Array): Buffer {
+  return Buffer.from(hkdfSync('sha256', key, salt, info, keyBytes));
+}
+
+export function hmac(key: Uint8Array, ...parts: readonly Uint8Array[]): Buffer {
+  const state = createHmac('sha256', key);
+  for (const part of parts) state.update(part);
+  return state.digest();
+}
+
+/** AES-256-GCM with a key that encrypts nothing else: ciphertext, then the tag. */
+export function encryptOnce(key: Uint8Array, text: Uint8Array, bound?: Uint8Array): Buffer {
+  const cipher = createCipheriv('aes-256-gcm', key, zeroNonce);
+  if (bound !== undefined) cipher.setAAD(bound);
+  const body = cipher.update(text);
+  return Buffer.concat([body, cipher.final(), cipher.getAuthTag()]);
+}
+
+/** The text, or `null` when key, bound data or ciphertext are not the ones it was encrypted with. */
+export function decryptOnce(key: Uint8Array, stored: Uint8Array, bound?: Uint8Array): Buffer | null {
+  if (stored.length < tagBytes) return null;
+  const split = stored.length - tagBytes;
+  const decipher = createDecipheriv('aes-256-gcm', key, zeroNonce, { authTagLength: tagBytes });
+  if (bound !== undefined) decipher.setAAD(bound);
+  decipher.setAuthTag(stored.subarray(split));
+  const text = decipher.update(stored.subarray(0, split));
+  try {
+    decipher.final();
+  } catch {
+    // The only thing that `final` of GCM throws for is the tag.
+    return null;
+  }
+  return text;
+}
+
+/** Encrypts a text, and authenticates it with the data that it is bound to (docs/FORMAT.md, "Sealing"). */
+export function seal(key: Uint8Array, bound: Uint8Array, text: Uint8Array): Buffer {
+  const digest = sealDigest(key, bound, text);
+  return Buffer.concat([digest, encryptOnce(hmac(deriveKey(key, 'seal/key'), digest), text, bound)]);
+}
+
+/** The text, or `null` when it was not sealed with this key and bound to this data. */
+export function unseal(key: Uint8Array, bound: Uint8Array, sealed: Uint8Array): Buffer | null {
+  if (sealed.length < sealBytes) return null;
+  const digest = sealed.subarray(0, 32);
+  const text = decryptOnce(hmac(deriveKey(key, 'seal/key'), digest), sealed.subarray(32), bound);
+  return text !== null && timingSafeEqual(digest, sealDigest(key, bound, text)) ? text : null;
+}
+
+function sealDigest(key: Uint8Array, bound: Uint8Array, text: Uint8Array): Buffer {
+  return hmac(deriveKey(key, 'seal/digest'), new ByteWriter().u64(bound.length).finish(), bound, text);
+}
