@@ -11,6 +11,7 @@ import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
 import { liveJob } from './backup/liveJob.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { readJob } from './backup/readJob.ts';
+import { planReading } from './backup/readPlanning.ts';
 import { type BackupRequest, decideBackup, type DecidedBackup } from './backupRequests.ts';
 import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
@@ -41,7 +42,6 @@ import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import type { LivePlan } from './snapshot/livePlan.ts';
 import { planLive } from './snapshot/planLive.ts';
-import { planRead } from './snapshot/planRead.ts';
 import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
 import type { ReadPlan } from './snapshot/readPlan.ts';
@@ -130,7 +130,7 @@ export class Agent {
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
     const wishes = { backupId: about.jobId, ...settings };
-    const seen = await planRead(hypervisor, { ...about, ...settings });
+    const seen = await planReading(hypervisor, about.jobId, machine, settings);
     const plan = await planLineages(hypervisor, seen, storages, wishes);
     const warnings = await requireStoragesForRead(storages, plan);
     return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };

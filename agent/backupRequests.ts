@@ -5,6 +5,7 @@ import type { BackupSettings } from './backup/facts.ts';
 import type { LiveSettings } from './backup/liveFacts.ts';
 import type { ReadSettings } from './backup/readFacts.ts';
 import { AgentError } from './errors.ts';
+import { findTemplate, type TemplateRequest } from './templates.ts';
 import { decideAuto, type DecidedMode, type Mode } from './backupMode.ts';
 import type { Hypervisor, MachineStatus } from './hypervisor/hypervisor.ts';
 import { planLive } from './snapshot/planLive.ts';
@@ -16,8 +17,10 @@ import type { Storage } from '../storage/storage.ts';
 const retainDeadlineMs = 7 * 24 * 3600 * 1000;
 
 export interface BackupRequest {
-  /** Name or UUID. */
+  /** Name or UUID; of a template its name. */
   readonly machine: string;
+  /** What is backed up is no machine, but this image, which none runs. */
+  readonly template?: TemplateRequest | undefined;
   /** That of the policy unless told. */
   readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline' | undefined;
   /** Why this mode, where it is not because somebody asked for it. */
@@ -52,8 +55,10 @@ export interface RequestParts {
  */
 export async function decideBackup(request: BackupRequest, parts: RequestParts): Promise<DecidedBackup> {
   const { hypervisor, config, configPath } = parts;
-  const found = await hypervisor.findMachine(request.machine);
-  const { uuid, name } = found;
+  const { machine: wanted, template: asked } = request;
+  const template = asked === undefined ? undefined : await findTemplate(hypervisor, wanted, asked);
+  const found = template === undefined ? await hypervisor.findMachine(wanted) : undefined;
+  const name = template?.machine.name ?? found?.name ?? wanted;
   const decision = policyFor(config, name, configPath);
   if (decision.kind === 'excluded') {
     throw new AgentError('MACHINE_EXCLUDED', `${name} is excluded by the rule "${decision.match}"`, {
@@ -64,11 +69,20 @@ export async function decideBackup(request: BackupRequest, parts: RequestParts):
   const storages = [...new Set(request.storages ?? policy.storages)];
   for (const storage of storages) parts.storage(storage);
   const how = settingsFor(request, policy, config, storages);
+  if (template !== undefined) {
+    const { machine, image } = template;
+    return { machine, settings: how('offline', 'a template: no machine runs it', { image }) };
+  }
+  if (found === undefined) throw new Error(`neither a machine nor a template: ${wanted}`);
   const { mode, modeReason } = await decideMode(request, policy, found, parts, how);
-  return { machine: { uuid, name }, settings: how(mode, modeReason) };
+  return { machine: { uuid: found.uuid, name }, settings: how(mode, modeReason) };
 }
 
-type SettingsOf = (mode: Mode, modeReason: string) => DecidedBackup['settings'];
+type SettingsOf = (
+  mode: Mode,
+  modeReason: string,
+  template?: ReadSettings['template'],
+) => DecidedBackup['settings'];
 
 /** How a backup of a policy is made in each mode. */
 function settingsFor(
@@ -92,7 +106,7 @@ function settingsFor(
   };
   const runDirectory = dirname(config.agent.socket);
   const { live } = policy;
-  return (mode, modeReason) => {
+  return (mode, modeReason, template) => {
     const settings = { ...common, modeReason };
     if (mode === 'save') return { ...settings, mode };
     if (mode === 'live') {
@@ -106,7 +120,8 @@ function settingsFor(
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
     const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
-    return { ...settings, mode, runDirectory, freeze, incremental: policy.incremental, rereadReason };
+    const { incremental } = policy;
+    return { ...settings, mode, template, runDirectory, freeze, incremental, rereadReason };
   };
 }
 

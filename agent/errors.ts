@@ -2,7 +2,12 @@ import { StillpointError } from '../common/errors.ts';
 
 export type AgentErrorCode =
   /** A command or a job names a storage that the configuration does not have. */
-  'STORAGE_NOT_CONFIGURED' | 'MACHINE_EXCLUDED';
+  | 'STORAGE_NOT_CONFIGURED'
+  | 'MACHINE_EXCLUDED'
+  /** A template cannot have the name of a machine: their backups would not be told apart. */
+  | 'TEMPLATE_NAME_TAKEN'
+  /** A storage pool that is not there, or whose volumes are not files. */
+  | 'POOL_UNUSABLE';
 
 /** An error of a request to the agent. */
 export class AgentError extends StillpointError<AgentErrorCode> {

@@ -2,6 +2,7 @@ import { dirname } from 'node:path';
 import { policyFor } from '../config/policy.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { StorageError } from '../storage/errors.ts';
+import { isTemplate } from '../storage/template.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import type { Hypervisor, MachineSummary } from './hypervisor/hypervisor.ts';
 import { hostTimeZone } from './retain/periods.ts';
@@ -223,7 +224,11 @@ export class Pruner {
     let skipped: string | null = null;
     if (!isNamed && decision.kind === 'excluded')
       skipped = `the machine is excluded by the rule "${decision.match}": not pruned unless it is named`;
-    if (!isNamed && present === undefined)
+    const isOurTemplate =
+      newest?.manifest != null &&
+      isTemplate(newest.manifest) &&
+      config.templates.some((template) => template.name === name);
+    if (!isNamed && present === undefined && !isOurTemplate)
       skipped = 'the machine is not on this host: not pruned unless it is named';
     const about = {
       storage: group.storage,

@@ -9,22 +9,21 @@ import { styled } from './output.ts';
 
 type Planned = Awaited<ReturnType<Agent['planBackup']>>;
 
-/** Says what a backup of these machines would do; nothing is done. */
+/** Says what these backups would do; nothing is done. */
 export async function printDryRun(
   cli: Cli,
   agent: Agent,
-  machines: readonly string[],
-  wishes: Omit<BackupRequest, 'machine'>,
+  requests: readonly BackupRequest[],
 ): Promise<ExitCode> {
   const codes: ExitCode[] = [];
-  for (const machine of machines) {
+  for (const request of requests) {
     try {
-      const planned = await agent.planBackup({ machine, ...wishes });
+      const planned = await agent.planBackup(request);
       if (cli.terminal.json) cli.terminal.object(plannedJson(planned));
       else printPlan(cli, planned);
       codes.push(0);
     } catch (error) {
-      cli.terminal.error(error, machine);
+      cli.terminal.error(error, request.machine);
       codes.push(exitCodeOf(errorRecord(error).code));
     }
   }

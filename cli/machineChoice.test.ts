@@ -23,6 +23,10 @@ const machines = Object.entries(states).map(([name, state]) => ({
 const config = configSchema.parse({
   storages: { local: { kind: 'directory', path: '/backups' } },
   machines: [{ match: 'scratch-*', exclude: true }],
+  templates: [
+    { name: 'debian', image: '/images/debian.qcow2' },
+    { name: 'scratch-t', image: 'pool/scratch' },
+  ],
 });
 const choose = (choice: Partial<Choice>): readonly string[] =>
   chooseMachines(
@@ -39,7 +43,12 @@ void t.test('names, patterns and --all choose each machine once', async (t) => {
     'a pattern means machines that are off too',
   );
   t.same(choose({ typed: ['web-2', 'web-?'] }), ['web-2', 'web-1']);
-  t.same(choose({ all: true }), ['db', 'odd*name', 'web-1', 'web-2'], '--all means what runs');
+  t.same(
+    choose({ all: true }),
+    ['db', 'debian', 'odd*name', 'web-1', 'web-2'],
+    '--all means what runs, and templates',
+  );
+  t.same(choose({ typed: ['d*'] }), ['db', 'debian']);
   t.same(choose({ typed: ['odd*name'] }), ['odd*name'], 'a name is no pattern');
   t.same(
     choose({ typed: ['scratch-1'] }),
@@ -50,7 +59,7 @@ void t.test('names, patterns and --all choose each machine once', async (t) => {
 });
 
 void t.test('--exclude leaves out, however a machine was chosen', async (t) => {
-  t.same(choose({ all: true, exclude: ['web-*', 'odd*'] }), ['db']);
+  t.same(choose({ all: true, exclude: ['web-*', 'odd*', 'deb*'] }), ['db']);
   t.same(choose({ typed: ['db', 'web-1'], exclude: ['db'] }), ['web-1']);
 });
 

@@ -1,4 +1,4 @@
-import type { MachineSummary } from '../agent/hypervisor/hypervisor.ts';
+import type { MachineStatus, MachineSummary } from '../agent/hypervisor/hypervisor.ts';
 import { matchesName, policyFor } from '../config/policy.ts';
 import type { Config } from '../config/schema.ts';
 import { CliError } from './errors.ts';
@@ -6,14 +6,14 @@ import { CliError } from './errors.ts';
 export interface Choice {
   /** Names, UUIDs, and patterns in which `*` and `?` stand for any characters. */
   readonly typed: readonly string[];
-  /** Every machine that runs, instead of typed ones. */
+  /** Every machine that runs and every template, instead of typed ones. */
   readonly all: boolean;
   /** Names and patterns of machines that are left out, however they were chosen. */
   readonly exclude: readonly string[];
 }
 
 /**
- * The machines that a command is about, each once: what was typed in its order, a pattern's and `--all`'s by name.
+ * The machines and templates that a command is about, each once: what was typed in its order, a pattern's and `--all`'s by name.
  * What is named by itself is taken as it is, whatever the configuration says; patterns and `--all` leave out what it
  * excludes.
  * @throws CliError USAGE when a pattern or everything together means no machine; ConfigError NO_STORAGE
@@ -30,10 +30,11 @@ export function chooseMachines(
       'stillpoint backup MACHINE, or stillpoint backup --all',
     );
   }
-  const wanted = machines
+  const known = [...machines, ...config.templates];
+  const wanted = known
     .filter(({ name }) => policyFor(config, name, configPath).kind === 'policy')
     .toSorted((a, b) => (a.name < b.name ? -1 : 1));
-  const isExact = (word: string): boolean => !/[*?]/.test(word) || machines.some(({ name }) => name === word);
+  const isExact = (word: string): boolean => !/[*?]/.test(word) || known.some(({ name }) => name === word);
   const meant = (word: string): readonly string[] => {
     if (isExact(word)) return [word];
     const found = wanted.filter(({ name }) => matchesName(word, name)).map(({ name }) => name);
@@ -41,9 +42,7 @@ export function chooseMachines(
     throw new CliError('USAGE', `no machine that is to be backed up fits "${word}"`, 'stillpoint machines');
   };
   const chosen = all
-    ? wanted
-        .filter(({ status }) => status.state !== 'shut-off' && status.state !== 'crashed')
-        .map(({ name }) => name)
+    ? wanted.filter((one) => !('status' in one) || isActive(one.status)).map(({ name }) => name)
     : typed.flatMap(meant);
   const names = [...new Set(chosen)].filter((name) => !exclude.some((pattern) => matchesName(pattern, name)));
   if (names.length > 0) return names;
@@ -54,4 +53,8 @@ export function chooseMachines(
       : 'every machine that was named is excluded',
     'stillpoint machines',
   );
+}
+
+function isActive({ state }: MachineStatus): boolean {
+  return state !== 'shut-off' && state !== 'crashed';
 }

@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { isFileExtra, type Manifest, type ManifestExtra } from '../storage/manifest.ts';
+import { isTemplate } from '../storage/template.ts';
 
 /**
  * What to type on a bad day, without Stillpoint: `cp`, `qemu-img` and `virsh` alone. Every path is quoted for the
@@ -8,6 +9,7 @@ import { isFileExtra, type Manifest, type ManifestExtra } from '../storage/manif
 export function restoreByHand(directory: string, manifest: Manifest): readonly string[] {
   const from = (file: string): string => quote(join(directory, file));
   const name = quote(manifest.machine.name);
+  if (isTemplate(manifest)) return templateByHand(from, manifest);
   const lines = ['# the machine must be off, and its present images kept aside', `virsh destroy ${name}`];
   for (const volume of manifest.volumes) {
     const source = quote(volume.source);
@@ -50,6 +52,17 @@ function extraByHand(extra: ManifestExtra, from: string): readonly string[] {
   if (extra.kind === 'network') return [`virsh net-info ${name} || virsh net-define ${from}`];
   if (extra.kind === 'pool') return [`virsh pool-info ${name} || virsh pool-define ${from}`];
   return [];
+}
+
+/** Of a template there is the image, which is qcow2 in the storage whatever it was. */
+function templateByHand(from: (file: string) => string, manifest: Manifest): readonly string[] {
+  return [
+    '# a template: no machine runs it, and images that stand on it need exactly its content',
+    ...manifest.volumes.flatMap((volume) => [
+      `cp --sparse=always ${from(volume.file)} ${quote(volume.source)}`,
+      `# where ${from(manifest.definition.file)} says type='raw': qemu-img convert -f qcow2 -O raw, instead of cp`,
+    ]),
+  ];
 }
 
 /** A word for the shell. Control characters in it are shown harmless by whoever prints it. */

@@ -54,7 +54,15 @@ export const verbs: readonly Verb[] = [
     summary: 'backs up machines: CPU, memory and all disks at one instant',
     changes: true,
     options: [
-      { flags: '-a, --all', description: 'all running machines that the configuration does not exclude' },
+      {
+        flags: '-a, --all',
+        description: 'all running machines that the configuration does not exclude, and its templates',
+      },
+      {
+        flags: '-i, --image <image>',
+        description: 'an image that no machine runs (a template): a path, or POOL/VOLUME of a storage pool',
+      },
+      { flags: '--name <name>', description: 'with --image: its name; that of the file unless told' },
       {
         flags: '-x, --exclude <machine>',
         description: 'leaves out machines of this name or pattern; may be repeated',
@@ -92,6 +100,7 @@ export const verbs: readonly Verb[] = [
       "backup 'web-*' --exclude web-test --mode disk",
       'backup --all --dry-run',
       'backup web-1 --json',
+      'backup --image /srv/images/debian-12.qcow2 --name debian',
       'backup --host',
     ],
     load: async () => (await import('./commands/backup.ts')).backup,

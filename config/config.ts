@@ -160,6 +160,10 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
   for (const [index, { policy }] of config.machines.entries()) {
     if (policy !== undefined) check(policies, policy, 'policy', ['machines', index, 'policy']);
   }
+  for (const [index, { name }] of config.templates.entries()) {
+    if (config.templates.findIndex((other) => other.name === name) === index) continue;
+    problems.push(sources.problemAt(['templates', index, 'name'], `another template is called ${name}`));
+  }
   return problems;
 }
 

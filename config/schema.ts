@@ -186,6 +186,14 @@ const machineRule = z
     'expected either policy or exclude: true',
   );
 
+const template = z.strictObject({
+  name: z.string().min(1).max(200).describe('Its name in lists; not that of a machine.'),
+  image: z
+    .string()
+    .regex(/^(?:\/[^\0]+|[^/\0]+\/[^/\0]+)$/, 'expected an absolute path, or POOL/VOLUME')
+    .describe('An image that no machine runs: an absolute path, or POOL/VOLUME of a storage pool.'),
+});
+
 /** The whole configuration. Every key has a default. */
 export const configSchema = z.strictObject({
   agent: agent.prefault({}),
@@ -195,6 +203,10 @@ export const configSchema = z.strictObject({
     .array(machineRule)
     .default([])
     .describe('The first rule that matches decides; otherwise policy `default`.'),
+  templates: z
+    .array(template)
+    .default([])
+    .describe('Images that no machine runs; `backup --all` stores them too, by the policy of their names.'),
 });
 
 export type Config = z.output<typeof configSchema>;

@@ -5,6 +5,8 @@ import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './f
 /** How a `disk` or `offline` backup is to be made. */
 export const readSettingsSchema = backupSettingsSchema.extend({
   mode: z.enum(['disk', 'offline']),
+  /** Its image, when no machine is backed up but a template; the facts' `machine` stands for it. */
+  template: z.object({ image: z.string() }).optional(),
   /** Where the socket of QEMU's exports is made. */
   runDirectory: z.string(),
   /** Whether the guest's agent freezes the file systems at T1, and how long it may take for that. */

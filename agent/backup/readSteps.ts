@@ -17,7 +17,7 @@ import { gatherExtras } from '../snapshot/extras.ts';
 import { ImageExport } from '../snapshot/imageExport.ts';
 import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
-import { planRead } from '../snapshot/planRead.ts';
+import { templateDefinition } from '../snapshot/planTemplate.ts';
 import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBackup.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
@@ -29,6 +29,7 @@ import { dropUnneeded } from './checkpoints.ts';
 import { commitManifests } from './commitManifests.ts';
 import { beginFrozen } from './freezing.ts';
 import type { ReadFacts } from './readFacts.ts';
+import { planReading } from './readPlanning.ts';
 
 /** QEMU answers a read slower than this only when its storage hangs. */
 const answerMs = 120_000;
@@ -66,9 +67,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
 
   const preflight = async (context: Context): Promise<void> => {
     const { settings, machine } = context.facts;
-    const { mode, modeReason, retainDirectory, runDirectory } = settings;
-    const request = { jobId: context.jobId, machineUuid: machine.uuid, mode, modeReason };
-    const seen = await planRead(hypervisor, { ...request, retainDirectory, runDirectory });
+    const seen = await planReading(hypervisor, context.jobId, machine, settings);
     const plan = await dependencies.planLineages(context.facts, seen);
     const warnings = [...plan.warnings, ...(await dependencies.checkStorages(context.facts, plan))];
     for (const warning of warnings) context.warn(warning);
@@ -82,10 +81,14 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       await makeDirectoryDurable(directory, workDirectoryMode);
       await chmod(directory, workDirectoryMode);
     }
-    const { status, autostart } = await hypervisor.machine(uuid);
-    context.commit({ before: { running: status.state !== 'paused', autostart } });
-    await writeFileDurable(definitionFileOf(plan), await publicDefinition(hypervisor, uuid), { mode: 0o600 });
-    await gatherExtras(hypervisor, plan);
+    if (plan.template !== true) {
+      const { status, autostart } = await hypervisor.machine(uuid);
+      context.commit({ before: { running: status.state !== 'paused', autostart } });
+    }
+    const definition =
+      plan.template === true ? templateDefinition(plan) : await publicDefinition(hypervisor, uuid);
+    await writeFileDurable(definitionFileOf(plan), definition, { mode: 0o600 });
+    if (plan.template !== true) await gatherExtras(hypervisor, plan);
     const { at, freeze } =
       plan.mode === 'disk'
         ? await beginFrozen(hypervisor, context, () => beginServing(hypervisor, context, plan))

@@ -15,6 +15,8 @@ import type { RestoredVolume, RestorePlan } from './plan.ts';
 export interface Naming {
   readonly kind: RestorePlan['kind'];
   readonly scope: RestorePlan['scope'];
+  /** No machine was backed up. */
+  readonly template: boolean;
   readonly name: string;
   readonly jobId: string;
   /** Directory for all images. */
@@ -64,10 +66,10 @@ export async function planVolume(
 /** Where a machine opens the volume as raw, the qcow2 artifact is written anew as that. */
 function isOpenedAsRaw(
   volume: Manifest['volumes'][number],
-  { kind, scope }: Naming,
+  { kind, scope, template }: Naming,
   definition: DomainXml,
 ): boolean {
-  if (kind === 'files') return false;
+  if (kind === 'files' && !template) return false;
   const opened = definition.volumes.find(({ target }) => target === volume.target)?.format ?? volume.format;
   if (scope === 'volumes' && opened !== volume.format && opened !== 'raw') {
     throw new RestoreError(
@@ -81,12 +83,13 @@ function isOpenedAsRaw(
 
 function imageOf(
   { target, source }: Manifest['volumes'][number],
-  { kind, scope, name, to, map }: Naming,
+  { kind, scope, template, name, to, map }: Naming,
   definition: DomainXml,
   format: string,
 ): string {
   const mapped = map[target];
   if (mapped !== undefined) return mapped;
+  if (template) return to === undefined ? source : join(to, basename(source));
   if (scope === 'volumes' && kind === 'in-place') return presentImage(target, name, definition);
   if (kind === 'in-place') return to === undefined ? source : join(to, basename(source));
   return join(to ?? dirname(source), `${name}-${target}.${format}`);

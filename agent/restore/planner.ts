@@ -5,6 +5,7 @@ import { freeBytes, sameFileSystem } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Manifest } from '../../storage/manifest.ts';
+import { isTemplate } from '../../storage/template.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { foreignCheckpointNames } from '../hypervisor/ourCheckpoints.ts';
@@ -45,7 +46,9 @@ export async function planRestore(
   const machines = await hypervisor.machines();
   const present = machines.find((machine) => machine.uuid === manifest.machine.uuid);
   const kind = kindOf(request, present, manifest);
-  const scope = request.volumes === undefined ? 'machine' : 'volumes';
+  const template = isTemplate(manifest);
+  // Of a template there is nothing but its image.
+  const scope = request.volumes === undefined && !template ? 'machine' : 'volumes';
   const chosen = volumesOf(request, manifest);
   const start = startOf(request, kind, manifest, present);
   const stored = await readDefinition(entry, manifest);
@@ -64,7 +67,7 @@ export async function planRestore(
   const instant = request.instant ?? false;
   if (instant) await requireInstant(entry, manifest, { kind, scope, start });
   const sockets = instant ? join(runDirectory, jobId) : null;
-  const naming: Naming = { kind, scope, name, jobId, to, map, safetyCopy, sockets };
+  const naming: Naming = { kind, scope, template, name, jobId, to, map, safetyCopy, sockets };
   const volumes = await Promise.all(chosen.map((volume) => planVolume(entry, volume, naming, definition)));
   refuseOnePlaceTwice(volumes);
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);

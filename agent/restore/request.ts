@@ -1,4 +1,5 @@
 import type { Manifest } from '../../storage/manifest.ts';
+import { isTemplate } from '../../storage/template.ts';
 import type { MachineSummary } from '../hypervisor/hypervisor.ts';
 import { RestoreError } from './errors.ts';
 import type { RestorePlan } from './plan.ts';
@@ -28,6 +29,7 @@ export function kindOf(
   manifest: Manifest,
 ): RestorePlan['kind'] {
   const { as, inPlace, to } = request;
+  if (isTemplate(manifest)) return kindOfTemplate(request, manifest);
   const isElsewhere = to !== undefined || Object.keys(request.map ?? {}).length > 0;
   if (as !== undefined && inPlace)
     throw unclear('a restore is either in place or a new machine', 'give --in-place or --as NAME');
@@ -59,6 +61,15 @@ export function kindOf(
   throw unclear(
     `${manifest.machine.name} ${present === undefined ? 'is not there' : 'exists: should it be replaced?'}`,
     `--in-place puts ${manifest.machine.name} back to ${manifest.pointInTime}; --as NAME makes a second machine; --to DIR restores only the files`,
+  );
+}
+
+/** No machine comes of a template: its image goes back to where it was, or to where it is asked for. */
+function kindOfTemplate({ as, instant }: RestoreRequest, { machine }: Manifest): 'files' {
+  if (as === undefined && instant !== true) return 'files';
+  throw unclear(
+    `${machine.name} is a template, of which no machine can be made`,
+    'give --to DIR for the image; without it, the image goes back to where it was',
   );
 }
 

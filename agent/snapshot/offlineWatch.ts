@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { stat } from 'node:fs/promises';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
+import { requireAtRest } from './planTemplate.ts';
 import type { ReadPlan } from './readPlan.ts';
 
 /**
@@ -70,6 +71,11 @@ export class OfflineWatch implements AsyncDisposable {
   }
 
   async #requireOff(): Promise<void> {
+    if (this.#plan.template === true) {
+      for (const { file } of this.#plan.volumes)
+        await requireAtRest(this.#hypervisor, this.#plan.machine, file);
+      return;
+    }
     const { status } = await this.#hypervisor.machine(this.#plan.machine.uuid);
     if (status.state !== 'shut-off' && status.state !== 'crashed') throw this.#interfered('was started');
   }

@@ -44,6 +44,8 @@ export const readPlanSchema = z.object({
   mode: z.enum(['disk', 'offline']),
   modeReason: z.string(),
   consistency: z.enum(['crash', 'offline']),
+  /** No machine: an image that nobody runs. */
+  template: z.boolean().optional(),
   /** Marks T1 for the next increments; `null` when none is made. */
   checkpoint: z.string().nullable(),
   /** Where QEMU makes the socket of its exports: a directory of its user; `null` in mode `offline`. */

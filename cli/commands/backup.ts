@@ -1,6 +1,8 @@
+import { resolve } from 'node:path';
 import type { Agent } from '../../agent/agent.ts';
 import type { BackupRequest } from '../../agent/backupRequests.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
+import { templateNameOf } from '../../agent/templates.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
 import { policyFor } from '../../config/policy.ts';
@@ -40,18 +42,11 @@ export const backup: RunVerb = (cli, names, options) => {
       throw new CliError('USAGE', '--host backs up no machines', 'stillpoint backup --host');
     return backupHost(cli, wishes.storages);
   }
-  const choice = {
-    typed: names,
-    all: options.flag('all'),
-    exclude: options.texts('exclude') ?? [],
-  };
-  const choose = async ({ parts }: Agent): Promise<readonly string[]> =>
-    chooseMachines(await parts.hypervisor.machines(), parts, choice);
+  const choose = chooserOf(names, options, wishes);
   if (options.flag('dryRun'))
-    return reading(cli, async ({ agent }) => printDryRun(cli, agent, await choose(agent), wishes));
+    return reading(cli, async ({ agent }) => printDryRun(cli, agent, await choose(agent)));
   return changing(cli, async (session) => {
-    const machines = await choose(session.agent);
-    const outcomes = await runAll(cli, session, machines, wishes);
+    const outcomes = await runAll(cli, session, await choose(session.agent));
     session.view.end();
     if (outcomes.length > 1 && !cli.terminal.json) printTable(cli, outcomes);
     return combinedExitCode(outcomes.map(({ code }) => code));
@@ -67,27 +62,57 @@ function wishesOf(options: Options): Wishes {
   };
 }
 
+type Choose = (agent: Agent) => Promise<readonly BackupRequest[]>;
+
+/** Finds out what is to be backed up. @throws CliError USAGE */
+function chooserOf(names: readonly string[], options: Options, wishes: Wishes): Choose {
+  const image = options.text('image');
+  const name = options.text('name');
+  const isOffline = wishes.mode === undefined || wishes.mode === 'auto' || wishes.mode === 'offline';
+  if (image !== undefined) {
+    if (names.length > 0 || options.flag('all') || !isOffline)
+      throw new CliError(
+        'USAGE',
+        '--image is one image that no machine runs, in mode offline',
+        'stillpoint backup --image PATH [--name NAME]',
+      );
+    // A path may be relative to where this is typed; a volume of a pool must be one already.
+    const isPath = image.startsWith('/') || image.startsWith('.');
+    const template = { image: isPath ? resolve(image) : image };
+    return () => Promise.resolve([{ machine: name ?? templateNameOf(image), template, ...wishes }]);
+  }
+  if (name !== undefined)
+    throw new CliError('USAGE', '--name names an image', 'stillpoint backup --image PATH --name NAME');
+  const choice = { typed: names, all: options.flag('all'), exclude: options.texts('exclude') ?? [] };
+  return async ({ parts }) => {
+    const chosen = chooseMachines(await parts.hypervisor.machines(), parts, choice);
+    return chosen.map((machine) => {
+      const template = parts.config.templates.find((one) => one.name === machine);
+      return { machine, template, ...wishes };
+    });
+  };
+}
+
 /** Several machines at a time, as the configuration allows; the order of the outcomes is that of the names. */
 async function runAll(
   cli: Cli,
   session: ChangeSession,
-  machines: readonly string[],
-  wishes: Wishes,
+  requests: readonly BackupRequest[],
 ): Promise<readonly Outcome[]> {
   const outcomes: Outcome[] = [];
   const { config, configPath } = session.agent.parts;
-  const uses = (machine: string): readonly string[] => {
-    if (wishes.storages !== undefined) return wishes.storages;
+  const uses = ({ machine, storages }: BackupRequest): readonly string[] => {
+    if (storages !== undefined) return storages;
     const decision = policyFor(config, machine, configPath);
     return decision.kind === 'policy' ? decision.policy.storages : [];
   };
   const limits = {
     total: config.agent.maxParallelMachines,
-    uses: ([, machine]: readonly [number, string]) => uses(machine),
+    uses: ([, request]: readonly [number, BackupRequest]) => uses(request),
     limitOf: (storage: string) => config.storages[storage]?.maxParallelMachines,
   };
-  await runLimited([...machines.entries()], limits, async ([index, machine]) => {
-    const outcome = await runOne(session, machine, wishes);
+  await runLimited([...requests.entries()], limits, async ([index, request]) => {
+    const outcome = await runOne(session, request);
     outcomes[index] = outcome;
     printOutcome(cli, outcome);
   });
@@ -96,13 +121,12 @@ async function runAll(
 
 async function runOne(
   { agent, view, interruption }: ChangeSession,
-  machine: string,
-  wishes: Wishes,
+  request: BackupRequest,
 ): Promise<Outcome> {
   try {
     if (interruption.signal.aborted)
       throw new CliError('INTERRUPTED', 'not begun: the command was interrupted');
-    const created = await agent.createBackup({ machine, ...wishes });
+    const created = await agent.createBackup(request);
     view.name(created.id, created.machineName);
     // A signal that came before the job was written down could not reach it.
     if (interruption.signal.aborted) agent.parts.journal.requestCancel(created.id);
@@ -118,7 +142,7 @@ async function runOne(
     };
   } catch (error) {
     const record = errorRecord(error);
-    return { machine, code: exitCodeOf(record.code), error: record, backup: null };
+    return { machine: request.machine, code: exitCodeOf(record.code), error: record, backup: null };
   }
 }
 

@@ -1,5 +1,6 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
+import { isTemplate } from '../../storage/template.ts';
 import {
   type Backup,
   backupJson,
@@ -71,6 +72,7 @@ function rowOf(backup: Backup): readonly Text[] {
     ...problems,
     protectionRemark(backup),
     verifiedRemark(backup),
+    manifest !== null && isTemplate(manifest) ? 'template' : '',
     localOnly ? 'local-only' : '',
   ]
     .filter((remark) => remark !== '')

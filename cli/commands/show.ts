@@ -1,6 +1,7 @@
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import { isFileExtra, type Manifest } from '../../storage/manifest.ts';
+import { isTemplate } from '../../storage/template.ts';
 import {
   type Backup,
   backupJson,
@@ -35,7 +36,7 @@ function printBackup(cli: Cli, backup: Backup): void {
   const field = (name: string, value: string): void => terminal.out(styled('bold', name.padEnd(16)), value);
   field('Backup', entry.id ?? 'unknown: the manifest cannot be read');
   field(
-    'Machine',
+    entry.manifest !== null && isTemplate(entry.manifest) ? 'Template' : 'Machine',
     entry.machine.uuid === null ? entry.machine.name : `${entry.machine.name} (${entry.machine.uuid})`,
   );
   field('Point in time', entry.pointInTime);

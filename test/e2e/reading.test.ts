@@ -143,6 +143,31 @@ void t.test('mode "disk" takes what mode "save" refuses', async (t) => {
     await requireNothingLost(t, lab, agent, whole);
   });
 
+  await t.test(
+    'the template that it stands on is stored while it runs, and restored as it was',
+    async (t) => {
+      const template = image('template.qcow2');
+      const before = await stat(lab.outside(template));
+      const run = async (...args: readonly string[]) => {
+        const result = await agent.setup.run(args);
+        t.equal(result.exitCode, 0, result.stderr);
+        return result;
+      };
+      t.match(
+        (await agent.setup.run(['backup', '--image', image('relative.qcow2')])).stderr,
+        /^MACHINE_RUNNING: /m,
+      );
+      await run('backup', '--image', template, '--name', 'base');
+      t.match(await stat(lab.outside(template)), { ino: before.ino, mtimeMs: before.mtimeMs });
+      t.match((await run('list', 'base')).stdout, /^base .* offline +offline .* template/m);
+      t.match((await run('show', 'base@latest')).stdout, /^Template +base /m);
+      await run('verify', 'base@latest', '--data');
+      await run('restore', 'base@latest', '--to', `${lab.root}/tmp/rescue`, '--yes');
+      const compare = ['compare', template, `${lab.root}/tmp/rescue/template.qcow2`];
+      t.match((await lab.run('qemu-img', compare)).stdout, 'identical');
+    },
+  );
+
   await t.test('several storages get the same from one reading', async (t) => {
     const second = path.join(lab.root, 'tmp/second');
     await lab.run('mkdir', [second]);
