@@ -1,0 +1,256 @@
+import { randomBytes } from 'node:crypto';
+import { constants } from 'node:fs';
+import { type FileHandle, link, lstat, mkdir, open, readdir, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { isErrno } from '../../common/errors.ts';
+import { fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
+import { inStorage, StorageError } from '../errors.ts';
+import {
+  assertObjectName,
+  type Backend,
+  type CallOptions,
+  isObjectName,
+  type ListedObject,
+  type ReadOptions,
+} from './backend.ts';
+
+/** Where files gather that are not complete; never listed. */
+const temporaryDirectory = 'tmp';
+
+/**
+ * Objects as files below a directory, on any file system with hard links.
+ *
+ * A file is written under a temporary name, fsynced, and given its name by link(2), which fails when the name is
+ * taken; then the directory is fsynced. rename(2) would replace what is there.
+ */
+export class FileBackend implements Backend {
+  readonly location: string;
+  /** Directories that were seen to be durable. */
+  readonly #directories = new Set<string>();
+
+  /** @param root an absolute path; the directory must be there, or `prepare` makes it */
+  constructor(root: string) {
+    this.location = root;
+  }
+
+  /** Makes the directory. A storage whose file system is not mounted must not come into being by accident. */
+  async prepare(): Promise<void> {
+    await inStorage(this.location, `making ${this.location}`, async () => {
+      await makeDirectoryDurable(this.location, 0o700);
+    });
+  }
+
+  async create(
+    name: string,
+    parts: readonly Buffer[],
+    options: CallOptions = {},
+  ): Promise<'created' | 'exists'> {
+    const path = this.#path(name);
+    return this.#run(`creating ${name}`, options, async () => {
+      await this.#makeDirectory(join(this.location, temporaryDirectory));
+      await this.#makeDirectory(dirname(path));
+      const temporary = join(this.location, temporaryDirectory, randomBytes(16).toString('hex'));
+      try {
+        await writeNew(temporary, parts);
+        options.signal?.throwIfAborted();
+        return await publish(temporary, path);
+      } finally {
+        await rm(temporary, { force: true });
+      }
+    });
+  }
+
+  async read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
+    const path = this.#path(name);
+    return this.#run(`reading ${name}`, options, async () => {
+      const file = await openIfThere(path);
+      if (file === null) return this.#missing();
+      try {
+        if (options.range === undefined) return await file.readFile();
+        const { offsetBytes, lengthBytes } = options.range;
+        return await readUpTo(file, offsetBytes, lengthBytes);
+      } finally {
+        await file.close();
+      }
+    });
+  }
+
+  async size(name: string, options: CallOptions = {}): Promise<number | null> {
+    const path = this.#path(name);
+    return this.#run(`looking at ${name}`, options, async () => {
+      try {
+        return (await lstat(path)).size;
+      } catch (error) {
+        if (isErrno(error, 'ENOENT')) return this.#missing();
+        throw error;
+      }
+    });
+  }
+
+  async *list(prefix: string, options: CallOptions = {}): AsyncIterable<ListedObject> {
+    if (!prefix.endsWith('/')) throw new StorageError('NAME_INVALID', `${prefix} does not end in a slash`);
+    assertObjectName(prefix.slice(0, -1));
+    const pending = [prefix.slice(0, -1)];
+    for (let directory = pending.pop(); directory !== undefined; directory = pending.pop()) {
+      const name = directory;
+      const found = await this.#run(`listing ${prefix}`, options, async () => this.#entries(name));
+      pending.push(...found.directories);
+      yield* found.objects;
+    }
+  }
+
+  async delete(name: string, options: CallOptions = {}): Promise<void> {
+    const path = this.#path(name);
+    await this.#run(`deleting ${name}`, options, async () => {
+      await rm(path, { force: true });
+      try {
+        await fsyncDirectory(dirname(path));
+      } catch (error) {
+        if (!isErrno(error, 'ENOENT')) throw error;
+        await this.#missing();
+      }
+    });
+  }
+
+  /**
+   * Removes what interrupted calls left, if it was last written before a time. A call that is still at it fails
+   * afterwards and leaves nothing: these files have no names that count. Returns how many.
+   */
+  async removeLeftovers(before: Date): Promise<number> {
+    const directory = join(this.location, temporaryDirectory);
+    return this.#run('removing leftovers', {}, async () => {
+      let count = 0;
+      for (const name of await namesIn(directory)) {
+        const path = join(directory, name);
+        if ((await lstat(path)).mtime >= before) continue;
+        await rm(path, { force: true });
+        count++;
+      }
+      return count;
+    });
+  }
+
+  async #entries(
+    directory: string,
+  ): Promise<{ readonly directories: readonly string[]; readonly objects: readonly ListedObject[] }> {
+    const names = await namesIn(join(this.location, directory));
+    if (names.length === 0) await this.#missing();
+    const directories: string[] = [];
+    const objects: ListedObject[] = [];
+    for (const entry of names) {
+      const name = `${directory}/${entry}`;
+      if (!isObjectName(name)) continue;
+      try {
+        const status = await lstat(join(this.location, name));
+        if (status.isDirectory()) directories.push(name);
+        else if (status.isFile()) objects.push({ name, sizeBytes: status.size });
+      } catch (error) {
+        // Deleted since.
+        if (!isErrno(error, 'ENOENT')) throw error;
+      }
+    }
+    return { directories, objects };
+  }
+
+  /** Nothing is there: because it is not, or because the file system is not mounted? */
+  async #missing(): Promise<null> {
+    await stat(this.location);
+    return null;
+  }
+
+  async #makeDirectory(path: string): Promise<void> {
+    if (this.#directories.has(path)) return;
+    await stat(this.location);
+    await mkdir(path, { recursive: true, mode: 0o700 });
+    await makeDirectoryDurable(path, 0o700);
+    this.#directories.add(path);
+  }
+
+  #path(name: string): string {
+    assertObjectName(name);
+    if (name === temporaryDirectory || name.startsWith(`${temporaryDirectory}/`))
+      throw new StorageError('NAME_INVALID', `${name} is for files on their way`);
+    return join(this.location, name);
+  }
+
+  async #run<T>(what: string, options: CallOptions, operation: () => Promise<T>): Promise<T> {
+    options.signal?.throwIfAborted();
+    return inStorage(this.location, what, async () => {
+      try {
+        return await operation();
+      } catch (error) {
+        if (!isErrno(error, 'ENOENT')) throw error;
+        throw new StorageError('STORAGE_UNREACHABLE', `${what}: ${this.location} is not there`, {
+          cause: error,
+          hint: `findmnt -T ${this.location}`,
+          retryable: true,
+        });
+      }
+    });
+  }
+}
+
+/** Writes a file that nobody knows yet, and brings it to the disk. */
+async function writeNew(path: string, parts: readonly Buffer[]): Promise<void> {
+  const file = await open(path, 'wx', 0o400);
+  try {
+    for (const part of parts) await file.writeFile(part);
+    // Before it has a name that counts: a name must never lead to bytes that a power loss takes away.
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+async function publish(temporary: string, path: string): Promise<'created' | 'exists'> {
+  try {
+    await link(temporary, path);
+  } catch (error) {
+    if (!isErrno(error, 'EEXIST')) throw linkError(error, path);
+    // Whoever made it may have died before its own fsyncs, and now we promise that it stays.
+    await fsyncFile(path);
+    await fsyncDirectory(dirname(path));
+    return 'exists';
+  }
+  await fsyncDirectory(dirname(path));
+  return 'created';
+}
+
+/** Some file systems know no hard links, and say so in several ways. */
+function linkError(error: unknown, path: string): unknown {
+  if (!['EPERM', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'].some((code) => isErrno(error, code))) return error;
+  return new StorageError('STORAGE_FAILED', `no hard link can be made at ${path}`, {
+    cause: error,
+    hint: 'a repository needs a file system with hard links (not vfat or exfat)',
+  });
+}
+
+async function openIfThere(path: string): Promise<FileHandle | null> {
+  try {
+    return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return null;
+    throw error;
+  }
+}
+
+async function readUpTo(file: FileHandle, offsetBytes: number, lengthBytes: number): Promise<Buffer> {
+  const target = Buffer.alloc(lengthBytes);
+  let filled = 0;
+  while (filled < lengthBytes) {
+    const { bytesRead } = await file.read(target, filled, lengthBytes - filled, offsetBytes + filled);
+    if (bytesRead === 0) break;
+    filled += bytesRead;
+  }
+  return target.subarray(0, filled);
+}
+
+/** Names in a directory; none when it is not there. */
+async function namesIn(path: string): Promise<readonly string[]> {
+  try {
+    return await readdir(path);
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return [];
+    throw error;
+  }
+}

@@ -1,0 +1,209 @@
+import {
+  assertObjectName,
+  type Backend,
+  type ListedObject,
+  type ReadOptions,
+} from '../../storage/backends/backend.ts';
+import { StorageError } from '../../storage/errors.ts';
+
+/*
+ * A store of objects in memory, with faults that come from a seed. The fault model:
+ *
+ * - A call fails before it has any effect (`failBefore`), or after its effect, so that only the answer is lost
+ *   (`lostAnswer`).
+ * - A client crashes at a call: nothing happens, or the effect does and the client never knows. From then on all its
+ *   calls reject. In a `torn` store the object of a create that crashed may stand under its name with a part of its
+ *   bytes only: no store may do that, and yet nothing may be believed because of it.
+ * - A listing misses objects that were created just now, and shows ones that were deleted just now (`staleListing`).
+ * - A read gives bytes with one bit turned (`flippedRead`), the next one may be right again; `damage` turns one for good.
+ * - A create finds the store full (`full`).
+ * Creating is atomic and exclusive, and what a read by name finds is always the newest: what is not in this list, the
+ * format relies on.
+ */
+
+/** A generator of numbers from 0 to 1 (mulberry32): the same seed, the same history. */
+export function randomFrom(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** How often what happens, from 0 to 1. */
+export interface Faults {
+  readonly failBefore?: number;
+  readonly lostAnswer?: number;
+  readonly staleListing?: number;
+  readonly flippedRead?: number;
+  readonly full?: number;
+  /** The client dies at its call of this number, counted from 1. */
+  readonly crashAtCall?: number;
+  /** The effect of that call happens. */
+  readonly crashAfterEffect?: boolean;
+  /** A create that crashes leaves a part under the final name. */
+  readonly torn?: boolean;
+}
+
+/** What a crashed client's calls reject with. */
+export class SimulatedCrash extends Error {
+  override readonly name = 'SimulatedCrash';
+}
+
+/** A listing may be this many calls behind. */
+const staleCalls = 12;
+
+interface StoredObject {
+  readonly bytes: Buffer;
+  readonly createdAtCall: number;
+}
+
+export class ObjectStore {
+  readonly objects = new Map<string, StoredObject>();
+  readonly deleted = new Map<string, { readonly sizeBytes: number; readonly atCall: number }>();
+  calls = 0;
+
+  /** A client of this store, with faults of its own. */
+  client(faults: Faults = {}, seed = 1): SimulatedClient {
+    return new SimulatedClient(this, faults, randomFrom(seed));
+  }
+
+  /** Turns a bit of an object for good. */
+  damage(name: string, bit: number): void {
+    const object = this.objects.get(name);
+    if (object === undefined) throw new Error(`there is no ${name}`);
+    const bytes = Buffer.from(object.bytes);
+    const place = bit % (bytes.length * 8);
+    bytes[place >> 3] = (bytes[place >> 3] ?? 0) ^ (1 << (place & 7));
+    this.objects.set(name, { ...object, bytes });
+  }
+
+  names(prefix = ''): readonly string[] {
+    return [...this.objects.keys()].filter((name) => name.startsWith(prefix)).toSorted();
+  }
+}
+
+export class SimulatedClient implements Backend {
+  readonly location = 'simulated store';
+  readonly #store: ObjectStore;
+  readonly #faults: Faults;
+  readonly #random: () => number;
+  #crashed = false;
+  /** Calls of this client. */
+  calls = 0;
+
+  constructor(store: ObjectStore, faults: Faults, random: () => number) {
+    this.#store = store;
+    this.#faults = faults;
+    this.#random = random;
+  }
+
+  async create(
+    name: string,
+    parts: readonly Buffer[],
+    options: ReadOptions = {},
+  ): Promise<'created' | 'exists'> {
+    assertObjectName(name);
+    const bytes = Buffer.concat(parts);
+    const effect = (content: Buffer): 'created' | 'exists' => {
+      if (this.#store.objects.has(name)) return 'exists';
+      this.#store.objects.set(name, { bytes: content, createdAtCall: this.#store.calls });
+      this.#store.deleted.delete(name);
+      return 'created';
+    };
+    return this.#call(`creating ${name}`, options, {
+      run: () => {
+        if (this.#happens(this.#faults.full))
+          throw new StorageError('STORAGE_FULL', `creating ${name}: no space`);
+        return effect(bytes);
+      },
+      tear: () => void effect(bytes.subarray(0, Math.floor(this.#random() * bytes.length))),
+    });
+  }
+
+  async read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
+    assertObjectName(name);
+    return this.#call(`reading ${name}`, options, {
+      run: () => {
+        const object = this.#store.objects.get(name);
+        if (object === undefined) return null;
+        const { offsetBytes = 0, lengthBytes = object.bytes.length } = options.range ?? {};
+        const bytes = Buffer.from(object.bytes.subarray(offsetBytes, offsetBytes + lengthBytes));
+        if (bytes.length > 0 && this.#happens(this.#faults.flippedRead)) {
+          const place = Math.floor(this.#random() * bytes.length);
+          bytes[place] = (bytes[place] ?? 0) ^ (1 << Math.floor(this.#random() * 8));
+        }
+        return bytes;
+      },
+    });
+  }
+
+  async size(name: string, options: ReadOptions = {}): Promise<number | null> {
+    assertObjectName(name);
+    return this.#call(`looking at ${name}`, options, {
+      run: () => this.#store.objects.get(name)?.bytes.length ?? null,
+    });
+  }
+
+  async *list(prefix: string, options: ReadOptions = {}): AsyncIterable<ListedObject> {
+    if (!prefix.endsWith('/')) throw new StorageError('NAME_INVALID', `${prefix} does not end in a slash`);
+    assertObjectName(prefix.slice(0, -1));
+    yield* await this.#call(`listing ${prefix}`, options, { run: () => this.#listed(prefix) });
+  }
+
+  async delete(name: string, options: ReadOptions = {}): Promise<void> {
+    assertObjectName(name);
+    await this.#call(`deleting ${name}`, options, {
+      run: () => {
+        const object = this.#store.objects.get(name);
+        if (object === undefined) return;
+        this.#store.objects.delete(name);
+        this.#store.deleted.set(name, { sizeBytes: object.bytes.length, atCall: this.#store.calls });
+      },
+    });
+  }
+
+  #listed(prefix: string): readonly ListedObject[] {
+    const isRecent = (call: number) => this.#store.calls - call <= staleCalls;
+    const found: ListedObject[] = [];
+    for (const [name, { bytes, createdAtCall }] of this.#store.objects) {
+      if (!name.startsWith(prefix)) continue;
+      if (isRecent(createdAtCall) && this.#happens(this.#faults.staleListing)) continue;
+      found.push({ name, sizeBytes: bytes.length });
+    }
+    for (const [name, { sizeBytes, atCall }] of this.#store.deleted)
+      if (name.startsWith(prefix) && isRecent(atCall) && this.#happens(this.#faults.staleListing))
+        found.push({ name, sizeBytes });
+    return found;
+  }
+
+  async #call<T>(what: string, options: ReadOptions, effect: { run(): T; tear?(): void }): Promise<T> {
+    options.signal?.throwIfAborted();
+    // As with a real store, others get their turn in between.
+    await Promise.resolve();
+    this.#store.calls++;
+    this.calls++;
+    if (this.calls === this.#faults.crashAtCall) this.#crash(effect);
+    if (this.#crashed) throw new SimulatedCrash(`crashed before ${what}`);
+    if (this.#happens(this.#faults.failBefore)) throw unreachable(what);
+    const result = effect.run();
+    if (this.#happens(this.#faults.lostAnswer)) throw unreachable(what);
+    return result;
+  }
+
+  #crash(effect: { run(): unknown; tear?(): void }): void {
+    this.#crashed = true;
+    if (this.#faults.torn === true && effect.tear !== undefined) effect.tear();
+    else if (this.#faults.crashAfterEffect === true) effect.run();
+  }
+
+  #happens(rate: number | undefined): boolean {
+    return rate !== undefined && rate > 0 && this.#random() < rate;
+  }
+}
+
+function unreachable(what: string): StorageError {
+  return new StorageError('STORAGE_UNREACHABLE', `${what}: the connection was lost`, { retryable: true });
+}
