@@ -65,6 +65,7 @@ const onImage: LiveVolumeWorld = {
   job: null,
   qemu: undefined,
   qemuOnOverlay: false,
+  qemuOnImage: false,
 };
 const onOverlay: LiveVolumeWorld = { ...onImage, overlay: 'written', live: 'overlay', persistent: 'overlay' };
 const unseen: LiveVolumeWorld = { ...onImage, overlay: 'written', qemu: 7, qemuOnOverlay: true };
@@ -175,6 +176,12 @@ const cases: readonly (readonly [string, Partial<LiveFacts>, LiveWorld, Partial<
     {},
     worldWith([unseen]),
     { kind: 'name-images', targets: ['vda'], onOverlays: true, giveUp: true },
+  ],
+  [
+    'QEMU has opened an overlay and has not switched to it',
+    {},
+    worldWith([{ ...unseen, overlay: 'empty', qemuOnImage: true }, onImage]),
+    { kind: 'undo' },
   ],
   [
     'on that overlay its vCPUs stand still',

@@ -115,7 +115,7 @@ function findMisnamed(facts: LiveFacts, world: LiveWorld): LiveRepair | undefine
   const toOverlays = world.volumes.filter(
     (volume) => volume.persistent === 'image' && isNewest(facts, world, volume),
   );
-  // Nobody can say whether QEMU wrote to the image after T1, before it went over to the overlay.
+  // libvirt never said that this T1 was complete.
   if (toOverlays.length > 0) return nameImages(toOverlays, true, toOverlays.some(isOnUnseenOverlay));
   const toImages = world.volumes.filter(
     (volume) => volume.persistent === 'overlay' && volume.live === 'image' && !isOnUnseenOverlay(volume),
@@ -124,15 +124,14 @@ function findMisnamed(facts: LiveFacts, world: LiveWorld): LiveRepair | undefine
 }
 
 /**
- * A libvirtd that died between QEMU's switch to the overlays and its own note of it, or before QEMU's: it knows
- * nothing of an overlay that QEMU has open.
+ * A libvirtd that died between QEMU's switch to the overlays and its own note of it knows nothing of them. Where QEMU
+ * still writes to the image too, it has opened the overlay and not switched yet: it never will.
  */
 function isOnUnseenOverlay(volume: LiveVolumeWorld): boolean {
-  return volume.live === 'image' && volume.job === null && volume.qemuOnOverlay;
+  return volume.live === 'image' && volume.job === null && volume.qemuOnOverlay && !volume.qemuOnImage;
 }
 
 function isNewest(facts: LiveFacts, world: LiveWorld, volume: LiveVolumeWorld): boolean {
-  // Written or not, before any merge the overlay shows all of the volume, whichever QEMU writes to.
   if (isOnUnseenOverlay(volume)) return facts.mergeBegun !== true;
   if (world.machine === 'active') return volume.live === 'overlay';
   // Before any merge has begun, an overlay that was written to is not in the image.

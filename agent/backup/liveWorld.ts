@@ -31,6 +31,8 @@ export interface LiveVolumeWorld {
    */
   readonly qemu: number | undefined;
   readonly qemuOnOverlay: boolean;
+  /** QEMU opens what it switches away from read-only, in the transaction that switches. */
+  readonly qemuOnImage: boolean;
 }
 
 /** What recovery of a `live` backup finds, whatever the journal says. */
@@ -104,11 +106,16 @@ async function qemuOn(
   volume: LiveVolume,
   uuid: string,
   live: LiveChain | undefined,
-): Promise<Pick<LiveVolumeWorld, 'qemu' | 'qemuOnOverlay'>> {
-  if (live !== undefined && live !== 'image') return { qemu: undefined, qemuOnOverlay: false };
+): Promise<Pick<LiveVolumeWorld, 'qemu' | 'qemuOnOverlay' | 'qemuOnImage'>> {
+  if (live !== undefined && live !== 'image')
+    return { qemu: undefined, qemuOnOverlay: false, qemuOnImage: false };
   const onOverlay = (await exists(volume.overlay)) ? await ownQemu(volume.overlay, uuid) : undefined;
   const onImage = (await exists(volume.file)) ? await ownQemu(volume.file, uuid) : undefined;
-  return { qemu: (onOverlay ?? onImage)?.pid, qemuOnOverlay: onOverlay !== undefined };
+  return {
+    qemu: (onOverlay ?? onImage)?.pid,
+    qemuOnOverlay: onOverlay !== undefined,
+    qemuOnImage: onImage !== undefined,
+  };
 }
 
 function persistentOf(persistent: DomainXml | undefined, volume: LiveVolume): LiveChain {
