@@ -125,7 +125,8 @@ export class Agent {
     }
     if (settings.mode === 'live') {
       const ramDiskReservedBytes = this.#ramDiskReservedBytes();
-      const plan = await planLive(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
+      const seen = await planLive(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
+      const plan = await planLineages(hypervisor, seen, storages, { backupId: about.jobId, ...settings });
       const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
@@ -401,6 +402,9 @@ export class Agent {
         await this.#requireJournalSpace();
         return requireStoragesForRead(facts.settings.storages.map(storage), plan, plan.memoryBytes);
       },
+      planLineages: ({ backupId, settings }, plan) =>
+        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
+      allStorages: () => [...this.parts.storages.values()],
     });
   }
 

@@ -105,6 +105,8 @@ function settingsFor(
     labels: { ...request.labels },
   };
   const runDirectory = dirname(config.agent.socket);
+  const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
+  const reading = { incremental: policy.incremental, rereadReason };
   const { live } = policy;
   return (mode, modeReason, template) => {
     const settings = { ...common, modeReason };
@@ -116,12 +118,10 @@ function settingsFor(
         whenNotConverging: live.whenNotConverging,
         longestPauseMs: live.longestPauseSeconds * 1000,
       };
-      return { ...settings, mode, runDirectory, ...how };
+      return { ...settings, mode, runDirectory, ...reading, ...how };
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-    const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
-    const { incremental } = policy;
-    return { ...settings, mode, template, runDirectory, freeze, incremental, rereadReason };
+    return { ...settings, mode, template, runDirectory, freeze, ...reading };
   };
 }
 

@@ -32,6 +32,8 @@ export interface ImageInfo {
   readonly backing: { readonly path: string; readonly format: string | undefined } | null;
   readonly internalSnapshots: readonly string[];
   readonly bitmaps: readonly string[];
+  /** Those that are whole as they are stored, and that note what is written from now on. */
+  readonly usableBitmaps: readonly string[];
   readonly encrypted: boolean;
   readonly corrupt: boolean;
   /** qcow2 with an external data file: its content is elsewhere. */
@@ -60,7 +62,7 @@ const infoSchema = z.object({
         'extended-l2': z.boolean().optional(),
         'refcount-bits': z.number().optional(),
         'data-file': z.string().optional(),
-        bitmaps: z.array(z.object({ name: z.string() })).optional(),
+        bitmaps: z.array(z.object({ name: z.string(), flags: z.array(z.string()) })).optional(),
       }),
     })
     .optional(),
@@ -116,6 +118,9 @@ export async function readImageInfo(
       backingPath === undefined ? null : { path: backingPath, format: info['backing-filename-format'] },
     internalSnapshots: (info.snapshots ?? []).map((snapshot) => snapshot.name),
     bitmaps: (data?.bitmaps ?? []).map((bitmap) => bitmap.name),
+    usableBitmaps: (data?.bitmaps ?? [])
+      .filter(({ flags }) => flags.includes('auto') && !flags.includes('in-use'))
+      .map(({ name }) => name),
     encrypted: info.encrypted ?? false,
     corrupt: data?.corrupt ?? false,
     dataFile: data?.['data-file'],

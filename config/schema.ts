@@ -119,7 +119,7 @@ const policy = z.strictObject({
     .boolean()
     .default(true)
     .describe(
-      'Mode disk leaves a checkpoint in the machine and reads what has changed since; false: it reads all and leaves nothing.',
+      'Modes disk and live leave a checkpoint in the machine and read what has changed since; false: they read all and leave nothing.',
     ),
   read: z.strictObject({ bandwidthBytesPerSecond: bytesPerSecond.default(0) }).prefault({}),
   freeze: z

@@ -3,6 +3,7 @@ import type { Storage } from '../../storage/storage.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { dropCheckpoint, isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
+import { patiently } from '../hypervisor/patience.ts';
 import { lineageHead } from '../retain/lineage.ts';
 
 /**
@@ -28,6 +29,28 @@ export async function dropUnneeded(
   } catch (error) {
     if (!(error instanceof StillpointError)) throw error;
     warn(`checkpoints of earlier backups are kept for now: ${messageOf(error)}`);
+  }
+}
+
+/**
+ * Deletes the checkpoint of a backup that comes to nothing, also while libvirt is busy. What cannot be deleted now is
+ * never started from, and left to the next backup.
+ */
+export async function dropFailed(
+  hypervisor: Hypervisor,
+  context: { warn(message: string): void },
+  machine: { readonly uuid: string; readonly name: string },
+  checkpoint: string,
+): Promise<void> {
+  try {
+    await patiently('deleting the checkpoint', context, async () => {
+      const left = await dropCheckpoint(hypervisor, machine.uuid, checkpoint);
+      if (left !== null)
+        context.warn(`bitmaps ${checkpoint} may be left in the images of ${machine.name}: ${left}`);
+    });
+  } catch (error) {
+    if (!(error instanceof StillpointError)) throw error;
+    context.warn(`checkpoint ${checkpoint} is left for now: ${messageOf(error)}`);
   }
 }
 

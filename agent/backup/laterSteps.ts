@@ -133,8 +133,14 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
   const commit = async (context: StepContext<BackupFacts>): Promise<void> => {
     const { facts } = context;
     const plan = planOf(facts);
-    await commitManifests(context, dependencies, plan.machine, ({ names, retained, ...point }) =>
-      describeBackup(plan, { ...frozenPointOf(facts), ...point }, names, retained),
+    await commitManifests(context, dependencies, plan.machine, ({ names, storageName, retained, ...point }) =>
+      describeBackup(
+        { ...plan, checkpoint: null },
+        { ...frozenPointOf(facts), ...point },
+        names,
+        storageName,
+        retained,
+      ),
     );
     context.learn({ committed: true });
   };

@@ -15,6 +15,10 @@ export const liveSettingsSchema = backupSettingsSchema.extend({
   whenNotConverging: z.enum(['pause-longer', 'disk', 'fail']),
   /** How long the vCPUs may stop for the rest of the memory, when they may. */
   longestPauseMs: z.number().positive(),
+  /** Checkpoints are made, and increments from them. */
+  incremental: z.boolean().default(false),
+  /** Why everything is read in full all the same. */
+  rereadReason: z.string().nullable().default(null),
 });
 
 export type LiveSettings = z.infer<typeof liveSettingsSchema>;
@@ -32,6 +36,8 @@ export const liveFactsSchema = z.object({
   before: z.object({ running: z.boolean(), autostart: z.boolean() }).optional(),
   /** Inodes of the overlays, by target: a file in an overlay's place that is not it is somebody else's. */
   overlayInodes: z.record(z.string(), z.string()).optional(),
+  /** The plan's checkpoint may have been made. */
+  checkpointBegun: z.boolean().optional(),
   /** The snapshot may have been taken: the overlays may be in use. */
   snapshotBegun: z.boolean().optional(),
   pointInTime: z.iso.datetime().optional(),

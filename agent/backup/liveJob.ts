@@ -27,7 +27,7 @@ export function liveJob(dependencies: LiveStepDependencies): JobDefinition<LiveF
       ...snapshot,
       retain,
       ...merge,
-      ...(facts.givenUp === undefined ? commit : [liveDropStep]),
+      ...(facts.givenUp === undefined ? commit : [liveDropStep(dependencies)]),
     ],
     outcome: ({ givenUp }) => {
       if (givenUp === undefined) return { state: 'finished' };

@@ -21,7 +21,7 @@ import { SnapshotError } from '../snapshot/errors.ts';
 import { ownQemu } from '../snapshot/imageUsers.ts';
 import { decideLive, type LiveRepair } from './liveDecide.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
-import { removeLiveWork } from './liveSteps.ts';
+import { dropOwnCheckpoint, removeLiveWork } from './liveSteps.ts';
 import { type LiveWorld, observeLive } from './liveWorld.ts';
 
 /** How long recovery waits for libvirt to finish what it is doing, or to answer at all. */
@@ -184,13 +184,14 @@ const emptyWorld: LiveWorld = {
 
 /** Nothing of the backup is left: the machine is on its own images, and the job ends. */
 async function undo(
-  { abandonPartials }: LiveRecoveryDependencies,
+  { hypervisor, abandonPartials }: LiveRecoveryDependencies,
   context: Context,
   cause: StillpointError | undefined,
 ): Promise<Settlement> {
   if (context.facts.plan !== undefined) {
     context.commit({ undoing: true });
     await removeRunDirectory(context);
+    await dropOwnCheckpoint(hypervisor, context);
     await removeLiveWork(context);
     if (context.facts.frozen !== undefined) await abandonPartials(context);
   }

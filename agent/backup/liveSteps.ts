@@ -2,21 +2,25 @@ import { copyFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../common/errors.ts';
 import { fsyncFile, writeFileDurable } from '../../common/files.ts';
+import { readImageInfo } from '../../common/qemuImage.ts';
+import { changesOf } from '../../nbd/changes.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { commitOffline, commitVolumes, requireCommitted } from '../merge/commit.ts';
+import { readInFull } from '../retain/lineage.ts';
 import { describeBackup } from '../retain/manifest.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { retainLive } from '../retain/retainLive.ts';
-import type { OpenVolume } from '../retain/retainRead.ts';
 import { gatherExtras } from '../snapshot/extras.ts';
+import type { ChangingVolume } from '../retain/retainVolume.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { readOwnerSettings } from '../snapshot/guard.ts';
 import { watchConvergence } from '../snapshot/converge.ts';
-import { ImageExport } from '../snapshot/imageExport.ts';
+import { ImageExport, storedDirtyContextOf } from '../snapshot/imageExport.ts';
 import {
   correctState,
   frozenMarks,
@@ -34,6 +38,7 @@ import { publicDefinition } from '../snapshot/save.ts';
 import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
+import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
@@ -41,6 +46,12 @@ import { requireNoAccident } from './liveWorld.ts';
 const answerMs = 120_000;
 /** The event of a pause's end may come after the answer to the call. */
 const pauseEventMs = 2_000;
+/** Answers of libvirt to a checkpoint after which the backup goes on without one. */
+const checkpointRefusals: readonly string[] = [
+  'OPERATION_FAILED',
+  'OPERATION_UNSUPPORTED',
+  'CHECKPOINT_UNUSABLE',
+];
 
 export interface LiveStepDependencies {
   readonly hypervisor: Hypervisor;
@@ -52,6 +63,10 @@ export interface LiveStepDependencies {
   readonly ramDiskReservedBytes: (jobId: string) => number;
   /** Checks that the storages of the job can take what the plan will bring. */
   readonly checkStorages: (facts: LiveFacts, plan: LivePlan) => Promise<readonly string[]>;
+  /** Decides which volumes of the plan can be increments. */
+  readonly planLineages: (facts: LiveFacts, plan: LivePlan) => Promise<LivePlan>;
+  /** Those that are configured, whether the job uses them or not. */
+  readonly allStorages: () => readonly Storage[];
 }
 
 type Context = StepContext<LiveFacts>;
@@ -72,7 +87,8 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
     let ramDiskReservedBytes: number;
     do {
       ramDiskReservedBytes = dependencies.ramDiskReservedBytes(context.jobId);
-      plan = await planLive(hypervisor, { ...request, ramDiskReservedBytes });
+      const seen = await planLive(hypervisor, { ...request, ramDiskReservedBytes });
+      plan = await dependencies.planLineages(context.facts, seen);
       // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
       context.commit({ plan });
     } while (plan.stateOnRamDisk && dependencies.ramDiskReservedBytes(context.jobId) > ramDiskReservedBytes);
@@ -149,6 +165,13 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
     { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
     { name: 'prepare', state: 'snapshotting', cancellable: true, deadlineMs: 300_000, act: prepare },
     {
+      name: 'checkpoint',
+      state: 'snapshotting',
+      cancellable: true,
+      intend: () => ({ checkpointBegun: true }),
+      act: (context) => markBefore(hypervisor, context),
+    },
+    {
       name: 'snapshot',
       state: 'snapshotting',
       cancellable: true,
@@ -164,8 +187,9 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
 export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFacts> {
   const retain = async (context: Context): Promise<void> => {
     const { facts, jobId } = context;
-    const plan = livePlanOf(facts);
     if (facts.frozen === undefined) throw new Error('the job has no frozen point');
+    await checkBitmaps(context);
+    const plan = livePlanOf(context.facts);
     const writers = new Map<string, BackupWriter>();
     for (const name of facts.settings.storages)
       writers.set(name, await dependencies.storage(name).begin({ jobId, machine: plan.machine }));
@@ -174,23 +198,63 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
     try {
       const watch = (signal: AbortSignal): Promise<void> => watchOverlays(plan, signal);
       const retained = await guarded(context, watch, (signal) => {
-        const open = async (volume: LiveVolume): Promise<OpenVolume> => {
-          const exported = await ImageExport.open(volume, directory, { answerMs, signal });
-          return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
-        };
+        const open = (volume: LiveVolume): Promise<ChangingVolume> => openFrozen(volume, directory, signal);
         return retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
           signal,
           bandwidthBytesPerSecond: facts.settings.readBandwidthBytesPerSecond,
+          warn: (message) => context.warn(message),
           onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
         });
       });
       await requireFrozen(plan, facts.frozen);
-      context.learn({ retained: retained.files });
+      context.learn({ retained: retained.files, plan: retained.plan });
     } finally {
       await rm(directory, { recursive: true, force: true });
     }
   };
   return { name: 'retain', state: 'retaining', reached: 'retained', cancellable: true, act: retain };
+}
+
+/**
+ * The bitmaps of the frozen images were stored when QEMU let go of them. One that is not there, or not whole, tells
+ * nothing: its volume is read in full.
+ */
+async function checkBitmaps(context: Context): Promise<void> {
+  const plan = livePlanOf(context.facts);
+  const reasons = new Map<string, string>();
+  for (const { target, since, file, format } of plan.volumes) {
+    if (since === null) continue;
+    const { bitmaps, usableBitmaps } = await readImageInfo(file, format, { inUse: true });
+    if (usableBitmaps.includes(since)) continue;
+    const why = bitmaps.includes(since) ? `${since} is inconsistent` : `${file} has no ${since}`;
+    reasons.set(target, `its bitmap cannot be used: ${why}`);
+  }
+  if (reasons.size === 0) return;
+  learnWarnings(
+    context,
+    [...reasons].map(([target, reason]) => `${target} is read in full: ${reason}`),
+  );
+  context.learn({ plan: readInFull(plan, reasons) });
+}
+
+/** A frozen image with what its bitmap says, which holds all that was written up to T1. */
+async function openFrozen(
+  volume: LiveVolume,
+  directory: string,
+  signal: AbortSignal,
+): Promise<ChangingVolume> {
+  const bitmap = volume.since ?? undefined;
+  const exported = await ImageExport.open(volume, directory, { answerMs, signal, bitmap });
+  const { volume: source } = exported;
+  return {
+    source,
+    changes: async () => {
+      if (bitmap === undefined) throw new Error(`${volume.target} is read whole`);
+      const dirty = await source.dirtyExtents(storedDirtyContextOf(bitmap), signal);
+      return changesOf(dirty, await source.extents(signal));
+    },
+    [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose](),
+  };
 }
 
 /** Works until it is done, the job is cancelled, or `guard` rejects. */
@@ -249,28 +313,70 @@ export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly S
   ];
 }
 
+/**
+ * Marks what comes before T1, not T1 itself, for a checkpoint that is made afterwards would miss what is written in
+ * between: what the guest changes from here to T1 is read once more by the next increment. The bitmaps go the way of
+ * the images: what the merge writes into an image is marked in its bitmaps like everything else.
+ */
+async function markBefore(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const plan = livePlanOf(context.facts);
+  if (plan.checkpoint === null) return;
+  const targets = plan.volumes.filter(({ keepsBitmaps }) => keepsBitmaps).map(({ target }) => target);
+  try {
+    await hypervisor.createCheckpoint(plan.machine.uuid, { name: plan.checkpoint, targets });
+  } catch (error) {
+    if (!(error instanceof HypervisorError) || !checkpointRefusals.includes(error.code)) throw error;
+    learnWarnings(context, [`no checkpoint could be made, the next backup reads more: ${error.message}`]);
+    context.learn({ plan: { ...plan, checkpoint: null } });
+  }
+}
+
 /** Writes the manifests and removes what the job made. */
 export function liveCommitSteps(dependencies: LiveStepDependencies): readonly Step<LiveFacts>[] {
   const commit = async (context: Context): Promise<void> => {
     const plan = livePlanOf(context.facts);
-    await commitManifests(context, dependencies, plan.machine, ({ names, retained, ...point }) =>
-      describeBackup(plan, { ...frozenPointOf(context.facts), ...point }, names, retained),
+    await commitManifests(context, dependencies, plan.machine, ({ names, storageName, retained, ...point }) =>
+      describeBackup(plan, { ...frozenPointOf(context.facts), ...point }, names, storageName, retained),
     );
     context.learn({ committed: true });
   };
   return [
     { name: 'commit', state: 'merged', cancellable: false, act: commit },
-    { name: 'cleanup', state: 'merged', cancellable: false, act: removeLiveWork },
+    {
+      name: 'cleanup',
+      state: 'merged',
+      cancellable: false,
+      act: async (context) => {
+        const { machine, checkpoint } = livePlanOf(context.facts);
+        if (checkpoint !== null)
+          await dropUnneeded(dependencies.hypervisor, machine.uuid, dependencies.allStorages(), (message) =>
+            context.warn(message),
+          );
+        await removeLiveWork(context);
+      },
+    },
   ];
 }
 
 /** The step of a job that was given up: the machine is merged, nothing else is kept. */
-export const liveDropStep: Step<LiveFacts> = {
-  name: 'drop',
-  state: 'merged',
-  cancellable: false,
-  act: removeLiveWork,
-};
+export function liveDropStep({ hypervisor }: LiveStepDependencies): Step<LiveFacts> {
+  return {
+    name: 'drop',
+    state: 'merged',
+    cancellable: false,
+    act: async (context) => {
+      await dropOwnCheckpoint(hypervisor, context);
+      await removeLiveWork(context);
+    },
+  };
+}
+
+/** The checkpoint of a backup that comes to nothing; what cannot be deleted now is left to the next backup. */
+export async function dropOwnCheckpoint(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { plan, checkpointBegun } = context.facts;
+  if (plan === undefined || plan.checkpoint === null || checkpointBegun !== true) return;
+  await dropFailed(hypervisor, context, plan.machine, plan.checkpoint);
+}
 
 /** Removes the memory state and the job's directories; may be started again after a crash. */
 export async function removeLiveWork({ facts }: Pick<Context, 'facts'>): Promise<void> {

@@ -251,6 +251,11 @@ export interface Hypervisor extends AsyncDisposable {
    *   CHECKPOINT_UNUSABLE (one of those since which changes were asked for; see `brokenTarget`)
    */
   beginBackup(uuid: string, backup: PullBackup, checkpoint?: Checkpoint): Promise<void>;
+  /**
+   * Makes a checkpoint of a running machine: from here on its bitmaps note what is changed.
+   * @throws HypervisorError OPERATION_UNSUPPORTED (also for a machine that is off), OPERATION_FAILED
+   */
+  createCheckpoint(uuid: string, checkpoint: Checkpoint): Promise<void>;
   /** The pull-mode backup that is under way, ours or another's; `null` if there is none. */
   currentBackup(uuid: string): Promise<PullBackup | null>;
   /**

@@ -1,7 +1,7 @@
 import { checkpointNameOf, isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import type { Checkpoint } from '../hypervisor/backupXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
-import type { ReadPlan, ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
+import type { ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import type { BackupEntry, Storage } from '../../storage/storage.ts';
 
@@ -46,25 +46,39 @@ export interface IncrementWishes {
   readonly rereadReason: string | null;
 }
 
+/** A volume that may be read in part. */
+export type LineageVolume = Pick<
+  ReadVolume,
+  'target' | 'image' | 'format' | 'virtualSizeBytes' | 'keepsBitmaps' | 'reads' | 'since'
+>;
+
+/** What a backup must say of itself to be part of a lineage. */
+export interface LineagePlan {
+  readonly machine: { readonly uuid: string };
+  readonly mode: 'disk' | 'live' | 'offline';
+  readonly checkpoint: string | null;
+  readonly volumes: readonly LineageVolume[];
+}
+
 /**
- * Decides for each volume and storage of a `disk` backup whether it can be an increment, and since which checkpoint
- * QEMU has to tell the changes. Whether the bitmaps are in order shows only when the backup begins.
+ * Decides for each volume and storage of a backup whether it can be an increment, and since which checkpoint QEMU has
+ * to tell the changes. Whether the bitmaps are in order shows only later.
  * @throws StorageError, HypervisorError
  */
-export async function planLineages(
+export async function planLineages<Plan extends LineagePlan>(
   hypervisor: Hypervisor,
-  plan: ReadPlan,
+  plan: Plan,
   storages: readonly Storage[],
   wishes: IncrementWishes,
-): Promise<ReadPlan> {
-  if (plan.mode !== 'disk') return plan;
+): Promise<Plan> {
+  if (plan.mode === 'offline') return plan;
   const checkpoints = wishes.incremental ? await hypervisor.checkpoints(plan.machine.uuid) : [];
   const heads = new Map<string, LineageHead | null>();
   for (const storage of storages) {
     const entries = wishes.incremental ? await storage.list({ machine: plan.machine.uuid }) : [];
     heads.set(storage.name, lineageHead(entries, checkpoints));
   }
-  const readOf = (volume: ReadVolume, head: LineageHead | null): VolumeRead => {
+  const readOf = (volume: LineageVolume, head: LineageHead | null): VolumeRead => {
     if (!wishes.incremental) return { reason: 'the policy says incremental: false' };
     if (wishes.rereadReason !== null) return { reason: wishes.rereadReason };
     return readSince(volume, head);
@@ -82,7 +96,7 @@ export async function planLineages(
   };
 }
 
-function readSince(volume: ReadVolume, head: LineageHead | null): VolumeRead {
+function readSince(volume: LineageVolume, head: LineageHead | null): VolumeRead {
   if (!volume.keepsBitmaps) return { reason: `an image of this kind (${volume.format}) keeps no bitmaps` };
   if (head === null)
     return { reason: 'no earlier backup in this storage has a checkpoint that is still there' };
@@ -109,7 +123,10 @@ function oldestOf(
 }
 
 /** Takes what cannot be an increment after all: all its storages get the volume in full. */
-export function readInFull(plan: ReadPlan, reasons: ReadonlyMap<string, string>): ReadPlan {
+export function readInFull<Plan extends Pick<LineagePlan, 'volumes'>>(
+  plan: Plan,
+  reasons: ReadonlyMap<string, string>,
+): Plan {
   return {
     ...plan,
     volumes: plan.volumes.map((volume) => {

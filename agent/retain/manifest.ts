@@ -2,8 +2,8 @@ import { manifestFormatVersion, type Manifest } from '../../storage/manifest.ts'
 import { writerName } from '../../common/version.ts';
 import type { Freeze } from '../snapshot/freeze.ts';
 import type { SavePlan } from '../snapshot/plan.ts';
-import type { ReadPlan, VolumeRead } from '../snapshot/readPlan.ts';
 import { type ArtifactNames, extraFilesOf, type Retained } from './retain.ts';
+import type { ReadPlan, ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
 
 /** What a manifest says that is neither in the plan nor in the files. */
 export interface FrozenPoint {
@@ -97,7 +97,10 @@ function found(retained: Retained, name: string): Retained[string] {
 /** What a plan of a backup with memory must say. */
 export type DescribedPlan = Pick<SavePlan, 'machine' | 'host' | 'modeReason' | 'nvram' | 'extras'> & {
   readonly mode: 'save' | 'live';
-  readonly volumes: readonly Pick<SavePlan['volumes'][number], 'target' | 'virtualSizeBytes' | 'image'>[];
+  readonly checkpoint: string | null;
+  readonly volumes: readonly (Pick<SavePlan['volumes'][number], 'target' | 'virtualSizeBytes' | 'image'> & {
+    readonly reads?: ReadVolume['reads'];
+  })[];
 };
 
 /** Describes a retained backup with memory. */
@@ -105,6 +108,7 @@ export function describeBackup(
   plan: DescribedPlan,
   point: FrozenPoint,
   names: ArtifactNames,
+  storage: string,
   retained: Retained,
 ): Manifest {
   const file = (name: string): Retained[string] => found(retained, name);
@@ -118,6 +122,7 @@ export function describeBackup(
     pointInTime: point.pointInTime,
     mode: plan.mode,
     modeReason: plan.modeReason,
+    ...(plan.checkpoint === null ? {} : { checkpoint: plan.checkpoint }),
     consistency: 'memory',
     pauseMs: point.pauseMs,
     volumes: plan.volumes.map((volume) => {
@@ -131,7 +136,7 @@ export function describeBackup(
         sha256: stored.sha256,
         source: volume.image,
         owner: stored.owner,
-        read: 'full',
+        ...howRead(volume.reads?.[storage]),
       };
     }),
     memory: {

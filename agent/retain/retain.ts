@@ -244,7 +244,7 @@ async function addVolume(
 }
 
 /** What our checkpoints have noted in a frozen image is of no use in a stored one, and takes space there. */
-async function stripBitmaps(frozen: string): Promise<void> {
+export async function stripBitmaps(frozen: string): Promise<void> {
   if (!(await exists(frozen))) return;
   const { bitmaps } = await readImageInfo(frozen, 'qcow2');
   for (const name of bitmaps) if (isOurCheckpoint(name)) await removeBitmap(frozen, name);

@@ -1,21 +1,26 @@
-import { exists, type Ownership } from '../../common/files.ts';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { cloneFile, type FileDigest } from '../../common/copy.ts';
+import { exists } from '../../common/files.ts';
 import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
-import {
-  type ArtifactNames,
-  definitionFileOf,
-  extraFilesOf,
-  type Retained,
-  type RetainOptions,
-} from './retain.ts';
-import { copyFromFirst, type OpenVolume, type RetainedRead, secretOwnership } from './retainRead.ts';
+import { KeptFiles } from './keptFiles.ts';
+import { type ArtifactNames, definitionFileOf, extraFilesOf, stripBitmaps } from './retain.ts';
+import { type RetainedRead, secretOwnership } from './retainRead.ts';
+import { type ChangingVolume, type ReadOptions, retainVolume } from './retainVolume.ts';
+
+/** What a frozen point left in the storages. */
+export interface RetainedLive extends RetainedRead {
+  /** As it was planned, with what turned out on the way. */
+  readonly plan: LivePlan;
+}
 
 /**
- * Puts a frozen point whose images stay with the machine into the storages: images that are files of their own are
- * copied (by reflink where that works), all others are read into the first storage, and copied from there. The
- * commit comes later. May be started again after a crash.
+ * Puts a frozen point whose images stay with the machine into the storages: what has changed where that can be told;
+ * otherwise images that are files of their own are shared with the storage where its file system can, and all others
+ * are read. The commit comes later. May be started again after a crash.
  * @throws SnapshotError MACHINE_INTERFERED when there is no memory state any more; StorageError, NbdError, or the
  * reason of `signal`
  */
@@ -23,53 +28,53 @@ export async function retainLive(
   writers: ReadonlyMap<string, BackupWriter>,
   plan: LivePlan,
   names: ArtifactNames,
-  open: (volume: LiveVolume) => Promise<OpenVolume>,
-  options: Omit<RetainOptions, 'deadlineMs'>,
-): Promise<RetainedRead> {
-  const files: Record<string, Retained> = {};
-  for (const storage of writers.keys()) files[storage] = {};
-  const add = async (
-    name: string,
-    what: string,
-    ownership: Ownership,
-    into: (writer: BackupWriter, first: BackupWriter | undefined) => ReturnType<BackupWriter['addByCopy']>,
-  ): Promise<void> => {
-    let first: BackupWriter | undefined;
-    for (const [storage, writer] of writers) {
-      const digest = await into(writer, first);
-      first ??= writer;
-      files[storage] = { ...files[storage], [name]: { ...digest, owner: ownership } };
-      options.onProgress(`${storage}: ${what}`, digest.sizeBytes, digest.sizeBytes);
-    }
-  };
-  const progress = (what: string, totalBytes: number, ownership: Ownership): AddOptions => ({
-    ...options,
-    ownership,
-    onProgress: (doneBytes) => options.onProgress(what, doneBytes, totalBytes),
-  });
-  const copy = (file: string, name: string, what: string, totalBytes: number): Promise<void> =>
-    add(name, what, secretOwnership, (writer) =>
-      writer.addByCopy(file, name, progress(what, totalBytes, secretOwnership)),
-    );
-
+  open: (volume: LiveVolume) => Promise<ChangingVolume>,
+  options: ReadOptions,
+): Promise<RetainedLive> {
+  const kept = new KeptFiles(writers);
   const virtualSizeBytes: Record<string, number> = {};
+  const volumes: LiveVolume[] = [];
   for (const volume of plan.volumes) {
-    const { target, owner, allocatedBytes } = volume;
+    const { target, owner } = volume;
     const name = names.volume(target, 'qcow2');
     virtualSizeBytes[target] = volume.virtualSizeBytes;
-    const how: AddOptions = { ...progress(target, allocatedBytes, owner), digest: 'chunks' };
-    await add(name, target, owner, async (writer, first) => {
-      if (volume.copyable) return writer.addByCopy(volume.file, name, how);
-      if (first !== undefined) return copyFromFirst(first, writer, name, how);
-      await using opened = await open(volume);
-      // Awaited here: the source is closed when this returns.
-      return await writer.addVolume(opened.source, name, how);
-    });
+    await using opened = await open(volume);
+    const { files, reads } = await retainVolume(writers, volume, name, opened, options, (writer, how) =>
+      share(volume, writer, name, how),
+    );
+    for (const [storage, stored] of Object.entries(files)) kept.add(storage, name, stored, owner);
+    volumes.push({ ...volume, reads });
   }
+  const copy = async (file: string, name: string, what: string, totalBytes: number): Promise<void> => {
+    for (const [storage, writer] of writers) {
+      const stored = await writer.addByCopy(file, name, {
+        ...options,
+        ownership: secretOwnership,
+        onProgress: (doneBytes) => options.onProgress(`${storage}: ${what}`, doneBytes, totalBytes),
+      });
+      kept.add(storage, name, stored, secretOwnership);
+    }
+  };
   await copy(await stateFileOf(plan), names.memory, 'memory', plan.memoryBytes);
   await copy(definitionFileOf(plan), names.definition, 'definition', 0);
   for (const { name, from, about } of extraFilesOf(plan, names)) await copy(from, name, about.kind, 0);
-  return { files, virtualSizeBytes };
+  return { files: kept.files, virtualSizeBytes, plan: { ...plan, volumes } };
+}
+
+/** The frozen image itself, where the storage can share its blocks; our bitmaps are taken out of the copy. */
+async function share(
+  volume: LiveVolume,
+  writer: BackupWriter,
+  name: string,
+  options: AddOptions,
+): Promise<FileDigest | null> {
+  if (!volume.copyable) return null;
+  if (await writer.has(name)) return writer.addByCopy(volume.file, name, options);
+  const clone = join(writer.directory, `.${volume.target}.tmp`);
+  await rm(clone, { force: true });
+  if (!(await cloneFile(volume.file, clone, 0o600))) return null;
+  await stripBitmaps(clone);
+  return writer.addByRename(clone, name, options);
 }
 
 /** @throws SnapshotError MACHINE_INTERFERED */

@@ -29,17 +29,18 @@ export class ImageExport implements AsyncDisposable {
   }
 
   /**
+   * @param options.bitmap a persistent one of the image, served as `storedDirtyContextOf(bitmap)`
    * @param directory where the socket is made; it exists and is ours alone
    * @throws SnapshotError CANNOT_EXPORT_IMAGE; or the reason of `signal`
    */
   static async open(
     image: Pick<ReadVolume, 'target' | 'file' | 'format'>,
     directory: string,
-    options: { readonly answerMs: number; readonly signal: AbortSignal },
+    options: ExportOptions,
   ): Promise<ImageExport> {
     const socket = join(directory, image.target);
     await rm(socket, { force: true });
-    const server = serve(image, socket);
+    const server = serve(image, socket, options.bitmap);
     try {
       return new ImageExport(await connect(socket, image.target, server, options), server, socket);
     } catch (error) {
@@ -65,6 +66,17 @@ export class ImageExport implements AsyncDisposable {
   }
 }
 
+export interface ExportOptions {
+  readonly answerMs: number;
+  readonly signal: AbortSignal;
+  readonly bitmap?: string | undefined;
+}
+
+/** The NBD context of a bitmap that is stored in an image, as `qemu-nbd` names it. */
+export function storedDirtyContextOf(bitmap: string): string {
+  return `qemu:dirty-bitmap:${bitmap}`;
+}
+
 /** A running `qemu-nbd`. */
 interface Server {
   kill(signal: NodeJS.Signals): void;
@@ -73,11 +85,16 @@ interface Server {
   readonly ended: Promise<string>;
 }
 
-function serve(image: Pick<ReadVolume, 'target' | 'file' | 'format'>, socket: string): Server {
+function serve(
+  image: Pick<ReadVolume, 'target' | 'file' | 'format'>,
+  socket: string,
+  bitmap: string | undefined,
+): Server {
   // It dies with us even when we are killed before we are its client.
   const server = ['--pdeathsig', 'KILL', 'qemu-nbd', '--read-only', '--shared=8'];
   const where = ['--export-name', image.target, '--socket', socket, '--image-opts', imageOptions(image)];
-  const child = execa('setpriv', [...server, ...where], {
+  const changes = bitmap === undefined ? [] : ['--bitmap', bitmap];
+  const child = execa('setpriv', [...server, ...changes, ...where], {
     stdin: 'ignore',
     stdout: 'ignore',
     // A Ctrl-C is for us.
@@ -103,12 +120,13 @@ async function connect(
   socketPath: string,
   exportName: string,
   server: Server,
-  options: { readonly answerMs: number; readonly signal: AbortSignal },
+  { bitmap, ...options }: ExportOptions,
 ): Promise<NbdVolume> {
+  const dirtyContexts = bitmap === undefined ? [] : [storedDirtyContextOf(bitmap)];
   const deadline = performance.now() + openMs;
   for (;;) {
     try {
-      return await NbdVolume.open({ socketPath, exportName, ...options });
+      return await NbdVolume.open({ socketPath, exportName, dirtyContexts, ...options });
     } catch (error) {
       const notYet = error instanceof NbdError && error.code === 'NBD_UNREACHABLE';
       if (!notYet || server.hasEnded() || performance.now() > deadline) throw error;

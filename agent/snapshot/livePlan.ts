@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { plannedExtraSchema } from './extras.ts';
+import { volumeReadSchema } from './readPlan.ts';
 
 /** One volume of a `live` backup, with every path that the job will use. */
 export const liveVolumeSchema = z.object({
@@ -14,8 +15,14 @@ export const liveVolumeSchema = z.object({
   workDirectory: z.string(),
   /** Paths of the whole chain before the backup, top first. */
   chain: z.array(z.string()).min(1),
-  /** The image is a file that can be copied as it stands: qcow2, over nothing, without bitmaps. */
+  /** The image is a file that can be copied as it stands: qcow2, over nothing, without bitmaps but ours. */
   copyable: z.boolean(),
+  /** QEMU can keep the bitmap of a checkpoint in it. */
+  keepsBitmaps: z.boolean().default(false),
+  /** By storage. */
+  reads: z.record(z.string(), volumeReadSchema).default({}),
+  /** The oldest checkpoint that a storage needs the changes since; `null`: none of them needs any. */
+  since: z.string().nullable().default(null),
   virtualSizeBytes: z.number(),
   /** What a copy of the volume takes. */
   allocatedBytes: z.number(),
@@ -33,6 +40,8 @@ export const livePlanSchema = z.object({
   memoryBytes: z.number(),
   /** Beyond this the memory counts as not converging. */
   convergeBytes: z.number(),
+  /** Marks T1 for the next increments; it is made just before T1. `null` when none is made. */
+  checkpoint: z.string().nullable().default(null),
   /** What libvirt writes. */
   stateFile: z.string(),
   stateOnRamDisk: z.boolean(),

@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
+import { isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import { SnapshotError } from './errors.ts';
 import { planExtras } from './extras.ts';
 import type { LivePlan, LiveVolume } from './livePlan.ts';
@@ -81,6 +82,7 @@ export async function planLive(hypervisor: Hypervisor, request: LiveRequest): Pr
     modeReason: request.modeReason,
     memoryBytes,
     convergeBytes,
+    checkpoint: null,
     stateFile: state.file,
     stateOnRamDisk: state.onRamDisk,
     stowedStateFile: state.stowedFile,
@@ -127,7 +129,10 @@ async function planLiveVolume(
     overlay: join(workDirectory, `${volume.target}.overlay`),
     workDirectory,
     chain: [image, ...(await chainBelow(what, volume, info.backing))],
-    copyable: format === 'qcow2' && info.backing === null && info.bitmaps.length === 0,
+    copyable: format === 'qcow2' && info.backing === null && info.bitmaps.every(isOurCheckpoint),
+    keepsBitmaps: format === 'qcow2' && info.compat !== '0.10',
+    reads: {},
+    since: null,
     virtualSizeBytes: info.virtualSizeBytes,
     allocatedBytes: await allocatedBytesOf(file, info.backing?.path),
     owner: await ownerOf(file),

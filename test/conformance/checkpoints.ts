@@ -78,6 +78,24 @@ export function checkpoints(t: Test, fixture: HypervisorFixture): void {
     },
   );
 
+  void t.test(
+    'a checkpoint is made by itself, of the volumes that are named, while a machine runs',
+    async (t) => {
+      const machine = await machineWithCheckpoint();
+      const { uuid } = machine;
+      await hypervisor.createCheckpoint(uuid, { name: 'two', targets: ['vdb'] });
+      t.match(await hypervisor.checkpoints(uuid), [{ name: 'one' }, { name: 'two', targets: ['vdb'] }]);
+      await t.rejects(hypervisor.createCheckpoint(uuid, { name: 'two', targets: ['vdb'] }), {
+        code: 'OPERATION_FAILED',
+      });
+      await backUp(fixture, machine, { vda: 'one', vdb: 'two' });
+      await hypervisor.powerOff(uuid);
+      await t.rejects(hypervisor.createCheckpoint(uuid, { name: 'three', targets: ['vdb'] }), {
+        code: 'OPERATION_UNSUPPORTED',
+      });
+    },
+  );
+
   void t.test('a backup that does not begin leaves neither checkpoint nor scratch file', async (t) => {
     const machine = await machineWithCheckpoint();
     const backup = since(await prepareBackup(fixture, machine, ['vda', 'vdb']), { vdb: 'never' });

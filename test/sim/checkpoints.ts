@@ -51,11 +51,20 @@ export async function deleteCheckpoint(
   machine.checkpointTargets.delete(name);
 }
 
+/** libvirt gives an overlay of its snapshot the bitmaps of the image below, which begin anew there. */
+export async function propagateBitmaps(image: string, overlay: string): Promise<void> {
+  for (const name of (await readImageInfo(image, 'qcow2')).usableBitmaps)
+    await tool('qemu-img', ['bitmap', '--add', '-g', '64k', '-f', 'qcow2', overlay, name]);
+}
+
 /** A QEMU that is killed has not stored what it had noted. */
 export async function loseBitmaps(instance: Instance): Promise<void> {
-  for (const { path, format } of DomainXml.parse(instance.definition).volumes) {
-    if (path === undefined || format !== 'qcow2') continue;
-    for (const name of (await readImageInfo(path, 'qcow2')).bitmaps)
-      await tool('qemu-img', ['bitmap', '--remove', '-f', 'qcow2', path, name]);
-  }
+  for (const { path, format } of DomainXml.parse(instance.definition).volumes)
+    if (path !== undefined && format === 'qcow2') await loseBitmapsOf(path);
+}
+
+/** The same of one image that it had open for writing. */
+export async function loseBitmapsOf(image: string): Promise<void> {
+  for (const name of (await readImageInfo(image, 'qcow2')).bitmaps)
+    await tool('qemu-img', ['bitmap', '--remove', '-f', 'qcow2', image, name]);
 }

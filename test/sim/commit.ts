@@ -1,5 +1,6 @@
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { CommitOptions } from '../../agent/hypervisor/hypervisor.ts';
+import { loseBitmapsOf } from './checkpoints.ts';
 import { Interruption, refusal } from './errors.ts';
 import { blockJobEvent } from './events.ts';
 import { aborted } from './faults.ts';
@@ -45,9 +46,11 @@ export function startCommit(world: Surroundings, machine: SimulatedMachine, opti
     finish: undefined,
   };
   instance.blockJobs.set(target, job);
-  job.done = runCommit({ world, machine, instance, options, job }).catch((error: unknown) => {
+  job.done = runCommit({ world, machine, instance, options, job }).catch(async (error: unknown) => {
     instance.blockJobs.delete(target);
     if (!(error instanceof Interruption)) throw error;
+    if (error.reason !== 'abort' && chain.some(({ path, format }) => path === base && format === 'qcow2'))
+      await loseBitmapsOf(base);
     if (error.reason === 'abort') world.emit(blockJobEvent(machine.uuid, target, 'canceled'));
   });
 }

@@ -21,6 +21,7 @@ export type JobRequest =
   | 'verify'
   | 'backup'
   | 'live'
+  | 'live-increment'
   | 'disk'
   | 'increment'
   | 'in-place'
@@ -46,9 +47,9 @@ const writesAt = [
 ];
 const recoveriesMax = 5;
 
-/** Requests that make a backup. `increment` is `disk` again, after one that went well. */
+/** Requests that make a backup. An increment is the same mode again, after a backup that went well. */
 export function isBackup(request: JobRequest): boolean {
-  return request === 'backup' || request === 'live' || request === 'disk' || request === 'increment';
+  return ['backup', 'live', 'live-increment', 'disk', 'increment'].includes(request);
 }
 
 export type Meanwhile = (moment: string, self: LivingAgent) => Promise<void> | void;
@@ -198,7 +199,8 @@ function struck(site: Site): boolean {
 
 async function create(living: LivingAgent, site: Site, request: JobRequest): Promise<JobRow> {
   if (request === 'backup') return living.agent.createBackup({ machine: 'm', mode: 'save' });
-  if (request === 'live') return living.agent.createBackup({ machine: 'm', mode: 'live' });
+  if (request === 'live' || request === 'live-increment')
+    return living.agent.createBackup({ machine: 'm', mode: 'live' });
   if (request === 'disk' || request === 'increment')
     return living.agent.createBackup({ machine: 'm', mode: 'disk' });
   if (request === 'verify') {
@@ -254,7 +256,8 @@ async function judge(site: Site, { request, victims, pointsAtHit, before, row }:
     problems.push(
       `${made} backups instead of ${promisedBackups} (job ${row?.state}: ${row?.error?.message})`,
     );
-  if (request === 'increment' && isFinished && !cold) problems.push(...(await judgeIncrements(site)));
+  const isIncrement = request === 'increment' || request === 'live-increment';
+  if (isIncrement && isFinished && !cold) problems.push(...(await judgeIncrements(site)));
   if (victims.every((victim) => victim === 'agent')) problems.push(...(await judgeCheckpoints(site)));
   if (request === 'new-machine') problems.push(...(await judgeCopy(site, isFinished)));
   if (request === 'files') problems.push(...(await judgeFiles(site, isFinished)));
@@ -275,6 +278,7 @@ function promisedState(
   const windows: Partial<Record<JobRequest, readonly [taken: string, given: string]>> = {
     backup: ['backup/after:guard', 'backup/before:unguard'],
     live: ['backup/before:snapshot', 'backup/before:verify'],
+    'live-increment': ['backup/before:snapshot', 'backup/before:verify'],
   };
   const [taken, given] = isOverPresent(request)
     ? ['restore/after:stop', 'restore/before:start']

@@ -1,5 +1,6 @@
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { LiveSnapshotOptions } from '../../agent/hypervisor/hypervisor.ts';
+import { propagateBitmaps } from './checkpoints.ts';
 import { refusal } from './errors.ts';
 import { requireImage } from './images.ts';
 import type { Registry } from './libvirtd.ts';
@@ -48,14 +49,20 @@ export async function snapshotLive(
     } catch (error) {
       await endFailedWrite(world, machine, { file: memoryFile, before, error, reason: 'unpaused' });
     }
-    for (const { target, overlay } of overlays) putOnTop(machine, instance, target, overlay);
+    for (const { target, overlay } of overlays) await putOnTop(machine, instance, target, overlay);
     if (before.state === 'running') startCpus(world, machine, 'unpaused');
     else machine.status = before;
   });
 }
 
-function putOnTop(machine: SimulatedMachine, instance: Instance, target: string, overlay: string): void {
+async function putOnTop(
+  machine: SimulatedMachine,
+  instance: Instance,
+  target: string,
+  overlay: string,
+): Promise<void> {
   const { path, format } = DomainXml.parse(instance.definition).volume(target);
+  if (path !== undefined && format === 'qcow2') await propagateBitmaps(path, overlay);
   instance.chains.set(target, [{ path, format }, ...(instance.chains.get(target) ?? [])]);
   setImage(machine, instance, target, { path: overlay, format: 'qcow2' });
 }

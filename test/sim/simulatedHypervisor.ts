@@ -285,6 +285,16 @@ export class SimulatedHypervisor implements Hypervisor {
     });
   }
 
+  createCheckpoint(uuid: string, checkpoint: Checkpoint): Promise<void> {
+    return this.#on('createCheckpoint', uuid, async (machine) => {
+      if (machine.instance === undefined)
+        throw refusal('operationUnsupported', 'cannot create checkpoint for inactive domain');
+      requireIdle(machine);
+      requireCheckpointPossible(machine, checkpoint);
+      await addCheckpoint(machine, checkpoint);
+    });
+  }
+
   currentBackup(uuid: string): Promise<PullBackup | null> {
     return this.#on('currentBackup', uuid, ({ instance }) => instance?.backup?.backup ?? null);
   }

@@ -15,7 +15,7 @@ import { interrupt, requireInstance } from './machine.ts';
 import type { MachineTemplate } from './machineTemplate.ts';
 import { machineDefinition, templateUuid } from './machineTemplate.ts';
 import { loseBitmaps } from './checkpoints.ts';
-import { flush, guestWrite, loseUnflushed } from './qemu.ts';
+import { exclusively, flush, guestWrite, loseUnflushed } from './qemu.ts';
 import { SimulatedHypervisor } from './simulatedHypervisor.ts';
 
 const defaultImageBytes = 1024 * 1024;
@@ -169,9 +169,10 @@ export class SimulatedWorld implements AsyncDisposable {
     const machine = this.machine(nameOrUuid);
     const instance = requireInstance(machine);
     const starting = machine.operation?.name === 'restore' || machine.operation?.name === 'start';
+    // First: once what it was doing has ended, nobody may find it running any more.
+    await exclusively(instance, () => loseBitmaps(instance));
     await interrupt(machine, new Interruption('qemu'));
     await loseUnflushed(instance);
-    await loseBitmaps(instance);
     if (starting || machine.instance === undefined) return;
     if (this.#libvirtd === undefined) {
       machine.instance = undefined;

@@ -33,6 +33,13 @@ export function checkpointOperations(connection: Connection) {
       );
     },
 
+    createCheckpoint(uuid: string, xml: string): void {
+      connection.withMachine(uuid, (domain) => {
+        const made = libvirt.virDomainCheckpointCreateXML(domain, xml, 0);
+        libvirt.virDomainCheckpointFree(present('virDomainCheckpointCreateXML', made));
+      });
+    },
+
     deleteCheckpoint(uuid: string, name: string, metadataOnly: boolean): void {
       connection.withMachine(uuid, (domain) => {
         const checkpoint = lookUp(domain, name);

@@ -210,6 +210,7 @@ export interface Libvirt {
   readonly virDomainSnapshotGetXMLDesc: (snapshot: Pointer, flags: Flags) => string | null;
   readonly virDomainSnapshotFree: (snapshot: Pointer) => number;
   readonly virDomainListAllCheckpoints: (domain: Pointer, list: Out<Pointer>, flags: Flags) => number;
+  readonly virDomainCheckpointCreateXML: (domain: Pointer, xml: string, flags: Flags) => Pointer | null;
   readonly virDomainCheckpointGetName: (checkpoint: Pointer) => string | null;
   readonly virDomainCheckpointFree: (checkpoint: Pointer) => number;
   readonly virDomainCheckpointGetXMLDesc: (checkpoint: Pointer, flags: Flags) => string | null;
@@ -338,6 +339,9 @@ export const libvirt: Libvirt = {
   virDomainSnapshotFree: library.func('int virDomainSnapshotFree(void *snapshot)'),
   virDomainListAllCheckpoints: library.func(
     'int virDomainListAllCheckpoints(void *dom, _Out_ void **checkpoints, uint flags)',
+  ),
+  virDomainCheckpointCreateXML: library.func(
+    'void *virDomainCheckpointCreateXML(void *dom, str xml, uint flags)',
   ),
   virDomainCheckpointGetName: library.func('str virDomainCheckpointGetName(void *checkpoint)'),
   virDomainCheckpointFree: library.func('int virDomainCheckpointFree(void *checkpoint)'),

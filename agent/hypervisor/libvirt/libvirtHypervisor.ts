@@ -226,14 +226,24 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   async beginBackup(uuid: string, backup: PullBackup, checkpoint?: Checkpoint): Promise<void> {
-    const { volumes } = DomainXml.parse(await this.definition(uuid, 'live'));
-    const targets = volumes.map(({ target }) => target);
-    const without = (named: readonly string[]): readonly string[] =>
-      targets.filter((target) => !named.includes(target));
-    const leftOut = without(backup.volumes.map(({ target }) => target));
+    const targets = await this.#targets(uuid);
+    const leftOut = without(
+      targets,
+      backup.volumes.map(({ target }) => target),
+    );
     const checkpointXml =
-      checkpoint === undefined ? null : formatCheckpointXml(checkpoint, without(checkpoint.targets));
+      checkpoint === undefined ? null : formatCheckpointXml(checkpoint, without(targets, checkpoint.targets));
     await this.#change('beginBackup', uuid, formatBackupXml(backup, leftOut), checkpointXml);
+  }
+
+  async createCheckpoint(uuid: string, checkpoint: Checkpoint): Promise<void> {
+    const leftOut = without(await this.#targets(uuid), checkpoint.targets);
+    await this.#change('createCheckpoint', uuid, formatCheckpointXml(checkpoint, leftOut));
+  }
+
+  async #targets(uuid: string): Promise<readonly string[]> {
+    const { volumes } = DomainXml.parse(await this.definition(uuid, 'live'));
+    return volumes.map(({ target }) => target);
   }
 
   async currentBackup(uuid: string): Promise<PullBackup | null> {
@@ -409,4 +419,8 @@ function topImageIndex(definition: string, target: string): number {
     throw new HypervisorError('MACHINE_STATE_INVALID', 'only a machine that is on has volumes to flush');
   }
   return index;
+}
+
+function without(targets: readonly string[], named: readonly string[]): readonly string[] {
+  return targets.filter((target) => !named.includes(target));
 }
