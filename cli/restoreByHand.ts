@@ -14,6 +14,13 @@ export function restoreByHand(directory: string, manifest: Manifest): readonly s
   for (const volume of manifest.volumes) {
     const source = quote(volume.source);
     const { uid, gid, mode } = volume.owner;
+    if (volume.kind !== undefined) {
+      lines.push(
+        `# ${volume.target} was a ${volume.kind} volume; onto a device as large (-O as the machine opens it):`,
+        `qemu-img convert -n -f qcow2 -O raw ${from(volume.file)} ${source}`,
+      );
+      continue;
+    }
     lines.push(
       `qemu-img check ${from(volume.file)}`,
       `mv ${source} ${quote(`${volume.source}.before-restore`)}`,

@@ -103,7 +103,7 @@ export async function exists(path: string): Promise<boolean> {
 }
 
 /** The path itself, or the nearest directory above it that is there. */
-async function nearestExisting(path: string): Promise<string> {
+export async function nearestExisting(path: string): Promise<string> {
   let candidate = resolve(path);
   while (candidate !== dirname(candidate)) {
     try {

@@ -30,6 +30,8 @@ const absolutePath = z
   .startsWith('/')
   .refine((path) => !path.includes('\0') && normalize(path) === path);
 
+const networkAddress = z.string().regex(/^[a-z0-9+-]+:\/\/[^\0\n]*$/);
+
 const volume = z.strictObject({
   target,
   file: artifactFileName,
@@ -39,8 +41,12 @@ const volume = z.strictObject({
   storedBytes: sizeBytes,
   /** By chunks: SHA-256 of what `split -b 4M --filter=sha256sum FILE` prints, which is kept as FILE.sums. */
   sha256,
-  /** Path of the image on its host, for a restore in place. */
-  source: absolutePath,
+  /** What the image was on its host; a file unless told. */
+  kind: z.enum(['block', 'network']).optional(),
+  /** It is stored as it stood: who has not its key cannot read it. */
+  encrypted: z.literal(true).optional(),
+  /** Path of the image on its host, for a restore in place; of a network volume its address. */
+  source: z.union([absolutePath, networkAddress]),
   owner: z.strictObject({
     uid: sizeBytes.max(0xffffffff),
     gid: sizeBytes.max(0xffffffff),

@@ -1,6 +1,6 @@
 import type { Element } from '@xmldom/xmldom';
 
-import { attribute, child, text } from './domainDom.ts';
+import { attribute, child, children, removeElement, text } from './domainDom.ts';
 import { DomainXmlError } from './domainXmlError.ts';
 
 /** What a volume's data is read from, by libvirt's `<disk type=…>`; `none` for an empty drive. */
@@ -112,6 +112,26 @@ export function volumeTarget(disk: Element): string {
   if (target === undefined)
     throw new DomainXmlError('XML_INVALID', 'the definition has a disk without a target');
   return target;
+}
+
+/**
+ * Makes a file the source of a `<disk>`. Of another kind of source only the encryption is left: addresses, hosts and
+ * authentication belong to what it was.
+ * @throws DomainXmlError XML_VOLUME_NOT_A_FILE for what no file can stand in for
+ */
+export function setFileSource(disk: Element, path: string): void {
+  const source = child(disk, 'source');
+  const { sourceKind, target } = readVolume(disk);
+  const replaceable: readonly VolumeSourceKind[] = ['file', 'block', 'volume', 'network'];
+  if (source === undefined || !replaceable.includes(sourceKind))
+    throw new DomainXmlError('XML_VOLUME_NOT_A_FILE', `volume ${target} is not a file`);
+  if (sourceKind !== 'file') {
+    disk.setAttribute('type', 'file');
+    for (const { name } of Array.from(source.attributes)) source.removeAttribute(name);
+    for (const element of children(source)) if (element.localName !== 'encryption') removeElement(element);
+    for (const element of children(disk, 'auth')) removeElement(element);
+  }
+  source.setAttribute('file', path);
 }
 
 function sourceKindOf(disk: Element, source: Element | undefined): VolumeSourceKind {

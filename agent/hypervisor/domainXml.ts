@@ -3,7 +3,7 @@ import type { Document, Element } from '@xmldom/xmldom';
 import type { HostDevice } from './domainDevices.ts';
 import { readHostDevices } from './domainDevices.ts';
 import type { DomainVolume, ErrorPolicies } from './domainDisk.ts';
-import { readVolume, volumeTarget } from './domainDisk.ts';
+import { readVolume, setFileSource, volumeTarget } from './domainDisk.ts';
 import {
   appendElement,
   attribute,
@@ -204,14 +204,13 @@ export class DomainXml {
     }
   }
 
-  /** @throws DomainXmlError XML_VOLUME_NOT_FOUND, XML_VOLUME_NOT_A_FILE */
+  /**
+   * Gives a volume another image file; what was a device, a pool volume or a network volume becomes a file.
+   * @throws DomainXmlError XML_VOLUME_NOT_FOUND, XML_VOLUME_NOT_A_FILE for an empty drive and the like
+   */
   setVolumePath(target: string, path: string, format?: string): void {
     const disk = this.#disk(target);
-    const source = child(disk, 'source');
-    if (source === undefined || readVolume(disk).sourceKind !== 'file') {
-      throw new DomainXmlError('XML_VOLUME_NOT_A_FILE', `volume ${target} is not a file`);
-    }
-    source.setAttribute('file', path);
+    setFileSource(disk, path);
     if (format !== undefined)
       (child(disk, 'driver') ?? appendElement(disk, 'driver')).setAttribute('type', format);
   }

@@ -299,6 +299,13 @@ export interface Hypervisor extends AsyncDisposable {
   blockJob(uuid: string, target: string): Promise<BlockJob | null>;
   setBlockJobBandwidth(uuid: string, target: string, bytesPerSecond: number): Promise<void>;
   abortBlockJob(uuid: string, target: string): Promise<void>;
+  /**
+   * Where a volume of a storage pool is.
+   * @throws HypervisorError for a pool or volume that is not there, or a pool that is not active
+   */
+  volumePath(pool: string, volume: string): Promise<string>;
+  /** What the guest has of a volume, of a machine that runs. */
+  volumeSizeBytes(uuid: string, target: string): Promise<number>;
   /** Names of the libvirt snapshots of a machine. */
   snapshotNames(uuid: string): Promise<readonly string[]>;
   /** The same with their definitions. */

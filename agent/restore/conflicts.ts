@@ -36,6 +36,14 @@ export async function findConflicts(
         message: `${image} is replaced; ${fate('the present image', safetyCopy)}`,
       });
   }
+  for (const { target, image, keepsPool } of plan.kind === 'files' ? [] : plan.volumes) {
+    const now = definition.volumes.find((volume) => volume.target === target)?.sourceKind ?? 'file';
+    if (now !== 'file' && !keepsPool)
+      conflicts.push({
+        kind: 'volumes',
+        message: `${target} was a ${now} volume, and becomes the file ${image}`,
+      });
+  }
   if (plan.nvram?.existed)
     conflicts.push({
       kind: 'nvram',

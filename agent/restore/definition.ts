@@ -18,7 +18,7 @@ export function restoredDefinition(plan: RestorePlan, original: string): string 
       if (plan.nvram !== null) definition.setNvram(plan.nvram.path);
     }
     for (const volume of plan.volumes) {
-      if (definition.volume(volume.target).path !== volume.image)
+      if (!volume.keepsPool && definition.volume(volume.target).path !== volume.image)
         definition.setVolumePath(volume.target, volume.image);
       // Without its server the guest waits instead of seeing errors of its disk.
       if (volume.served !== null) definition.setErrorPolicies(volume.target, { write: 'stop', read: 'stop' });

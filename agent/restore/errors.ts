@@ -9,6 +9,8 @@ export type RestoreErrorCode =
   | 'PATH_TAKEN'
   | 'NO_MEMORY_STATE'
   | 'VOLUME_UNKNOWN'
+  /** It was, or the place is, a device or on the network; only files are put in place. */
+  | 'VOLUME_NOT_A_FILE'
   | 'MACHINE_HAS_SNAPSHOTS'
   | 'MACHINE_HAS_MANAGED_SAVE'
   | 'NOT_ENOUGH_DISK_SPACE'

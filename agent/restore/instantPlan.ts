@@ -26,7 +26,12 @@ export async function requireInstant(
       '--instant starts a whole machine',
       'give --in-place or --as NAME, and leave the others out',
     );
-  for (const { file, format, storedBytes, target } of manifest.volumes) {
+  for (const { file, format, storedBytes, target, encrypted } of manifest.volumes) {
+    if (encrypted)
+      throw unsupported(
+        `${target} is encrypted, and cannot be served without its key`,
+        'restore without --instant',
+      );
     const path = join(entry.directory, file);
     const { size } = await stat(path);
     const header = format === 'qcow2' ? await readQcow2Header(path) : undefined;

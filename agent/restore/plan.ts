@@ -9,6 +9,8 @@ export const restoredVolumeSchema = z.object({
   /** The machine opens it as raw: the checked copy is written anew as that. */
   asRaw: z.boolean().default(false),
   artifact,
+  /** The definition leads to the image by its storage pool, and goes on doing so. */
+  keepsPool: z.boolean().default(false),
   /** Where the machine expects it. */
   image: z.string(),
   /** The same with symbolic links resolved, where it exists: what is replaced. */

@@ -1,4 +1,4 @@
-import { realpath } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { exists } from '../../common/files.ts';
 import { formatPointInTime } from '../../common/time.ts';
@@ -40,6 +40,8 @@ export async function planVolume(
   const image = imageOf(volume, naming, definition, asRaw ? 'raw' : volume.format);
   const existed = await exists(image);
   const file = existed ? await realpath(image) : image;
+  if (existed && !(await stat(file)).isFile()) throw notAFile(volume, `${image} is not a file`);
+  const pool = definition.volumes.find(({ target }) => target === volume.target)?.pool;
   const workDirectory = join(dirname(file), retainDirectoryName, naming.jobId);
   return {
     target: volume.target,
@@ -50,6 +52,8 @@ export async function planVolume(
       sizeBytes: volume.storedBytes,
       sha256: volume.sha256,
     },
+    keepsPool:
+      pool !== undefined && naming.kind === 'in-place' && naming.sockets === null && image === volume.source,
     image,
     file,
     workDirectory,
@@ -82,17 +86,29 @@ function isOpenedAsRaw(
 }
 
 function imageOf(
-  { target, source }: Manifest['volumes'][number],
+  volume: Manifest['volumes'][number],
   { kind, scope, template, name, to, map }: Naming,
   definition: DomainXml,
   format: string,
 ): string {
+  const { target, source } = volume;
   const mapped = map[target];
   if (mapped !== undefined) return mapped;
   if (template) return to === undefined ? source : join(to, basename(source));
   if (scope === 'volumes' && kind === 'in-place') return presentImage(target, name, definition);
+  if (volume.kind !== undefined) {
+    if (to !== undefined) return join(to, `${name}-${target}.${format}`);
+    throw notAFile(volume, `it was ${source}, and only files are put in place`);
+  }
   if (kind === 'in-place') return to === undefined ? source : join(to, basename(source));
   return join(to ?? dirname(source), `${name}-${target}.${format}`);
+}
+
+function notAFile({ target, file, kind }: Manifest['volumes'][number], why: string): RestoreError {
+  const onto = kind === 'network' ? 'where it belongs' : 'onto the device';
+  return new RestoreError('VOLUME_NOT_A_FILE', `${target} cannot be restored there: ${why}`, {
+    hint: `--as NAME or --to DIR with --map ${target}=/path/of/a/file makes a file of it; ${onto} by hand: qemu-img convert -n -O raw ${file} TARGET`,
+  });
 }
 
 /** Where the machine has a volume now, which may be another place than at the time of the backup. */

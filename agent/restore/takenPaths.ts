@@ -1,7 +1,8 @@
 import { stat } from 'node:fs/promises';
 import { isErrno } from '../../common/errors.ts';
 import { QemuImageError, readImageInfo } from '../../common/qemuImage.ts';
-import { DomainXml } from '../hypervisor/domainXml.ts';
+import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { foreignGuests } from '../snapshot/imageUsers.ts';
 import { RestoreError } from './errors.ts';
@@ -72,11 +73,23 @@ async function imagesOf(hypervisor: Hypervisor, machine: MachineSummary): Promis
   const paths = new Set<string>();
   for (const kind of definitions) {
     for (const volume of DomainXml.parse(await hypervisor.definition(machine.uuid, kind)).volumes) {
-      if (volume.path !== undefined) await addChain(volume.path, volume.format, paths);
+      const image = volume.path ?? (await pathInPool(hypervisor, volume));
+      if (image !== undefined) await addChain(image, volume.format, paths);
       for (const { path } of volume.backingChain ?? []) if (path !== undefined) paths.add(path);
     }
   }
   return paths;
+}
+
+/** Where a pool volume is, as far as libvirt knows it: a pool that is not active has nothing open. */
+async function pathInPool(hypervisor: Hypervisor, { pool }: DomainVolume): Promise<string | undefined> {
+  if (pool === undefined) return undefined;
+  try {
+    return await hypervisor.volumePath(pool.name, pool.volume);
+  } catch (error) {
+    if (error instanceof HypervisorError && !error.retryable) return undefined;
+    throw error;
+  }
 }
 
 /** Adds an image and, from the headers, what is below it. */

@@ -56,6 +56,8 @@ export function describeReadBackup(
         virtualSizeBytes: point.virtualSizeBytes[volume.target] ?? volume.virtualSizeBytes,
         storedBytes: sizeBytes,
         sha256,
+        ...(volume.kind === 'file' ? {} : { kind: volume.kind }),
+        ...(volume.encrypted ? { encrypted: true as const } : {}),
         source: volume.image,
         owner,
         ...howRead(volume.reads[storage]),

@@ -75,7 +75,7 @@ export async function requireStoragesForRead(
   storages: readonly Storage[],
   plan: {
     readonly volumes: readonly (Pick<ReadVolume, 'file' | 'allocatedBytes'> &
-      Partial<Pick<ReadVolume, 'reads'>>)[];
+      Partial<Pick<ReadVolume, 'reads' | 'kind'>>)[];
   },
   memoryBytes = 0,
 ): Promise<readonly string[]> {
@@ -86,7 +86,8 @@ export async function requireStoragesForRead(
     for (const { allocatedBytes, reads } of plan.volumes)
       if (!('parent' in (reads?.[storage.name] ?? {}))) neededBytes += allocatedBytes;
     const { freeBytes } = await requireUsable(storage);
-    for (const volume of plan.volumes) everyLocal &&= await storage.sameFileSystemAs(volume.file);
+    for (const { kind, file } of plan.volumes)
+      everyLocal &&= kind !== 'network' && (await storage.sameFileSystemAs(file));
     requireRoom(storage, freeBytes, neededBytes);
   }
   return everyLocal ? [localOnlyWarning] : [];

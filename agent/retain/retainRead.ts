@@ -1,5 +1,6 @@
 import type { Ownership } from '../../common/files.ts';
 import type { BackupWriter } from '../../storage/storage.ts';
+import { isCopiedWhole } from '../snapshot/planReadVolume.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { KeptFiles } from './keptFiles.ts';
 import { type ArtifactNames, definitionFileOf, extraFilesOf, type Retained } from './retain.ts';
@@ -35,6 +36,12 @@ export async function retainRead(
   const volumes: ReadVolume[] = [];
   for (const volume of plan.volumes) {
     const name = names.volume(volume.target, 'qcow2');
+    if (isCopiedWhole(volume)) {
+      await copyWhole(writers, volume, name, options, kept);
+      virtualSizeBytes[volume.target] = volume.virtualSizeBytes;
+      volumes.push(volume);
+      continue;
+    }
     await using opened = await open(volume);
     virtualSizeBytes[volume.target] = opened.source.virtualSizeBytes;
     const { files, reads } = await retainVolume(writers, volume, name, opened, options);
@@ -50,4 +57,20 @@ export async function retainRead(
     }
   }
   return { files: kept.files, virtualSizeBytes, plan: { ...plan, volumes } };
+}
+
+/** Stores an encrypted image as it stands: only who has its key can read what is stored, too. */
+async function copyWhole(
+  writers: ReadonlyMap<string, BackupWriter>,
+  { file, target, owner, allocatedBytes }: ReadVolume,
+  name: string,
+  options: ReadOptions,
+  kept: KeptFiles,
+): Promise<void> {
+  for (const [storage, writer] of writers) {
+    const onProgress = (doneBytes: number): void =>
+      options.onProgress(`${storage}: ${target}`, doneBytes, allocatedBytes);
+    const how = { ...options, ownership: owner, digest: 'chunks', onProgress } as const;
+    kept.add(storage, name, await writer.addByCopy(file, name, how), owner);
+  }
 }

@@ -12,6 +12,9 @@ import type { ReadVolume } from './readPlan.ts';
 const openMs = 30_000;
 const retryMs = 20;
 
+/** What is served: a file, unless its kind says otherwise. */
+type ExportedImage = Pick<ReadVolume, 'target' | 'file' | 'format'> & Partial<Pick<ReadVolume, 'kind'>>;
+
 /**
  * Serves an image that no machine runs, read-only, by a `qemu-nbd` of our own, and opens it. The image is not
  * locked: its owner may start the machine at any time, which the caller must notice. `qemu-nbd` ends with its last
@@ -33,11 +36,7 @@ export class ImageExport implements AsyncDisposable {
    * @param directory where the socket is made; it exists and is ours alone
    * @throws SnapshotError CANNOT_EXPORT_IMAGE; or the reason of `signal`
    */
-  static async open(
-    image: Pick<ReadVolume, 'target' | 'file' | 'format'>,
-    directory: string,
-    options: ExportOptions,
-  ): Promise<ImageExport> {
+  static async open(image: ExportedImage, directory: string, options: ExportOptions): Promise<ImageExport> {
     const socket = join(directory, image.target);
     await rm(socket, { force: true });
     const server = serve(image, socket, options.bitmap);
@@ -85,11 +84,7 @@ interface Server {
   readonly ended: Promise<string>;
 }
 
-function serve(
-  image: Pick<ReadVolume, 'target' | 'file' | 'format'>,
-  socket: string,
-  bitmap: string | undefined,
-): Server {
+function serve(image: ExportedImage, socket: string, bitmap: string | undefined): Server {
   // It dies with us even when we are killed before we are its client.
   const server = ['--pdeathsig', 'KILL', 'qemu-nbd', '--read-only', '--shared=8'];
   const where = ['--export-name', image.target, '--socket', socket, '--image-opts', imageOptions(image)];
@@ -110,9 +105,10 @@ function serve(
 }
 
 /** A comma separates options; in a file's name it is doubled. */
-function imageOptions({ file, format }: Pick<ReadVolume, 'file' | 'format'>): string {
+function imageOptions({ file, format, kind }: ExportedImage): string {
   const path = file.replaceAll(',', ',,');
-  return `driver=${format},force-share=on,read-only=on,file.driver=file,file.filename=${path}`;
+  const driver = kind === 'block' ? 'host_device' : 'file';
+  return `driver=${format},force-share=on,read-only=on,file.driver=${driver},file.filename=${path}`;
 }
 
 /** The socket is there as soon as the server has the image open. */

@@ -1,3 +1,4 @@
+import type { BigIntStats } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
@@ -45,7 +46,7 @@ async function usersOf(
   const users: FileUser[] = [];
   for (const entry of await readdir('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
-    if (!(await hasOpen(entry, wanted.dev, wanted.ino, readers))) continue;
+    if (!(await hasOpen(entry, wanted, readers))) continue;
     const command = (await readProcess(entry, 'cmdline')) ?? '';
     const args = command.split('\0').filter((part) => part !== '');
     if (!isMeant(args)) continue;
@@ -54,7 +55,7 @@ async function usersOf(
   return users;
 }
 
-async function hasOpen(pid: string, dev: bigint, ino: bigint, readers: boolean): Promise<boolean> {
+async function hasOpen(pid: string, wanted: BigIntStats, readers: boolean): Promise<boolean> {
   const descriptors = await gone(readdir(`/proc/${pid}/fd`));
   for (const descriptor of descriptors ?? []) {
     // fdinfo asks no file system: a stat of a descriptor on a dead network mount would hang.
@@ -63,11 +64,19 @@ async function hasOpen(pid: string, dev: bigint, ino: bigint, readers: boolean):
     // O_ACCMODE: anything but O_RDONLY writes.
     if ((flags & 3) === 0 && !readers) continue;
     const inode = /^ino:\s*(\d+)/m.exec(info)?.[1]; // since Linux 5.14
-    if (inode !== undefined && BigInt(inode) !== ino) continue;
+    // QEMU has device nodes of its own: a device is known by its number, not by its node.
+    const device = wanted.isBlockDevice();
+    if (!device && inode !== undefined && BigInt(inode) !== wanted.ino) continue;
     const found = await gone(stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }));
-    if (found?.dev === dev && found.ino === ino) return true;
+    if (found === undefined) continue;
+    if (device ? isDevice(found, wanted.rdev) : found.dev === wanted.dev && found.ino === wanted.ino)
+      return true;
   }
   return false;
+}
+
+function isDevice(found: BigIntStats, rdev: bigint): boolean {
+  return found.isBlockDevice() && found.rdev === rdev;
 }
 
 function readProcess(pid: string, name: string): Promise<string | undefined> {

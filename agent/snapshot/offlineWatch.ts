@@ -37,7 +37,8 @@ export class OfflineWatch implements AsyncDisposable {
     });
     try {
       const marks = new Map<string, string>();
-      for (const { file } of plan.volumes) marks.set(file, await markOf(file));
+      // What is written to a device does not show in its node: there only the machine's own start is noticed.
+      for (const { file, kind } of plan.volumes) if (kind === 'file') marks.set(file, await markOf(file));
       const watch = new OfflineWatch(hypervisor, plan, marks, (listener) => {
         listeners.push(listener);
         return unsubscribe;

@@ -6,7 +6,7 @@ import { isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import { SnapshotError } from './errors.ts';
 import { planExtras } from './extras.ts';
 import type { LivePlan, LiveVolume } from './livePlan.ts';
-import { allocatedBytesOf, formatOf, ownerOf } from './planRead.ts';
+import { allocatedBytesOf, formatOf, ownerOf } from './images.ts';
 import {
   chainBelow,
   imageOf,

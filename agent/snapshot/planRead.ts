@@ -1,20 +1,10 @@
-import { lstat, stat } from 'node:fs/promises';
-import { isAbsolute, join } from 'node:path';
-import type { Ownership } from '../../common/files.ts';
-import { type ImageFormat, readImageInfo } from '../../common/qemuImage.ts';
-import { rememberedOwner } from '../../common/xattr.ts';
-import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
+import { join } from 'node:path';
+import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import { planExtras } from './extras.ts';
-import {
-  imageOf,
-  isLeftOut,
-  refuseForeignVolume,
-  refuseOtherUsers,
-  resolveImage,
-  volumeError,
-} from './planVolume.ts';
+import { planReadVolume, type SeenVolume } from './planReadVolume.ts';
+import { isLeftOut } from './planVolume.ts';
 import {
   planNvram,
   refuseBusyMachine,
@@ -23,10 +13,9 @@ import {
   refuseUnsuitableStatus,
 } from './preflight.ts';
 import { socketPathBytesMax, socketPathOf } from './pullBackup.ts';
-import type { ReadPlan, ReadVolume } from './readPlan.ts';
-import { requireUsableRetainDirectory } from './retainDirectory.ts';
+import type { ReadPlan } from './readPlan.ts';
+import { placeScratch } from './scratchPlace.ts';
 import { requireScratchSpace } from './scratchSpace.ts';
-import { workDirectoryFor } from './workspace.ts';
 
 export interface ReadRequest {
   readonly jobId: string;
@@ -59,18 +48,16 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
   const kind = request.mode === 'disk' ? 'live' : 'persistent';
   const definition = DomainXml.parse(await hypervisor.definition(uuid, kind));
   refuseTpm(definition);
-  const volumes: ReadVolume[] = [];
+  const seen: SeenVolume[] = [];
   for (const volume of definition.volumes) {
     if (isLeftOut(volume))
       warnings.push(
         `${volume.target} (${volume.readOnly ? 'read-only ' : ''}${volume.device}) is not part of the backup`,
       );
-    else volumes.push(await planReadVolume(machine, volume, request));
+    else seen.push(await planReadVolume(hypervisor, machine, volume, request));
   }
-  refuseUnsuitableSet(name, volumes);
-  const workDirectories = [
-    ...new Set(volumes.map(({ file }) => workDirectoryFor(file, request.retainDirectory, request.jobId))),
-  ];
+  refuseUnsuitableSet(name, seen);
+  const { volumes, workDirectories } = await placeScratch(name, seen, request);
   const [first = ''] = workDirectories;
   const others = await planExtras(definition, first, await hypervisor.snapshotNames(uuid));
   warnings.push(...others.warnings);
@@ -92,7 +79,15 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
   };
   if (plan.mode === 'offline') return plan;
   refuseLongSocketPath(plan);
-  return { ...plan, warnings: [...warnings, ...(await requireScratchSpace(plan))] };
+  const scarce = await requireScratchSpace({
+    machine: plan.machine,
+    // What is not a file has its scratch file elsewhere.
+    volumes: volumes.map((volume) => ({
+      file: volume.kind === 'file' ? volume.file : (volume.scratch ?? volume.file),
+      allocatedBytes: volume.allocatedBytes,
+    })),
+  });
+  return { ...plan, warnings: [...warnings, ...scarce] };
 }
 
 function refuseOff({ name, status }: MachineSummary): void {
@@ -109,63 +104,6 @@ function refuseRunning({ name, status }: MachineSummary): void {
     `${name} is ${status.state}; mode "offline" reads images that nobody writes to`,
     { hint: '--mode auto chooses what fits; or shut it down first' },
   );
-}
-
-async function planReadVolume(
-  machine: MachineSummary,
-  volume: DomainVolume,
-  request: ReadRequest,
-): Promise<ReadVolume> {
-  const what = `${volume.target} of ${machine.name}`;
-  refuseForeignVolume(what, volume);
-  const format = formatOf(what, volume);
-  const image = imageOf(machine.name, volume);
-  const file = await resolveImage(what, image);
-  if (request.mode === 'offline') await refuseOtherUsers(what, file, machine.uuid);
-  const info = await readImageInfo(file, format, { inUse: true });
-  if (info.corrupt) {
-    throw new SnapshotError('CORRUPT_DISK_IMAGE_FOUND', `${what}: ${file} is marked corrupt`, {
-      hint: `with the machine off: qemu-img check ${file}`,
-    });
-  }
-  if (info.encrypted)
-    throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; what is made of it would not be');
-  await requireUsableRetainDirectory(what, file, request.retainDirectory);
-  const workDirectory = workDirectoryFor(file, request.retainDirectory, request.jobId);
-  return {
-    target: volume.target,
-    image,
-    file,
-    format,
-    virtualSizeBytes: info.virtualSizeBytes,
-    allocatedBytes: await allocatedBytesOf(file, info.backing?.path),
-    owner: await ownerOf(file),
-    scratch: request.mode === 'disk' ? join(workDirectory, `${volume.target}.scratch`) : null,
-    // Version 2 has no place for them.
-    keepsBitmaps: format === 'qcow2' && info.compat !== '0.10',
-    reads: {},
-    since: null,
-  };
-}
-
-/** @throws SnapshotError VOLUME_UNSUPPORTED */
-export function formatOf(what: string, volume: DomainVolume): ImageFormat {
-  if (volume.format === 'qcow2' || volume.format === 'raw') return volume.format;
-  throw volumeError('VOLUME_UNSUPPORTED', what, `has the format ${volume.format ?? 'unknown'}`);
-}
-
-/** What the image takes on its disk, and what it stands on: the stored volume stands alone. */
-export async function allocatedBytesOf(file: string, backing: string | undefined): Promise<number> {
-  let bytes = (await stat(file)).blocks * 512;
-  if (backing !== undefined && isAbsolute(backing)) bytes += (await stat(backing)).blocks * 512;
-  return bytes;
-}
-
-/** Owner, group and mode of an image while no QEMU has it. */
-export async function ownerOf(file: string): Promise<Ownership> {
-  const { uid, gid, mode } = await lstat(file);
-  const remembered = await rememberedOwner(file);
-  return { uid: remembered?.uid ?? uid, gid: remembered?.gid ?? gid, mode: mode & 0o7777 };
 }
 
 function refuseLongSocketPath(plan: ReadPlan): void {

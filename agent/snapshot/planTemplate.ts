@@ -4,7 +4,7 @@ import { type ImageFormat, type ImageInfo, QemuImageError, readImageInfo } from 
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
-import { allocatedBytesOf, ownerOf } from './planRead.ts';
+import { allocatedBytesOf, ownerOf } from './images.ts';
 import { refuseOtherUsers, resolveImage, volumeError } from './planVolume.ts';
 import type { ReadPlan } from './readPlan.ts';
 
@@ -55,6 +55,8 @@ export async function planTemplate(hypervisor: Hypervisor, request: TemplatePlan
     volumes: [
       {
         target: templateTarget,
+        kind: 'file',
+        encrypted: false,
         image,
         file,
         format,

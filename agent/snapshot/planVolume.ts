@@ -80,7 +80,13 @@ export function refuseUnsuitableImage(what: string, file: string, info: ImageInf
       },
     );
   }
-  if (info.encrypted) throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; its overlay would not be');
+  if (info.encrypted)
+    throw volumeError(
+      'VOLUME_ENCRYPTED',
+      what,
+      'is encrypted; its overlay would not be',
+      offlineStoresEncrypted,
+    );
   if (info.dataFile !== undefined)
     throw volumeError('VOLUME_UNSUPPORTED', what, 'keeps its data in an external data file');
   const base = info.backing;
@@ -131,27 +137,51 @@ export function volumeError(
   code: 'VOLUME_UNSUPPORTED' | 'VOLUME_ENCRYPTED' | 'VOLUME_SHARED',
   what: string,
   why: string,
+  hint = 'docs/SUPPORT.md lists what each mode can do with each kind of volume; detach it, or exclude the machine',
 ): SnapshotError {
-  return new SnapshotError(code, `${what} ${why}`, {
-    hint: 'docs/SUPPORT.md lists what each mode can do with each kind of volume; detach it, or exclude the machine',
-  });
+  return new SnapshotError(code, `${what} ${why}`, { hint });
 }
 
 /**
  * What no mode of this version can do.
- * @throws SnapshotError VOLUME_UNSUPPORTED, VOLUME_SHARED, VOLUME_ENCRYPTED
+ * @throws SnapshotError VOLUME_UNSUPPORTED, VOLUME_SHARED
  */
-export function refuseForeignVolume(what: string, volume: DomainVolume): void {
+export function refuseInEveryMode(what: string, volume: DomainVolume): void {
   if (volume.device !== 'disk') throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.device}`);
-  if (volume.sourceKind !== 'file')
-    throw volumeError('VOLUME_UNSUPPORTED', what, `is a ${volume.sourceKind} volume, not an image file`);
   if (volume.shareable)
     throw volumeError('VOLUME_SHARED', what, 'is shared with other machines, which would not be stopped');
   if (volume.transient)
     throw volumeError('VOLUME_UNSUPPORTED', what, 'is transient: its changes are thrown away');
-  if (volume.encrypted)
-    throw volumeError('VOLUME_ENCRYPTED', what, 'is encrypted; what is made of it would not be');
 }
+
+/**
+ * What no overlay can be put over.
+ * @throws SnapshotError VOLUME_UNSUPPORTED, VOLUME_SHARED, VOLUME_ENCRYPTED
+ */
+export function refuseForeignVolume(what: string, volume: DomainVolume): void {
+  refuseInEveryMode(what, volume);
+  if (volume.sourceKind !== 'file') {
+    const kind = volume.sourceKind === 'volume' ? 'storage pool' : volume.sourceKind;
+    const readable = ['block', 'volume', 'network'].includes(volume.sourceKind);
+    throw volumeError(
+      'VOLUME_UNSUPPORTED',
+      what,
+      `is a ${kind} volume, not an image file`,
+      readable ? 'mode "disk" can: --mode disk' : undefined,
+    );
+  }
+  if (volume.encrypted)
+    throw volumeError(
+      'VOLUME_ENCRYPTED',
+      what,
+      'is encrypted; what is made of it would not be',
+      offlineStoresEncrypted,
+    );
+}
+
+/** What to do with an encrypted volume. */
+export const offlineStoresEncrypted =
+  'mode "offline" stores it encrypted, as it stands, while the machine is off: --mode offline';
 
 function refuseUnsupportedVolume(what: string, volume: DomainVolume): void {
   refuseForeignVolume(what, volume);

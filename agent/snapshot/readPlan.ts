@@ -18,7 +18,11 @@ export const volumeReadSchema = z.union([
 /** One volume of a backup that reads volumes where they are, in modes `disk` and `offline`. */
 export const readVolumeSchema = z.object({
   target: z.string(),
-  /** As the machine's definition names it. */
+  /** What the image is; a network volume is read through QEMU only. */
+  kind: z.enum(['file', 'block', 'network']).default('file'),
+  /** The image is encrypted: it is stored as it stands. */
+  encrypted: z.boolean().default(false),
+  /** As the machine's definition names it, or its pool; the address of a network volume. */
   image: z.string(),
   /** The same with symbolic links resolved. */
   file: z.string(),

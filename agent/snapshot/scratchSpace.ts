@@ -1,7 +1,7 @@
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { freeBytes, sameFileSystem } from '../../common/files.ts';
+import { freeBytes, nearestExisting, sameFileSystem } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';
 import { SnapshotError } from './errors.ts';
 import type { ReadPlan } from './readPlan.ts';
@@ -20,7 +20,7 @@ const reserveBytesMax = 1024 ** 3;
 
 /** What is left free for the guest beside the scratch files: when it would be touched, the backup is given up. */
 export async function reserveBytes(path: string): Promise<number> {
-  const { blocks, bsize } = await statfs(dirname(path));
+  const { blocks, bsize } = await statfs(await nearestExisting(dirname(path)));
   return Math.min(reserveBytesMax, Math.max(reserveBytesMin, blocks * bsize * reserveShare));
 }
 

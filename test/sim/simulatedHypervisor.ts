@@ -3,6 +3,7 @@ import { hostname } from 'node:os';
 
 import type { Checkpoint, PullBackup } from '../../agent/hypervisor/backupXml.ts';
 import type { ProcessUser } from '../../agent/hypervisor/capabilitiesXml.ts';
+import { readImageInfo } from '../../common/qemuImage.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
 import type {
@@ -384,6 +385,20 @@ export class SimulatedHypervisor implements Hypervisor {
 
   snapshotNames(uuid: string): Promise<readonly string[]> {
     return this.#on('snapshotNames', uuid, (machine) => [...machine.snapshots]);
+  }
+
+  volumePath(pool: string, volume: string): Promise<string> {
+    return this.#call('volumePath', () => {
+      throw refusal('operationFailed', `Storage volume not found: no volume ${volume} in pool '${pool}'`);
+    });
+  }
+
+  volumeSizeBytes(uuid: string, target: string): Promise<number> {
+    return this.#on('volumeSizeBytes', uuid, async (machine) => {
+      const { path = '', format } = DomainXml.parse(requireInstance(machine).definition).volume(target);
+      return (await readImageInfo(path, format === 'raw' ? 'raw' : 'qcow2', { inUse: true }))
+        .virtualSizeBytes;
+    });
   }
 
   snapshotDefinitions(

@@ -28,6 +28,21 @@ export const hostLibraries: readonly HostLibrary[] = [
   libraryOf('secret', 'Secret', 'Secrets', 0),
 ];
 
+/** Storage pools and their volumes. */
+export const poolLibrary: {
+  readonly find: (connection: Pointer, name: string) => Pointer | null;
+  readonly free: (pool: Pointer) => number;
+  readonly findVolume: (pool: Pointer, name: string) => Pointer | null;
+  readonly volumePath: (volume: Pointer) => string | null;
+  readonly freeVolume: (volume: Pointer) => number;
+} = {
+  find: library.func('void *virStoragePoolLookupByName(void *conn, str name)'),
+  free: library.func('int virStoragePoolFree(void *pool)'),
+  findVolume: library.func('void *virStorageVolLookupByName(void *pool, str name)'),
+  volumePath: library.func('str! virStorageVolGetPath(void *volume)'),
+  freeVolume: library.func('int virStorageVolFree(void *volume)'),
+};
+
 function libraryOf(kind: HostDefinition['kind'], type: string, plural: string, flags: number): HostLibrary {
   return {
     kind,

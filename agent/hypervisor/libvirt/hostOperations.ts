@@ -2,7 +2,7 @@ import { HypervisorError } from '../errors.ts';
 import type { HostDefinition } from '../hypervisor.ts';
 import { check, outValue, present } from './connection.ts';
 import type { Connection } from './connection.ts';
-import { type HostLibrary, hostLibraries } from './hostLibrary.ts';
+import { type HostLibrary, hostLibraries, poolLibrary } from './hostLibrary.ts';
 import { type Out, type Pointer, takeList } from './library.ts';
 
 const uuidStringBytes = 37;
@@ -21,6 +21,20 @@ export function hostOperations(connection: Connection) {
           throw error;
         }
       });
+    },
+
+    volumePath(poolName: string, volumeName: string): string {
+      const pool = present('virStoragePoolLookupByName', poolLibrary.find(connection.pointer, poolName));
+      try {
+        const volume = present('virStorageVolLookupByName', poolLibrary.findVolume(pool, volumeName));
+        try {
+          return present('virStorageVolGetPath', poolLibrary.volumePath(volume));
+        } finally {
+          poolLibrary.freeVolume(volume);
+        }
+      } finally {
+        poolLibrary.free(pool);
+      }
     },
   };
 }

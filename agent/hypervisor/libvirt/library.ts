@@ -50,6 +50,7 @@ const errorType = koffi.struct('virError', {
   net: 'void *',
 });
 koffi.struct('virDomainBlockJobInfo', { type: 'int', bandwidth: 'ulong', cur: 'uint64', end: 'uint64' });
+koffi.struct('virDomainBlockInfo', { capacity: 'uint64', allocation: 'uint64', physical: 'uint64' });
 koffi.struct('virDomainJobInfo', {
   type: 'int',
   timeElapsed: 'uint64',
@@ -191,6 +192,12 @@ export interface Libvirt {
     bandwidth: number,
     flags: Flags,
   ) => number;
+  readonly virDomainGetBlockInfo: (
+    domain: Pointer,
+    disk: string,
+    info: { capacity?: number | bigint },
+    flags: Flags,
+  ) => number;
   readonly virDomainGetBlockJobInfo: (
     domain: Pointer,
     disk: string,
@@ -322,6 +329,9 @@ export const libvirt: Libvirt = {
   ),
   virDomainBlockCommit: library.func(
     'int virDomainBlockCommit(void *dom, str disk, str base, str top, ulong bandwidth, uint flags)',
+  ),
+  virDomainGetBlockInfo: library.func(
+    'int virDomainGetBlockInfo(void *dom, str disk, _Out_ virDomainBlockInfo *info, uint flags)',
   ),
   virDomainGetBlockJobInfo: library.func(
     'int virDomainGetBlockJobInfo(void *dom, str disk, _Out_ virDomainBlockJobInfo *info, uint flags)',

@@ -311,6 +311,14 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#query('snapshotNames', uuid);
   }
 
+  volumePath(pool: string, volume: string): Promise<string> {
+    return this.#query('volumePath', pool, volume);
+  }
+
+  volumeSizeBytes(uuid: string, target: string): Promise<number> {
+    return this.#query('volumeSizeBytes', uuid, target);
+  }
+
   snapshotDefinitions(
     uuid: string,
   ): Promise<readonly { readonly name: string; readonly definition: string }[]> {

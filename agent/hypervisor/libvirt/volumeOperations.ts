@@ -86,6 +86,14 @@ export function volumeOperations(connection: Connection) {
       );
     },
 
+    volumeSizeBytes(uuid: string, target: string): number {
+      return connection.withMachine(uuid, (domain) => {
+        const info: { capacity?: number | bigint } = {};
+        check('virDomainGetBlockInfo', libvirt.virDomainGetBlockInfo(domain, target, info, 0));
+        return Number(info.capacity);
+      });
+    },
+
     snapshotNames(uuid: string): string[] {
       return connection.withMachine(uuid, (domain) => forEachSnapshot(domain, snapshotName));
     },
