@@ -111,6 +111,25 @@ void t.test(
   },
 );
 
+void t.test(
+  'a device, a network volume and a pool volume become files, and lose what they were',
+  async (t) => {
+    const xml = DomainXml.parse(await fixture('render-7.persistent'));
+    for (const target of ['sda', 'vda', 'vdb']) {
+      xml.setVolumePath(target, `/restored/${target}`);
+      t.match(xml.volume(target), {
+        sourceKind: 'file',
+        path: `/restored/${target}`,
+        pool: undefined,
+        address: undefined,
+      });
+    }
+    t.notMatch(xml.toString(), /192\.0\.2\.7|vg0|pool=/, 'no address is left');
+    xml.setVolumePath('vdd', '/restored/vdd');
+    t.equal(xml.volume('vdd').encrypted, true, 'an encrypted one stays so');
+  },
+);
+
 void t.test('every kind of disk and every device of the host is recognised', async (t) => {
   const xml = DomainXml.parse(await fixture('render-7.persistent'));
   t.equal(xml.memoryBytes, 2 * 1024 ** 3);
@@ -233,7 +252,7 @@ void t.test('values that would make a definition invalid are refused', async (t)
   t.throws(() => xml.setUuid('1234'), { code: 'XML_VALUE_INVALID' });
   t.throws(() => xml.setMac(0, '52:54:00'), { code: 'XML_VALUE_INVALID' });
   t.throws(() => xml.setMac(9, '52:54:00:00:00:01'), { code: 'XML_INTERFACE_NOT_FOUND' });
-  t.throws(() => xml.setVolumePath('sda', '/x'), { code: 'XML_VOLUME_NOT_A_FILE' });
+  t.throws(() => xml.setVolumePath('vdc', '/x'), { code: 'XML_VOLUME_NOT_A_FILE' });
   const identity = { name: 'x', uuid: '00000000-0000-4000-8000-000000000001', macs: [] };
   t.throws(() => xml.prepareForNewMachine(identity), { code: 'XML_VALUE_INVALID' });
   t.equal(
