@@ -12,7 +12,7 @@ import { liveJob } from './backup/liveJob.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { readJob } from './backup/readJob.ts';
 import { planReading } from './backup/readPlanning.ts';
-import { type BackupRequest, decideBackup, type DecidedBackup } from './backupRequests.ts';
+import { type BackupRequest, decideBackup, type DecidedBackup, groupOf } from './backupRequests.ts';
 import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
@@ -23,6 +23,7 @@ import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
 import type { JobDefinition } from './jobs/step.ts';
+import { waitForTurn } from './jobs/turns.ts';
 import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
 import { bootJob } from './restore/bootJob.ts';
 import {
@@ -45,6 +46,7 @@ import { planLive } from './snapshot/planLive.ts';
 import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
 import type { ReadPlan } from './snapshot/readPlan.ts';
+import { Together } from './snapshot/together.ts';
 import { Pruner } from './pruning.ts';
 import { StoredBackups } from './storedBackups.ts';
 
@@ -65,6 +67,9 @@ const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreE
 
 /** Where a backup that is started in isolation has its overlays: not on the storage, nor in memory. */
 const bootDirectory = '/var/tmp';
+
+/** So long the machines of a group may stand still until all have begun; it takes a few tenths of a second. */
+const groupPauseMaxMs = 30_000;
 
 /** A journal that cannot be written would stop a job in its pause. */
 const journalBytesMin = 16 * 1024 * 1024;
@@ -210,6 +215,11 @@ export class Agent {
     });
   }
 
+  #waitForTurn(job: JobRow): Promise<void> {
+    const { journal, config } = this.parts;
+    return waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
+  }
+
   #restoreJob(): JobDefinition<RestoreFacts> {
     const { hypervisor } = this.parts;
     return restoreJob({ hypervisor, storage: (name) => this.storage(name) });
@@ -263,8 +273,47 @@ export class Agent {
 
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
+    await this.#waitForTurn(job);
     const row = await this.#runner(job).run(job.id);
     return (await this.#fallBack(row)) ?? row;
+  }
+
+  /**
+   * Writes the backups of machines down that are to have one T1: all of them, or none. `runTogether` does them.
+   * @throws AgentError TOGETHER_UNSUITABLE; what `createBackup` throws
+   */
+  async createTogether(requests: readonly BackupRequest[]): Promise<readonly JobRow[]> {
+    const group = await groupOf(this.parts.hypervisor, requests);
+    const created: JobRow[] = [];
+    try {
+      for (const request of requests) created.push(await this.createBackup({ ...request, group }));
+      return created;
+    } catch (error) {
+      for (const { id } of created) {
+        this.parts.journal.requestCancel(id);
+        await this.parts.engine.run(this.#readJob(), id);
+      }
+      throw error;
+    }
+  }
+
+  /** Runs what `createTogether` has made to its end: one T1 for all of them, and then each on its own. */
+  async runTogether(jobs: readonly JobRow[]): Promise<readonly JobRow[]> {
+    const { config, engine } = this.parts;
+    for (const job of jobs) await this.#waitForTurn(job);
+    const together = new Together({
+      members: jobs.map(({ id }) => id),
+      pauseMaxMs: groupPauseMaxMs,
+      readersMax: config.agent.maxParallelMachines,
+    });
+    return Promise.all(
+      jobs.map(async ({ id, machineName }) => {
+        const row = await engine.run(this.#readJob(together), id);
+        if (row.error !== null) together.fail(machineName, row.error);
+        else if (row.state !== 'finished') together.fail(machineName, new Error(`it was ${row.state}`));
+        return row;
+      }),
+    );
   }
 
   /** A guest whose memory could not be taken while it ran is backed up in mode `disk`, where its policy says so. */
@@ -373,7 +422,7 @@ export class Agent {
     });
   }
 
-  #readJob(): JobDefinition<ReadFacts> {
+  #readJob(together?: Together): JobDefinition<ReadFacts> {
     const { hypervisor, journal } = this.parts;
     const storage = (name: string): Storage => this.storage(name);
     return readJob({
@@ -387,6 +436,7 @@ export class Agent {
       planLineages: ({ backupId, settings }, plan) =>
         planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
       allStorages: () => [...this.parts.storages.values()],
+      together,
     });
   }
 

@@ -23,6 +23,8 @@ export interface BackupRequest {
   readonly template?: TemplateRequest | undefined;
   /** That of the policy unless told. */
   readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline' | undefined;
+  /** The machines that are to have the same T1, this one among them. */
+  readonly group?: ReadSettings['group'];
   /** Why this mode, where it is not because somebody asked for it. */
   readonly modeReason?: string | undefined;
   /** Names of storages; those of the policy unless told. */
@@ -121,7 +123,7 @@ function settingsFor(
       return { ...settings, mode, runDirectory, ...reading, ...how };
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-    return { ...settings, mode, template, runDirectory, freeze, ...reading };
+    return { ...settings, mode, group: request.group, template, runDirectory, freeze, ...reading };
   };
 }
 
@@ -133,6 +135,7 @@ async function decideMode(
   parts: RequestParts,
   how: SettingsOf,
 ): Promise<DecidedMode> {
+  if (request.group !== undefined) return togetherMode(request.mode, request.group.machines);
   const wanted = request.mode ?? policy.mode;
   if (wanted !== 'auto') {
     const asked = request.mode === undefined ? `policy ${policy.name} asks for it` : 'asked for';
@@ -148,4 +151,36 @@ async function decideMode(
   };
   const storages = how('offline', '').storages.map((name) => parts.storage(name));
   return decideAuto({ machine, policy, hypervisor, storages, tryMode });
+}
+
+/** With their memory, all machines of a group would stand still until the memory of the last one is written. */
+function togetherMode(asked: BackupRequest['mode'], machines: readonly string[]): DecidedMode {
+  if (asked === undefined || asked === 'auto' || asked === 'disk')
+    return { mode: 'disk', modeReason: `one instant for ${machines.join(', ')}` };
+  throw new AgentError(
+    'TOGETHER_UNSUITABLE',
+    `several machines share an instant in mode disk, not in ${asked}`,
+    {
+      hint: 'leave --mode away; or leave --together away, and each machine has its own instant',
+    },
+  );
+}
+
+/** The group that requests make. @throws AgentError TOGETHER_UNSUITABLE */
+export async function groupOf(
+  hypervisor: Hypervisor,
+  requests: readonly BackupRequest[],
+): Promise<NonNullable<ReadSettings['group']>> {
+  const names = new Set<string>();
+  for (const { machine, template } of requests) {
+    if (template !== undefined)
+      throw new AgentError('TOGETHER_UNSUITABLE', `${machine} is a template: it has no instant to share`, {
+        hint: `stillpoint backup ${machine}`,
+      });
+    names.add((await hypervisor.findMachine(machine)).name);
+  }
+  if (names.size >= 2) return { id: newId(), machines: [...names] };
+  throw new AgentError('TOGETHER_UNSUITABLE', 'it takes two machines to share an instant', {
+    hint: 'name more of them, or leave --together away',
+  });
 }

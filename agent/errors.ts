@@ -6,6 +6,8 @@ export type AgentErrorCode =
   | 'MACHINE_EXCLUDED'
   /** A template cannot have the name of a machine: their backups would not be told apart. */
   | 'TEMPLATE_NAME_TAKEN'
+  /** Several machines have one T1 in mode `disk` only. */
+  | 'TOGETHER_UNSUITABLE'
   /** A storage pool that is not there, or whose volumes are not files. */
   | 'POOL_UNUSABLE';
 

@@ -1,5 +1,5 @@
 import type { Agent } from '../agent/agent.ts';
-import type { BackupRequest } from '../agent/backupRequests.ts';
+import { type BackupRequest, groupOf } from '../agent/backupRequests.ts';
 import { errorRecord } from '../common/errors.ts';
 import { formatBytes } from '../common/units.ts';
 import { shortId } from './backups.ts';
@@ -14,11 +14,13 @@ export async function printDryRun(
   cli: Cli,
   agent: Agent,
   requests: readonly BackupRequest[],
+  isTogether: boolean,
 ): Promise<ExitCode> {
   const codes: ExitCode[] = [];
+  const group = isTogether ? await groupOf(agent.parts.hypervisor, requests) : undefined;
   for (const request of requests) {
     try {
-      const planned = await agent.planBackup(request);
+      const planned = await agent.planBackup({ ...request, group });
       if (cli.terminal.json) cli.terminal.object(plannedJson(planned));
       else printPlan(cli, planned);
       codes.push(0);

@@ -75,6 +75,11 @@ export const verbs: readonly Verb[] = [
         choices: ['auto', 'save', 'live', 'disk', 'offline'],
       },
       {
+        flags: '-t, --together',
+        description:
+          'one instant for all of these machines, in mode disk: they stand still for a moment, until each has begun',
+      },
+      {
         flags: '-R, --reread',
         description: 'read every volume in full, although an increment is possible',
       },
@@ -100,6 +105,7 @@ export const verbs: readonly Verb[] = [
       "backup 'web-*' --exclude web-test --mode disk",
       'backup --all --dry-run',
       'backup web-1 --json',
+      'backup web-1 db-1 --together',
       'backup --image /srv/images/debian-12.qcow2 --name debian',
       'backup --host',
     ],

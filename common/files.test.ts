@@ -1,6 +1,7 @@
-import { link, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import { link, mkdir, readdir, readFile, rmdir, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
+import { isErrno } from './errors.ts';
 import t from 'tap';
 import {
   exists,
@@ -118,5 +119,24 @@ void t.test(
     );
     t.equal(stdout, 'false');
     t.ok(await sameFileSystem(join(root, 'a'), join(root, 'b')), 'outside of that namespace they are one');
+  },
+);
+
+void t.test(
+  "jobs that share a directory and remove it when it is empty do not get in each other's way",
+  async (t) => {
+    const root = t.testdir({});
+    const shared = join(root, 'shared');
+    const one = async (name: string): Promise<void> => {
+      for (let round = 0; round < 100; round += 1) {
+        const own = join(shared, name);
+        await makeDirectoryDurable(own);
+        await removeTree(own, { root: shared });
+        await rmdir(shared).catch((error: unknown) => {
+          if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'ENOENT')) throw error;
+        });
+      }
+    };
+    await t.resolves(Promise.all(['a', 'b', 'c', 'd'].map(one)));
   },
 );

@@ -154,6 +154,21 @@ export async function freeBytes(path: string): Promise<number> {
  */
 export async function makeDirectoryDurable(path: string, mode = 0o755): Promise<void> {
   const target = resolve(path);
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      await makeEach(target, mode);
+      return;
+    } catch (error) {
+      // One above it was there, and another job has removed it because it was empty.
+      if (!isErrno(error, 'ENOENT') || attempt === makeAttemptsMax) throw error;
+    }
+  }
+}
+
+/** So often another job may take an empty directory away while we make ours in it. */
+const makeAttemptsMax = 10;
+
+async function makeEach(target: string, mode: number): Promise<void> {
   const existing = await nearestExisting(target);
   // A directory whose maker was killed before its fsync is there without being durable.
   if (existing !== dirname(existing)) await fsyncDirectory(dirname(existing));
@@ -192,7 +207,12 @@ export async function removeTree(path: string, options: { readonly root: string 
     throw new Error(`refusing to remove ${path}: it is not below ${options.root}`);
   }
   await rm(place, { recursive: true, force: true });
-  await fsyncDirectory(parent);
+  try {
+    await fsyncDirectory(parent);
+  } catch (error) {
+    // Now that it was empty, another job has removed it.
+    if (!isErrno(error, 'ENOENT')) throw error;
+  }
 }
 
 /** Owner, group and permission bits of a file. */

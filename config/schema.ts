@@ -48,7 +48,7 @@ const directoryStorage = z.strictObject({
     .min(1)
     .optional()
     .describe(
-      'So many machines of one command at a time write into it; as many as the host allows unless told.',
+      'So many backups at a time write into it, of all commands together; as many as the host allows unless told.',
     ),
 });
 

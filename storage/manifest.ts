@@ -99,6 +99,8 @@ const manifestShape = z.strictObject({
   pauseMs: z.number().nonnegative().nullable(),
   /** How long the guest's writes waited for its frozen file systems at the most. */
   freezeMs: z.number().nonnegative().optional(),
+  /** Backups of several machines that were made at this same T1, by the names of the machines. */
+  group: z.strictObject({ id: z.uuid(), machines: z.array(z.string().min(1)).min(2) }).optional(),
   volumes: z.array(volume).min(1),
   memory: z
     .strictObject({

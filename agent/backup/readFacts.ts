@@ -5,6 +5,8 @@ import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './f
 /** How a `disk` or `offline` backup is to be made. */
 export const readSettingsSchema = backupSettingsSchema.extend({
   mode: z.enum(['disk', 'offline']),
+  /** The machines whose backups have the same T1. */
+  group: z.object({ id: z.uuid(), machines: z.array(z.string()) }).optional(),
   /** Its image, when no machine is backed up but a template; the facts' `machine` stands for it. */
   template: z.object({ image: z.string() }).optional(),
   /** Where the socket of QEMU's exports is made. */
@@ -45,8 +47,10 @@ export const readFactsSchema = z.object({
     })
     .optional(),
   pointInTime: z.iso.datetime().optional(),
-  /** No vCPU is stopped for it. */
-  pauseMs: z.null().optional(),
+  /** The vCPUs may stand still by our doing, until all machines of the group have begun. */
+  held: z.boolean().optional(),
+  /** How long they did; `null`: not at all. */
+  pauseMs: z.number().nonnegative().nullable().optional(),
   /** All that is read stands in the storages' partial directories: T1 is safe, and QEMU is not needed any more. */
   retained: z.record(z.string(), z.record(z.string(), retainedFileSchema)).optional(),
   /** Size of each volume at T1, by target. */

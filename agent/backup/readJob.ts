@@ -15,6 +15,7 @@ import { abandonPartials } from './abandonPartials.ts';
 import { thawInRecovery } from './freezing.ts';
 import { type ReadFacts, readFactsSchema } from './readFacts.ts';
 import { type ReadStepDependencies, readSteps } from './readSteps.ts';
+import { letGo } from './togetherBegin.ts';
 
 type Context = StepContext<ReadFacts>;
 
@@ -44,6 +45,8 @@ async function settleRead(
 ): Promise<Settlement> {
   const { facts } = context;
   const cancelled = isCancel(cause) || context.cancelRequested;
+  // A machine that stands still comes before everything; nor can its agent thaw anything.
+  await letGo(dependencies.hypervisor, context);
   if (facts.retained !== undefined && (facts.committed || !cancelled)) {
     await endServing(dependencies.hypervisor, context);
     // A storage has to be put right first; what is read waits for it.

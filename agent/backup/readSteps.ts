@@ -7,6 +7,8 @@ import { changesOf } from '../../nbd/changes.ts';
 import { NbdVolume } from '../../nbd/volume.ts';
 import { dirtyContextOf } from '../hypervisor/backupXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { JobError } from '../jobs/errors.ts';
+import { asStillpointError } from '../jobs/engine.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { describeReadBackup } from '../retain/manifest.ts';
@@ -23,6 +25,7 @@ import { beginPullBackup, endPullBackup, socketPathOf } from '../snapshot/pullBa
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
+import type { Together } from '../snapshot/together.ts';
 import { watchScratch } from '../snapshot/scratchSpace.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
@@ -31,6 +34,7 @@ import { commitManifests } from './commitManifests.ts';
 import { beginFrozen } from './freezing.ts';
 import type { ReadFacts } from './readFacts.ts';
 import { planReading } from './readPlanning.ts';
+import { beginTogether } from './togetherBegin.ts';
 
 /** QEMU answers a read slower than this only when its storage hangs. */
 const answerMs = 120_000;
@@ -45,6 +49,8 @@ export interface ReadStepDependencies {
   readonly checkStorages: (facts: ReadFacts, plan: ReadPlan) => Promise<readonly string[]>;
   /** Decides which volumes of the plan can be increments. */
   readonly planLineages: (facts: ReadFacts, plan: ReadPlan) => Promise<ReadPlan>;
+  /** The other machines that share T1. */
+  readonly together?: Together | undefined;
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
 }
@@ -62,7 +68,7 @@ function pointInTimeOf(facts: ReadFacts): string {
   return facts.pointInTime;
 }
 
-/** The steps of a backup that reads volumes where they are, in their only order. The guest is never stopped. */
+/** The steps of a backup that reads volumes where they are, in their only order. Only in a group a guest is stopped. */
 export function readSteps(dependencies: ReadStepDependencies): readonly Step<ReadFacts>[] {
   const { hypervisor } = dependencies;
 
@@ -90,15 +96,12 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       plan.template === true ? templateDefinition(plan) : await publicDefinition(hypervisor, uuid);
     await writeFileDurable(definitionFileOf(plan), definition, { mode: 0o600 });
     if (plan.template !== true) await gatherExtras(hypervisor, plan);
-    const { at, freeze } =
-      plan.mode === 'disk'
-        ? await beginFrozen(hypervisor, context, () => beginServing(hypervisor, context, plan))
-        : { at: new Date(), freeze: undefined };
+    const { at, pauseMs, freeze } = await makePoint(dependencies, context, plan);
     if (plan.nvram !== null) {
       await copyFile(plan.nvram.source, plan.nvram.file);
       await fsyncFile(plan.nvram.file);
     }
-    context.learn({ pointInTime: at.toISOString(), pauseMs: null, freeze });
+    context.learn({ pointInTime: at.toISOString(), pauseMs, freeze });
   };
 
   const retain = async (context: Context): Promise<void> => {
@@ -108,10 +111,12 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       const request = { jobId: context.jobId, machine: plan.machine };
       writers.set(name, await dependencies.storage(name).begin(request));
     }
-    const read =
+    const readAll = (): Promise<RetainedChanges> =>
       plan.mode === 'disk'
-        ? await readRunning(hypervisor, context, plan, writers)
-        : await readOff(hypervisor, context, plan, writers);
+        ? readRunning(hypervisor, context, plan, writers)
+        : readOff(hypervisor, context, plan, writers);
+    const { together } = dependencies;
+    const read = together === undefined ? await readAll() : await together.reading(readAll);
     const { files, virtualSizeBytes } = read;
     context.learn({ retained: files, virtualSizeBytes, plan: read.plan });
   };
@@ -124,6 +129,8 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
         ...at,
         backupId: facts.backupId,
         autostart: facts.before?.autostart ?? false,
+        pauseMs: facts.pauseMs ?? null,
+        group: facts.settings.group,
         freeze: facts.freeze,
         virtualSizeBytes: facts.virtualSizeBytes ?? {},
         labels: facts.settings.labels,
@@ -166,6 +173,31 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       },
     },
   ];
+}
+
+/** Makes T1, at the same instant as that of the other machines where there is a group. */
+async function makePoint(
+  { hypervisor, together }: ReadStepDependencies,
+  context: Context,
+  plan: ReadPlan,
+): Promise<{ readonly at: Date; readonly pauseMs: number | null; readonly freeze: ReadFacts['freeze'] }> {
+  if (plan.mode === 'offline') return { at: new Date(), pauseMs: null, freeze: undefined };
+  let pauseMs: number | null = null;
+  const serve = (): Promise<Date> => beginServing(hypervisor, context, plan);
+  if (together === undefined) return { ...(await beginFrozen(hypervisor, context, serve)), pauseMs };
+  try {
+    if (context.cancelRequested) throw new JobError('CANCELLED', 'the job was cancelled');
+    await together.meet('prepared', context.jobId);
+    const begun = await beginFrozen(hypervisor, context, async () => {
+      const point = await beginTogether(hypervisor, context, together, serve);
+      ({ pauseMs } = point);
+      return point.at;
+    });
+    return { ...begun, pauseMs };
+  } catch (error) {
+    together.fail(plan.machine.name, asStillpointError(error));
+    throw error;
+  }
 }
 
 /** Makes T1; a volume whose bitmap turns out to be of no use is read in full. */

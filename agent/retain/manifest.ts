@@ -17,7 +17,9 @@ export interface FrozenPoint {
 }
 
 /** What a manifest says of a backup that read volumes where they were. */
-export interface ReadPoint extends Omit<FrozenPoint, 'pauseMs' | 'running'> {
+export interface ReadPoint extends Omit<FrozenPoint, 'running'> {
+  /** The machines whose backups have the same T1. */
+  readonly group: Manifest['group'];
   /** What came of a freeze of the guest; `undefined` in mode `offline`. */
   readonly freeze: Freeze | undefined;
   readonly virtualSizeBytes: Readonly<Record<string, number>>;
@@ -44,7 +46,8 @@ export function describeReadBackup(
     ...(plan.checkpoint === null ? {} : { checkpoint: plan.checkpoint }),
     consistency: point.freeze?.consistency ?? plan.consistency,
     ...(point.freeze === undefined ? {} : { consistencyReason: point.freeze.consistencyReason }),
-    pauseMs: null,
+    pauseMs: point.pauseMs,
+    ...(point.group === undefined ? {} : { group: point.group }),
     ...(typeof point.freeze?.freezeMs === 'number' ? { freezeMs: point.freeze.freezeMs } : {}),
     volumes: plan.volumes.map((volume) => {
       const name = names.volume(volume.target, 'qcow2');

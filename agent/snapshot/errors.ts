@@ -43,6 +43,8 @@ export type SnapshotErrorCode =
   | 'OVERLAY_FULL'
   /** The guest changes its memory faster than it can be written. */
   | 'MEMORY_NOT_CONVERGING'
+  /** Another machine of a group that has one T1 could not be backed up. */
+  | 'GROUP_FAILED'
   | 'CANNOT_EXPORT_IMAGE'
   | 'CANNOT_SAVE_MACHINE_STATE'
   | 'CANNOT_RENAME_DISK_IMAGE'

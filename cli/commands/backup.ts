@@ -44,9 +44,14 @@ export const backup: RunVerb = (cli, names, options) => {
   }
   const choose = chooserOf(names, options, wishes);
   if (options.flag('dryRun'))
-    return reading(cli, async ({ agent }) => printDryRun(cli, agent, await choose(agent)));
+    return reading(cli, async ({ agent }) =>
+      printDryRun(cli, agent, await choose(agent), options.flag('together')),
+    );
   return changing(cli, async (session) => {
-    const outcomes = await runAll(cli, session, await choose(session.agent));
+    const requests = await choose(session.agent);
+    const outcomes = options.flag('together')
+      ? await runTogether(cli, session, requests)
+      : await runAll(cli, session, requests);
     session.view.end();
     if (outcomes.length > 1 && !cli.terminal.json) printTable(cli, outcomes);
     return combinedExitCode(outcomes.map(({ code }) => code));
@@ -119,6 +124,28 @@ async function runAll(
   return outcomes;
 }
 
+/** One instant for all. Before it they fail together, afterwards each is on its own. */
+async function runTogether(
+  cli: Cli,
+  { agent, view, interruption }: ChangeSession,
+  requests: readonly BackupRequest[],
+): Promise<readonly Outcome[]> {
+  const created = await agent.createTogether(requests);
+  cli.terminal.remark(
+    `${created.map(({ machineName }) => machineName).join(', ')} will stand still together for a moment`,
+  );
+  for (const job of created) view.name(job.id, job.machineName);
+  if (interruption.signal.aborted) for (const { id } of created) agent.parts.journal.requestCancel(id);
+  const outcomes: Outcome[] = [];
+  for (const job of await agent.runTogether(created)) {
+    view.done(job.id);
+    const outcome = await outcomeOf(agent, job);
+    printOutcome(cli, outcome);
+    outcomes.push(outcome);
+  }
+  return outcomes;
+}
+
 async function runOne(
   { agent, view, interruption }: ChangeSession,
   request: BackupRequest,
@@ -132,18 +159,18 @@ async function runOne(
     if (interruption.signal.aborted) agent.parts.journal.requestCancel(created.id);
     const job = await agent.run(created);
     view.done(job.id);
-    const code = exitCodeOfJob(job);
-    const error = code === 0 ? null : errorRecord(new JobFailure(job));
-    return {
-      machine: job.machineName,
-      code,
-      error,
-      backup: code === 0 ? await storedBackup(agent, job) : null,
-    };
+    return await outcomeOf(agent, job);
   } catch (error) {
     const record = errorRecord(error);
     return { machine: request.machine, code: exitCodeOf(record.code), error: record, backup: null };
   }
+}
+
+async function outcomeOf(agent: Agent, job: JobRow): Promise<Outcome> {
+  const code = exitCodeOfJob(job);
+  const error = code === 0 ? null : errorRecord(new JobFailure(job));
+  const stored = code === 0 ? await storedBackup(agent, job) : null;
+  return { machine: job.machineName, code, error, backup: stored };
 }
 
 async function storedBackup(agent: Agent, job: JobRow): Promise<Backup | null> {

@@ -83,6 +83,8 @@ function printManifest(
   );
   if (manifest.checkpoint !== undefined) field('Checkpoint', manifest.checkpoint);
   field('Pause', manifest.pauseMs === null ? 'none measured' : formatDuration(manifest.pauseMs));
+  if (manifest.group !== undefined)
+    field('Together with', `${manifest.group.machines.join(', ')} (group ${manifest.group.id})`);
   if (freezeMs !== undefined) field('Freeze', `writes of the guest waited up to ${formatDuration(freezeMs)}`);
   field('Size', formatBytes(size ?? 0));
   field('Host', `${manifest.host.name}, libvirt ${manifest.host.libvirt}, QEMU ${manifest.host.qemu}`);

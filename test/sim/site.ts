@@ -37,6 +37,8 @@ export interface SiteOptions {
   readonly freeze?: 'auto' | 'never' | 'required' | undefined;
   /** Other keys of the policy. */
   readonly policy?: Readonly<Record<string, unknown>> | undefined;
+  /** How many machines may be backed up into each storage at a time. */
+  readonly storageMax?: number | undefined;
   /** XML among the devices of the machine. */
   readonly devices?: string | undefined;
   /** `near` is on the file system of the images, `far` on another where this host has one. */
@@ -189,7 +191,10 @@ export class Site implements AsyncDisposable {
         socket: join(this.runDirectory, 'agent.sock'),
       },
       storages: Object.fromEntries(
-        Object.entries(this.storagePaths).map(([name, path]) => [name, { kind: 'directory', path }]),
+        Object.entries(this.storagePaths).map(([name, path]) => [
+          name,
+          { kind: 'directory', path, maxParallelMachines: this.options.storageMax },
+        ]),
       ),
       policies: {
         default: {

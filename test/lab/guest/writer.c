@@ -363,6 +363,7 @@ static void obey(char *line) {
   if (!strcmp(word, "status")) answer_status(id);
   else if (!strcmp(word, "verify")) answer_verify(id);
   else if (!strcmp(word, "pause")) paused = 1, answer_status(id);
+  else if (!strcmp(word, "step")) write_round(), answer_status(id);
   else if (!strcmp(word, "go")) paused = 0, answer_status(id);
   else if (!strcmp(word, "rate") && words == 3) rate = number, answer_status(id);
   else if (!strcmp(word, "dirty") && words == 3) dirty_mib_per_second = number, answer_status(id);

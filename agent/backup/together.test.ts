@@ -1,0 +1,203 @@
+import { copyFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { refusal } from '../../test/sim/errors.ts';
+import { type LivingAgent, removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
+import type { Manifest } from '../../storage/manifest.ts';
+import { Together } from '../snapshot/together.ts';
+import type { JobRow } from '../jobs/job.ts';
+
+/* Backups of several machines that share one T1. */
+
+t.teardown(removeSharedImages);
+
+const names = ['m', 'n'] as const;
+
+/** A site with a second machine, `n`. */
+async function siteOfTwo(t: Test, options: SiteOptions = {}): Promise<Site> {
+  const site = await Site.create({ targets: ['vda'], ...options });
+  t.teardown(() => site[Symbol.asyncDispose]());
+  const path = join(site.directory, 'images', 'n-vda.qcow2');
+  await copyFile(site.image('vda'), path);
+  await site.world.addMachine({
+    name: 'n',
+    volumes: [{ target: 'vda', path, exists: true }],
+    guestAgent: true,
+  });
+  await site.world.startMachine('n');
+  return site;
+}
+
+async function backUp({ agent, life }: LivingAgent): Promise<readonly JobRow[]> {
+  const rows = await life.live(async () =>
+    agent.runTogether(await agent.createTogether(names.map((machine) => ({ machine })))),
+  );
+  return rows ?? [];
+}
+
+/** Both machines run, thawed, and nothing of ours is left in them. */
+function requireFree(t: Test, site: Site, about: string): void {
+  for (const name of names) {
+    const { status, instance } = site.world.machine(name);
+    t.match(
+      { state: status.state, frozen: instance?.guest?.frozen, backup: instance?.backup },
+      { state: 'running', frozen: false, backup: undefined },
+      `${about}: ${name}`,
+    );
+  }
+}
+
+async function manifests(site: Site): Promise<readonly (Manifest | null)[]> {
+  const entries = await site.openAgent().agent.storage('near').list();
+  return entries.map(({ manifest }) => manifest);
+}
+
+void t.test('all stand still when the first begins, until the last has begun', async (t) => {
+  const site = await siteOfTwo(t);
+  const seen: string[] = [];
+  const living = site.openAgent((moment) => {
+    const states = names.map((name) => {
+      const { status, instance } = site.world.machine(name);
+      return `${status.state}${instance?.guest?.frozen === true ? ' frozen' : ''}`;
+    });
+    if (/^libvirt\/(?:before|after):beginBackup|:resume$|:thawGuest$/.test(moment))
+      seen.push(`${moment} ${states.join()}`);
+  });
+  t.same(
+    (await backUp(living)).map(({ state }) => state),
+    ['finished', 'finished'],
+  );
+  const both = 'paused frozen,paused frozen';
+  t.same(seen.slice(0, 4), [
+    `libvirt/before:beginBackup ${both}`,
+    `libvirt/before:beginBackup ${both}`,
+    `libvirt/after:beginBackup ${both}`,
+    `libvirt/after:beginBackup ${both}`,
+  ]);
+  t.ok(seen.findIndex((moment) => moment.includes(':resume')) === 4, seen.join('\n'));
+  const [one, other] = await manifests(site);
+  t.equal(one?.pointInTime, other?.pointInTime);
+  t.same(one?.group, other?.group);
+  t.same(one?.group?.machines, ['m', 'n']);
+  for (const manifest of [one, other]) {
+    t.match(manifest, { mode: 'disk', consistency: 'filesystem', modeReason: 'one instant for m, n' });
+    t.ok((manifest?.pauseMs ?? 0) > 0, 'the pause is measured');
+  }
+  requireFree(t, site, 'afterwards');
+});
+
+void t.test('when one cannot begin, none is backed up, and all run on', async (t) => {
+  for (const [operation, freeze] of [
+    ['beginBackup', 'auto'],
+    ['suspend', 'auto'],
+    ['freezeGuest', 'required'],
+  ] as const) {
+    const site = await siteOfTwo(t, { freeze });
+    site.world.failNext(operation, refusal('operationFailed', 'it cannot'));
+    const rows = await backUp(site.openAgent());
+    t.same(
+      rows.map(({ state }) => state),
+      ['failed', 'failed'],
+      operation,
+    );
+    const codes = rows.map(({ error }) => error?.code);
+    t.equal(codes.filter((code) => code === 'GROUP_FAILED').length, 1, `${operation}: ${codes.join()}`);
+    requireFree(t, site, operation);
+    t.same(await manifests(site), []);
+    t.same(site.openAgent().journal.holding(), []);
+  }
+});
+
+void t.test('a machine that is off, or a mode with memory, or one machine alone is refused', async (t) => {
+  const site = await siteOfTwo(t);
+  const { agent, journal } = site.openAgent();
+  const together = (...machines: readonly { readonly machine: string; readonly mode?: 'live' }[]) =>
+    agent.createTogether(machines);
+  await t.rejects(together({ machine: 'm' }), { code: 'TOGETHER_UNSUITABLE' });
+  await t.rejects(together({ machine: 'm' }, { machine: 'm' }), { code: 'TOGETHER_UNSUITABLE' });
+  await t.rejects(together({ machine: 'm', mode: 'live' }, { machine: 'n', mode: 'live' }), {
+    code: 'TOGETHER_UNSUITABLE',
+    hint: /--mode/,
+  });
+  await t.rejects(together({ machine: 'm' }, { machine: 'x' }), { code: 'MACHINE_NOT_FOUND' });
+  const held = await agent.createBackup({ machine: 'n' });
+  await t.rejects(together({ machine: 'm' }, { machine: 'n' }), { code: 'MACHINE_BUSY' });
+  t.same(
+    journal.holding().map(({ id }) => id),
+    [held.id],
+    'what was written down for the others is ended',
+  );
+  await agent.run(held);
+  await site.world.connect().powerOff(site.world.machine('n').uuid);
+  const rows = await backUp(site.openAgent());
+  t.match(rows, [
+    { error: { code: 'GROUP_FAILED', message: /; n: n is off/ } },
+    { error: { code: 'MACHINE_OFF' } },
+  ]);
+  t.equal(site.world.machine('m').status.state, 'running');
+});
+
+void t.test('a machine that its owner has suspended stays suspended', async (t) => {
+  const site = await siteOfTwo(t);
+  await site.world.connect().suspend(site.uuid);
+  t.same(
+    (await backUp(site.openAgent())).map(({ state }) => state),
+    ['finished', 'finished'],
+  );
+  t.equal(site.world.machine('m').status.state, 'paused');
+  t.equal(site.world.machine('n').status.state, 'running');
+});
+
+void t.test('a cancel before T1 ends all of them', async (t) => {
+  const site = await siteOfTwo(t);
+  const living = site.openAgent((moment, { journal }) => {
+    const [job] = journal.holding();
+    if (moment === 'backup/before:preflight' && job !== undefined) journal.requestCancel(job.id);
+  });
+  const rows = await backUp(living);
+  t.ok(rows.some(({ state }) => state === 'cancelled'));
+  t.ok(rows.every(({ state }) => state === 'cancelled' || state === 'failed'));
+  requireFree(t, site, 'cancelled');
+});
+
+void t.test('an agent that dies at any moment leaves nobody suspended or frozen', async (t) => {
+  const plain = await siteOfTwo(t);
+  const moments: string[] = [];
+  await backUp(plain.openAgent((moment) => void moments.push(moment)));
+  const counts = new Map<string, number>();
+  const crashes = moments.flatMap((moment) => {
+    const nth = (counts.get(moment) ?? 0) + 1;
+    counts.set(moment, nth);
+    const isInteresting =
+      moment.startsWith('backup/begin') ||
+      /:(?:beginBackup|suspend|resume|freezeGuest|thawGuest)$/.test(moment);
+    return isInteresting || (moment.startsWith('backup/') && nth === 1) ? [{ moment, nth }] : [];
+  });
+  t.ok(crashes.length > 20, `${crashes.length} moments`);
+  const site = await siteOfTwo(t);
+  for (const { moment, nth } of crashes) {
+    const about = `${moment} ${nth}`;
+    let count = 0;
+    const before = (await manifests(site)).length;
+    const living = site.openAgent((now, self) => {
+      if (now === moment && ++count === nth) self.life.die();
+    });
+    await backUp(living);
+    site.buryOwners();
+    const { rows } = await site.recover();
+    requireFree(t, site, about);
+    t.same(site.openAgent().journal.holding(), [], about);
+    const made = (await manifests(site)).length - before;
+    const finished = site
+      .openAgent()
+      .journal.list({ limit: 2 })
+      .filter(({ state }) => state === 'finished').length;
+    t.equal(made, finished, `${about}: ${rows.map(({ state }) => state).join()}`);
+  }
+});
+
+void t.test('who does not stand still in time holds up nobody for longer', async (t) => {
+  const together = new Together({ members: ['a', 'b'], pauseMaxMs: 20, readersMax: 1 });
+  await t.rejects(together.meet('stopped', 'a'), { code: 'GROUP_FAILED', message: /within 0\.02 s/ });
+  await t.rejects(together.meet('stopped', 'b'), { code: 'GROUP_FAILED' });
+});

@@ -1,0 +1,67 @@
+import { patiently } from '../hypervisor/patience.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { asStillpointError } from '../jobs/engine.ts';
+import type { StepContext } from '../jobs/step.ts';
+import { PauseMeter } from '../snapshot/pause.ts';
+import type { Together } from '../snapshot/together.ts';
+import type { ReadFacts } from './readFacts.ts';
+
+type Context = StepContext<ReadFacts>;
+
+/** The event of the resumed vCPUs may come a little after libvirt's answer. */
+const eventMs = 2_000;
+
+/**
+ * Makes T1 of one machine of a group by `begin`, while the vCPUs of all of them stand still.
+ * @returns T1, the same for all, and how long this machine stood still
+ * @throws SnapshotError GROUP_FAILED when another one cannot; what `begin` throws. The machine runs on in any case
+ */
+export async function beginTogether(
+  hypervisor: Hypervisor,
+  context: Context,
+  together: Together,
+  begin: () => Promise<unknown>,
+): Promise<{ readonly at: Date; readonly pauseMs: number | null }> {
+  const { machine } = context.facts;
+  await using meter = await PauseMeter.start(hypervisor, machine.uuid);
+  await together.meet('frozen', context.jobId);
+  try {
+    await hold(hypervisor, context);
+    await together.meet('stopped', context.jobId);
+    await begin();
+    await together.meet('begun', context.jobId);
+  } catch (error) {
+    // The others stand still for as long as they do not know.
+    together.fail(machine.name, asStillpointError(error));
+    throw error;
+  } finally {
+    await letGo(hypervisor, context);
+  }
+  const pauseMs = context.facts.held === undefined ? null : await meter.waitForPause(eventMs);
+  return { at: together.at, pauseMs };
+}
+
+/** Stops the vCPUs of a machine that runs. */
+async function hold(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { uuid } = context.facts.machine;
+  const { state } = await hypervisor.status(uuid);
+  // Its owner has suspended it: it stays so.
+  if (state === 'paused') return;
+  context.commit({ held: true });
+  await context.point('holding');
+  await hypervisor.suspend(uuid);
+  await context.point('held');
+}
+
+/** Lets the vCPUs of a machine run that the job has stopped, or may have; also in recovery. */
+export async function letGo(hypervisor: Hypervisor, context: Context): Promise<void> {
+  const { held, machine } = context.facts;
+  if (held !== true) return;
+  await patiently('resuming the machine', context, async () => {
+    const found = (await hypervisor.machines()).find(({ uuid }) => uuid === machine.uuid);
+    // Off, gone, or stopped for another reason: not by us.
+    if (found?.status.state !== 'paused' || found.status.reason !== 'user') return;
+    await hypervisor.resume(machine.uuid);
+  });
+  context.commit({ held: false });
+}

@@ -1,0 +1,72 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { z } from 'zod';
+import type { JobRow } from './job.ts';
+import type { Journal } from './journal.ts';
+import { isOwnerAlive } from './owner.ts';
+
+/** Other processes tell of the end of their jobs through the journal only. */
+const pollMs = 250;
+
+/** What a backup's record says of where it goes, and with whom. */
+const usesSchema = z.object({
+  settings: z.object({
+    storages: z.array(z.string()),
+    group: z.object({ id: z.string() }).optional(),
+  }),
+});
+
+/**
+ * Waits until fewer jobs than a storage allows at a time have come before this one and still go on, in whatever
+ * process: their rows in the journal are the queue, and it is served in the order in which they were written down. The
+ * machines of a group count as one, because they cannot wait for each other. A cancelled job waits no longer.
+ * @param limitOf how many jobs may use a storage at a time; `undefined`: any number
+ */
+export async function waitForTurn(
+  journal: Journal,
+  job: JobRow,
+  limitOf: (storage: string) => number | undefined,
+): Promise<void> {
+  let told: string | undefined;
+  for (;;) {
+    if (journal.isCancelRequested(job.id)) return;
+    const full = fullStorage(journal.holding(), job, limitOf);
+    if (full === undefined) return;
+    if (full !== told) {
+      const detail = `until storage ${full} has a place for it`;
+      journal.publishProgress(job.id, { jobId: job.id, state: job.state, step: 'waits', detail });
+      told = full;
+    }
+    await sleep(pollMs);
+  }
+}
+
+/** A storage that others use as much as may be, all of whom came before; `rows` in the order in which they came. */
+function fullStorage(
+  rows: readonly JobRow[],
+  job: JobRow,
+  limitOf: (storage: string) => number | undefined,
+): string | undefined {
+  const mine = usesOf(job);
+  const earlier = rows.slice(
+    0,
+    Math.max(
+      0,
+      rows.findIndex(({ id }) => id === job.id),
+    ),
+  );
+  const users = new Map<string, Set<string>>();
+  for (const row of earlier) {
+    // What is parked, or was left by a dead process, writes nothing.
+    if (row.owner === null || !isOwnerAlive(row.owner)) continue;
+    const { storages, group } = usesOf(row);
+    if (group !== undefined && group.id === mine.group?.id) continue;
+    for (const storage of storages)
+      users.set(storage, (users.get(storage) ?? new Set()).add(group?.id ?? row.id));
+  }
+  return mine.storages.find((storage) => (users.get(storage)?.size ?? 0) >= (limitOf(storage) ?? Infinity));
+}
+
+function usesOf(row: JobRow): z.infer<typeof usesSchema>['settings'] {
+  if (row.kind !== 'backup') return { storages: [] };
+  return usesSchema.safeParse(row.record).data?.settings ?? { storages: [] };
+}
