@@ -111,12 +111,10 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       const request = { jobId: context.jobId, machine: plan.machine };
       writers.set(name, await dependencies.storage(name).begin(request));
     }
-    const readAll = (): Promise<RetainedChanges> =>
+    const read =
       plan.mode === 'disk'
-        ? readRunning(hypervisor, context, plan, writers)
-        : readOff(hypervisor, context, plan, writers);
-    const { together } = dependencies;
-    const read = together === undefined ? await readAll() : await together.reading(readAll);
+        ? await readRunning(dependencies, context, plan, writers)
+        : await readOff(hypervisor, context, plan, writers);
     const { files, virtualSizeBytes } = read;
     context.learn({ retained: files, virtualSizeBytes, plan: read.plan });
   };
@@ -215,7 +213,7 @@ async function beginServing(hypervisor: Hypervisor, context: Context, plan: Read
 
 /** Reads the volumes of a running machine from its QEMU, as long as there is room for what the guest overwrites. */
 async function readRunning(
-  hypervisor: Hypervisor,
+  { hypervisor, together }: ReadStepDependencies,
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
@@ -236,7 +234,8 @@ async function readRunning(
     };
   };
   try {
-    return await reading(context, plan, writers, open, (signal) => watchScratch(plan, signal));
+    const watch = (signal: AbortSignal): Promise<void> => watchScratch(plan, signal);
+    return await reading(context, plan, writers, open, watch, together);
   } catch (error) {
     throw error instanceof NbdError ? await whyExportWasLost(hypervisor, plan, error) : error;
   }
@@ -269,24 +268,31 @@ async function readOff(
   }
 }
 
-/** Reads into the storages until it is done, the job is cancelled, or `guard` rejects. */
+/**
+ * Reads into the storages until it is done, the job is cancelled, or `guard` rejects, which also watches while a
+ * machine of a group waits for its turn.
+ */
 async function reading(
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
   open: (volume: ReadVolume) => Promise<ChangingVolume>,
   guard: (signal: AbortSignal) => Promise<void>,
+  together?: Together,
 ): Promise<RetainedChanges> {
   const ended = new AbortController();
   const stopped = new AbortController();
   const guarding = guard(ended.signal).catch((error: unknown) => stopped.abort(error));
-  try {
-    return await retainRead(writers, plan, namesFor(plan.machine.name, pointInTimeOf(context.facts)), open, {
-      signal: AbortSignal.any([context.signal, stopped.signal]),
+  const signal = AbortSignal.any([context.signal, stopped.signal]);
+  const read = (): Promise<RetainedChanges> =>
+    retainRead(writers, plan, namesFor(plan.machine.name, pointInTimeOf(context.facts)), open, {
+      signal,
       bandwidthBytesPerSecond: context.facts.settings.readBandwidthBytesPerSecond,
       warn: (message) => context.warn(message),
       onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
     });
+  try {
+    return together === undefined ? await read() : await together.reading(signal, read);
   } catch (error) {
     // The reason is what stopped it, not that it was stopped.
     throw stopped.signal.aborted ? stopped.signal.reason : error;

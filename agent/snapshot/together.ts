@@ -71,16 +71,25 @@ export class Together {
     );
   }
 
-  /** Does `work` when it is this member's turn to read its volumes. */
-  async reading<T>(work: () => Promise<T>): Promise<T> {
-    while (this.#reading >= this.#options.readersMax)
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  /**
+   * Does `work` when it is this member's turn to read its volumes.
+   * @throws the reason of `signal`, also while it waits: its guest goes on writing
+   */
+  async reading<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    while (this.#reading >= this.#options.readersMax && !signal.aborted) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#waiting.push(resolve);
+      signal.addEventListener('abort', () => resolve(), { once: true });
+      await promise;
+    }
+    signal.throwIfAborted();
     this.#reading += 1;
     try {
       return await work();
     } finally {
       this.#reading -= 1;
-      this.#waiting.shift()?.();
+      // All of them: one that has given up must not take the turn of another.
+      for (const wake of this.#waiting.splice(0)) wake();
     }
   }
 }
