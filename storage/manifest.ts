@@ -60,7 +60,7 @@ const volume = z.strictObject({
 });
 
 /** Files of the host that a machine starts with, or keeps something in. */
-const extraFile = z.strictObject({
+export const extraFile = z.strictObject({
   kind: z.enum(['nvram', 'tpm', 'kernel', 'initrd', 'dtb', 'loader']),
   file: artifactFileName,
   sizeBytes,
@@ -70,7 +70,7 @@ const extraFile = z.strictObject({
 });
 
 /** Definitions, as libvirt prints them, of what a machine uses or had: for a host that is built again. */
-const extraDefinition = z.strictObject({
+export const extraDefinition = z.strictObject({
   kind: z.enum(['network', 'pool', 'snapshot']),
   file: artifactFileName,
   sizeBytes,
@@ -81,7 +81,8 @@ const extraDefinition = z.strictObject({
 
 const extra = z.discriminatedUnion('kind', [extraFile, extraDefinition]);
 
-const manifestShape = z.strictObject({
+/** Its fields; those of a repository have the same, but for its files. */
+export const manifestShape = z.strictObject({
   formatVersion: z.literal(manifestFormatVersion),
   id: z.uuid(),
   writer: z.string(),

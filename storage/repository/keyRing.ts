@@ -60,6 +60,13 @@ export class KeyRing {
     ]);
   }
 
+  /** The same without generations that the configuration does not know: a rotation may have ended half way. */
+  upTo(generation: number): KeyRing {
+    // Makes the error of a generation that is not known.
+    this.key(generation, 'config');
+    return new KeyRing(this.#generations.slice(0, generation));
+  }
+
   get newestGeneration(): number {
     return this.#generations.length;
   }

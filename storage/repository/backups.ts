@@ -1,0 +1,84 @@
+import { messageOf } from '../../common/errors.ts';
+import { type CallOptions, listAll } from '../backends/backend.ts';
+import { assertBackupId, type BackupManifest, decodeManifest } from './backupManifest.ts';
+import { RepositoryError } from './errors.ts';
+import { backupIdOf, deletionName, manifestName, prefixes } from './names.ts';
+import { getObject, putObject, type RepositoryContext } from './objects.ts';
+
+/** A backup, or what is left of one. */
+export interface StoredBackup {
+  readonly id: string;
+  /** `null` when it cannot be read. */
+  readonly manifest: BackupManifest | null;
+  /** Why it cannot be used. */
+  readonly problem: string | null;
+}
+
+/** Every backup that exists, oldest first; damaged ones included, and they hide no others. */
+export async function listBackups(
+  context: RepositoryContext,
+  call: CallOptions = {},
+): Promise<readonly StoredBackup[]> {
+  const deleted = new Set<string>();
+  for (const { name } of await listAll(context.backend, prefixes.deletions, call)) {
+    const id = backupIdOf(name, prefixes.deletions);
+    if (id !== null) deleted.add(id);
+  }
+  const backups: StoredBackup[] = [];
+  for (const { name } of await listAll(context.backend, prefixes.manifests, call)) {
+    const id = backupIdOf(name, prefixes.manifests);
+    if (id === null || deleted.has(id)) continue;
+    const backup = await readEntry(context, id, call);
+    if (backup !== null) backups.push(backup);
+  }
+  return backups.toSorted((one, other) => (orderOf(one) < orderOf(other) ? -1 : 1));
+}
+
+/** The manifest of a backup, or `null` when it does not exist. Rejects with REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW. */
+export async function readManifest(
+  context: RepositoryContext,
+  backupId: string,
+  call: CallOptions = {},
+): Promise<BackupManifest | null> {
+  if ((await context.backend.size(deletionName(backupId), call)) !== null) return null;
+  const name = manifestName(backupId);
+  const object = await getObject(context, name, ['manifest', 'fence'], call);
+  if (object === null || object.type === 'fence') return null;
+  const manifest = decodeManifest(object.content, name);
+  assertBackupId(manifest, backupId, name);
+  return manifest;
+}
+
+/**
+ * Deletes a backup for good; its data goes with the next collection. The deletion stays, so that a writer that comes
+ * back late cannot revive it. Repeating it after a crash finishes the work.
+ */
+export async function deleteBackup(
+  context: RepositoryContext,
+  backupId: string,
+  deletedAt: string,
+  call: CallOptions = {},
+): Promise<void> {
+  const record = Buffer.from(JSON.stringify({ formatVersion: 1, backupId, deletedAt }));
+  await putObject(context, 'deletion', deletionName(backupId), record, call);
+  await context.backend.delete(manifestName(backupId), call);
+}
+
+async function readEntry(
+  context: RepositoryContext,
+  id: string,
+  call: CallOptions,
+): Promise<StoredBackup | null> {
+  try {
+    const manifest = await readManifest(context, id, call);
+    return manifest === null ? null : { id, manifest, problem: null };
+  } catch (error) {
+    if (!(error instanceof RepositoryError)) throw error;
+    return { id, manifest: null, problem: messageOf(error) };
+  }
+}
+
+/** By T1; ids are in the order of their making. */
+function orderOf({ id, manifest }: StoredBackup): string {
+  return `${manifest?.pointInTime ?? ''} ${id}`;
+}

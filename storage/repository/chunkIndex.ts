@@ -1,0 +1,164 @@
+import { hash } from 'node:crypto';
+import { messageOf } from '../../common/errors.ts';
+import { type CallOptions, listAll } from '../backends/backend.ts';
+import { type ChunkPlace, ChunkTable } from './chunkTable.ts';
+import { damaged, RepositoryError } from './errors.ts';
+import { decodeIndex, type IndexedPack, type IndexObject } from './indexObject.ts';
+import { indexIdOf, packIdOf, packName, prefixes } from './names.ts';
+import { indexBoundName, type RepositoryContext } from './objects.ts';
+import type { PackKind } from './packFormat.ts';
+import { readPackContents } from './packReader.ts';
+import { openObject } from './sealedObject.ts';
+
+/** A pack that is known, under a number of this process. */
+export interface KnownPack {
+  readonly id: Buffer;
+  readonly kind: PackKind;
+  readonly sizeBytes: number;
+}
+
+/** Something in the store that cannot be used, and why. */
+export interface Problem {
+  readonly name: string;
+  readonly reason: string;
+}
+
+/**
+ * Which chunk is in which pack, as the index objects say: a cache, from which nothing may be concluded but where to
+ * look (invariant 8). What it does not know is looked for in the packs themselves.
+ */
+export class ChunkIndex {
+  readonly #context: RepositoryContext;
+  readonly #table = new ChunkTable();
+  readonly #packs: KnownPack[] = [];
+  readonly #numbers = new Map<string, number>();
+  /** Index objects and packs that could not be used. */
+  problems: readonly Problem[] = [];
+
+  private constructor(context: RepositoryContext) {
+    this.#context = context;
+  }
+
+  /** Reads all index objects. */
+  static async load(context: RepositoryContext, options: CallOptions = {}): Promise<ChunkIndex> {
+    const index = new ChunkIndex(context);
+    await index.#load(options);
+    return index;
+  }
+
+  get chunkCount(): number {
+    return this.#table.count;
+  }
+
+  get packs(): readonly KnownPack[] {
+    return this.#packs;
+  }
+
+  pack(number: number): KnownPack {
+    const pack = this.#packs[number];
+    if (pack === undefined) throw new Error(`there is no pack ${number}`);
+    return pack;
+  }
+
+  find(id: Buffer): Iterable<ChunkPlace> {
+    return this.#table.find(id);
+  }
+
+  /** Every chunk of one pack. */
+  placesOf(pack: number): Iterable<ChunkPlace> {
+    return this.#table.ofPack(pack);
+  }
+
+  knows(packId: Buffer): boolean {
+    return this.#numbers.has(packId.toString('hex'));
+  }
+
+  addPack(pack: IndexedPack): void {
+    if (this.knows(pack.id)) return;
+    const number = this.#packs.length;
+    this.#packs.push({ id: pack.id, kind: pack.kind, sizeBytes: pack.sizeBytes });
+    this.#numbers.set(pack.id.toString('hex'), number);
+    for (const entry of pack.entries) this.#table.add(number, entry);
+  }
+
+  /** Reads the tables of all packs that no index object names. Returns them. */
+  async readUnknownPacks(options: CallOptions = {}): Promise<readonly IndexedPack[]> {
+    const found: IndexedPack[] = [];
+    for (const { name, sizeBytes } of await listAll(this.#context.backend, prefixes.packs, options)) {
+      const id = packIdOf(name);
+      if (id === null || this.knows(id)) continue;
+      const pack = await this.#attempt(name, async () => readPack(this.#context, id, sizeBytes, options));
+      if (pack === null) continue;
+      this.addPack(pack);
+      found.push(pack);
+    }
+    return found;
+  }
+
+  async #load(options: CallOptions): Promise<void> {
+    const objects = new Map<string, IndexObject>();
+    for (const { name } of await listAll(this.#context.backend, prefixes.indexes, options)) {
+      const id = indexIdOf(name);
+      if (id === null) continue;
+      const object = await this.#attempt(name, async () => readIndex(this.#context, name, id, options));
+      if (object !== null) objects.set(id.toString('hex'), object);
+    }
+    // What was replaced replaces others all the same.
+    const replaced = new Set(
+      [...objects.values()].flatMap(({ supersedes }) =>
+        supersedes.map((id) => `${prefixes.indexes}${id.toString('hex')}`),
+      ),
+    );
+    for (const [id, { packs }] of objects) {
+      if (replaced.has(`${prefixes.indexes}${id}`)) continue;
+      for (const pack of packs) this.addPack(pack);
+    }
+    this.problems = this.problems.filter(({ name }) => !replaced.has(name));
+  }
+
+  /** What is damaged is noted and left out: for a cache, that is no failure. A store that does not answer is. */
+  async #attempt<T>(name: string, read: () => Promise<T | null>): Promise<T | null> {
+    try {
+      return await read();
+    } catch (error) {
+      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+      this.problems = [...this.problems, { name, reason: messageOf(error) }];
+      return null;
+    }
+  }
+}
+
+/** `null` for one that a listing showed and that is gone. */
+async function readIndex(
+  context: RepositoryContext,
+  name: string,
+  id: Buffer,
+  options: CallOptions,
+): Promise<IndexObject | null> {
+  const bytes = await context.backend.read(name, options);
+  if (bytes === null) return null;
+  if (!hash('sha256', bytes, 'buffer').equals(id)) throw damaged(name, 'its bytes are not those of its name');
+  return decodeIndex(openObject(bytes, indexBoundName, ['index'], context).content, name);
+}
+
+async function readPack(
+  context: RepositoryContext,
+  id: Buffer,
+  sizeBytes: number,
+  options: CallOptions,
+): Promise<IndexedPack | null> {
+  const name = packName(id);
+  const seen = { gone: false };
+  const read = async (offsetBytes: number, lengthBytes: number): Promise<Buffer> => {
+    const bytes = await context.backend.read(name, { ...options, range: { offsetBytes, lengthBytes } });
+    if (bytes === null) seen.gone = true;
+    return bytes ?? Buffer.alloc(0);
+  };
+  try {
+    const { kind, entries } = await readPackContents(sizeBytes, read, name, context);
+    return { id, kind, sizeBytes, entries };
+  } catch (error) {
+    if (seen.gone) return null;
+    throw error;
+  }
+}

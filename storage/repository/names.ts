@@ -1,0 +1,66 @@
+/** Names of objects (docs/FORMAT.md, "Objects in the store"). */
+export const prefixes = {
+  config: 'config/',
+  keys: 'keys/',
+  packs: 'packs/',
+  indexes: 'indexes/',
+  manifests: 'manifests/',
+  deletions: 'deletions/',
+  sessions: 'sessions/',
+  quarantine: 'quarantine/',
+} as const;
+
+export function packName(id: Buffer): string {
+  const text = id.toString('hex');
+  return `${prefixes.packs}${text.slice(0, 2)}/${text}`;
+}
+
+/** The id of a pack, or `null` when nothing of ours is called so. */
+export function packIdOf(name: string): Buffer | null {
+  const match = /^packs\/([0-9a-f]{2})\/(\1[0-9a-f]{62})$/.exec(name);
+  return match?.[2] === undefined ? null : Buffer.from(match[2], 'hex');
+}
+
+export function indexName(id: Buffer): string {
+  return `${prefixes.indexes}${id.toString('hex')}`;
+}
+
+export function indexIdOf(name: string): Buffer | null {
+  return hashOf(name, prefixes.indexes);
+}
+
+export function quarantineName(packId: Buffer): string {
+  return `${prefixes.quarantine}${packId.toString('hex')}`;
+}
+
+export function quarantinedPackOf(name: string): Buffer | null {
+  return hashOf(name, prefixes.quarantine);
+}
+
+function hashOf(name: string, prefix: string): Buffer | null {
+  const text = name.slice(prefix.length);
+  return name.startsWith(prefix) && /^[0-9a-f]{64}$/.test(text) ? Buffer.from(text, 'hex') : null;
+}
+
+export function manifestName(backupId: string): string {
+  return `${prefixes.manifests}${backupId}`;
+}
+
+export function deletionName(backupId: string): string {
+  return `${prefixes.deletions}${backupId}`;
+}
+
+export function sessionName(backupId: string): string {
+  return `${prefixes.sessions}${backupId}`;
+}
+
+/** The backup that an object is about, or `null` when nothing of ours is called so. */
+export function backupIdOf(name: string, prefix: string): string | null {
+  const id = name.slice(prefix.length);
+  return name.startsWith(prefix) && /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id) ? id : null;
+}
+
+/** Epochs, marks and sweeps are numbered. */
+export function numberedName(kind: 'epochs' | 'marks' | 'swept', number: number): string {
+  return `${kind}/${String(number).padStart(8, '0')}`;
+}

@@ -1,0 +1,78 @@
+import { hash } from 'node:crypto';
+import type { Backend, CallOptions } from '../backends/backend.ts';
+import type { ChunkNamer } from './chunkId.ts';
+import { damaged } from './errors.ts';
+import type { KeyRing } from './keyRing.ts';
+import { objectBytesMax } from './limits.ts';
+import { prefixes } from './names.ts';
+import { type ObjectType, type OpenedObject, openObject, sealObject } from './sealedObject.ts';
+
+/** An open repository, as its parts know it. */
+export interface RepositoryContext {
+  readonly backend: Backend;
+  /** 16 bytes. */
+  readonly repositoryId: Buffer;
+  readonly keys: KeyRing;
+  readonly namer: ChunkNamer;
+}
+
+/** What index objects are bound to: their names are hashes of their bytes. */
+export const indexBoundName = 'indexes';
+
+/** An envelope, a signature and an overhead of zstd are less than this. */
+const envelopeBytesMax = 1024;
+
+/**
+ * Creates an object, and finds out what the answer alone does not tell: a call whose answer was lost may be repeated,
+ * and finds the name taken by its own bytes.
+ */
+export async function createOnce(
+  backend: Backend,
+  name: string,
+  parts: readonly Buffer[],
+  options: CallOptions = {},
+): Promise<'created' | 'same' | 'taken'> {
+  if ((await backend.create(name, parts, options)) === 'created') return 'created';
+  const there = await backend.read(name, options);
+  return there?.equals(Buffer.concat(parts)) === true ? 'same' : 'taken';
+}
+
+/** Seals an object and creates it under its own name. Sealing is deterministic, so repeating it finds itself. */
+export async function putObject(
+  context: RepositoryContext,
+  type: ObjectType,
+  name: string,
+  content: Buffer,
+  options: CallOptions = {},
+): Promise<'created' | 'same' | 'taken'> {
+  return createOnce(context.backend, name, [sealObject(type, name, content, context)], options);
+}
+
+/** Reads an object, or `null` when there is none. Rejects with REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW. */
+export async function getObject(
+  context: RepositoryContext,
+  name: string,
+  types: readonly ObjectType[],
+  options: CallOptions = {},
+): Promise<OpenedObject | null> {
+  const range = { offsetBytes: 0, lengthBytes: objectBytesMax + envelopeBytesMax };
+  const size = await context.backend.size(name, options);
+  if (size === null) return null;
+  if (size > range.lengthBytes) throw damaged(name, `it is ${size} bytes long`);
+  const bytes = await context.backend.read(name, options);
+  return bytes === null ? null : openObject(bytes, name, types, context);
+}
+
+/** Creates an object whose name is the hash of its bytes; returns that hash. */
+export async function putIndex(
+  context: RepositoryContext,
+  content: Buffer,
+  options: CallOptions = {},
+): Promise<Buffer> {
+  const bytes = sealObject('index', indexBoundName, content, context);
+  const id = hash('sha256', bytes, 'buffer');
+  const name = `${prefixes.indexes}${id.toString('hex')}`;
+  if ((await createOnce(context.backend, name, [bytes], options)) === 'taken')
+    throw damaged(name, 'it does not hold what its name says');
+  return id;
+}

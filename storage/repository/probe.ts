@@ -1,0 +1,38 @@
+import { randomUUID } from 'node:crypto';
+import { type Backend, type CallOptions, listAll } from '../backends/backend.ts';
+import { RepositoryError } from './errors.ts';
+
+/** What a store was seen to do. */
+export interface Capabilities {
+  readonly createExclusive: boolean;
+  readonly consistentListing: boolean;
+}
+
+const racers = 8;
+
+/** Finds out what a store does, instead of believing what it says it does. Leaves nothing. */
+export async function probeCapabilities(backend: Backend, call: CallOptions = {}): Promise<Capabilities> {
+  const name = `probe/${randomUUID()}`;
+  const contents = Array.from({ length: racers }, (_, index) => Buffer.from(`racer ${index}`));
+  try {
+    const results = await Promise.all(contents.map(async (content) => backend.create(name, [content], call)));
+    const there = await backend.read(name, call);
+    const winner = results.indexOf('created');
+    const isExclusive =
+      results.filter((result) => result === 'created').length === 1 &&
+      there?.equals(contents[winner] ?? Buffer.alloc(0)) === true;
+    if (there === null) {
+      throw new RepositoryError(
+        'REPOSITORY_DAMAGED',
+        `${backend.location} does not give back what it was given`,
+        {
+          hint: 'choose another place of storage',
+        },
+      );
+    }
+    const listed = await listAll(backend, 'probe/', call);
+    return { createExclusive: isExclusive, consistentListing: listed.some((object) => object.name === name) };
+  } finally {
+    await backend.delete(name, call);
+  }
+}

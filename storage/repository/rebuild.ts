@@ -1,0 +1,51 @@
+import type { CallOptions } from '../backends/backend.ts';
+import { ChunkIndex, type Problem } from './chunkIndex.ts';
+import { encodeIndex, type IndexedPack } from './indexObject.ts';
+import { indexIdOf } from './names.ts';
+import { putIndex, type RepositoryContext } from './objects.ts';
+import { packEntryBytes } from './packFormat.ts';
+
+/** Content of one index object, about. */
+const indexBytesTarget = 8 * 1024 * 1024;
+
+export interface RebuildReport {
+  /** Packs that no index named, and that are named now. */
+  readonly packsAdded: number;
+  /** Index objects and packs that are damaged; nothing of them is deleted. */
+  readonly problems: readonly Problem[];
+}
+
+/**
+ * Makes index objects for all packs that no index names: after the loss of all of them, for all packs (invariant 8).
+ * Published objects are not touched. A dry run only says what it would do (invariant 13).
+ */
+export async function rebuildIndex(
+  context: RepositoryContext,
+  options: CallOptions & { readonly dryRun: boolean },
+): Promise<RebuildReport> {
+  const index = await ChunkIndex.load(context, options);
+  const packs = await index.readUnknownPacks(options);
+  if (!options.dryRun)
+    for (const group of groups(packs))
+      await putIndex(context, encodeIndex({ supersedes: damagedIndexes(index), packs: group }), options);
+  return { packsAdded: packs.length, problems: index.problems };
+}
+
+/** A damaged index is replaced, so that nobody stumbles over it again. */
+function damagedIndexes(index: ChunkIndex): readonly Buffer[] {
+  return index.problems.map(({ name }) => indexIdOf(name)).filter((id) => id !== null);
+}
+
+function groups(packs: readonly IndexedPack[]): readonly (readonly IndexedPack[])[] {
+  const result: IndexedPack[][] = [];
+  let bytes = indexBytesTarget;
+  for (const pack of packs) {
+    if (bytes >= indexBytesTarget) {
+      result.push([]);
+      bytes = 0;
+    }
+    result.at(-1)?.push(pack);
+    bytes += pack.entries.length * packEntryBytes;
+  }
+  return result;
+}

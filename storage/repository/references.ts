@@ -1,0 +1,77 @@
+import type { CallOptions } from '../backends/backend.ts';
+import type { ContentReference } from './backupManifest.ts';
+import { type ChunkDomain, zeroId } from './chunkId.ts';
+import type { ChunkIndex } from './chunkIndex.ts';
+import type { ChunkReader } from './chunkReader.ts';
+import { packName } from './names.ts';
+import type { RepositoryContext } from './objects.ts';
+import { StreamReader } from './streamReader.ts';
+
+export interface ReferencedChunk {
+  readonly id: Buffer;
+  readonly domain: ChunkDomain;
+}
+
+/** Every chunk of a stream, pages and root included, that is not zeros. Pages are read, and so are checked. */
+export async function* referencedChunks(
+  reader: ChunkReader,
+  content: ContentReference,
+  options: CallOptions = {},
+): AsyncGenerator<ReferencedChunk> {
+  const { chunkSizeBytes } = content;
+  yield { id: Buffer.from(content.root, 'hex'), domain: { type: 'root', chunkSizeBytes } };
+  const stream = await StreamReader.open(reader, content, options);
+  for (const [page, pageId] of stream.root.pageIds.entries()) {
+    if (pageId.equals(zeroId)) continue;
+    yield { id: pageId, domain: { type: 'page', chunkSizeBytes } };
+    for (const id of await stream.pageIds(page, options.signal))
+      if (!id.equals(zeroId)) yield { id, domain: { type: 'data', chunkSizeBytes } };
+  }
+}
+
+export interface ReferenceCheck {
+  /** Packs that should be there and are not, or have another length. */
+  readonly gonePacks: readonly Buffer[];
+  /** Chunks that are in no pack that may be used and is there. */
+  readonly lostChunks: readonly ReferencedChunk[];
+}
+
+/**
+ * Whether everything that some streams refer to stands in packs that are there and may be used. Asks the store for
+ * each of these packs by its name: an index or a listing may be old.
+ */
+export async function checkReferences(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  reader: ChunkReader,
+  contents: readonly ContentReference[],
+  options: CallOptions & { isUsable(pack: number): boolean },
+): Promise<ReferenceCheck> {
+  const present = new Map<number, boolean>();
+  const seen = new Set<string>();
+  const lostChunks: ReferencedChunk[] = [];
+  for (const content of contents) {
+    for await (const chunk of referencedChunks(reader, content, options)) {
+      const key = chunk.id.toString('latin1');
+      if (seen.has(key)) continue;
+      seen.add(key);
+      if (!(await isThere(chunk.id))) lostChunks.push(chunk);
+    }
+  }
+  const gonePacks = [...present].filter(([, there]) => !there).map(([pack]) => index.pack(pack).id);
+  return { gonePacks, lostChunks };
+
+  async function isThere(id: Buffer): Promise<boolean> {
+    for (const { pack } of index.find(id)) {
+      if (!options.isUsable(pack)) continue;
+      let there = present.get(pack);
+      if (there === undefined) {
+        const known = index.pack(pack);
+        there = (await context.backend.size(packName(known.id), options)) === known.sizeBytes;
+        present.set(pack, there);
+      }
+      if (there) return true;
+    }
+    return false;
+  }
+}

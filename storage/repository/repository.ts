@@ -1,0 +1,201 @@
+import { hostname } from 'node:os';
+import { randomUUID } from 'node:crypto';
+import type { Backend, CallOptions } from '../backends/backend.ts';
+import { ChunkNamer } from './chunkId.ts';
+import { ChunkIndex } from './chunkIndex.ts';
+import { ChunkReader } from './chunkReader.ts';
+import type { ContentReference } from './backupManifest.ts';
+import { RepositoryError } from './errors.ts';
+import { KeyRing } from './keyRing.ts';
+import { type ScryptCost, type Secret } from './keySlot.ts';
+import { KeySlots } from './keySlots.ts';
+import { chunkBytesDefault, configBytesMax, packBytesDefault } from './limits.ts';
+import { createOnce, type RepositoryContext } from './objects.ts';
+import { probeCapabilities } from './probe.ts';
+import {
+  configName,
+  configVersion,
+  formatConfig,
+  parseConfig,
+  type RepositoryConfig,
+  type UnprovedConfig,
+  uuidBytes,
+} from './repositoryConfig.ts';
+import { RepositorySession } from './session.ts';
+import { StreamReader } from './streamReader.ts';
+
+export interface InitOptions {
+  readonly secret: Secret;
+  /** Of the first key slot, for people. */
+  readonly label: string;
+  readonly createdAt: string;
+  readonly chunkSizeBytes?: number | undefined;
+  readonly packSizeBytes?: number | undefined;
+  readonly scryptCost?: ScryptCost | undefined;
+}
+
+/** A repository that is open. See docs/FORMAT.md for what it is and for its invariants. */
+export class Repository {
+  readonly config: RepositoryConfig;
+  readonly slots: KeySlots;
+  /** For the modules of this directory. */
+  readonly context: RepositoryContext;
+  #index: Promise<ChunkIndex> | null = null;
+
+  private constructor(backend: Backend, config: RepositoryConfig, keys: KeyRing) {
+    this.config = config;
+    this.context = {
+      backend,
+      repositoryId: uuidBytes(config.repositoryId),
+      keys,
+      namer: new ChunkNamer(keys.dedupKey),
+    };
+    this.slots = new KeySlots(backend, config, keys);
+  }
+
+  /**
+   * Makes a repository in an empty store. The configuration comes last and makes it one.
+   *
+   * Rejects with REPOSITORY_EXISTS.
+   */
+  static async init(backend: Backend, options: InitOptions, call: CallOptions = {}): Promise<Repository> {
+    if ((await backend.size(configName(1), call)) !== null) throw existsError(backend);
+    const capabilities = await probeCapabilities(backend, call);
+    const keys = KeyRing.generate();
+    const config: RepositoryConfig = {
+      format: 'stillpoint-repository',
+      formatVersion: configVersion,
+      revision: 1,
+      repositoryId: randomUUID(),
+      createdAt: options.createdAt,
+      keyGeneration: keys.newestGeneration,
+      requires: [],
+      chunkSizeBytes: options.chunkSizeBytes ?? chunkBytesDefault,
+      packSizeBytes: options.packSizeBytes ?? packBytesDefault,
+      capabilities,
+    };
+    const repository = new Repository(backend, config, keys);
+    const { createdAt, label, scryptCost } = options;
+    const slotId = await repository.slots.add(options.secret, { label, createdAt, cost: scryptCost }, call);
+    const bytes = formatConfig(config, keys);
+    // As everybody else will read it: what we could not read must not be made.
+    parseConfig(bytes, 1).prove(keys);
+    if ((await createOnce(backend, configName(1), [bytes], call)) === 'taken') {
+      await backend.delete(`keys/${slotId}`, call);
+      throw existsError(backend);
+    }
+    return repository;
+  }
+
+  /** Rejects with REPOSITORY_NOT_FOUND, REPOSITORY_TOO_NEW, REPOSITORY_DAMAGED, KEY_WRONG. */
+  static async open(backend: Backend, secret: Secret, call: CallOptions = {}): Promise<Repository> {
+    const unproved = await readConfig(backend, call);
+    const rings = await KeySlots.open(backend, unproved.config.repositoryId, secret, call);
+    let failure: unknown = null;
+    for (const ring of rings) {
+      try {
+        return new Repository(backend, unproved.prove(ring), ring.upTo(unproved.config.keyGeneration));
+      } catch (error) {
+        if (!(error instanceof RepositoryError)) throw error;
+        failure ??= error;
+      }
+    }
+    throw failure;
+  }
+
+  /** Adds a generation to the keys, see `KeySlots.rotate`. Returns the repository as it is from then on. */
+  async rotate(
+    secrets: readonly { readonly secret: Secret; readonly label: string }[],
+    options: { readonly createdAt: string; readonly cost?: ScryptCost | undefined },
+    call: CallOptions = {},
+  ): Promise<Repository> {
+    const keys = this.context.keys.rotated();
+    const { backend } = this.context;
+    const revision = this.config.revision + 1;
+    const config = { ...this.config, revision, keyGeneration: keys.newestGeneration };
+    const next = new Repository(backend, config, keys);
+    const old = await this.slots.list(call);
+    const added: string[] = [];
+    for (const { secret, label } of secrets)
+      added.push(await next.slots.add(secret, { label, ...options }, call));
+    if (added.length === 0)
+      throw new RepositoryError('KEY_SLOT_LAST', 'no secret was given for the new keys');
+    if ((await createOnce(backend, configName(revision), [formatConfig(config, keys)], call)) === 'taken') {
+      throw new RepositoryError(
+        'SESSION_STATE_INVALID',
+        'somebody else changed the configuration meanwhile',
+        {
+          hint: 'open the repository again',
+          retryable: true,
+        },
+      );
+    }
+    for (const { slotId } of old) await backend.delete(`keys/${slotId}`, call);
+    return next;
+  }
+
+  /** The index, read once. */
+  async index(call: CallOptions = {}): Promise<ChunkIndex> {
+    this.#index ??= ChunkIndex.load(this.context, call);
+    try {
+      return await this.#index;
+    } catch (error) {
+      this.#index = null;
+      throw error;
+    }
+  }
+
+  /** Has the index be read anew: others write, too. */
+  forgetIndex(): void {
+    this.#index = null;
+  }
+
+  async begin(
+    backup: { readonly backupId: string; readonly startedAt: string },
+    call: CallOptions = {},
+  ): Promise<RepositorySession> {
+    return RepositorySession.begin(
+      this.context,
+      {
+        ...backup,
+        host: hostname(),
+        packSizeBytes: this.config.packSizeBytes,
+        loadIndex: async () => {
+          this.forgetIndex();
+          return this.index(call);
+        },
+      },
+      call,
+    );
+  }
+
+  async reader(call: CallOptions = {}): Promise<ChunkReader> {
+    return new ChunkReader(this.context, await this.index(call));
+  }
+
+  /** Opens a stream of a backup for reading. Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED. */
+  async openStream(content: ContentReference, call: CallOptions = {}): Promise<StreamReader> {
+    return StreamReader.open(await this.reader(call), content, call);
+  }
+}
+
+/** The newest revision, found by asking for the next one. */
+async function readConfig(backend: Backend, call: CallOptions): Promise<UnprovedConfig> {
+  let newest: UnprovedConfig | null = null;
+  for (let revision = 1; ; revision++) {
+    const range = { offsetBytes: 0, lengthBytes: configBytesMax + 1 };
+    const bytes = await backend.read(configName(revision), { ...call, range });
+    if (bytes === null) break;
+    newest = parseConfig(bytes, revision);
+  }
+  if (newest !== null) return newest;
+  throw new RepositoryError('REPOSITORY_NOT_FOUND', `there is no repository at ${backend.location}`, {
+    hint: `look whether ${backend.location} is mounted and is the right place`,
+  });
+}
+
+function existsError(backend: Backend): RepositoryError {
+  return new RepositoryError('REPOSITORY_EXISTS', `there is a repository at ${backend.location} already`, {
+    hint: 'choose another place; a repository is never overwritten',
+  });
+}

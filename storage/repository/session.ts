@@ -1,0 +1,250 @@
+import type { CallOptions } from '../backends/backend.ts';
+import { type BackupManifest, contentsOf, decodeManifest, encodeManifest } from './backupManifest.ts';
+import type { ChunkDomain } from './chunkId.ts';
+import type { ChunkIndex } from './chunkIndex.ts';
+import { ChunkReader } from './chunkReader.ts';
+import { condemnedPacks, quarantinedPacks } from './condemned.ts';
+import { damaged, RepositoryError } from './errors.ts';
+import { encodeIndex, type IndexedPack } from './indexObject.ts';
+import { deletionName, manifestName, packName, sessionName } from './names.ts';
+import { createOnce, getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
+import { type PackKind, packKindOf } from './packFormat.ts';
+import { PackWriter } from './packWriter.ts';
+import { checkReferences } from './references.ts';
+import type { ChunkSink } from './streamWriter.ts';
+
+/** Who writes a backup. */
+export interface SessionOptions {
+  readonly backupId: string;
+  readonly host: string;
+  readonly startedAt: string;
+  /** Of a pack's body, at which it is closed. */
+  readonly packSizeBytes: number;
+}
+
+/** What a session has stored. */
+export interface SessionStatistics {
+  /** Chunks that were asked to be stored, and those that were not there yet. */
+  readonly chunks: number;
+  readonly newChunks: number;
+  /** What they take in packs. */
+  readonly newBytes: number;
+}
+
+/**
+ * Writes one backup. Its data is durable before its index, its index before its manifest (invariant 2); the creation
+ * of the manifest is the commit (invariant 3). Until then there is nothing of it for anybody, and whatever fails
+ * fails the backup and nothing else (invariant 10).
+ */
+export class RepositorySession implements ChunkSink {
+  readonly backupId: string;
+  readonly #context: RepositoryContext;
+  readonly #index: ChunkIndex;
+  readonly #options: SessionOptions;
+  readonly #excluded: Set<string>;
+  readonly #writers = new Map<PackKind, PackWriter>();
+  /** Chunks in packs that are not closed yet. */
+  readonly #pending = new Set<string>();
+  readonly #newPacks: IndexedPack[] = [];
+  #packsIndexed = 0;
+  #state: 'open' | 'committed' | 'failed' = 'open';
+  #statistics = { chunks: 0, newChunks: 0, newBytes: 0 };
+
+  private constructor(
+    context: RepositoryContext,
+    index: ChunkIndex,
+    options: SessionOptions,
+    excluded: Set<string>,
+  ) {
+    this.#context = context;
+    this.#index = index;
+    this.#options = options;
+    this.backupId = options.backupId;
+    this.#excluded = excluded;
+  }
+
+  /**
+   * Announces the backup, then reads the indexes: in this order a collection either sees the session, or the session
+   * sees the collection's mark.
+   *
+   * Rejects with BACKUP_FENCED when the backup of this id was deleted.
+   */
+  static async begin(
+    context: RepositoryContext,
+    options: SessionOptions & { loadIndex(): Promise<ChunkIndex> },
+    call: CallOptions = {},
+  ): Promise<RepositorySession> {
+    const { backupId, host, startedAt } = options;
+    if ((await context.backend.size(deletionName(backupId), call)) !== null)
+      throw fenced(backupId, 'it was deleted');
+    const announcement = JSON.stringify({
+      formatVersion: 1,
+      backupId,
+      host,
+      processId: process.pid,
+      startedAt,
+    });
+    // Of a session that is begun again after a crash, the first announcement stands.
+    await putObject(context, 'session', sessionName(backupId), Buffer.from(announcement), call);
+    const index = await options.loadIndex();
+    const excluded = new Set([
+      ...(await condemnedPacks(context, call)),
+      ...(await quarantinedPacks(context, call)),
+    ]);
+    return new RepositorySession(context, index, options, excluded);
+  }
+
+  get statistics(): SessionStatistics {
+    return this.#statistics;
+  }
+
+  /** Stores a chunk, unless the repository has it already. */
+  async put(domain: ChunkDomain, content: Buffer, signal?: AbortSignal): Promise<Buffer> {
+    this.#assertOpen();
+    const id = this.#context.namer.idOf(domain, content);
+    this.#statistics = { ...this.#statistics, chunks: this.#statistics.chunks + 1 };
+    if (!this.#has(id)) await this.#append(id, domain, content, { signal });
+    return id;
+  }
+
+  /**
+   * Makes it a backup. Repeating a commit whose answer was lost, also with another session after a crash, finds
+   * that it has happened. `leftBehind` is why the announcement could not be taken back; the backup stands all the same.
+   *
+   * Rejects with BACKUP_FENCED, and with REPOSITORY_DAMAGED or CHUNK_MISSING when something that was to be reused is
+   * gone: another session stores it again.
+   */
+  async commit(
+    manifest: BackupManifest,
+    options: CallOptions = {},
+  ): Promise<{ readonly manifest: BackupManifest; readonly leftBehind: unknown }> {
+    this.#assertOpen();
+    if (manifest.id !== this.backupId) throw new RangeError('the manifest is that of another backup');
+    const bytes = encodeManifest(manifest);
+    try {
+      await this.flush(options);
+      await this.#checkReferences(manifest, options);
+      const committed = await this.#publish(manifest, bytes, options);
+      this.#state = 'committed';
+      return { manifest: committed, leftBehind: await this.#takeBack(options) };
+    } catch (error) {
+      this.#state = 'failed';
+      throw error;
+    }
+  }
+
+  /** Closes the packs and makes them known to others: what was stored so far is not sent again after a crash. */
+  async flush(options: CallOptions = {}): Promise<void> {
+    this.#assertOpen();
+    for (const kind of this.#writers.keys()) await this.#close(kind, options);
+    const packs = this.#newPacks.slice(this.#packsIndexed);
+    if (packs.length === 0) return;
+    await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
+    this.#packsIndexed = this.#newPacks.length;
+  }
+
+  /** Gives the backup up. What is stored already stays for the next one, or for a collection. */
+  async abandon(options: CallOptions = {}): Promise<void> {
+    if (this.#state === 'committed') throw stateError('the backup is committed');
+    this.#state = 'failed';
+    await this.#context.backend.delete(sessionName(this.backupId), options);
+  }
+
+  #has(id: Buffer): boolean {
+    if (this.#pending.has(id.toString('latin1'))) return true;
+    for (const { pack } of this.#index.find(id)) if (this.#isUsable(pack)) return true;
+    return false;
+  }
+
+  #isUsable(pack: number): boolean {
+    return !this.#excluded.has(this.#index.pack(pack).id.toString('hex'));
+  }
+
+  async #append(id: Buffer, domain: ChunkDomain, content: Buffer, options: CallOptions): Promise<void> {
+    const kind = packKindOf(domain.type);
+    const { repositoryId, keys } = this.#context;
+    const writer = this.#writers.get(kind) ?? new PackWriter({ kind, repositoryId, keys });
+    this.#writers.set(kind, writer);
+    const before = writer.bodyBytes;
+    writer.add(id, domain, content);
+    this.#pending.add(id.toString('latin1'));
+    this.#statistics = {
+      ...this.#statistics,
+      newChunks: this.#statistics.newChunks + 1,
+      newBytes: this.#statistics.newBytes + writer.bodyBytes - before,
+    };
+    if (writer.isFull || writer.bodyBytes >= this.#options.packSizeBytes) await this.#close(kind, options);
+  }
+
+  /** Stores a pack. Only then its chunks are known to be there. */
+  async #close(kind: PackKind, options: CallOptions): Promise<void> {
+    const writer = this.#writers.get(kind);
+    if (writer === undefined || writer.isEmpty) return;
+    const pack = writer.finish();
+    const name = packName(pack.id);
+    if ((await createOnce(this.#context.backend, name, pack.parts, options)) === 'taken')
+      throw damaged(name, 'its place is taken by something else');
+    this.#writers.delete(kind);
+    const { id, sizeBytes, entries } = pack;
+    const indexed = { id, kind, sizeBytes, entries };
+    this.#newPacks.push(indexed);
+    this.#index.addPack(indexed);
+    for (const entry of entries) this.#pending.delete(entry.id.toString('latin1'));
+  }
+
+  /** Invariants 1 and 5. What a collection has condemned meanwhile is stored again; what is gone ends the backup. */
+  async #checkReferences(manifest: BackupManifest, options: CallOptions): Promise<void> {
+    const reader = new ChunkReader(this.#context, this.#index);
+    for (;;) {
+      for (const id of await condemnedPacks(this.#context, options)) this.#excluded.add(id);
+      const contents = contentsOf(manifest).map(({ content }) => content);
+      const result = await checkReferences(this.#context, this.#index, reader, contents, {
+        ...options,
+        isUsable: (pack) => this.#isUsable(pack),
+      });
+      for (const pack of result.gonePacks) this.#excluded.add(pack.toString('hex'));
+      if (result.lostChunks.length === 0) return;
+      for (const { id, domain } of result.lostChunks) {
+        if (this.#has(id)) continue;
+        await this.#append(id, domain, await reader.read(id, domain, options), options);
+      }
+      await this.flush(options);
+    }
+  }
+
+  async #publish(manifest: BackupManifest, bytes: Buffer, options: CallOptions): Promise<BackupManifest> {
+    const name = manifestName(this.backupId);
+    if ((await this.#context.backend.size(deletionName(this.backupId), options)) !== null)
+      throw fenced(this.backupId, 'it was deleted');
+    const result = await putObject(this.#context, 'manifest', name, bytes, options);
+    if (result !== 'taken') return manifest;
+    const there = await getObject(this.#context, name, ['manifest', 'fence'], options);
+    if (there === null || there.type === 'fence') throw fenced(this.backupId, 'somebody took it for dead');
+    // The same job has committed before it crashed; the first commit is the one that counts.
+    return decodeManifest(there.content, name);
+  }
+
+  async #takeBack(options: CallOptions): Promise<unknown> {
+    try {
+      await this.#context.backend.delete(sessionName(this.backupId), options);
+      return null;
+    } catch (error) {
+      // The backup is committed and must not be reported as failed; a collection finds its manifest.
+      return error;
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#state !== 'open') throw stateError(`the session is ${this.#state}`);
+  }
+}
+
+function fenced(backupId: string, why: string): RepositoryError {
+  return new RepositoryError('BACKUP_FENCED', `backup ${backupId} can never be committed: ${why}`, {
+    hint: 'back the machine up again: stillpoint backup MACHINE',
+  });
+}
+
+function stateError(why: string): RepositoryError {
+  return new RepositoryError('SESSION_STATE_INVALID', why);
+}

@@ -1,0 +1,145 @@
+import { messageOf } from '../../common/errors.ts';
+import type { CallOptions } from '../backends/backend.ts';
+import { contentsOf } from './backupManifest.ts';
+import { listBackups } from './backups.ts';
+import type { ChunkIndex } from './chunkIndex.ts';
+import { ChunkReader } from './chunkReader.ts';
+import { RepositoryError } from './errors.ts';
+import { packName } from './names.ts';
+import type { RepositoryContext } from './objects.ts';
+import { checkWholePack } from './packReader.ts';
+import { referencedChunks } from './references.ts';
+
+/** What is wrong with a backup. */
+export interface BackupReport {
+  readonly id: string;
+  readonly problems: readonly string[];
+}
+
+export interface RepositoryReport {
+  /** Every backup that exists can be read, as far as was looked. */
+  readonly ok: boolean;
+  /** Every byte of every pack that a backup needs was read and compared. */
+  readonly data: boolean;
+  readonly backups: readonly BackupReport[];
+  /** Packs in which something is damaged, or that are gone, though an index names them. */
+  readonly damagedPacks: readonly { readonly id: Buffer; readonly reason: string }[];
+}
+
+/**
+ * Checks every backup: its manifest, its roots and pages, and that each of its chunks stands in a pack that is there;
+ * with `data`, every byte of these packs, each once. Damage is in the report; only a store that does not answer rejects.
+ */
+export async function verifyRepository(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  options: CallOptions & { readonly data: boolean },
+): Promise<RepositoryReport> {
+  // What no index names counts as well.
+  await index.readUnknownPacks(options);
+  const packs = new PackVerdicts(context, index, options);
+  const backups: BackupReport[] = [];
+  for (const { id, manifest, problem } of await listBackups(context, options)) {
+    const problems = problem === null ? [] : [problem];
+    for (const { name, content } of manifest === null ? [] : contentsOf(manifest)) {
+      const found = await checkStream(context, index, packs, content, options);
+      if (found !== null) problems.push(`${name}: ${found}`);
+    }
+    backups.push({ id, problems });
+  }
+  const ok = backups.every(({ problems }) => problems.length === 0);
+  return { ok, data: options.data, backups, damagedPacks: packs.damaged };
+}
+
+/** The first thing that is wrong with a stream, and how many chunks are missing. */
+async function checkStream(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  packs: PackVerdicts,
+  content: Parameters<typeof referencedChunks>[1],
+  options: CallOptions,
+): Promise<string | null> {
+  let lost = 0;
+  try {
+    for await (const { id } of referencedChunks(new ChunkReader(context, index), content, options))
+      if (!(await isGood(index, packs, id))) lost++;
+  } catch (error) {
+    if (!(error instanceof RepositoryError)) throw error;
+    return messageOf(error);
+  }
+  return lost === 0 ? null : `${lost} chunks are missing or damaged`;
+}
+
+/** One good place is enough. */
+async function isGood(index: ChunkIndex, packs: PackVerdicts, id: Buffer): Promise<boolean> {
+  for (const { pack, entry } of index.find(id)) if (await packs.isGood(pack, entry.slot)) return true;
+  return false;
+}
+
+/** What was found out about packs. */
+class PackVerdicts {
+  readonly #context: RepositoryContext;
+  readonly #index: ChunkIndex;
+  readonly #options: CallOptions & { readonly data: boolean };
+  /** `null`: all of it is good; otherwise the slots that are. */
+  readonly #good = new Map<number, ReadonlySet<number> | null>();
+  readonly damaged: { id: Buffer; reason: string }[] = [];
+
+  constructor(
+    context: RepositoryContext,
+    index: ChunkIndex,
+    options: CallOptions & { readonly data: boolean },
+  ) {
+    this.#context = context;
+    this.#index = index;
+    this.#options = options;
+  }
+
+  async isGood(pack: number, slot: number): Promise<boolean> {
+    if (!this.#good.has(pack)) this.#good.set(pack, await this.#look(pack));
+    const slots = this.#good.get(pack);
+    return slots === null || slots?.has(slot) === true;
+  }
+
+  async #look(number: number): Promise<ReadonlySet<number> | null> {
+    const { id, sizeBytes } = this.#index.pack(number);
+    const { backend } = this.#context;
+    const name = packName(id);
+    if (!this.#options.data) {
+      const there = await backend.size(name, this.#options);
+      return there === sizeBytes
+        ? null
+        : this.#condemn(id, there === null ? 'it is gone' : `it has ${there} bytes`);
+    }
+    const bytes = await backend.read(name, this.#options);
+    if (bytes === null) return this.#condemn(id, 'it is gone');
+    try {
+      await checkWholePack(bytes, id, this.#context.namer, this.#context);
+      return null;
+    } catch (error) {
+      if (!(error instanceof RepositoryError)) throw error;
+      this.#condemn(id, messageOf(error));
+      return this.#readableSlots(number);
+    }
+  }
+
+  /** Of a damaged pack, the chunks that can be read all the same. */
+  async #readableSlots(number: number): Promise<ReadonlySet<number>> {
+    const reader = new ChunkReader(this.#context, this.#index);
+    const slots = new Set<number>();
+    for (const place of this.#index.placesOf(number)) {
+      try {
+        await reader.readPlace(place, place.entry.domain, this.#options);
+        slots.add(place.entry.slot);
+      } catch (error) {
+        if (!(error instanceof RepositoryError)) throw error;
+      }
+    }
+    return slots;
+  }
+
+  #condemn(id: Buffer, reason: string): ReadonlySet<number> {
+    this.damaged.push({ id, reason });
+    return new Set();
+  }
+}
