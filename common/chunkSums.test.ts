@@ -23,7 +23,7 @@ void t.test('the digest of a volume is what split and sha256sum make of it', asy
     await file.truncate(sizeBytes);
     for (const position of data) await file.write(randomBytes(1), 0, 1, position);
     await file.close();
-    const { stdout } = await execa('split', ['-b', '4M', '--filter=sha256sum', path], {
+    const { stdout } = await execa('split', ['-b', '1M', '--filter=sha256sum', path], {
       timeout: 30_000,
       stripFinalNewline: false,
     });

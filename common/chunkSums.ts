@@ -1,14 +1,17 @@
-import { createHash, hash } from 'node:crypto';
+import { createHash, hash, webcrypto } from 'node:crypto';
 import type { Hash } from 'node:crypto';
 
 /*
  * The digest of a volume must be known after an increment without reading all of its file again, so it is the
- * SHA-256 of a list: the SHA-256 of every 4 MiB of the file, one line each, as
- * `split -b 4M --filter=sha256sum FILE` prints them.
+ * SHA-256 of a list: the SHA-256 of every MiB of the file, one line each, as
+ * `split -b 1M --filter=sha256sum FILE` prints them.
  */
 
 /** What one line of the list covers; the last one of a file may cover less. */
-export const chunkBytes = 4 * 1024 * 1024;
+export const chunkBytes = 1024 * 1024;
+
+/** A file beyond this would have a list that is longer than a string can be. */
+export const summedBytesMax = 7 * 1024 ** 4;
 
 const lineEnd = '  -\n';
 /** Length of one line. */
@@ -43,6 +46,12 @@ export function fileHasher(kind: DigestKind): FileHasher {
 /** SHA-256 of one chunk. Zeros, as in a hole, are only compared. */
 export function chunkSha256(chunk: Buffer): string {
   return chunk.length === chunkBytes && chunk.equals(zeros) ? zeroChunk : hash('sha256', chunk, 'hex');
+}
+
+/** The same, made on another thread from a copy of the chunk as it is now. */
+export async function chunkSha256Beside(chunk: Buffer): Promise<string> {
+  if (chunk.length === chunkBytes && chunk.equals(zeros)) return zeroChunk;
+  return Buffer.from(await webcrypto.subtle.digest('SHA-256', chunk)).toString('hex');
 }
 
 /** The list as it is stored. */

@@ -39,7 +39,7 @@ const volume = z.strictObject({
   virtualSizeBytes: sizeBytes,
   /** Length of the stored file (holes counted). */
   storedBytes: sizeBytes,
-  /** By chunks: SHA-256 of what `split -b 4M --filter=sha256sum FILE` prints, which is kept as FILE.sums. */
+  /** By chunks: SHA-256 of what `split -b 1M --filter=sha256sum FILE` prints, which is kept as FILE.sums. */
   sha256,
   /** What the image was on its host; a file unless told. */
   kind: z.enum(['block', 'network']).optional(),

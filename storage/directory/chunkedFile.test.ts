@@ -2,8 +2,7 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import t from 'tap';
-import { chunkBytes } from '../../common/chunkSums.ts';
-import { ChunkedFile } from './chunkedFile.ts';
+import { ChunkedFile, pieceBytes } from './chunkedFile.ts';
 import { Run } from './run.ts';
 
 void t.test('a run that is stopped while data go to the disk leaves no rejection behind', async (t) => {
@@ -15,10 +14,10 @@ void t.test('a run that is stopped while data go to the disk leaves no rejection
   const synced = Promise.withResolvers<void>();
   file.datasync = () => synced.promise;
   const run = new Run(undefined);
-  const image = new ChunkedFile(file, 64 * chunkBytes, run);
-  const chunk = Buffer.alloc(chunkBytes, 1);
+  const image = new ChunkedFile(file, 64 * pieceBytes, run);
+  const piece = Buffer.alloc(pieceBytes, 1);
   // With the last of them a datasync begins.
-  for (let index = 0; index < 64; index += 1) await image.write(index, chunk);
+  for (let index = 0; index < 64; index += 1) await image.write(index, piece);
   const reason = new Error('enough'); // as when the job is cancelled
   run.fail(reason);
   synced.resolve();

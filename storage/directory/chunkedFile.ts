@@ -1,6 +1,5 @@
-import { webcrypto } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
-import { chunkBytes, chunkSha256, sumsOf } from '../../common/chunkSums.ts';
+import { chunkBytes, chunkSha256, chunkSha256Beside, sumsOf } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
 import { clusterBytes } from '../../common/qcow2/layout.ts';
 import type { AddOptions } from '../storage.ts';
@@ -11,11 +10,13 @@ import type { Run } from './run.ts';
  * keep silent for so long that the storage counts as unreachable.
  */
 const flushBytes = 256 * 1024 * 1024;
-const zeros = Buffer.alloc(chunkBytes);
+/** What is written at once: several of the chunks that have digests. */
+export const pieceBytes = 4 * chunkBytes;
+const zeros = Buffer.alloc(pieceBytes);
 
 /**
- * A new file that is written and hashed in chunks, several at a time and in any order, and has holes where it is
- * zero.
+ * A new file that is written in pieces, several at a time and in any order, and has holes where it is zero. Its chunks
+ * are hashed on the way.
  */
 export class ChunkedFile {
   readonly #file: FileHandle;
@@ -33,18 +34,16 @@ export class ChunkedFile {
     this.#run = run;
   }
 
-  /** Writes and hashes one chunk; all but the last have `chunkBytes`. */
-  async write(index: number, chunk: Buffer): Promise<void> {
-    if (chunk.equals(zeros.subarray(0, chunk.length))) {
-      this.#sums[index] = chunkSha256(chunk);
-      return;
-    }
-    // Both on threads of their own; the digest works on a copy.
-    const digest = webcrypto.subtle.digest('SHA-256', chunk);
-    await this.#tracked(writeSparse(this.#file, chunk, index * chunkBytes));
+  /** Writes and hashes one piece; all but the last have `pieceBytes`. */
+  async write(index: number, piece: Buffer): Promise<void> {
+    const empty = piece.equals(zeros.subarray(0, piece.length));
+    // On threads of their own; the digests work on copies.
+    const digests = empty ? zeroDigests(piece) : Promise.all(chunksOf(piece).map(chunkSha256Beside));
+    if (!empty) await this.#tracked(writeSparse(this.#file, piece, index * pieceBytes));
     this.#run.signal.throwIfAborted();
-    this.#sums[index] = Buffer.from(await digest).toString('hex');
-    await this.#flushSometimes(chunk.length);
+    const sums = await digests;
+    for (const [at, sum] of sums.entries()) this.#sums[(index * pieceBytes) / chunkBytes + at] = sum;
+    if (!empty) await this.#flushSometimes(piece.length);
   }
 
   /** Brings everything to the disk, with its owner and mode. */
@@ -84,7 +83,18 @@ export class ChunkedFile {
   }
 }
 
-/** Writes a chunk into a new file, leaving out clusters of zeros. */
+function chunksOf(piece: Buffer): readonly Buffer[] {
+  const chunks: Buffer[] = [];
+  for (let start = 0; start < piece.length; start += chunkBytes)
+    chunks.push(piece.subarray(start, start + chunkBytes));
+  return chunks;
+}
+
+function zeroDigests(piece: Buffer): readonly string[] {
+  return chunksOf(piece).map(chunkSha256);
+}
+
+/** Writes a piece into a new file, leaving out clusters of zeros. */
 async function writeSparse(file: FileHandle, chunk: Buffer, position: number): Promise<void> {
   let start = 0;
   while (start < chunk.length) {

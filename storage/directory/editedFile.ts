@@ -1,8 +1,11 @@
 import type { FileHandle } from 'node:fs/promises';
-import { chunkBytes, chunkSha256, formatSums } from '../../common/chunkSums.ts';
+import { chunkBytes, chunkSha256Beside, formatSums } from '../../common/chunkSums.ts';
 
-/** Chunks kept in memory, 24 MiB: one of data, the tables that lead to it, and what is appended. */
-const chunksInMemory = 6;
+/** Chunks kept in memory, 12 MiB: some of data, the tables that lead to them, and what is appended. */
+const chunksInMemory = 12;
+/** Chunks that are read and compared before they are needed, and that are hashed and written after it. */
+const loadsAhead = 6;
+const storesBehind = 4;
 /** What was written is brought to the disk in pieces of this size, so that no fsync keeps silent for long. */
 const flushBytes = 256 * 1024 * 1024;
 const word64Bytes = 8;
@@ -24,7 +27,7 @@ interface Chunk {
 /**
  * A copy of a stored file that is being changed. Chunks that nobody touches keep their digests; those that are
  * touched are compared with theirs before they are used, so that damage never gets a digest that fits it. Grows at
- * its end. One caller at a time.
+ * its end. One caller at a time; digests and the disk are worked on beside it.
  */
 export class EditedFile {
   readonly #file: FileHandle;
@@ -33,6 +36,15 @@ export class EditedFile {
   readonly #lengths = new Map<number, number>();
   /** In the order of their last use. */
   readonly #chunks = new Map<number, Chunk>();
+  /** Asked for ahead of their use. */
+  readonly #loading = new Map<number, Promise<Chunk>>();
+  /** Those of them that are there. */
+  readonly #loaded = new Set<number>();
+  /** Not in use any more, on their way to the disk. None of them rejects. */
+  readonly #storing = new Map<number, Promise<void>>();
+  /** Of chunks that are done with: getting memory costs more than using it again. */
+  readonly #spare: Buffer[] = [];
+  #storeFailure: { readonly error: unknown } | null = null;
   #sizeBytes: number;
   #unflushedBytes = 0;
 
@@ -48,6 +60,23 @@ export class EditedFile {
 
   get sizeBytes(): number {
     return this.#sizeBytes;
+  }
+
+  /** Says that this position will be used soon. Damage that is found shows when it is. */
+  prefetch(position: number): void {
+    const index = Math.floor(position / chunkBytes);
+    if (this.#sums[index] === undefined || this.#chunks.has(index) || this.#loading.has(index)) return;
+    if (this.#loading.size >= loadsAhead) {
+      const [oldest] = this.#loading.keys();
+      // It was asked for and not used, as where the guest has zeroed what was there.
+      if (oldest === undefined || !this.#loaded.delete(oldest)) return;
+      this.#loading.delete(oldest);
+    }
+    const loading = this.#load(index);
+    this.#loading.set(index, loading);
+    // Whoever uses the chunk hears of an error; if nobody does it does not matter.
+    const ended = (): void => void this.#loaded.add(index);
+    loading.then(ended, ended);
   }
 
   /** @throws ChunkDamaged; Error beyond the end of the file */
@@ -88,6 +117,8 @@ export class EditedFile {
    * @throws ChunkDamaged
    */
   async finish(): Promise<string> {
+    await Promise.all(this.#storing.values());
+    this.#requireStored();
     for (const chunk of this.#chunks.values()) await this.#store(chunk);
     const count = Math.ceil(this.#sizeBytes / chunkBytes);
     for (let index = 0; index < count; index += 1) {
@@ -96,9 +127,17 @@ export class EditedFile {
       if (this.#sums[index] === undefined || length !== this.#lengthOf(index))
         await this.#store(await this.#chunk(index));
     }
+    await this.close();
+    this.#requireStored();
     await this.#file.truncate(this.#sizeBytes);
     await this.#file.sync();
     return formatSums(this.#sums.map((sum) => sum ?? ''));
+  }
+
+  /** Waits until nothing is read or written any more, so that the file can be closed. */
+  async close(): Promise<void> {
+    await Promise.allSettled(this.#loading.values());
+    await Promise.all(this.#storing.values());
   }
 
   #lengthOf(index: number): number {
@@ -107,26 +146,53 @@ export class EditedFile {
 
   async #chunk(index: number): Promise<Chunk> {
     const known = this.#chunks.get(index);
-    this.#chunks.delete(index);
-    const chunk = known ?? (await this.#load(index));
+    if (known !== undefined) {
+      this.#chunks.delete(index);
+      this.#chunks.set(index, known);
+      return known;
+    }
+    const chunk = await (this.#loading.get(index) ?? this.#load(index));
+    this.#loading.delete(index);
+    this.#loaded.delete(index);
     this.#chunks.set(index, chunk);
-    for (const [oldest, unused] of this.#chunks) {
+    for (const unused of this.#chunks.values()) {
       if (this.#chunks.size <= chunksInMemory) break;
-      await this.#store(unused);
-      this.#chunks.delete(oldest);
+      this.#chunks.delete(unused.index);
+      await this.#storeBehind(unused);
     }
     return chunk;
   }
 
   async #load(index: number): Promise<Chunk> {
-    const bytes = Buffer.alloc(chunkBytes);
+    await this.#storing.get(index);
+    const bytes = this.#spare.pop() ?? Buffer.allocUnsafe(chunkBytes);
     const expected = this.#sums[index];
-    if (expected !== undefined) {
-      const length = this.#lengths.get(index) ?? chunkBytes;
-      await readFully(this.#file, bytes.subarray(0, length), index * chunkBytes);
-      if (chunkSha256(bytes.subarray(0, length)) !== expected) throw new ChunkDamaged(index);
-    }
+    const length = expected === undefined ? 0 : (this.#lengths.get(index) ?? chunkBytes);
+    const stored = bytes.subarray(0, length);
+    const filledBytes = await readFully(this.#file, stored, index * chunkBytes);
+    bytes.fill(0, filledBytes);
+    if (expected !== undefined && (await chunkSha256Beside(stored)) !== expected)
+      throw new ChunkDamaged(index);
     return { index, bytes, changed: [] };
+  }
+
+  /** Has a chunk stored while others are used; waits only when too many are on their way. */
+  async #storeBehind(chunk: Chunk): Promise<void> {
+    const storing = this.#store(chunk)
+      .catch((error: unknown) => {
+        this.#storeFailure ??= { error };
+      })
+      .finally(() => {
+        this.#storing.delete(chunk.index);
+        this.#spare.push(chunk.bytes);
+      });
+    this.#storing.set(chunk.index, storing);
+    if (this.#storing.size >= storesBehind) await Promise.race(this.#storing.values());
+    this.#requireStored();
+  }
+
+  #requireStored(): void {
+    if (this.#storeFailure !== null) throw this.#storeFailure.error;
   }
 
   /** Writes what is changed, and makes the digest anew. */
@@ -134,14 +200,17 @@ export class EditedFile {
     const length = this.#lengthOf(index);
     const isNew = this.#sums[index] === undefined || (this.#lengths.get(index) ?? chunkBytes) !== length;
     if (changed.length === 0 && !isNew) return;
+    const digest = chunkSha256Beside(bytes.subarray(0, length));
+    let writtenBytes = 0;
     for (const { start, end } of changed) {
       await writeFully(this.#file, bytes.subarray(start, end), index * chunkBytes + start);
-      this.#unflushedBytes += end - start;
+      writtenBytes += end - start;
     }
     changed.length = 0;
-    this.#sums[index] = chunkSha256(bytes.subarray(0, length));
+    this.#sums[index] = await digest;
     if (length === chunkBytes) this.#lengths.delete(index);
     else this.#lengths.set(index, length);
+    this.#unflushedBytes += writtenBytes;
     if (this.#unflushedBytes < flushBytes) return;
     this.#unflushedBytes = 0;
     await this.#file.datasync();
@@ -168,13 +237,15 @@ function noteChange(chunk: Chunk, start: number, end: number): void {
   changed.sort((one, other) => one.start - other.start);
 }
 
-/** A file that ends before its digests do is damaged, too: what is missing stays zero. */
-async function readFully(file: FileHandle, buffer: Buffer, position: number): Promise<void> {
-  for (let filled = 0; filled < buffer.length; ) {
+/** How much of the buffer the file has. One that ends before its digests do is damaged, too: what is missing is zero. */
+async function readFully(file: FileHandle, buffer: Buffer, position: number): Promise<number> {
+  let filled = 0;
+  while (filled < buffer.length) {
     const { bytesRead } = await file.read(buffer, filled, buffer.length - filled, position + filled);
-    if (bytesRead === 0) return;
+    if (bytesRead === 0) break;
     filled += bytesRead;
   }
+  return filled;
 }
 
 async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {

@@ -6,7 +6,6 @@ import { execa } from 'execa';
 import * as fc from 'fast-check';
 import t from 'tap';
 import type { Test } from 'tap';
-import { chunkBytes } from '../../common/chunkSums.ts';
 import { hashFile } from '../../common/copy.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import { type StoredParent, writeIncrement } from './increment.ts';
@@ -241,7 +240,7 @@ void t.test('damage of the parent never gets a digest that fits it', async (t) =
   };
   const changes = [{ offsetBytes: 9 * mebibyte, lengthBytes: 64 * kibibyte, zero: false }];
   const to = join(directory, 'next');
-  const inTheTouchedChunk = await flip(2 * chunkBytes + 3 * mebibyte);
+  const inTheTouchedChunk = await flip(9 * mebibyte + 900 * kibibyte);
   await t.rejects(writeIncrement(source, changes, inTheTouchedChunk, to), {
     name: 'Error',
     message: /not what was stored/,

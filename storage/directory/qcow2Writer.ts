@@ -1,17 +1,17 @@
 import { rm } from 'node:fs/promises';
-import { chunkBytes } from '../../common/chunkSums.ts';
+import { summedBytesMax } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
 import { createDirect, directBuffers } from '../../common/directBuffers.ts';
 import { clusterBytes, metadataClusters, planQcow2, storedRuns } from '../../common/qcow2/layout.ts';
 import type { Qcow2Layout } from '../../common/qcow2/layout.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
-import { ChunkedFile } from './chunkedFile.ts';
+import { ChunkedFile, pieceBytes } from './chunkedFile.ts';
 import { Run } from './run.ts';
 import { askSource, holdBack } from './sourceReader.ts';
 
-/** Chunks of the file that are read, hashed and written at the same time: 24 MiB of memory. */
-const chunksInFlight = 6;
+/** Pieces of the file that are read, hashed and written at the same time: 24 MiB of memory. */
+const piecesInFlight = 6;
 
 /**
  * Writes a volume as a new standalone qcow2 file in one pass, and hashes its chunks on the way; the file's data is
@@ -32,6 +32,8 @@ export async function writeQcow2(
   const run = new Run(options.signal);
   const extents = await run.unlessStopped(askSource(() => source.extents(run.signal)));
   const layout = planQcow2(source.virtualSizeBytes, extents);
+  if (layout.fileSizeBytes > summedBytesMax)
+    throw new RangeError(`${to} would have ${layout.fileSizeBytes} bytes; ${summedBytesMax} are the most`);
   const file = await createDirect(to, 0o600);
   try {
     const image = new ChunkedFile(file, layout.fileSizeBytes, run);
@@ -58,12 +60,12 @@ async function writeImage(
   options: AddOptions,
 ): Promise<void> {
   const startedAt = performance.now();
-  const buffers = directBuffers(chunksInFlight, chunkBytes);
+  const buffers = directBuffers(piecesInFlight, pieceBytes);
   const underWay = new Set<Promise<void>>();
   let doneBytes = 0;
   const store = async (chunk: Chunk): Promise<void> => {
     const buffer = buffers.pop();
-    if (buffer === undefined) throw new Error('more chunks are under way than there are buffers');
+    if (buffer === undefined) throw new Error('more pieces are under way than there are buffers');
     const bytes = buffer.subarray(0, chunk.lengthBytes);
     await fill(bytes, chunk, source, run.signal);
     await image.write(chunk.index, bytes);
@@ -73,8 +75,8 @@ async function writeImage(
     options.onProgress?.(doneBytes);
   };
   for (const chunk of chunksOf(layout)) {
-    while (underWay.size >= chunksInFlight) await run.unlessStopped(Promise.race(underWay));
-    await holdBack(chunk.index * chunkBytes, startedAt, run, options);
+    while (underWay.size >= piecesInFlight) await run.unlessStopped(Promise.race(underWay));
+    await holdBack(chunk.index * pieceBytes, startedAt, run, options);
     run.signal.throwIfAborted();
     const stored = store(chunk).catch((error: unknown) => run.fail(error));
     underWay.add(stored);
@@ -105,7 +107,7 @@ function* chunksOf(layout: Qcow2Layout): Generator<Chunk> {
   for (const part of partsOf(layout)) {
     parts.push(part);
     filledBytes += storedBytes(part);
-    if (filledBytes < chunkBytes) continue;
+    if (filledBytes < pieceBytes) continue;
     yield { index, lengthBytes: filledBytes, parts };
     [parts, index, filledBytes] = [[], index + 1, 0];
   }
@@ -114,7 +116,7 @@ function* chunksOf(layout: Qcow2Layout): Generator<Chunk> {
 
 /** None of them crosses from one chunk into the next. */
 function* partsOf(layout: Qcow2Layout): Generator<Part> {
-  const clustersOfChunk = chunkBytes / clusterBytes;
+  const clustersOfChunk = pieceBytes / clusterBytes;
   let position = 0;
   for (const bytes of metadataClusters(layout)) {
     yield { kind: 'metadata', bytes };
