@@ -4,9 +4,18 @@ import { readdir, readFile, stat, symlink, truncate, writeFile } from 'node:fs/p
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
+import { fileHasher } from './chunkSums.ts';
 import { copyFileDurable, hashFile } from './copy.ts';
+import { hashInPieces, openDirect } from './pieces.ts';
 
 const sha256 = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
+const kinds = ['whole', 'chunks'] as const;
+
+function chunksSha256(data: Buffer): string {
+  const hasher = fileHasher('chunks');
+  hasher.update(data);
+  return hasher.finish().sha256;
+}
 
 void t.test(
   'a copy has the bytes, the size, the digest and the mode of its source, wherever zeros lie',
@@ -17,36 +26,46 @@ void t.test(
     const seed = Date.now();
     t.comment(`seed ${seed}`);
     await fc.assert(
-      fc.asyncProperty(fc.array(piece, { maxLength: 5 }), async (pieces) => {
-        const data = Buffer.concat(
-          pieces.map((p) => (p.zero ? Buffer.alloc(p.bytes) : randomBytes(p.bytes))),
-        );
-        const [from, to] = [join(directory, `from${round}`), join(directory, `to${round}`)];
-        round += 1;
-        await writeFile(from, data, { mode: 0o640 });
-        const result = await copyFileDurable({ from, to });
-        const copy = await readFile(to);
-        if (!copy.equals(data)) throw new Error('the copy differs');
-        if (result.sizeBytes !== data.length || result.sha256 !== sha256(data))
-          throw new Error('wrong digest');
-        if (((await stat(to)).mode & 0o777) !== 0o640) throw new Error('wrong mode');
-      }),
-      { numRuns: 12, seed },
+      fc.asyncProperty(
+        fc.array(piece, { maxLength: 5 }),
+        fc.constantFrom(...kinds),
+        async (pieces, digest) => {
+          const data = Buffer.concat(
+            pieces.map((p) => (p.zero ? Buffer.alloc(p.bytes) : randomBytes(p.bytes))),
+          );
+          const [from, to] = [join(directory, `from${round}`), join(directory, `to${round}`)];
+          round += 1;
+          await writeFile(from, data, { mode: 0o640 });
+          const result = await copyFileDurable({ from, to, digest });
+          const copy = await readFile(to);
+          if (!copy.equals(data)) throw new Error('the copy differs');
+          if (
+            result.sizeBytes !== data.length ||
+            result.sha256 !== (digest === 'whole' ? sha256 : chunksSha256)(data)
+          )
+            throw new Error('wrong digest');
+          if (((await stat(to)).mode & 0o777) !== 0o640) throw new Error('wrong mode');
+        },
+      ),
+      { numRuns: 24, seed },
     );
   },
 );
 
 void t.test('a sparse file stays sparse', async (t) => {
   const directory = t.testdir({});
-  const [from, to] = [join(directory, 'from'), join(directory, 'to')];
+  const from = join(directory, 'from');
   await writeFile(from, randomBytes(4096));
   await truncate(from, 64 * 1024 * 1024 + 5);
-  await copyFileDurable({ from, to, mode: 0o600 });
-  const { size, blocks, mode } = await stat(to);
-  t.equal(size, 64 * 1024 * 1024 + 5);
-  t.ok(blocks * 512 <= 256 * 1024, `${blocks} blocks`);
-  t.equal(mode & 0o777, 0o600);
-  t.same(await hashFile(to), await hashFile(from));
+  for (const digest of kinds) {
+    const to = join(directory, digest);
+    await copyFileDurable({ from, to, mode: 0o600, digest });
+    const { size, blocks, mode } = await stat(to);
+    t.equal(size, 64 * 1024 * 1024 + 5);
+    t.ok(blocks * 512 <= 256 * 1024, `${blocks} blocks`);
+    t.equal(mode & 0o777, 0o600);
+    t.same(await hashFile(to, { digest }), await hashFile(from, { digest }));
+  }
 });
 
 void t.test('a copy never overwrites', async (t) => {
@@ -61,42 +80,49 @@ void t.test('an aborted copy removes its unfinished target', async (t) => {
   const directory = t.testdir({});
   const [from, to] = [join(directory, 'from'), join(directory, 'to')];
   await writeFile(from, randomBytes(9 * 1024 * 1024));
-  const abort = new AbortController();
-  const copying = copyFileDurable({
-    from,
-    to,
-    signal: abort.signal,
-    bandwidthBytesPerSecond: 1024 * 1024, // it would take nine seconds
-    onProgress: () => abort.abort(new Error('stop it')),
-  });
-  const [, error] = await Promise.all([
-    once(abort.signal, 'abort'),
-    copying.then(
-      () => null,
-      (thrown: unknown) => thrown,
-    ),
-  ]);
-  t.match(error, { message: /stop it|aborted/ });
-  t.same(await readdir(directory), ['from']);
+  for (const digest of kinds) {
+    const abort = new AbortController();
+    const copying = copyFileDurable({
+      from,
+      to,
+      digest,
+      signal: abort.signal,
+      bandwidthBytesPerSecond: 1024 * 1024, // it would take nine seconds
+      onProgress: () => abort.abort(new Error('stop it')),
+    });
+    const [, error] = await Promise.all([
+      once(abort.signal, 'abort'),
+      copying.then(
+        () => null,
+        (thrown: unknown) => thrown,
+      ),
+    ]);
+    t.match(error, { message: /stop it|aborted/ });
+    t.same(await readdir(directory), ['from'], digest);
+  }
 });
 
 void t.test('bandwidth is held back', async (t) => {
   const directory = t.testdir({});
-  const [from, to] = [join(directory, 'from'), join(directory, 'to')];
+  const from = join(directory, 'from');
   await writeFile(from, randomBytes(8 * 1024 * 1024));
-  const startedAt = performance.now();
-  await copyFileDurable({ from, to, bandwidthBytesPerSecond: 16 * 1024 * 1024 });
-  t.ok(performance.now() - startedAt >= 450);
+  for (const digest of kinds) {
+    const startedAt = performance.now();
+    const to = join(directory, digest);
+    await copyFileDurable({ from, to, digest, bandwidthBytesPerSecond: 16 * 1024 * 1024 });
+    t.ok(performance.now() - startedAt >= 450, digest);
+  }
 });
 
 void t.test('links and other things than files are refused', async (t) => {
   const directory = t.testdir({ file: 'x' });
   await symlink(join(directory, 'file'), join(directory, 'link'));
-  await t.rejects(hashFile(join(directory, 'link')), { code: 'ELOOP' });
-  await t.rejects(hashFile(directory), /not a regular file/);
-  await t.rejects(copyFileDurable({ from: join(directory, 'link'), to: join(directory, 'to') }), {
-    code: 'ELOOP',
-  });
+  for (const digest of kinds) {
+    await t.rejects(hashFile(join(directory, 'link'), { digest }), { code: 'ELOOP' });
+    await t.rejects(hashFile(directory, { digest }), /not a regular file|EINVAL/);
+    const [from, to] = [join(directory, 'link'), join(directory, 'to')];
+    await t.rejects(copyFileDurable({ from, to, digest }), { code: 'ELOOP' });
+  }
 });
 
 void t.test('hashing reports progress, and content is compared by every byte', async (t) => {
@@ -111,4 +137,22 @@ void t.test('hashing reports progress, and content is compared by every byte', a
     sums: null,
   });
   t.same(progress, [4 * 1024 * 1024, 5 * 1024 * 1024]);
+});
+
+void t.test('a piece that cannot be written ends the others', async (t) => {
+  const directory = t.testdir({});
+  const from = join(directory, 'from');
+  await writeFile(from, randomBytes(40 * 1024 * 1024));
+  const file = await openDirect(from);
+  t.teardown(() => file.close());
+  let uses = 0;
+  const full = Object.assign(new Error('no space'), { code: 'ENOSPC' });
+  await t.rejects(
+    hashInPieces(file, {}, async () => {
+      uses += 1;
+      throw full;
+    }),
+    { code: 'ENOSPC' },
+  );
+  t.ok(uses < 8, `${uses} pieces were tried`);
 });

@@ -2,25 +2,17 @@ import { constants } from 'node:fs';
 import { chmod, copyFile, open, rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type DigestKind, fileHasher } from './chunkSums.ts';
+import { createDirect } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 import { fsyncDirectory } from './files.ts';
+import { hashInPieces, holdBack, openDirect, type ReadOptions } from './pieces.ts';
 
 /** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
 const blockBytes = 4 * 1024 * 1024;
 /** Zeros of at least this length become holes in a copy. */
 const holeBytes = 64 * 1024;
 const zeros = Buffer.alloc(holeBytes);
-
-/** Options of everything that reads a whole file. */
-export interface ReadOptions {
-  readonly signal?: AbortSignal | undefined;
-  /** Called after every block with the bytes done so far. */
-  readonly onProgress?: ((bytesDone: number) => void) | undefined;
-  /** 0 or undefined is without limit. */
-  readonly bandwidthBytesPerSecond?: number | undefined;
-}
 
 export interface FileDigest {
   readonly sizeBytes: number;
@@ -53,7 +45,11 @@ export interface CopyResult extends HashResult {
 
 /** Opens a regular file for reading; a symbolic link in the last component is refused (ELOOP). */
 export async function openRegular(path: string): Promise<FileHandle> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+  return requireRegular(await open(path, flags), path);
+}
+
+async function requireRegular(file: FileHandle, path: string): Promise<FileHandle> {
   try {
     if (!(await file.stat()).isFile()) throw new Error(`${path} is not a regular file`);
     return file;
@@ -61,6 +57,11 @@ export async function openRegular(path: string): Promise<FileHandle> {
     await file.close();
     throw error;
   }
+}
+
+/** Whatever is hashed in pieces is read past the page cache. */
+async function openToRead(path: string, { digest }: HashOptions): Promise<FileHandle> {
+  return digest === 'chunks' ? requireRegular(await openDirect(path), path) : openRegular(path);
 }
 
 /** Fills as much of a buffer as the file has at this position. */
@@ -106,29 +107,22 @@ async function forEachBlock(
   }
 }
 
-/** Waits until `bytesDone` are due at the given bandwidth. */
-async function holdBack(bytesDone: number, startedAt: number, options: ReadOptions): Promise<void> {
-  const limit = options.bandwidthBytesPerSecond ?? 0;
-  if (limit <= 0) return;
-  const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
-  if (waitMs >= 1) await sleep(waitMs, undefined, { signal: options.signal });
-}
-
 /**
- * Digest and length of a regular file (links are refused). Memory: two blocks of 4 MiB.
+ * Digest and length of a regular file (links are refused). Memory: two blocks of 4 MiB, or four for a digest of kind
+ * `chunks`, which is read past the page cache.
  *
  * @throws the reason of `signal`, or the system's error.
  */
 export async function hashFile(path: string, options: HashOptions = {}): Promise<HashResult> {
-  const file = await openRegular(path);
+  const file = await openToRead(path, options);
   try {
     return await hashHandle(file, options);
   } finally {
     await file.close();
   }
 }
-
 async function hashHandle(file: FileHandle, options: HashOptions): Promise<HashResult> {
+  if (options.digest === 'chunks') return hashInPieces(file, options);
   const hasher = fileHasher(options.digest ?? 'whole');
   let sizeBytes = 0;
   await forEachBlock(
@@ -152,7 +146,7 @@ async function hashHandle(file: FileHandle, options: HashOptions): Promise<HashR
 export async function copyFileDurable(options: CopyOptions): Promise<CopyResult> {
   const { from, to } = options;
   options.signal?.throwIfAborted();
-  const source = await openRegular(from);
+  const source = await openToRead(from, options);
   try {
     const mode = options.mode ?? (await source.stat()).mode & 0o7777;
     const result = (await reflink(options, mode)) ?? (await streamCopy(source, options, mode));
@@ -204,6 +198,7 @@ async function reflink(options: CopyOptions, mode: number): Promise<CopyResult |
 }
 
 async function streamCopy(source: FileHandle, options: CopyOptions, mode: number): Promise<CopyResult> {
+  if (options.digest === 'chunks') return copyInPieces(source, options, mode);
   const hasher = fileHasher(options.digest ?? 'whole');
   let sizeBytes = 0;
   const copy = await open(options.to, 'wx', 0o600);
@@ -229,6 +224,27 @@ async function streamCopy(source: FileHandle, options: CopyOptions, mode: number
     throw error;
   }
   return { sizeBytes, ...hasher.finish(), method: 'copy' };
+}
+
+/** The same, several pieces at a time and past the page cache. */
+async function copyInPieces(source: FileHandle, options: CopyOptions, mode: number): Promise<CopyResult> {
+  const copy = await createDirect(options.to, 0o600);
+  try {
+    try {
+      const hashed = await hashInPieces(source, options, (padded, position) =>
+        writeSparse(copy, padded, position),
+      );
+      await copy.truncate(hashed.sizeBytes); // a hole at the end has not been written; what was filled up has
+      await copy.chmod(mode);
+      await copy.sync();
+      return { ...hashed, method: 'copy' };
+    } finally {
+      await copy.close();
+    }
+  } catch (error) {
+    await rm(options.to, { force: true });
+    throw error;
+  }
 }
 
 /** Writes a block into a new file, leaving out stretches of zeros. */

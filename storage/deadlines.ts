@@ -1,4 +1,5 @@
-import type { FileDigest, ReadOptions } from '../common/copy.ts';
+import type { FileDigest } from '../common/copy.ts';
+import type { ReadOptions } from '../common/pieces.ts';
 import { noteHangingCall } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';

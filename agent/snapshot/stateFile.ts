@@ -1,7 +1,8 @@
 import { open, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
-import { copyFileDurable, type ReadOptions } from '../../common/copy.ts';
+import { copyFileDurable } from '../../common/copy.ts';
+import type { ReadOptions } from '../../common/pieces.ts';
 import { exists, fsyncDirectory, fsyncFile, renameDurable } from '../../common/files.ts';
 
 /** libvirt's marks at the start of a save image (`virQEMUSaveHeader.magic`, 16 bytes). */
