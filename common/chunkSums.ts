@@ -1,5 +1,6 @@
 import { createHash, hash, webcrypto } from 'node:crypto';
 import type { Hash } from 'node:crypto';
+import { availableParallelism } from 'node:os';
 
 /*
  * The digest of a volume must be known after an increment without reading all of its file again, so it is the
@@ -48,10 +49,24 @@ export function chunkSha256(chunk: Buffer): string {
   return chunk.length === chunkBytes && chunk.equals(zeros) ? zeroChunk : hash('sha256', chunk, 'hex');
 }
 
-/** The same, made on another thread from a copy of the chunk as it is now. */
+/** Those that are made beside, and those that wait for their turn. */
+let digestsUnderWay = 0;
+const digestsWaiting: (() => void)[] = [];
+/** More of them at a time are not faster, and each has a copy of its chunk. */
+const digestsAtOnce = Math.max(2, availableParallelism());
+
+/** The same, made on another thread. The chunk must stay as it is until then. */
 export async function chunkSha256Beside(chunk: Buffer): Promise<string> {
   if (chunk.length === chunkBytes && chunk.equals(zeros)) return zeroChunk;
-  return Buffer.from(await webcrypto.subtle.digest('SHA-256', chunk)).toString('hex');
+  if (digestsUnderWay >= digestsAtOnce)
+    await new Promise<void>((resolve) => void digestsWaiting.push(resolve));
+  digestsUnderWay += 1;
+  try {
+    return Buffer.from(await webcrypto.subtle.digest('SHA-256', chunk)).toString('hex');
+  } finally {
+    digestsUnderWay -= 1;
+    digestsWaiting.shift()?.();
+  }
 }
 
 /** The list as it is stored. */

@@ -108,7 +108,7 @@ async function forEachBlock(
 }
 
 /**
- * Digest and length of a regular file (links are refused). Memory: two blocks of 4 MiB, or four for a digest of kind
+ * Digest and length of a regular file (links are refused). Memory: two blocks of 4 MiB, or three for a digest of kind
  * `chunks`, which is read past the page cache.
  *
  * @throws the reason of `signal`, or the system's error.

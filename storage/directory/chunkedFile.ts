@@ -37,7 +37,7 @@ export class ChunkedFile {
   /** Writes and hashes one piece; all but the last have `pieceBytes`. */
   async write(index: number, piece: Buffer): Promise<void> {
     const empty = piece.equals(zeros.subarray(0, piece.length));
-    // On threads of their own; the digests work on copies.
+    // Both on threads of their own.
     const digests = empty ? zeroDigests(piece) : Promise.all(chunksOf(piece).map(chunkSha256Beside));
     if (!empty) await this.#tracked(writeSparse(this.#file, piece, index * pieceBytes));
     this.#run.signal.throwIfAborted();
