@@ -3,7 +3,8 @@
  *
  * What is counted are tests, not files nor assertions: every subtest without subtests of its own, and a file
  * or subtest that fails although everything in it passed (it crashed, ran out of time, broke its plan).
- * With STILLPOINT_TALLY the numbers are appended to that file instead, so that several runs can be added up.
+ * With STILLPOINT_TALLY the numbers are appended to that file instead, so that several runs can be added up, and the
+ * seconds of each file to one beside it, so that the slowest can be told.
  */
 import { appendFileSync } from 'node:fs';
 import { Transform } from 'node:stream';
@@ -118,6 +119,11 @@ export default class Reporter extends Transform {
   /** @param {Node} file @param {number | null} timeMs */
   #printFile(file, timeMs) {
     const seconds = timeMs === null || timeMs === undefined ? '' : ` (${(timeMs / 1000).toFixed(1)} s)`;
+    if (process.env['STILLPOINT_TALLY'] && seconds !== '')
+      appendFileSync(
+        `${process.env['STILLPOINT_TALLY']}.times`,
+        `${(timeMs / 1000).toFixed(1)} ${file.name}\n`,
+      );
     this.push(`${file.failed > 0 ? 'FAIL' : 'ok  '} ${file.name}: ${summary(file)}${seconds}\n`);
     // Such as seeds and measured times.
     for (const comment of file.comments) this.push(`       # ${comment}\n`);
