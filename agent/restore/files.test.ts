@@ -1,10 +1,12 @@
+import { closeSync, openSync, writeSync } from 'node:fs';
 import { link, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import t, { type Test } from 'tap';
 
-import { markOf, putInPlace, type Replacement, type StagedMarks, takeOut } from './files.ts';
+import { hashFile } from '../../common/copy.ts';
+import { markOf, putInPlace, type Replacement, stageFile, type StagedMarks, takeOut } from './files.ts';
 
 /** A staged file with content `new`, and at its place what was there before, if anything. */
 async function replacementFor(test: Test, before?: string): Promise<Replacement> {
@@ -83,4 +85,28 @@ void t.test('what somebody has put there meanwhile is neither overwritten nor re
   await rm(replacement.staged);
   await takeOut(replacement, marks);
   t.equal(await readFile(replacement.place, 'utf8'), 'precious');
+});
+
+void t.test('a copy that reads back differently is not restored', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'stillpoint-files-'));
+  t.teardown(() => rm(directory, { recursive: true }));
+  const path = join(directory, 'artifact');
+  const content = Buffer.alloc(100_000, 7);
+  await writeFile(path, content);
+  const { sha256 } = await hashFile(path, { digest: 'chunks' });
+  const digest = 'chunks';
+  const staged = join(directory, 'work', 'staged');
+  // As a device that takes the bytes and keeps others.
+  const onProgress = (): void => {
+    const file = openSync(staged, 'r+');
+    writeSync(file, Buffer.from([8]), 0, 1, 50_000);
+    closeSync(file);
+  };
+  const { signal } = new AbortController();
+  await t.rejects(stageFile({ path, sha256 }, staged, { signal, onProgress, digest }), {
+    code: 'WRITTEN_DIFFERS',
+  });
+  t.same(await readdir(join(directory, 'work')), [], 'nothing of it is left');
+  await stageFile({ path, sha256 }, staged, { signal, digest });
+  t.ok(content.equals(await readFile(staged)));
 });

@@ -9,6 +9,7 @@ import {
   symlink,
   truncate,
   unlink,
+  utimes,
   writeFile,
 } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -367,3 +368,26 @@ void t.test('errors of a storage say what to type next', async (t) => {
   t.ok(error instanceof StorageError);
   t.match(error, { hint: /mkdir -p/ });
 });
+
+void t.test(
+  'the order of backups is that of their manifests, whatever the times of their files',
+  async (t) => {
+    const { storage, root, entry, work } = await stored(t);
+    const later = await storeSample(
+      storage,
+      await makeSample(work, { time: new Date(firstTime.getTime() + 1000) }),
+    );
+    const touch = async (directory: string, time: Date): Promise<void> => {
+      for (const name of await readdir(directory)) await utimes(join(directory, name), time, time);
+      await utimes(directory, time, time);
+    };
+    await touch(later.directory, new Date(0));
+    await touch(entry.directory, new Date());
+    await touch(join(root, 'vm-001'), new Date());
+    t.equal((await storage.find('vm-001@latest')).id, later.id);
+    t.same(
+      (await storage.list()).map(({ id }) => id),
+      [entry.id, later.id],
+    );
+  },
+);
