@@ -168,6 +168,12 @@ export const verbs: readonly Verb[] = [
         many: true,
       },
       {
+        flags: '--network <old=new>',
+        description:
+          'connect the network cards that were on network or bridge OLD to NEW, or to nothing: none; may be repeated',
+        many: true,
+      },
+      {
         flags: '--no-safety-copy',
         description: 'keep what is replaced only until the restore has succeeded',
       },

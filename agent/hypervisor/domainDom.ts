@@ -24,7 +24,7 @@ const forbiddenCharacter = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]
  */
 export function parseDocument(
   xml: string,
-  rootName: 'domain' | 'domainbackup' | 'domaincheckpoint' | 'capabilities' | 'pool',
+  rootName: 'domain' | 'domainbackup' | 'domaincheckpoint' | 'capabilities' | 'pool' | 'cookie',
 ): Document {
   if (xml.length > domainXmlSizeMax) {
     throw invalid(`the definition has ${xml.length} characters, more than ${domainXmlSizeMax}`);

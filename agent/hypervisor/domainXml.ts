@@ -17,6 +17,7 @@ import {
 import { type BootFile, readBootFiles } from './domainBoot.ts';
 import { copySecrets, removeInstanceState, removeSecrets } from './domainIdentity.ts';
 import { isolate } from './domainIsolation.ts';
+import { connectInterface, type NetworkPlace } from './domainNetwork.ts';
 import { DomainXmlError } from './domainXmlError.ts';
 
 export type { HostDevice, HostDeviceKind } from './domainDevices.ts';
@@ -254,6 +255,11 @@ export class DomainXml {
     if (!macPattern.test(mac)) throw invalidValue('MAC address', mac);
     const nic = this.#interface(which);
     (child(nic, 'mac') ?? appendElement(nic, 'mac')).setAttribute('address', mac);
+  }
+
+  /** @throws DomainXmlError XML_INTERFACE_NOT_FOUND */
+  connect(which: number | string, place: NetworkPlace): void {
+    connectInterface(this.#interface(which), place);
   }
 
   /** @throws DomainXmlError XML_INTERFACE_NOT_FOUND */

@@ -1,5 +1,6 @@
 import type { Checkpoint, PullBackup } from './backupXml.ts';
 import type { ProcessUser } from './capabilitiesXml.ts';
+import type { ProcessorRequirement } from './processorXml.ts';
 
 /**
  * The port through which everything else talks to libvirt and QEMU. Two implementations pass one
@@ -188,6 +189,11 @@ export interface Hypervisor extends AsyncDisposable {
    * @throws HypervisorError OPERATION_UNSUPPORTED where libvirt does not say
    */
   defaultUser(): Promise<ProcessUser>;
+  /**
+   * Whether QEMU on this host can offer a processor to a machine.
+   * @throws HypervisorError for one that libvirt does not know, or cannot compare
+   */
+  offersProcessor(processor: ProcessorRequirement): Promise<boolean>;
   machines(): Promise<readonly MachineSummary[]>;
   /** Everything else that libvirt has a definition of. Of secrets there are no values. */
   hostDefinitions(): Promise<readonly HostDefinition[]>;

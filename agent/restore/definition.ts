@@ -17,6 +17,10 @@ export function restoredDefinition(plan: RestorePlan, original: string): string 
       if (plan.linksDown) for (const mac of plan.macs) definition.setLinkState(mac, 'down');
       if (plan.nvram !== null) definition.setNvram(plan.nvram.path);
     }
+    for (const [index, { source }] of definition.interfaces.entries()) {
+      const place = plan.networks.find(({ from }) => from === source)?.to;
+      if (place !== undefined) definition.connect(index, place);
+    }
     for (const volume of plan.volumes) {
       if (!volume.keepsPool && definition.volume(volume.target).path !== volume.image)
         definition.setVolumePath(volume.target, volume.image);

@@ -8,6 +8,8 @@ export type RestoreErrorCode =
   | 'NAME_INVALID'
   | 'PATH_TAKEN'
   | 'NO_MEMORY_STATE'
+  /** The machine would not start: what its network cards were connected to is not on this host. */
+  | 'NETWORK_MISSING'
   | 'VOLUME_UNKNOWN'
   /** It was, or the place is, a device or on the network; only files are put in place. */
   | 'VOLUME_NOT_A_FILE'

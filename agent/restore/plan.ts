@@ -84,6 +84,18 @@ export const restorePlanSchema = z.object({
   definitionSafetyCopy: z.string().nullable().default(null),
   /** New MAC of each interface, in order; empty unless it becomes a new machine. */
   macs: z.array(z.string()),
+  /** Network cards that are connected to another place than at the time of the backup, by the name of the old one. */
+  networks: z
+    .array(
+      z.object({
+        from: z.string(),
+        to: z.union([
+          z.object({ kind: z.enum(['network', 'bridge']), name: z.string() }),
+          z.object({ kind: z.literal('none') }),
+        ]),
+      }),
+    )
+    .default([]),
   /** A resumed copy keeps its interfaces disconnected: its guest still uses the addresses of the original. */
   linksDown: z.boolean(),
   /** The machine as it is now, if it is there. */

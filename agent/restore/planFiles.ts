@@ -132,6 +132,7 @@ export function planMemory(
   manifest: Manifest,
   first: RestoredVolume,
   { kind, to, map, sockets }: Naming,
+  reconnected: boolean,
 ): RestorePlan['memory'] {
   const { memory } = manifest;
   if (memory === undefined) return null;
@@ -149,6 +150,7 @@ export function planMemory(
     adapted:
       kind === 'new-machine' ||
       sockets !== null ||
+      reconnected ||
       (kind === 'in-place' && (to !== undefined || Object.keys(map).length > 0)),
   };
 }

@@ -10,6 +10,7 @@ import { createImage, readGuestSequences } from '../../test/sim/images.ts';
 import { listed, sequenceAtPointOf } from '../../test/sim/invariants.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
 import { restoredDefinition } from './definition.ts';
 import { planRestore } from './planner.ts';
 import type { RestoreRequest } from './request.ts';
@@ -363,7 +364,6 @@ void t.test('a restore that fails puts everything back and starts the machine ag
     const [moment] = damage;
     const living = site.openAgent();
     const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
-    const { HypervisorError } = await import('../hypervisor/errors.ts');
     site.world.failNext(
       moment.endsWith('define') ? 'define' : 'restoreState',
       new HypervisorError('OPERATION_FAILED', 'libvirt says no'),
@@ -411,20 +411,16 @@ void t.test('a storage that hangs ends a restore before anything is touched', as
 });
 
 void t.test('a machine whose processor this host cannot offer is booted instead of failing', async (t) => {
-  const { HypervisorError } = await import('../hypervisor/errors.ts');
   const refused = (): Error =>
-    new HypervisorError(
-      'OPERATION_FAILED',
-      "operation failed: guest CPU doesn't match specification: missing features: avx512f",
-      {
-        libvirt: { code: 9, domain: 31 },
-      },
-    );
+    new HypervisorError('OPERATION_FAILED', 'operation failed: in whatever words', {
+      libvirt: { code: 9, domain: 31 },
+    });
   for (const alsoBoot of [false, true]) {
     const { site } = await backedUp(t);
     const living = site.openAgent();
     const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
     site.world.failNext('restoreState', refused());
+    site.world.offersProcessors = false;
     if (alsoBoot) site.world.failNext('start', refused());
     const row = await living.agent.run(living.agent.createRestore(plan));
     t.match(row, { state: 'finished', record: { bootedInstead: true } });
@@ -433,6 +429,20 @@ void t.test('a machine whose processor this host cannot offer is booted instead 
     t.match(living.warnings.join(), /without its memory/);
     t.equal(persistent?.includes('host-model'), alsoBoot, 'its processor is changed only where it must be');
   }
+});
+
+void t.test('a state that cannot be loaded for another reason is not thrown away for a boot', async (t) => {
+  const { site } = await backedUp(t);
+  const living = site.openAgent();
+  const plan = await living.agent.planRestore({ backup: 'm@latest', inPlace: true });
+  const failed = new HypervisorError('OPERATION_FAILED', 'the monitor hung up', {
+    libvirt: { code: 9, domain: 10 },
+  });
+  site.world.failNext('restoreState', failed);
+  const row = await living.agent.run(living.agent.createRestore(plan));
+  t.match(row, { state: 'failed', error: { code: 'CANNOT_START_MACHINE' } });
+  t.notMatch(row, { record: { bootedInstead: true } });
+  t.equal(site.world.machine('m').status.state, 'running', 'what was there runs');
 });
 
 void t.test(

@@ -14,6 +14,7 @@ import { spaceFactor } from '../snapshot/space.ts';
 import { findConflicts } from './conflicts.ts';
 import { RestoreError } from './errors.ts';
 import { requireInstant } from './instantPlan.ts';
+import { planNetworks } from './networks.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
 import { isOff, kindOf, type RestoreRequest, startOf, volumesOf } from './request.ts';
@@ -76,6 +77,10 @@ export async function planRestore(
   if (first === undefined) throw new Error('a manifest without volumes');
   const wantsMemory = scope === 'machine' && (start === 'resume' || kind === 'files');
   const { interfaces } = definition;
+  const isWhole = kind !== 'files' && scope === 'machine';
+  const { networks, missing } = isWhole
+    ? await planNetworks(hypervisor, stored, request.networks ?? {}, start !== 'none')
+    : { networks: [], missing: [] };
   const plan: RestorePlan = {
     jobId,
     backup: {
@@ -91,7 +96,7 @@ export async function planRestore(
     machine: { name, uuid },
     runningAtPoint: manifest.memory?.running ?? true,
     volumes,
-    memory: wantsMemory ? planMemory(entry, manifest, first, naming) : null,
+    memory: wantsMemory ? planMemory(entry, manifest, first, naming, networks.length > 0) : null,
     nvram: await planNvram(entry, manifest, naming),
     definition: {
       path: join(entry.directory, manifest.definition.file),
@@ -103,6 +108,7 @@ export async function planRestore(
         ? safetyCopyOf(join(dirname(first.file), `${name}.xml`))
         : null,
     macs: kind === 'new-machine' ? interfaces.map(newMac) : [],
+    networks,
     linksDown: kind === 'new-machine' && start === 'resume' && present !== undefined && interfaces.length > 0,
     present: replaced === undefined ? null : { running: !isOff(replaced), autostart: replaced.autostart },
     autostart: kind === 'in-place' && (present?.autostart ?? manifest.definition.autostart),
@@ -118,7 +124,7 @@ export async function planRestore(
         ...(plan.nvram === null ? [] : [dirname(plan.nvram.staged)]),
       ]),
     ],
-    conflicts: await findConflicts(hypervisor, machines, plan, definition),
+    conflicts: [...(await findConflicts(hypervisor, machines, plan, definition)), ...absentNetworks(missing)],
   };
 }
 
@@ -216,6 +222,14 @@ async function requireSpace(plan: RestorePlan): Promise<void> {
       { hint: `df -h ${dirname(first.image)}; or restore elsewhere with --as NAME --to DIR` },
     );
   }
+}
+
+/** For a machine that is not started now. */
+function absentNetworks(missing: readonly string[]): RestorePlan['conflicts'] {
+  return missing.map((name) => ({
+    kind: 'network',
+    message: `this host has no network or bridge ${name}: the machine will not start without it (--network ${name}=NAME or ${name}=none)`,
+  }));
 }
 
 function newMac(): string {

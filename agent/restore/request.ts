@@ -16,6 +16,8 @@ export interface RestoreRequest {
   readonly to?: string | undefined;
   /** Paths of images, by target; before `to`. */
   readonly map?: Readonly<Record<string, string>> | undefined;
+  /** Where network cards are connected, by the names of their networks or bridges at the time of the backup. */
+  readonly networks?: Readonly<Record<string, string>> | undefined;
   /** The machine starts at once, on the backup itself, which is copied while it runs. */
   readonly instant?: boolean | undefined;
   /** What is replaced keeps a name when the restore has succeeded; true unless told. */

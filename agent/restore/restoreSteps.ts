@@ -5,6 +5,7 @@ import { exists, makeDirectoryDurable, writeFileDurable } from '../../common/fil
 import type { Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { type ProcessorRequirement, requiredProcessor } from '../hypervisor/processorXml.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { unguardMachine } from '../snapshot/guard.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
@@ -26,7 +27,7 @@ import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
 import { isProcessorRefusal } from './processor.ts';
 import { type Reading, readStored } from './readStored.ts';
 import { requireRestoredImages } from './restoredImages.ts';
-import { rewriteSaveImage } from './saveImage.ts';
+import { readSaveImage, rewriteSaveImage } from './saveImage.ts';
 import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
@@ -255,7 +256,12 @@ async function resumeOrBoot(hypervisor: Hypervisor, context: Context): Promise<v
   try {
     await hypervisor.restoreState({ file: plan.memory.staged, paused: true, deadlineMs: restoreDeadlineMs });
   } catch (error) {
-    if (!isProcessorRefusal(error)) throw error;
+    const { staged } = plan.memory;
+    const needed = async (): Promise<ProcessorRequirement | null> => {
+      const { definition, cookie } = await readSaveImage(staged);
+      return requiredProcessor(definition, cookie);
+    };
+    if (!(await isProcessorRefusal(hypervisor, error, needed))) throw error;
     context.warn(
       `${name} is booted, without its memory: this host cannot offer its processor (${messageOf(error)})`,
     );
@@ -272,7 +278,9 @@ async function bootOnThisHost(hypervisor: Hypervisor, context: Context): Promise
   try {
     await boot(hypervisor, plan);
   } catch (error) {
-    if (!isProcessorRefusal(error)) throw error;
+    const named = async (): Promise<ProcessorRequirement | null> =>
+      requiredProcessor(await hypervisor.definition(plan.machine.uuid, 'persistent'), null);
+    if (!(await isProcessorRefusal(hypervisor, error, named))) throw error;
     const definition = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'persistent-secure'));
     definition.useProcessorOfHost();
     await hypervisor.define(definition.toString());

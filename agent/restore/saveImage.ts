@@ -53,6 +53,21 @@ export async function rewriteSaveImage(options: {
   }
 }
 
+/**
+ * The definition inside a save image, and what libvirt keeps beside it (`<cookie>`), such as the processor.
+ * @throws RestoreError STATE_FORMAT_UNSUPPORTED
+ */
+export async function readSaveImage(
+  path: string,
+): Promise<{ readonly definition: string; readonly cookie: string | null }> {
+  await using source = await open(path, 'r');
+  const header = parseHeader(await readExactly(source, 0, headerBytes));
+  const data = await readExactly(source, headerBytes, header.dataBytes);
+  const textAt = (start: number): string =>
+    untilNul(data.subarray(start)).toString('utf8').replace(/\0$/, '');
+  return { definition: textAt(0), cookie: header.cookieOffset === 0 ? null : textAt(header.cookieOffset) };
+}
+
 async function rewrite(
   source: FileHandle,
   target: FileHandle,

@@ -54,6 +54,7 @@ function requestOf(options: Options): RestoreRequest {
     start: start === 'resume' || start === 'boot' || start === 'none' ? start : undefined,
     volumes: options.texts('volume')?.flatMap((targets) => targets.split(',')),
     map: parseMap(options.texts('map') ?? []),
+    networks: parseNetworks(options.texts('network') ?? []),
     instant: options.flag('instant'),
     safetyCopy: options.flag('safetyCopy'),
   };
@@ -67,6 +68,22 @@ function parseMap(texts: readonly string[]): Readonly<Record<string, string>> {
       if (target === undefined || path === undefined)
         throw new CliError('USAGE', `"${text}" does not say where a volume goes`, '--map vda=/srv/vda.qcow2');
       return [target, resolve(path)];
+    }),
+  );
+}
+
+/** Places of network cards, `OLD=NEW`. @throws CliError USAGE */
+function parseNetworks(texts: readonly string[]): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    texts.map((text): [string, string] => {
+      const [, from, to] = /^([^=]+)=([^/=]+)$/.exec(text) ?? [];
+      if (from === undefined || to === undefined)
+        throw new CliError(
+          'USAGE',
+          `"${text}" does not say what is connected where`,
+          '--network br0=default',
+        );
+      return [from, to];
     }),
   );
 }
@@ -117,5 +134,9 @@ function printPlan(out: (...parts: readonly Text[]) => void, plan: RestorePlan):
   if (plan.nvram !== null) out(`  NVRAM: ${plan.nvram.path}`);
   if (plan.memory !== null) out(`  memory: ${formatBytes(plan.memory.artifact.sizeBytes)}`);
   if (plan.macs.length > 0) out(`  MAC addresses: ${plan.macs.join(', ')}`);
+  for (const { from, to } of plan.networks)
+    out(
+      `  network cards on ${from}: ${to.kind === 'none' ? 'connected to nothing' : `on ${to.kind} ${to.name}`}`,
+    );
   for (const conflict of plan.conflicts) out(styled('yellow', `  ${conflict.kind}: `), conflict.message);
 }

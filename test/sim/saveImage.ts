@@ -13,7 +13,7 @@ import { refusal } from './errors.ts';
 const headerSizeBytes = 92;
 const magicPartial = 'LibvirtQemudPart';
 const magicComplete = 'LibvirtQemudSave';
-const cookie = '<qemuSaveCookie/>';
+const cookie = '<cookie/>';
 const paddingBytes = 1024;
 const endMark = 'END OF SIMULATED MEMORY';
 

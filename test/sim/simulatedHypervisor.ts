@@ -6,6 +6,7 @@ import type { ProcessUser } from '../../agent/hypervisor/capabilitiesXml.ts';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { HypervisorError } from '../../agent/hypervisor/errors.ts';
+import type { ProcessorRequirement } from '../../agent/hypervisor/processorXml.ts';
 import type {
   BlockJob,
   CommitOptions,
@@ -51,6 +52,7 @@ import { readSaveImage, replaceDefinition } from './saveImage.ts';
 export interface Host {
   readonly registry: Registry;
   machines(): SimulatedMachine[];
+  readonly offersProcessors: () => boolean;
   readonly definitions: readonly HostDefinition[];
   perform<T>(operation: Operation, run: () => Promise<T> | T): Promise<T>;
   closed(): void;
@@ -97,6 +99,13 @@ export class SimulatedHypervisor implements Hypervisor {
       uid: process.getuid?.() ?? 0,
       gid: process.getgid?.() ?? 0,
     }));
+  }
+
+  offersProcessor({ cpu }: ProcessorRequirement): Promise<boolean> {
+    return this.#call('offersProcessor', () => {
+      if (!cpu.includes('<model')) throw refusal('internal', 'no CPU model specified');
+      return this.#host.offersProcessors();
+    });
   }
 
   machines(): Promise<readonly MachineSummary[]> {

@@ -38,6 +38,8 @@ export class SimulatedWorld implements AsyncDisposable {
   readonly #registry: Registry;
   #libvirtd: AbortController | undefined = new AbortController();
 
+  /** QEMU on this host can offer any processor that has a name. */
+  offersProcessors = true;
   /** What libvirt knows beside machines. */
   readonly hostDefinitions: HostDefinition[] = [];
   /** Directory for the images of machines that are added; the caller's. */
@@ -72,6 +74,7 @@ export class SimulatedWorld implements AsyncDisposable {
       registry: this.#registry,
       machines: () => [...this.#machines.values()],
       definitions: this.hostDefinitions,
+      offersProcessors: () => this.offersProcessors,
       perform: (operation, run) => this.#perform(operation, run),
       closed: () => this.#connections.delete(connection),
     });

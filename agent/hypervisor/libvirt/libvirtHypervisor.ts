@@ -11,6 +11,7 @@ import {
   type PullBackup,
 } from '../backupXml.ts';
 import { defaultUserOf, type ProcessUser } from '../capabilitiesXml.ts';
+import type { ProcessorRequirement } from '../processorXml.ts';
 import { DomainXml, DomainXmlError } from '../domainXml.ts';
 import { HypervisorError } from '../errors.ts';
 import { formatSnapshotXml } from '../snapshotXml.ts';
@@ -107,6 +108,10 @@ export class LibvirtHypervisor implements Hypervisor {
       'OPERATION_UNSUPPORTED',
       'libvirt does not say which user runs machines (no secmodel dac in its capabilities)',
     );
+  }
+
+  offersProcessor(processor: ProcessorRequirement): Promise<boolean> {
+    return this.#query('offersProcessor', processor);
   }
 
   machines(): Promise<readonly MachineSummary[]> {

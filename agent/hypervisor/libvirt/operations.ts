@@ -7,6 +7,7 @@ import { guestOperations } from './guestOperations.ts';
 import { hostOperations } from './hostOperations.ts';
 import { isolatedOperations } from './isolatedOperations.ts';
 import { machineOperations } from './machineOperations.ts';
+import { processorOperations } from './processorOperations.ts';
 import { stateOperations } from './stateOperations.ts';
 import { volumeOperations } from './volumeOperations.ts';
 
@@ -21,6 +22,7 @@ export function makeOperations(connection: Connection, sink: EventSink) {
     ...guestOperations(connection),
     ...hostOperations(connection),
     ...isolatedOperations(connection),
+    ...processorOperations(connection),
     ...eventOperations(connection, sink),
   };
 }
