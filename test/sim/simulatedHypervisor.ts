@@ -103,8 +103,8 @@ export class SimulatedHypervisor implements Hypervisor {
 
   offersProcessor({ cpu }: ProcessorRequirement): Promise<boolean> {
     return this.#call('offersProcessor', () => {
-      if (!cpu.includes('<model')) throw refusal('internal', 'no CPU model specified');
-      return this.#host.offersProcessors();
+      if (cpu.includes('no-such-model')) throw refusal('internal', 'Unknown CPU model no-such-model');
+      return !cpu.includes('athlon') && this.#host.offersProcessors();
     });
   }
 
