@@ -17,6 +17,7 @@ import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
+import { checkpointNameOf } from './hypervisor/ourCheckpoints.ts';
 import type { Engine } from './jobs/engine.ts';
 import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
@@ -124,7 +125,8 @@ export class Agent {
     const about = { jobId: newId(), machineUuid: machine.uuid };
     if (settings.mode === 'save') {
       const ramDiskReservedBytes = this.#ramDiskReservedBytes();
-      const plan = await planSave(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
+      const checkpoint = settings.incremental ? checkpointNameOf(about.jobId) : null;
+      const plan = await planSave(hypervisor, { ...about, ...settings, checkpoint, ramDiskReservedBytes });
       const warnings = await requireStorages(storages, plan);
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
@@ -419,6 +421,7 @@ export class Agent {
         await this.#requireJournalSpace();
         return requireStorages(facts.settings.storages.map(storage), plan);
       },
+      allStorages: () => [...this.parts.storages.values()],
     });
   }
 

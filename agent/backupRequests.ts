@@ -105,10 +105,10 @@ function settingsFor(
     mergeDeadlineMs: policy.deadlines.mergeSeconds * 1000,
     retainDeadlineMs,
     labels: { ...request.labels },
+    incremental: policy.incremental,
   };
   const runDirectory = dirname(config.agent.socket);
   const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
-  const reading = { incremental: policy.incremental, rereadReason };
   const { live } = policy;
   return (mode, modeReason, template) => {
     const settings = { ...common, modeReason };
@@ -120,10 +120,10 @@ function settingsFor(
         whenNotConverging: live.whenNotConverging,
         longestPauseMs: live.longestPauseSeconds * 1000,
       };
-      return { ...settings, mode, runDirectory, ...reading, ...how };
+      return { ...settings, mode, runDirectory, rereadReason, ...how };
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-    return { ...settings, mode, group: request.group, template, runDirectory, freeze, ...reading };
+    return { ...settings, mode, group: request.group, template, runDirectory, freeze, rereadReason };
   };
 }
 
@@ -147,7 +147,7 @@ async function decideMode(
     const about = { jobId: newId(), machineUuid: machine.uuid, ramDiskReservedBytes };
     const settings = how(mode, '');
     if (settings.mode === 'live') return planLive(hypervisor, { ...about, ...settings });
-    return planSave(hypervisor, { ...about, ...settings });
+    return planSave(hypervisor, { ...about, ...settings, checkpoint: null });
   };
   const storages = how('offline', '').storages.map((name) => parts.storage(name));
   return decideAuto({ machine, policy, hypervisor, storages, tryMode });

@@ -119,7 +119,7 @@ const policy = z.strictObject({
     .boolean()
     .default(true)
     .describe(
-      'Modes disk and live leave a checkpoint in the machine and read what has changed since; false: they read all and leave nothing.',
+      'Backups of a running machine leave a checkpoint in it, and modes disk and live read what has changed since; false: they read all and leave nothing.',
     ),
   read: z.strictObject({ bandwidthBytesPerSecond: bytesPerSecond.default(0) }).prefault({}),
   freeze: z

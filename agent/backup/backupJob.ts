@@ -2,7 +2,13 @@ import type { JobDefinition, Step } from '../jobs/step.ts';
 import { abandonPartials } from './abandonPartials.ts';
 import { planOf, type SaveStepDependencies, saveSteps } from './saveSteps.ts';
 import { type BackupFacts, backupFactsSchema } from './facts.ts';
-import { type LaterStepDependencies, mergeSteps, removeWork, retainSteps } from './laterSteps.ts';
+import {
+  dropOwnCheckpoint,
+  type LaterStepDependencies,
+  mergeSteps,
+  removeWork,
+  retainSteps,
+} from './laterSteps.ts';
 import { settleBackup } from './recovery.ts';
 
 export type BackupDependencies = SaveStepDependencies & LaterStepDependencies;
@@ -19,7 +25,10 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
     name: 'drop',
     state: 'merged',
     cancellable: false,
-    act: (context) => removeWork(planOf(context.facts)),
+    act: async (context) => {
+      await dropOwnCheckpoint(dependencies.hypervisor, context);
+      await removeWork(planOf(context.facts));
+    },
   };
   return {
     kind: 'backup',

@@ -32,6 +32,36 @@ export async function dropUnneeded(
   }
 }
 
+/** Answers of libvirt to a checkpoint after which a backup goes on without one. */
+const refusals: readonly string[] = ['OPERATION_FAILED', 'OPERATION_UNSUPPORTED', 'CHECKPOINT_UNUSABLE'];
+
+/**
+ * Makes the checkpoint of a plan on a machine that runs, before its T1: what the guest changes from here to T1 is read
+ * once more by the next increment; a checkpoint that is made afterwards would miss what is written in between.
+ * @returns why libvirt refuses it; `null`: it is made
+ * @throws HypervisorError when libvirt does not answer, or the machine is not what it was
+ */
+export async function markBefore(
+  hypervisor: Hypervisor,
+  { machine, volumes }: MarkedPlan,
+  name: string,
+): Promise<string | null> {
+  const targets = volumes.filter(({ keepsBitmaps }) => keepsBitmaps).map(({ target }) => target);
+  try {
+    await hypervisor.createCheckpoint(machine.uuid, { name, targets });
+    return null;
+  } catch (error) {
+    if (!(error instanceof HypervisorError) || !refusals.includes(error.code)) throw error;
+    return `no checkpoint could be made, the next backup reads more: ${error.message}`;
+  }
+}
+
+/** What a plan must say to have a checkpoint. */
+export interface MarkedPlan {
+  readonly machine: { readonly uuid: string };
+  readonly volumes: readonly { readonly target: string; readonly keepsBitmaps: boolean }[];
+}
+
 /**
  * Deletes the checkpoint of a backup that comes to nothing, also while libvirt is busy. What cannot be deleted now is
  * never started from, and left to the next backup.

@@ -126,6 +126,22 @@ void t.test('an increment at any point survives any death, and the next one miss
   });
 });
 
+void t.test('an increment after a backup with a pause misses nothing, whoever dies in that', async (t) => {
+  const agents = sample(points['backup'] ?? [], 3).map((moment) => ({ moment, victim: 'agent' }) as const);
+  const others = (['libvirtd', 'qemu', 'host'] as const).flatMap((victim) =>
+    sample(points['backup'] ?? [], 1).map((moment) => ({ moment, victim })),
+  );
+  await inTurn([...agents, ...others], async (crash) => {
+    await using site = await siteFor('increment', { autostart: true, targets: ['vda'] });
+    await triedOn(t, site, 'backup', [crash]);
+    for (const _ of ['after', 'the', 'crash']) await site.write();
+    const { problems, row } = await endure(site, 'increment', []);
+    // One that was given up has left the machine on an image without the bitmaps of the backup before.
+    const tells = problems.filter((problem) => !tellsOfLostBitmap.test(problem));
+    t.same([tells, row?.state], [[], 'finished'], `the next one after ${crash.victim}@${crash.moment}`);
+  });
+});
+
 void t.test('a suspended machine stays suspended, whoever dies', async (t) => {
   const window = ['save', 'swap', 'restore', 'resume', 'flush'].map((step) => `backup/after:${step}`);
   await inTurn(window, async (moment) => {

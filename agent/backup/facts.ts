@@ -19,6 +19,8 @@ export const backupSettingsSchema = z.object({
   mergeDeadlineMs: z.number().positive(),
   retainDeadlineMs: z.number().positive(),
   labels: z.record(z.string(), z.string()),
+  /** Checkpoints are made, and increments from them. */
+  incremental: z.boolean().default(false),
 });
 
 export type BackupSettings = z.infer<typeof backupSettingsSchema>;
@@ -57,6 +59,8 @@ export const backupFactsSchema = z.object({
       definitionCut: z.boolean(),
     })
     .optional(),
+  /** The plan's checkpoint may have been made. */
+  checkpointBegun: z.boolean().optional(),
   /** Files in place, durable. */
   prepared: z.boolean().optional(),
   pointInTime: z.iso.datetime().optional(),

@@ -16,6 +16,7 @@ import { removeStateFile } from '../snapshot/stateFile.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
 import { isDownByAccident } from './decide.ts';
+import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
 import { ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
@@ -26,6 +27,8 @@ export interface LaterStepDependencies {
   readonly storage: (name: string) => Storage;
   /** The journal's account of the job's steps, for the manifest. */
   readonly stepRows: (jobId: string) => readonly StepRow[];
+  /** Those that are configured, whether the job uses them or not. */
+  readonly allStorages: () => readonly Storage[];
 }
 
 /**
@@ -134,13 +137,7 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
     const { facts } = context;
     const plan = planOf(facts);
     await commitManifests(context, dependencies, plan.machine, ({ names, storageName, retained, ...point }) =>
-      describeBackup(
-        { ...plan, checkpoint: null },
-        { ...frozenPointOf(facts), ...point },
-        names,
-        storageName,
-        retained,
-      ),
+      describeBackup(plan, { ...frozenPointOf(facts), ...point }, names, storageName, retained),
     );
     context.learn({ committed: true });
   };
@@ -152,9 +149,29 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
       name: 'cleanup',
       state: 'retained',
       cancellable: false,
-      act: (context) => removeWork(planOf(context.facts)),
+      act: async (context) => {
+        const plan = planOf(context.facts);
+        if (plan.checkpoint !== null)
+          await dropUnneeded(
+            dependencies.hypervisor,
+            plan.machine.uuid,
+            dependencies.allStorages(),
+            (message) => context.warn(message),
+          );
+        await removeWork(plan);
+      },
     },
   ];
+}
+
+/** The checkpoint of a backup that comes to nothing; what cannot be deleted now is left to the next backup. */
+export async function dropOwnCheckpoint(
+  hypervisor: Hypervisor,
+  context: Pick<StepContext<BackupFacts>, 'facts' | 'warn'>,
+): Promise<void> {
+  const { plan, checkpointBegun } = context.facts;
+  if (plan === undefined || plan.checkpoint === null || checkpointBegun !== true) return;
+  await dropFailed(hypervisor, context, plan.machine, plan.checkpoint);
 }
 
 /** Removes the memory state and the job's directories; may be started again after a crash. */

@@ -15,8 +15,6 @@ export const liveSettingsSchema = backupSettingsSchema.extend({
   whenNotConverging: z.enum(['pause-longer', 'disk', 'fail']),
   /** How long the vCPUs may stop for the rest of the memory, when they may. */
   longestPauseMs: z.number().positive(),
-  /** Checkpoints are made, and increments from them. */
-  incremental: z.boolean().default(false),
   /** Why everything is read in full all the same. */
   rereadReason: z.string().nullable().default(null),
 });

@@ -6,7 +6,6 @@ import { readImageInfo } from '../../common/qemuImage.ts';
 import { changesOf } from '../../nbd/changes.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
-import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
@@ -38,7 +37,7 @@ import { publicDefinition } from '../snapshot/save.ts';
 import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
-import { dropFailed, dropUnneeded } from './checkpoints.ts';
+import { dropFailed, dropUnneeded, markBefore } from './checkpoints.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
@@ -46,13 +45,6 @@ import { requireNoAccident } from './liveWorld.ts';
 const answerMs = 120_000;
 /** The event of a pause's end may come after the answer to the call. */
 const pauseEventMs = 2_000;
-/** Answers of libvirt to a checkpoint after which the backup goes on without one. */
-const checkpointRefusals: readonly string[] = [
-  'OPERATION_FAILED',
-  'OPERATION_UNSUPPORTED',
-  'CHECKPOINT_UNUSABLE',
-];
-
 export interface LiveStepDependencies {
   readonly hypervisor: Hypervisor;
   /** @throws StorageError when the configuration has no such storage any more */
@@ -105,6 +97,15 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
     for (const { target, overlay } of plan.volumes) overlayInodes[target] = await inodeOf(overlay);
     const { running, autostart } = await readOwnerSettings(hypervisor, uuid);
     context.learn({ overlayInodes, before: { running, autostart } });
+  };
+
+  const checkpoint = async (context: Context): Promise<void> => {
+    const plan = livePlanOf(context.facts);
+    if (plan.checkpoint === null) return;
+    const refusal = await markBefore(hypervisor, plan, plan.checkpoint);
+    if (refusal === null) return;
+    learnWarnings(context, [refusal]);
+    context.learn({ plan: { ...plan, checkpoint: null } });
   };
 
   const snapshot = async (context: Context): Promise<void> => {
@@ -169,7 +170,7 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
       state: 'snapshotting',
       cancellable: true,
       intend: () => ({ checkpointBegun: true }),
-      act: (context) => markBefore(hypervisor, context),
+      act: checkpoint,
     },
     {
       name: 'snapshot',
@@ -311,24 +312,6 @@ export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly S
     },
     { name: 'verify', state: 'merging', reached: 'merged', cancellable: false, act: verify },
   ];
-}
-
-/**
- * Marks what comes before T1, not T1 itself, for a checkpoint that is made afterwards would miss what is written in
- * between: what the guest changes from here to T1 is read once more by the next increment. The bitmaps go the way of
- * the images: what the merge writes into an image is marked in its bitmaps like everything else.
- */
-async function markBefore(hypervisor: Hypervisor, context: Context): Promise<void> {
-  const plan = livePlanOf(context.facts);
-  if (plan.checkpoint === null) return;
-  const targets = plan.volumes.filter(({ keepsBitmaps }) => keepsBitmaps).map(({ target }) => target);
-  try {
-    await hypervisor.createCheckpoint(plan.machine.uuid, { name: plan.checkpoint, targets });
-  } catch (error) {
-    if (!(error instanceof HypervisorError) || !checkpointRefusals.includes(error.code)) throw error;
-    learnWarnings(context, [`no checkpoint could be made, the next backup reads more: ${error.message}`]);
-    context.learn({ plan: { ...plan, checkpoint: null } });
-  }
 }
 
 /** Writes the manifests and removes what the job made. */

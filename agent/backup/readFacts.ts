@@ -15,8 +15,6 @@ export const readSettingsSchema = backupSettingsSchema.extend({
   freeze: z
     .object({ policy: z.enum(['auto', 'never', 'required']), deadlineMs: z.number().positive() })
     .default({ policy: 'never', deadlineMs: 1 }),
-  /** Checkpoints are made, and increments from them. */
-  incremental: z.boolean(),
   /** Why everything is read in full all the same. */
   rereadReason: z.string().nullable(),
 });

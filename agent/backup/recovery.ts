@@ -18,7 +18,7 @@ import { assertNever } from '../../common/errors.ts';
 import { decideRepair, type Repair } from './decide.ts';
 import { describeRepair } from './describeRepair.ts';
 import type { BackupFacts } from './facts.ts';
-import { giveAutostartBack, removeWork } from './laterSteps.ts';
+import { dropOwnCheckpoint, giveAutostartBack, removeWork } from './laterSteps.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 import { observe, type World } from './world.ts';
 
@@ -287,6 +287,7 @@ async function undo(
   }
   if (plan !== undefined) context.commit({ undoing: true });
   // Storages get nothing before the merge is flushed: one that does not answer is no obstacle here.
+  await dropOwnCheckpoint(dependencies.hypervisor, context);
   if (plan !== undefined) await removeWork(plan);
   if (isCancel(cause) || (cause === undefined && context.cancelRequested))
     return { kind: 'end', state: 'cancelled' };

@@ -1,4 +1,5 @@
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { checkpointNameOf } from '../hypervisor/ourCheckpoints.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { gatherExtras } from '../snapshot/extras.ts';
 import { guardMachine, readOwnerSettings } from '../snapshot/guard.ts';
@@ -11,6 +12,7 @@ import { planSave } from '../snapshot/preflight.ts';
 import { correctedDefinition, publicDefinition, restorePaused, saveMachine } from '../snapshot/save.ts';
 import { stateFileBirth, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, prepareWorkFiles, swapImages } from '../snapshot/workFiles.ts';
+import { markBefore } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
 
 /** The plan of a job that is past its preflight. */
@@ -49,11 +51,12 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
   const preflight = async (context: StepContext<BackupFacts>): Promise<void> => {
     const { settings, machine } = context.facts;
     const request = { jobId: context.jobId, machineUuid: machine.uuid, ...settings };
+    const wanted = settings.incremental ? checkpointNameOf(context.facts.backupId) : null;
     let plan: SavePlan;
     let ramDiskReservedBytes: number;
     do {
       ramDiskReservedBytes = dependencies.ramDiskReservedBytes(context.jobId);
-      plan = await planSave(hypervisor, { ...request, ramDiskReservedBytes });
+      plan = await planSave(hypervisor, { ...request, checkpoint: wanted, ramDiskReservedBytes });
       // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
       context.commit({ plan });
     } while (plan.stateOnRamDisk && dependencies.ramDiskReservedBytes(context.jobId) > ramDiskReservedBytes);
@@ -61,6 +64,19 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
     const warnings = [...plan.warnings, ...storageWarnings];
     for (const warning of warnings) context.warn(warning);
     context.learn({ warnings: [...context.facts.warnings, ...warnings] });
+  };
+
+  // Of the image, whose bitmap libvirt must know; the one of the overlay is made with it.
+  const checkpoint = async (context: StepContext<BackupFacts>): Promise<void> => {
+    const plan = planOf(context.facts);
+    if (plan.checkpoint === null) return;
+    const refusal = await markBefore(hypervisor, plan, plan.checkpoint);
+    if (refusal === null) return;
+    context.warn(refusal);
+    context.learn({
+      plan: { ...plan, checkpoint: null },
+      warnings: [...context.facts.warnings, refusal],
+    });
   };
 
   const prepare = async (context: StepContext<BackupFacts>): Promise<void> => {
@@ -132,6 +148,13 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
 
   const steps: readonly Step<BackupFacts>[] = [
     { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    {
+      name: 'checkpoint',
+      state: 'snapshotting',
+      cancellable: true,
+      intend: () => ({ checkpointBegun: true }),
+      act: checkpoint,
+    },
     { name: 'prepare', state: 'snapshotting', cancellable: true, deadlineMs: 300_000, act: prepare },
     {
       name: 'guard',

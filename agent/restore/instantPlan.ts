@@ -92,6 +92,7 @@ export function pullPlan(plan: RestorePlan): MergePlan {
       layout: [],
       owner: null,
       allocatedBytes: artifact.sizeBytes,
+      keepsBitmaps: false,
     }),
   );
   return { machine: plan.machine, volumes };

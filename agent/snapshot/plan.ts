@@ -29,6 +29,8 @@ export const plannedVolumeSchema = z.object({
   owner: z.object({ uid: z.number(), gid: z.number() }).nullable(),
   /** What the merge must at most copy, and what a copy of the image takes. */
   allocatedBytes: z.number(),
+  /** QEMU can keep the bitmap of a checkpoint in the image. */
+  keepsBitmaps: z.boolean().default(false),
 });
 
 /** What a `save` backup is going to do, and with what; made by preflight, kept in the journal. */
@@ -45,6 +47,8 @@ export const savePlanSchema = z.object({
   stowedStateFile: z.string().nullable(),
   nvram: z.object({ source: z.string(), file: z.string() }).nullable(),
   extras: z.array(plannedExtraSchema).default([]),
+  /** Marks T1 for the next increments; `null` when none is made. */
+  checkpoint: z.string().nullable().default(null),
   volumes: z.array(plannedVolumeSchema).min(1),
   /** Directories of ours that are removed at the end. */
   workDirectories: z.array(z.string()),

@@ -49,6 +49,8 @@ export async function planVolume(
     layout: [...info.layout],
     owner: await rememberedOwner(file),
     allocatedBytes: info.allocatedBytes,
+    // Version 2 has no place for them.
+    keepsBitmaps: info.compat !== '0.10',
   };
 }
 

@@ -32,6 +32,7 @@ function planOf(site: Site, changes: Partial<PreflightRequest> = {}, machineUuid
     retainDirectory: null,
     ramDisk: null,
     ramDiskReservedBytes: 0,
+    checkpoint: null,
     ...changes,
   };
   return planSave(site.world.connect(), request);

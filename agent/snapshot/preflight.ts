@@ -21,9 +21,13 @@ export interface PreflightRequest {
 
 /**
  * Looks at a machine and everything that a `save` backup of it needs, and plans it. Changes nothing.
+ * @param request.checkpoint name of the one that marks T1; `null`: none is wanted
  * @throws SnapshotError with what is unsuitable and what to do about it
  */
-export async function planSave(hypervisor: Hypervisor, request: PreflightRequest): Promise<SavePlan> {
+export async function planSave(
+  hypervisor: Hypervisor,
+  request: PreflightRequest & { readonly checkpoint: string | null },
+): Promise<SavePlan> {
   const machine = await hypervisor.machine(request.machineUuid);
   refuseUnsuitableState(machine, 'save');
   const definition = DomainXml.parse(await hypervisor.definition(machine.uuid, 'live'));
@@ -64,6 +68,7 @@ export async function planSave(hypervisor: Hypervisor, request: PreflightRequest
     stowedStateFile: state.stowedFile,
     nvram: await planNvram(definition, first.workDirectory),
     extras: [...others.extras],
+    checkpoint: volumes.some(({ keepsBitmaps }) => keepsBitmaps) ? request.checkpoint : null,
     volumes,
     workDirectories: [
       ...new Set(volumes.map((volume) => volume.workDirectory)),

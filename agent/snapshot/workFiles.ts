@@ -2,7 +2,7 @@ import { chmod, chown, copyFile, link, rename, rm, rmdir, stat } from 'node:fs/p
 import { basename, dirname } from 'node:path';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { fsyncDirectory, fsyncFile, makeDirectoryDurable, removeTree } from '../../common/files.ts';
-import { createOverlay } from '../../common/qemuImage.ts';
+import { addBitmap, createOverlay } from '../../common/qemuImage.ts';
 import { copySecurityLabel } from '../../common/xattr.ts';
 import { SnapshotError } from './errors.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
@@ -25,6 +25,8 @@ export async function prepareWorkFiles(plan: SavePlan): Promise<void> {
         volume.virtualSizeBytes,
         volume.layout,
       );
+      // Everything that the guest writes from T1 on goes into the overlay, and is noted from its first write on.
+      if (plan.checkpoint !== null && volume.keepsBitmaps) await addBitmap(volume.overlay, plan.checkpoint);
       await copySecurityLabel(volume.file, volume.overlay);
       await takeOwnership(volume);
       await fsyncFile(volume.overlay);

@@ -20,6 +20,7 @@ function planned(target: string): PlannedVolume {
     layout: [],
     owner: null,
     allocatedBytes: 1,
+    keepsBitmaps: true,
   };
 }
 
@@ -41,6 +42,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       mergeDeadlineMs: 1,
       retainDeadlineMs: 1,
       labels: {},
+      incremental: true,
     },
     bootId: 'boot',
     plan: {
@@ -54,6 +56,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       stowedStateFile: null,
       nvram: null,
       extras: [],
+      checkpoint: null,
       volumes: [planned('vda'), planned('vdb')],
       workDirectories: [],
       warnings: [],

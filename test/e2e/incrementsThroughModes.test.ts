@@ -67,7 +67,13 @@ async function change(lab: Lab, machine: LabMachine, atMiB: number): Promise<voi
   }
 }
 
-void t.test('increments go through live backups, and live backups are increments', async (t) => {
+/** Of a file system. */
+async function usedMiB(lab: Lab, directory: string): Promise<number> {
+  const { stdout } = await lab.run('df', ['--output=used', '-BM', directory]);
+  return Number.parseInt(stdout.split('\n')[1] ?? '', 10);
+}
+
+void t.test('increments go through the backups of every mode, and live backups are increments', async (t) => {
   await using lab = await startLab();
   const agent = await TestAgent.install(lab);
   const reflink = await lab.loopFilesystem('xfs', 600);
@@ -81,7 +87,7 @@ void t.test('increments go through live backups, and live backups are increments
     regionMiB,
     volumes: [
       { target: 'vda', prefillMiB: 32 },
-      { target: 'vdb', prefillMiB: 32 },
+      { target: 'vdb', prefillMiB: 32, path: `${reflink}/sp-through-vdb.qcow2` },
     ],
   });
   await machine.waitUntilWriting({ rounds: 20 });
@@ -158,9 +164,44 @@ void t.test('increments go through live backups, and live backups are increments
     t.same(readsOf(await requireNothingMissed(t, lab, agent, machine))[0], next.manifest.id, 'and goes on');
   });
 
-  await t.test('two storages, one of them with reflink, each go on from their own', async (t) => {
+  await t.test(
+    'an increment after a backup with a pause misses nothing, also when libvirtd dies in its merge',
+    async (t) => {
+      await agent.backup(machine, { mode: 'save', crashAt: 'backup/after:resume' });
+      await change(lab, machine, 54);
+      await lab.virsh('blockpull', machine.name, 'vda');
+      await lab.killLibvirtd('SIGKILL');
+      await lab.startLibvirtd();
+      t.notOk((await agent.ask({ kind: 'recover' })).error);
+      const saved = await agent.latest(machine.name);
+      t.equal(saved.manifest.mode, 'save');
+      const next = await requireNothingMissed(t, lab, agent, machine);
+      t.same(readsOf(next), [saved.manifest.id, saved.manifest.id]);
+    },
+  );
+
+  await t.test('nor when the machine is switched off in the merge, which ends without it', async (t) => {
+    await agent.backup(machine, { mode: 'save', crashAt: 'backup/after:resume' });
+    await change(lab, machine, 57);
+    await machine.destroy();
+    t.notOk((await agent.ask({ kind: 'recover' })).error);
+    await machine.start();
+    await machine.waitUntilWriting({ rounds: 5 });
+    const saved = await agent.latest(machine.name);
+    t.equal(saved.manifest.mode, 'save');
+    const next = await requireNothingMissed(t, lab, agent, machine);
+    t.same(readsOf(next), [saved.manifest.id, saved.manifest.id]);
+  });
+
+  await t.test('a storage that shares blocks with an image goes on from what it has shared', async (t) => {
     const both = ['local', 'reflink'];
+    const before = await usedMiB(lab, reflink);
     const parent = await backUp(t, agent, machine, 'live', both);
+    const taken = (await usedMiB(lab, reflink)) - before;
+    const [read, shared] = parent.manifest.volumes;
+    const needed = (read?.storedBytes ?? 0) + (parent.manifest.memory?.sizeBytes ?? 0);
+    const mostMiB = (needed + (shared?.storedBytes ?? 0) / 2) / 1024 / 1024;
+    t.ok(taken < mostMiB, `${taken} MiB for one volume that is shared and one that is not, of ${mostMiB}`);
     await write(machine);
     await machine.pauseWriter();
     const backup = await backUp(t, agent, machine, 'live', both);
