@@ -43,6 +43,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
   const storage = new DeadlineStorage(hanging(real), patience);
   const calls: Record<string, () => Promise<unknown>> = {
     sameFileSystemAs: () => storage.sameFileSystemAs('/'),
+    sharesBlocks: () => storage.sharesBlocks(),
     begin: () => storage.begin({ jobId: 'j', machine }),
     findCommitted: () => storage.findCommitted('id'),
     list: () => storage.list(),

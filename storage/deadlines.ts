@@ -71,6 +71,10 @@ export class DeadlineStorage implements Storage {
     return this.#answer('a question for its file system', () => this.#storage.sameFileSystemAs(path));
   }
 
+  sharesBlocks(): Promise<boolean> {
+    return this.#answer('a question for its file system', () => this.#storage.sharesBlocks());
+  }
+
   async begin(request: BeginRequest): Promise<BackupWriter> {
     const writer = await this.#stall('the beginning of a backup', () => this.#storage.begin(request));
     return new DeadlineWriter(writer, this, this.#patience);

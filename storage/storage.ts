@@ -20,6 +20,8 @@ export interface Storage {
   check(): Promise<StorageCheck>;
   /** True when a file from there can come in by a rename. */
   sameFileSystemAs(path: string): Promise<boolean>;
+  /** True when an increment takes the room of what has changed; otherwise it takes that of a whole volume. */
+  sharesBlocks(): Promise<boolean>;
 
   /**
    * Starts a backup, or takes up the one that the same job has begun before a crash. A job that may have

@@ -1,6 +1,7 @@
-import { readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
+import { execa } from 'execa';
 import t, { type Test } from 'tap';
 
 import { readImageInfo } from '../../common/qemuImage.ts';
@@ -26,7 +27,11 @@ async function backUp({ agent }: LivingAgent, machine = 'm') {
 /** The storage, with one thing of its writers or of itself replaced. */
 function spoilt(
   storage: Storage,
-  spoil: { readonly check?: Storage['check']; readonly addByCopy?: BackupWriter['addByCopy'] },
+  spoil: {
+    readonly check?: Storage['check'];
+    readonly sharesBlocks?: Storage['sharesBlocks'];
+    readonly addByCopy?: BackupWriter['addByCopy'];
+  },
 ): Storage {
   const over = <T extends object>(target: T, changes: Partial<T>): T =>
     new Proxy(target, {
@@ -35,9 +40,10 @@ function spoilt(
         return typeof member === 'function' ? member.bind(object) : member;
       },
     });
-  const { check, addByCopy } = spoil;
+  const { check, sharesBlocks, addByCopy } = spoil;
   return over(storage, {
     ...(check === undefined ? {} : { check }),
+    ...(sharesBlocks === undefined ? {} : { sharesBlocks }),
     ...(addByCopy === undefined
       ? {}
       : { begin: async (request) => over(await storage.begin(request), { addByCopy }) }),
@@ -173,6 +179,31 @@ void t.test('a storage that cannot take the backup is refused before anything is
     t.equal(site.world.memorySequence('m'), site.lastSequence);
   }
 });
+
+void t.test('an increment is given the room of a full one where no blocks can be shared', async (t) => {
+  const site = await siteFor(t);
+  const living = site.openAgent();
+  const near = living.storages.get('near');
+  if (near === undefined) throw new Error('there is a storage');
+  const disk = { machine: 'm', mode: 'disk' } as const;
+  t.match(await living.agent.run(await living.agent.createBackup(disk)), { state: 'finished' });
+  t.equal(await near.sharesBlocks(), await reflinksHere(site), 'what the storage says is what cp can do');
+  t.same((await readdir(near.location)).toSorted(), ['m'], 'to find out leaves nothing behind');
+  const check = async () => ({ ...(await near.check()), freeBytes: 4096 });
+  living.storages.set('near', spoilt(near, { check, sharesBlocks: () => Promise.resolve(false) }));
+  await t.rejects(living.agent.planBackup(disk), { code: 'STORAGE_FULL' });
+  living.storages.set('near', spoilt(near, { check, sharesBlocks: () => Promise.resolve(true) }));
+  const { plan } = await living.agent.planBackup(disk);
+  t.match(plan.volumes, [{ reads: { near: { parent: /./ } } }]);
+});
+
+async function reflinksHere(site: Site): Promise<boolean> {
+  const copy = join(site.directory, 'copy');
+  const args = ['--reflink=always', site.image('vda'), copy];
+  const { exitCode } = await execa('cp', args, { reject: false, timeout: 30_000 });
+  await rm(copy, { force: true });
+  return exitCode === 0;
+}
 
 void t.test('a backup that stays on the file system of its machine is planned with a warning', async (t) => {
   const near = await siteFor(t);

@@ -82,10 +82,13 @@ export async function requireStoragesForRead(
   let everyLocal = true;
   for (const storage of storages) {
     let neededBytes = memoryBytes;
-    // How large an increment is nobody knows before it begins; mostly it is small.
-    for (const { allocatedBytes, reads } of plan.volumes)
-      if (!('parent' in (reads?.[storage.name] ?? {}))) neededBytes += allocatedBytes;
     const { freeBytes } = await requireUsable(storage);
+    const isIncrement = ({ reads }: (typeof plan.volumes)[number]): boolean =>
+      'parent' in (reads?.[storage.name] ?? {});
+    // How much has changed nobody knows before it begins; mostly it is little. What is not shared is copied.
+    const isSmall = plan.volumes.some(isIncrement) && (await storage.sharesBlocks());
+    for (const volume of plan.volumes)
+      if (!isSmall || !isIncrement(volume)) neededBytes += volume.allocatedBytes;
     for (const { kind, file } of plan.volumes)
       everyLocal &&= kind !== 'network' && (await storage.sameFileSystemAs(file));
     requireRoom(storage, freeBytes, neededBytes);

@@ -5,6 +5,7 @@ import { StorageError } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import type { ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
 import type { RetainOptions } from './retain.ts';
+import { SharedSource } from './sharedSource.ts';
 
 /** A volume that is open for reading. */
 export interface OpenVolume extends AsyncDisposable {
@@ -36,8 +37,9 @@ export interface RetainedVolume {
 export type OtherWay = (writer: BackupWriter, options: AddOptions) => Promise<FileDigest | null>;
 
 /**
- * Brings a volume into every storage: what has changed, where a storage has something that it can be added to;
- * otherwise whole into the first of the others, which the rest of them copy.
+ * Brings a volume into every storage, and reads it once: what has changed goes to all storages that have something
+ * that it can be added to at the same time; the others copy the whole from the first that has it then, and only
+ * where none has is the whole read.
  * @throws NbdError, StorageError, or the reason of the signal
  */
 export async function retainVolume(
@@ -50,30 +52,90 @@ export async function retainVolume(
 ): Promise<RetainedVolume> {
   const files: Record<string, FileDigest> = {};
   const reads: Record<string, VolumeRead> = { ...volume.reads };
-  let whole: BackupWriter | undefined;
-  for (const [storage, writer] of writers) {
-    const planned = volume.reads[storage] ?? { reason: 'no increments are made' };
-    const about = { storage, writer, volume, name, options };
-    const increment = 'parent' in planned ? await addIncrement(about, planned.parent, opened) : null;
-    if (increment !== null && 'sizeBytes' in increment) {
-      files[storage] = increment;
+  let first: Stored | undefined;
+  for (const { storage, writer, increment } of await addIncrements(
+    writers,
+    { volume, name, options },
+    opened,
+  )) {
+    if ('reason' in increment) {
+      reads[storage] = increment;
       continue;
     }
-    files[storage] = await addWhole(about, opened, whole, otherWay);
-    reads[storage] = increment ?? planned;
-    whole ??= writer;
+    files[storage] = increment;
+    first ??= { writer, digest: increment };
+  }
+  for (const [storage, writer] of writers) {
+    if (files[storage] !== undefined) continue;
+    const digest = await addWhole({ storage, writer, volume, name, options }, opened, first, otherWay);
+    files[storage] = digest;
+    reads[storage] ??= { reason: 'no increments are made' };
+    first ??= { writer, digest };
   }
   return { files, reads };
 }
 
-/** What stands in the first storage already, copied into another. */
-export function copyFromFirst(
-  first: BackupWriter,
+interface AddedIncrement {
+  readonly storage: string;
+  readonly writer: BackupWriter;
+  /** What was written, or why it cannot be an increment. */
+  readonly increment: FileDigest | { readonly reason: string };
+}
+
+/** Adds the increments that are planned, all at a time; when one storage fails, the others are stopped. */
+async function addIncrements(
+  writers: ReadonlyMap<string, BackupWriter>,
+  about: Pick<Destination, 'volume' | 'name' | 'options'>,
+  opened: ChangingVolume,
+): Promise<readonly AddedIncrement[]> {
+  const planned = [...writers].flatMap(([storage, writer]) => {
+    const read = about.volume.reads[storage];
+    return read !== undefined && 'parent' in read ? [{ storage, writer, parent: read.parent }] : [];
+  });
+  if (planned.length === 0) return [];
+  const changes = await opened.changes();
+  const failed = new AbortController();
+  const signal = AbortSignal.any([about.options.signal, failed.signal]);
+  const shared = new SharedSource(opened.source, signal);
+  const added = await Promise.allSettled(
+    planned
+      .map((one) => ({ ...one, reader: shared.join() }))
+      .map(async ({ storage, writer, parent, reader }): Promise<AddedIncrement> => {
+        using source = reader;
+        const to: Destination = { ...about, storage, writer, options: { ...about.options, signal } };
+        try {
+          return { storage, writer, increment: await addIncrement(to, parent, source, changes) };
+        } catch (error) {
+          failed.abort(error);
+          throw error;
+        }
+      }),
+  );
+  about.options.signal.throwIfAborted();
+  // Those that were only stopped fail with the same reason.
+  failed.signal.throwIfAborted();
+  return added.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+}
+
+/** A volume that a storage has already. */
+interface Stored {
+  readonly writer: BackupWriter;
+  readonly digest: FileDigest;
+}
+
+/** What stands in one storage already, copied into another, and compared with what was written there. */
+async function copyFrom(
+  { writer: from, digest }: Stored,
   writer: BackupWriter,
   name: string,
   options: AddOptions,
-): ReturnType<BackupWriter['addByCopy']> {
-  return writer.addByCopy(join(first.directory, name), name, options);
+): Promise<FileDigest> {
+  const path = join(from.directory, name);
+  const copied = await writer.addByCopy(path, name, options);
+  if (copied.sha256 === digest.sha256) return copied;
+  throw new StorageError('STORAGE_FAILED', `${path} does not hold any more what was just written to it`, {
+    hint: `look at the disk that it is on: dmesg; smartctl -a`,
+  });
 }
 
 /** Where one volume goes. */
@@ -89,14 +151,14 @@ interface Destination {
 async function addIncrement(
   { storage, writer, volume, name, options }: Destination,
   parent: string,
-  opened: ChangingVolume,
+  source: VolumeSource,
+  changes: readonly Extent[],
 ): Promise<FileDigest | { readonly reason: string }> {
   const { target, owner } = volume;
-  const changes = await opened.changes();
   const totalBytes = changes.reduce((sum, { zero, lengthBytes }) => sum + (zero ? 0 : lengthBytes), 0);
   try {
     const increment = { parent: { backupId: parent, target }, changes };
-    return await writer.addIncrement(opened.source, increment, name, {
+    return await writer.addIncrement(source, increment, name, {
       ...options,
       ownership: owner,
       onProgress: (doneBytes) => options.onProgress(`${storage}: ${target}`, doneBytes, totalBytes),
@@ -108,11 +170,11 @@ async function addIncrement(
   }
 }
 
-/** @param whole the storage that has it already */
+/** @param first a storage that has it already, whole as everything that is stored */
 async function addWhole(
   { storage, writer, volume, name, options }: Destination,
   { source }: OpenVolume,
-  whole: BackupWriter | undefined,
+  first: Stored | undefined,
   otherWay: OtherWay,
 ): Promise<FileDigest> {
   const { target, owner, allocatedBytes } = volume;
@@ -124,7 +186,5 @@ async function addWhole(
   };
   const other = await otherWay(writer, about);
   if (other !== null) return other;
-  return whole === undefined
-    ? writer.addVolume(source, name, about)
-    : copyFromFirst(whole, writer, name, about);
+  return first === undefined ? writer.addVolume(source, name, about) : copyFrom(first, writer, name, about);
 }

@@ -51,6 +51,7 @@ import {
   protectionFileName,
 } from './names.ts';
 import { readProtection, removeProtection, writeProtection } from './protection.ts';
+import { canReflink, removeReflinkTrials } from './reflinkTrial.ts';
 import type { Verification } from '../verification.ts';
 import { writeVerification } from './verifications.ts';
 import { verifyDirectory } from './verify.ts';
@@ -85,6 +86,10 @@ export class DirectoryStorage implements Storage {
 
   async sameFileSystemAs(path: string): Promise<boolean> {
     return this.#run('looking for the file system', (root) => sameFileSystem(root, path));
+  }
+
+  async sharesBlocks(): Promise<boolean> {
+    return this.#run('trying to share blocks', canReflink);
   }
 
   async begin({ jobId, machine }: BeginRequest): Promise<BackupWriter> {
@@ -240,6 +245,7 @@ export class DirectoryStorage implements Storage {
   async cleanUp(): Promise<number> {
     return this.#run('finishing deletions', async (root) => {
       let finished = 0;
+      await removeReflinkTrials(root);
       for (const machineDirectory of await machineDirectories(root)) {
         for (const name of await directoriesIn(join(root, machineDirectory))) {
           if (!isDeletingDirectory(name)) continue;
