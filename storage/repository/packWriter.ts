@@ -1,4 +1,4 @@
-import { hash, randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import type { ChunkDomain } from './chunkId.ts';
 import { encode } from './codec.ts';
 import { ephemeralKey, type KeyRing } from './keyRing.ts';
@@ -109,8 +109,11 @@ export class PackWriter {
       ...this.#blobs,
       encodeTable(this.#headerBytes, this.#entries, this.#keys),
     ];
+    // Part by part: a copy of the whole pack would take its size once more.
+    const digest = createHash('sha256');
+    for (const part of parts) digest.update(part);
     return {
-      id: hash('sha256', Buffer.concat(parts), 'buffer'),
+      id: digest.digest(),
       kind: this.#header.kind,
       sizeBytes: parts.reduce((total, part) => total + part.length, 0),
       parts,

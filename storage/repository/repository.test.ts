@@ -137,6 +137,8 @@ void t.test('a rotation that ends at any call leaves a repository that opens and
     const { store, repository } = await testStage();
     const volume = someVolume(2);
     const { manifest } = await backUp(repository, volume);
+    const other = { kind: 'recovery', key: randomBytes(32) } as const;
+    await repository.slots.add(other, { label: 'other', createdAt: testTime });
     const counting = store.client();
     await Repository.open(counting, testSecret);
     const client = store.client({ crashAtCall: counting.calls + call, crashAfterEffect: call % 2 === 0 });
@@ -151,6 +153,12 @@ void t.test('a rotation that ends at any call leaves a repository that opens and
       const after = await Repository.open(store.client(), testSecret);
       t.ok((await readVolume(after, manifest)).equals(volume), `crash at call ${call}`);
       const { manifest: newer } = await backUp(after, someVolume(1));
+      // Nothing may be written with keys of a rotation that did not happen: whoever opens in another way has them not.
+      if (after.config.keyGeneration === 1)
+        t.ok(
+          await readVolume(await Repository.open(store.client(), other), newer),
+          `crash at call ${call}, other key`,
+        );
       const next = await after.rotate([{ secret: testSecret, label: 'once more' }], { createdAt: testTime });
       t.ok(await readVolume(next, newer));
     }
@@ -280,6 +288,16 @@ void t.test('a session that was fenced or whose backup was deleted can never com
     { code: 'BACKUP_FENCED', hint: /stillpoint backup/ },
   );
   t.same(await listBackups(context), []);
+
+  const gone = newId();
+  await t.rejects(
+    backUp(repository, someVolume(1), {
+      id: gone,
+      beforeCommit: async () => deleteBackup(context, gone, testTime),
+    }),
+    { code: 'BACKUP_FENCED' },
+    'deleted while it was written',
+  );
 
   const { manifest } = await backUp(repository, someVolume(1));
   const record = store.objects.get(manifestName(manifest.id));

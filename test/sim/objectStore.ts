@@ -176,7 +176,8 @@ export class SimulatedClient implements Backend {
     for (const [name, { sizeBytes, atCall }] of this.#store.deleted)
       if (name.startsWith(prefix) && isRecent(atCall) && this.#happens(this.#faults.staleListing))
         found.push({ name, sizeBytes });
-    return found;
+    // Nobody may rely on an order: the newest first is the one that is least expected.
+    return found.toReversed();
   }
 
   async #call<T>(what: string, options: ReadOptions, effect: { run(): T; tear?(): void }): Promise<T> {
