@@ -27,6 +27,7 @@ export interface Verb {
   load(): Promise<RunVerb>;
 }
 
+const ofHost = { flags: '--host', description: 'BACKUP is one of a host (backup --host)' };
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 
 export const verbs: readonly Verb[] = [
@@ -127,8 +128,13 @@ export const verbs: readonly Verb[] = [
     arguments: '<BACKUP>',
     summary: 'everything about a backup, and how to restore it by hand',
     changes: false,
-    options: [],
-    examples: ['show web-1@latest', 'show 01a1fa1b-a048', 'show web-1@20261120T151523.123Z --json'],
+    options: [ofHost],
+    examples: [
+      'show web-1@latest',
+      'show --host node-1@latest',
+      'show 01a1fa1b-a048',
+      'show web-1@20261120T151523.123Z --json',
+    ],
     load: async () => (await import('./commands/show.ts')).show,
   },
   {
@@ -177,6 +183,7 @@ export const verbs: readonly Verb[] = [
         flags: '--no-safety-copy',
         description: 'keep what is replaced only until the restore has succeeded',
       },
+      { flags: '--host', description: 'the definitions of a host (backup --host), as files, with --to' },
       yes,
     ],
     examples: [
@@ -185,6 +192,7 @@ export const verbs: readonly Verb[] = [
       'restore web-1@latest --in-place --instant',
       'restore web-1@latest --in-place --volume vdb',
       'restore web-1@latest --to /srv/look --start none',
+      'restore --host node-1@latest --to /srv/node-1',
     ],
     load: async () => (await import('./commands/restore.ts')).restore,
   },
@@ -220,8 +228,12 @@ export const verbs: readonly Verb[] = [
     arguments: '<BACKUP>',
     summary: 'removes a backup from every storage, for good; asks first',
     changes: true,
-    options: [yes],
-    examples: ['delete 01a1fa1b-a048', 'delete web-1@20261120T151523.123Z --yes'],
+    options: [ofHost, yes],
+    examples: [
+      'delete 01a1fa1b-a048',
+      'delete --host 01a1fa1b-a048',
+      'delete web-1@20261120T151523.123Z --yes',
+    ],
     load: async () => (await import('./commands/delete.ts')).deleteBackup,
   },
   {
@@ -232,6 +244,7 @@ export const verbs: readonly Verb[] = [
     options: [
       { flags: '-s, --storage <name>', description: 'only in this storage; may be repeated', many: true },
       { flags: '-n, --dry-run', description: 'only say what would be removed, and what keeps the others' },
+      { flags: '--host', description: 'backups of hosts, by hostBackups: keep in the configuration' },
       yes,
     ],
     examples: ['prune --dry-run', 'prune web-1 --storage local', 'prune --yes --json'],

@@ -199,6 +199,17 @@ export const configSchema = z.strictObject({
   agent: agent.prefault({}),
   storages: z.record(name, directoryStorage).default({}),
   policies: z.record(name, policy).default({}),
+  hostBackups: z
+    .strictObject({
+      keep: keep
+        .nullable()
+        .default(null)
+        .describe(
+          'Which backups of each host `stillpoint prune --host` leaves in each storage: every one that any of these rules keeps. null: all.',
+        ),
+    })
+    .prefault({})
+    .describe('The backups that `stillpoint backup --host` makes.'),
   machines: z
     .array(machineRule)
     .default([])

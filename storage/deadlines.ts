@@ -147,6 +147,10 @@ export class DeadlineStorage implements Storage {
     return this.#stall('the list of backups of hosts', () => this.#storage.hostBackups());
   }
 
+  deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void> {
+    return this.#stall(`removing ${entry.directory}`, () => this.#storage.deleteHostBackup(entry));
+  }
+
   #answer<T>(what: string, operation: () => Promise<T>): Promise<T> {
     return withDeadline(this, what, this.#patience.answerMs, operation);
   }

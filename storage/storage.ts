@@ -86,6 +86,8 @@ export interface Storage {
   addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string>;
   /** Every backup of a host, oldest first. */
   hostBackups(): Promise<readonly HostBackupEntry[]>;
+  /** Removes the backup of a host, for good. Rejects with BACKUP_NOT_FOUND. */
+  deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void>;
 }
 
 /** The backup of a host's definitions. */

@@ -4,10 +4,12 @@ import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { styled } from '../output.ts';
 import { changing } from '../session.ts';
+import { deleteHost } from './hostBackups.ts';
 
 /** `stillpoint delete BACKUP`: every copy of it, or none where one of them is protected. */
-export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
-  changing(cli, async ({ agent, interruption }) => {
+export const deleteBackup: RunVerb = (cli, [reference = ''], options) => {
+  if (options.flag('host')) return deleteHost(cli, reference, options);
+  return changing(cli, async ({ agent, interruption }) => {
     // A copy in a storage that does not answer would stay: then nothing is deleted.
     const backup = await backupOfEntry(agent, await findBackup(cli, agent.backups, reference), (_, error) => {
       throw error;
@@ -30,3 +32,4 @@ export const deleteBackup: RunVerb = (cli, [reference = ''], options) =>
     else cli.terminal.out('deleted');
     return 0;
   });
+};

@@ -49,7 +49,8 @@ export function listHosts(cli: Cli): Promise<ExitCode> {
   });
 }
 
-async function entriesOf(
+/** Every backup of a host in every storage, oldest first; a storage that does not answer is told. */
+export async function entriesOf(
   cli: Cli,
   agent: Agent,
 ): Promise<{ readonly entries: readonly HostBackupEntry[]; readonly code: ExitCode }> {

@@ -12,10 +12,12 @@ import { CliError } from '../errors.ts';
 import type { Options } from '../options.ts';
 import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
+import { restoreHost } from './hostBackups.ts';
 
 /** `stillpoint restore BACKUP`: plan, question, work. */
-export const restore: RunVerb = (cli, [backup = ''], options) =>
-  changing(cli, async ({ agent, view, interruption }) => {
+export const restore: RunVerb = (cli, [backup = ''], options) => {
+  if (options.flag('host')) return restoreHost(cli, backup, directoryOf(options));
+  return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);
     const plan = await agent.planRestore({ backup, ...requestOf(options) });
@@ -42,6 +44,14 @@ export const restore: RunVerb = (cli, [backup = ''], options) =>
     }
     return code;
   });
+};
+
+/** @throws CliError USAGE */
+function directoryOf(options: Options): string {
+  const to = options.text('to');
+  if (to !== undefined) return to;
+  throw new CliError('USAGE', 'a backup of a host is restored as files', 'give the directory: --to DIR');
+}
 
 function requestOf(options: Options): RestoreRequest {
   const start = options.text('start');

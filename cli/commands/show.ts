@@ -14,11 +14,13 @@ import {
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
+import { showHost } from './hostBackups.ts';
 import { restoreByHand } from '../restoreByHand.ts';
 
 /** `stillpoint show BACKUP`. */
-export const show: RunVerb = (cli, [reference = '']) =>
-  reading(cli, async ({ agent }) => {
+export const show: RunVerb = (cli, [reference = ''], options) => {
+  if (options.flag('host')) return showHost(cli, reference);
+  return reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
     const backup = await backupOfEntry(
       agent,
@@ -29,6 +31,7 @@ export const show: RunVerb = (cli, [reference = '']) =>
     else printBackup(cli, backup);
     return backup.state === 'Active' ? unreachable.code : 5;
   });
+};
 
 function printBackup(cli: Cli, backup: Backup): void {
   const { terminal } = cli;

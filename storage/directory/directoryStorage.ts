@@ -39,7 +39,7 @@ import {
   resolveRoot,
 } from './entries.ts';
 import { selectEntry } from './find.ts';
-import { addHostBackup, hostBackups } from './hostBackups.ts';
+import { addHostBackup, deleteHostBackup, hostBackups } from './hostBackups.ts';
 import {
   deletingDirectoryName,
   encodeMachineName,
@@ -263,6 +263,10 @@ export class DirectoryStorage implements Storage {
 
   hostBackups(): Promise<readonly HostBackupEntry[]> {
     return this.#run('listing the backups of hosts', (root) => hostBackups(this.name, root));
+  }
+
+  deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void> {
+    return this.#run('removing the backup of a host', (root) => deleteHostBackup(root, entry));
   }
 
   async partials(): Promise<readonly PartialBackup[]> {

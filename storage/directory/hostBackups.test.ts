@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, stat, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readdir, stat, utimes, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import t from 'tap';
 import { newId } from '../../common/ids.ts';
 import { type HostManifest, hostManifestVersion } from '../hostManifest.ts';
@@ -60,3 +60,39 @@ void t.test('a failure leaves nothing, and damage is seen', async (t) => {
   await mkdir(join(root, '~hosts/node%2F1/20261120T151524.000Z'));
   t.match(await storage.hostBackups(), [{}, { manifest: null, problem: /host.json/ }]);
 });
+
+void t.test(
+  'it can be deleted, a deletion that was interrupted is finished, and nothing else goes',
+  async (t) => {
+    const root = t.testdir();
+    const storage = new DirectoryStorage({ name: 'local', path: root });
+    const { manifest, files } = described();
+    const directory = await storage.addHostBackup(manifest, files);
+    await mkdir(join(root, 'web-1/20261120T151523.123Z'), { recursive: true });
+    for (const elsewhere of [root, join(root, '~hosts/node%2F1'), join(root, 'web-1/20261120T151523.123Z')])
+      await t.rejects(storage.deleteHostBackup({ directory: elsewhere }), { code: 'BACKUP_NOT_FOUND' });
+    await storage.deleteHostBackup({ directory });
+    t.same(await storage.hostBackups(), []);
+    t.same(await readdir(join(root, '~hosts/node%2F1')), []);
+    await t.rejects(storage.deleteHostBackup({ directory }), { code: 'BACKUP_NOT_FOUND' });
+    await mkdir(join(root, '~hosts/node%2F1/.deleting-20261120T151523.123Z'));
+    await storage.addHostBackup(manifest, files);
+    t.same(await readdir(join(root, '~hosts/node%2F1')), ['20261120T151523.123Z']);
+  },
+);
+
+void t.test(
+  'what a killed writer has left goes with the next one, and what is being written stays',
+  async (t) => {
+    const root = t.testdir();
+    const storage = new DirectoryStorage({ name: 'local', path: root });
+    const { manifest, files } = described();
+    const parent = join(root, '~hosts/node%2F1');
+    const [dead, living] = [join(parent, `.partial-${newId()}`), join(parent, `.partial-${newId()}`)];
+    for (const directory of [dead, living]) await mkdir(directory, { recursive: true });
+    const longAgo = Date.now() / 1000 - 4000;
+    await utimes(dead, longAgo, longAgo);
+    await storage.addHostBackup(manifest, files);
+    t.same((await readdir(parent)).toSorted(), [basename(living), '20261120T151523.123Z']);
+  },
+);

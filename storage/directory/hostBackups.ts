@@ -1,5 +1,5 @@
-import { mkdir, readFile, rename } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readFile, rename, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { createHash } from 'node:crypto';
 import { messageOf } from '../../common/errors.ts';
 import {
@@ -19,7 +19,16 @@ import {
 } from '../hostManifest.ts';
 import type { HostBackupEntry } from '../storage.ts';
 import { directoriesIn } from './entries.ts';
-import { encodeMachineName, partialDirectoryName } from './names.ts';
+import {
+  deletingDirectoryName,
+  encodeMachineName,
+  isDeletingDirectory,
+  jobIdOfPartial,
+  partialDirectoryName,
+} from './names.ts';
+
+/** Definitions are written within seconds: a partial directory that did not change for so long is nobody's. */
+const livingMs = 3_600_000;
 
 /** No machine's directory can have this name: `~` is encoded in those. */
 const hostsDirectory = '~hosts';
@@ -39,6 +48,7 @@ export async function addHostBackup(
   const directory = join(parent, formatPointInTime(new Date(manifest.pointInTime)));
   if (await exists(directory))
     throw new StorageError('BACKUP_EXISTS', `${directory} is there already`, { retryable: true });
+  await removeLeftovers(root, parent);
   const partial = join(parent, partialDirectoryName(manifest.id));
   await mkdir(partial, { mode: 0o700 });
   try {
@@ -57,6 +67,37 @@ export async function addHostBackup(
   }
   await fsyncDirectory(parent);
   return directory;
+}
+
+/**
+ * Removes the backup of a host, for good. Repeating it after a crash finishes the work.
+ * @throws StorageError BACKUP_NOT_FOUND
+ */
+export async function deleteHostBackup(
+  root: string,
+  { directory }: Pick<HostBackupEntry, 'directory'>,
+): Promise<void> {
+  const parent = dirname(directory);
+  const isOurs = dirname(dirname(parent)) === root && basename(dirname(parent)) === hostsDirectory;
+  if (!isOurs || parsePointInTime(basename(directory)) === null || !(await exists(directory)))
+    throw new StorageError('BACKUP_NOT_FOUND', `${directory} is no backup of a host`, {
+      hint: 'stillpoint list --host',
+    });
+  const deleting = join(parent, deletingDirectoryName(basename(directory)));
+  await removeTree(deleting, { root });
+  await rename(directory, deleting);
+  await fsyncDirectory(parent);
+  await removeTree(deleting, { root });
+}
+
+/** What a writer that was killed has left, and deletions that a crash interrupted. */
+async function removeLeftovers(root: string, parent: string): Promise<void> {
+  for (const name of await directoriesIn(parent)) {
+    const path = join(parent, name);
+    const isPartial = jobIdOfPartial(name) !== null;
+    if (isPartial && Date.now() - (await stat(path)).mtimeMs < livingMs) continue;
+    if (isPartial || isDeletingDirectory(name)) await removeTree(path, { root });
+  }
 }
 
 /** Every backup of a host, oldest first; each file of it is read and compared. */

@@ -49,7 +49,7 @@ void t.test(
     const result = await agent.run(['backup', '--host', '--json']);
     t.equal(result.exitCode, 0, result.stderr);
     const { items, storages } = answer.parse(result.json());
-    const directory = storages[0]?.directory ?? '';
+    let directory = storages[0]?.directory ?? '';
     const fileOf = (kind: string, name: string): string =>
       path.join(directory, items.find((item) => item.kind === kind && item.name === name)?.file ?? 'missing');
 
@@ -95,6 +95,34 @@ void t.test(
       await lab.virsh('define', fileOf('machine', 'sp-host'));
       t.match(await lab.virsh('net-list', '--all', '--name'), /sp-net/);
       t.match(await lab.virsh('list', '--all', '--name'), /sp-host/);
+    });
+
+    await t.test('it is shown, restored as files, and pruned by the rules for hosts', async (t) => {
+      const host = z.object({ host: z.object({ name: z.string() }), id: z.string() }).parse(result.json());
+      const reference = `${host.host.name}@latest`;
+      t.match((await agent.run(['show', '--host', reference])).stdout, /network +sp-net/);
+      const to = path.join(lab.root, 'tmp/restored');
+      t.equal((await agent.run(['restore', '--host', reference])).exitCode, 2);
+      t.equal((await agent.run(['restore', '--host', reference, '--to', to])).exitCode, 0);
+      for (const { file } of items)
+        t.equal(
+          await readFile(path.join(to, file), 'utf8'),
+          await readFile(path.join(directory, file), 'utf8'),
+        );
+      t.equal(
+        (await agent.run(['restore', '--host', reference, '--to', to])).exitCode,
+        1,
+        'nothing is overwritten',
+      );
+      const second = answer.parse((await agent.run(['backup', '--host', '--json'])).json()).storages[0]
+        ?.directory;
+      t.match((await agent.run(['prune', '--host', '--yes'])).stdout, /removed 0 of 2/);
+      await agent.configure({ rest: { hostBackups: { keep: { last: 1 } } } });
+      t.match((await agent.run(['prune', '--host', '--dry-run'])).stdout, /no rule keeps it/);
+      t.match((await agent.run(['prune', '--host', '--yes'])).stdout, /removed 1 of 2/);
+      t.same(await readdir(path.dirname(directory)), [path.basename(second ?? '')], 'the newest stays');
+      t.equal((await agent.run(['delete', '--host', host.id, '--yes'])).exitCode, 4, 'the other one is gone');
+      directory = second ?? '';
     });
 
     await t.test('a file that was changed shows', async (t) => {
