@@ -119,6 +119,8 @@ async function prepare(lab: Lab, agent: LabAgent, foreign: string): Promise<stri
   });
   await machine.waitUntilWriting({ rounds: 20 });
   await ours(agent, ['backup', machine.name, '--mode', 'disk']);
+  // virtnbdbackup refuses a machine that has checkpoints of others.
+  await ours(agent, ['release', machine.name]);
   await shell(lab, 'virtnbdbackup -d "$1" -l full -o "$2" >/dev/null 2>&1', machine.name, foreign);
   await machine.destroy();
   const { stdout } = await lab.run('find', [agent.storageDir, '-name', 'sp-bench-vda.qcow2.*Z']);
