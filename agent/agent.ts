@@ -1,19 +1,12 @@
 import { dirname } from 'node:path';
 import { type Config, emptyPolicy } from '../config/schema.ts';
-import { assertNever } from '../common/errors.ts';
-import { freeBytes } from '../common/files.ts';
 import { newId } from '../common/ids.ts';
-import { formatBytes } from '../common/units.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
-import { backupJob } from './backup/backupJob.ts';
 import { type BackupFacts, backupFactsSchema } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
-import { liveJob } from './backup/liveJob.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
-import { readJob } from './backup/readJob.ts';
 import { planReading } from './backup/readPlanning.ts';
 import { type BackupRequest, decideBackup, type DecidedBackup, groupOf } from './backupRequests.ts';
-import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
@@ -23,22 +16,13 @@ import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
-import type { JobDefinition } from './jobs/step.ts';
 import { waitForTurn } from './jobs/turns.ts';
 import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
-import { bootJob } from './restore/bootJob.ts';
-import {
-  type BootFacts,
-  bootFactsSchema,
-  type BootPlan,
-  type BootRequest,
-  planBoot,
-} from './restore/bootPlan.ts';
+import { bootFactsSchema, type BootPlan, type BootRequest, planBoot } from './restore/bootPlan.ts';
 import type { RestoreErrorCode } from './restore/errors.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
 import { planRestore } from './restore/planner.ts';
 import type { RestoreRequest } from './restore/request.ts';
-import { restoreJob } from './restore/restoreJob.ts';
 import { planLineages } from './retain/lineage.ts';
 import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
@@ -48,6 +32,7 @@ import { planSave } from './snapshot/preflight.ts';
 import type { SavePlan } from './snapshot/plan.ts';
 import type { ReadPlan } from './snapshot/readPlan.ts';
 import { Together } from './snapshot/together.ts';
+import { JobKinds } from './jobKinds.ts';
 import { Pruner } from './pruning.ts';
 import { StoredBackups } from './storedBackups.ts';
 
@@ -72,9 +57,6 @@ const bootDirectory = '/var/tmp';
 /** So long the machines of a group may stand still until all have begun; it takes a few tenths of a second. */
 const groupPauseMaxMs = 30_000;
 
-/** A journal that cannot be written would stop a job in its pause. */
-const journalBytesMin = 16 * 1024 * 1024;
-
 export interface AgentParts {
   readonly config: Config;
   readonly configPath: string;
@@ -93,10 +75,12 @@ export class Agent {
   readonly parts: AgentParts;
   readonly backups: StoredBackups;
   readonly pruner: Pruner;
+  readonly #kinds: JobKinds;
 
   constructor(parts: AgentParts) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
+    this.#kinds = new JobKinds(parts, (name) => this.storage(name));
     this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
 
@@ -124,14 +108,14 @@ export class Agent {
     const storages = settings.storages.map((name) => this.storage(name));
     const about = { jobId: newId(), machineUuid: machine.uuid };
     if (settings.mode === 'save') {
-      const ramDiskReservedBytes = this.#ramDiskReservedBytes();
+      const ramDiskReservedBytes = this.#kinds.ramDiskReservedBytes();
       const checkpoint = settings.incremental ? checkpointNameOf(about.jobId) : null;
       const plan = await planSave(hypervisor, { ...about, ...settings, checkpoint, ramDiskReservedBytes });
       const warnings = await requireStorages(storages, plan);
       return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
     }
     if (settings.mode === 'live') {
-      const ramDiskReservedBytes = this.#ramDiskReservedBytes();
+      const ramDiskReservedBytes = this.#kinds.ramDiskReservedBytes();
       const seen = await planLive(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
       const plan = await planLineages(hypervisor, seen, storages, { backupId: about.jobId, ...settings });
       const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
@@ -154,16 +138,16 @@ export class Agent {
     const known = { backupId: newId(), machine, bootId: currentBootId(), warnings: [] };
     const { engine } = this.parts;
     if (settings.mode === 'live')
-      return engine.create(this.#liveJob(), { ...about, facts: { ...known, settings } });
+      return engine.create(this.#kinds.live(), { ...about, facts: { ...known, settings } });
     return settings.mode === 'save'
-      ? engine.create(this.#backupJob(), { ...about, facts: { ...known, settings } })
-      : engine.create(this.#readJob(), { ...about, facts: { ...known, settings } });
+      ? engine.create(this.#kinds.backup(), { ...about, facts: { ...known, settings } })
+      : engine.create(this.#kinds.read(), { ...about, facts: { ...known, settings } });
   }
 
   /** A request with everything decided; its storages exist. */
   async #decide(request: BackupRequest): Promise<DecidedBackup> {
     const storage = (name: string): Storage => this.storage(name);
-    const ramDiskReservedBytes = (): number => this.#ramDiskReservedBytes();
+    const ramDiskReservedBytes = (): number => this.#kinds.ramDiskReservedBytes();
     return decideBackup(request, { ...this.parts, storage, ramDiskReservedBytes });
   }
 
@@ -182,7 +166,7 @@ export class Agent {
       pullDeadlineMs: deadlines.mergeSeconds * 1000,
       bootId: currentBootId(),
     };
-    return this.parts.engine.create(this.#restoreJob(), {
+    return this.parts.engine.create(this.#kinds.restore(), {
       id: plan.jobId,
       // Files alone concern no machine: the job gets a place of its own.
       machineUuid: plan.machine.uuid,
@@ -208,7 +192,7 @@ export class Agent {
   /** Writes the start of a backup in isolation down; `run` does it, and stores the result beside the backup. */
   createBoot(plan: BootPlan): JobRow {
     const { deadlines } = this.parts.config.policies['default'] ?? emptyPolicy();
-    return this.parts.engine.create(this.#bootJob(), {
+    return this.parts.engine.create(this.#kinds.boot(), {
       id: plan.jobId,
       machineUuid: plan.machine.uuid,
       machineName: plan.machine.name,
@@ -220,21 +204,6 @@ export class Agent {
   #waitForTurn(job: JobRow): Promise<void> {
     const { journal, config } = this.parts;
     return waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
-  }
-
-  #restoreJob(): JobDefinition<RestoreFacts> {
-    const { hypervisor } = this.parts;
-    return restoreJob({ hypervisor, storage: (name) => this.storage(name) });
-  }
-
-  #bootJob(): JobDefinition<BootFacts> {
-    return bootJob({
-      hypervisor: this.parts.hypervisor,
-      store: async ({ backup }, result, picture) => {
-        const storage = this.storage(backup.storage);
-        await storage.addVerification(await storage.find(backup.id), result, picture);
-      },
-    });
   }
 
   /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
@@ -276,7 +245,7 @@ export class Agent {
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
     await this.#waitForTurn(job);
-    const row = await this.#runner(job).run(job.id);
+    const row = await this.#kinds.runner(job).run(job.id);
     return (await this.#fallBack(row)) ?? row;
   }
 
@@ -293,7 +262,7 @@ export class Agent {
     } catch (error) {
       for (const { id } of created) {
         this.parts.journal.requestCancel(id);
-        await this.parts.engine.run(this.#readJob(), id);
+        await this.parts.engine.run(this.#kinds.read(), id);
       }
       throw error;
     }
@@ -310,7 +279,7 @@ export class Agent {
     });
     return Promise.all(
       jobs.map(async ({ id, machineName }) => {
-        const row = await engine.run(this.#readJob(together), id);
+        const row = await engine.run(this.#kinds.read(together), id);
         if (row.error !== null) together.fail(machineName, row.error);
         else if (row.state !== 'finished') together.fail(machineName, new Error(`it was ${row.state}`));
         return row;
@@ -353,7 +322,7 @@ export class Agent {
     const recovered = await Promise.all(
       jobs.map(async (job) => {
         try {
-          return await this.#runner(job).recover(job.id);
+          return await this.#kinds.runner(job).recover(job.id);
         } catch (error) {
           this.parts.report(job.id, error);
           return undefined;
@@ -380,7 +349,7 @@ export class Agent {
    */
   async retry(id: string): Promise<JobRow> {
     const job = this.parts.journal.get(id);
-    const row = job.holdsMachine ? await this.#runner(job).recover(job.id) : undefined;
+    const row = job.holdsMachine ? await this.#kinds.runner(job).recover(job.id) : undefined;
     if (row !== undefined) return row;
     throw new JobError(
       'JOB_STATE_INVALID',
@@ -405,110 +374,7 @@ export class Agent {
       });
     }
     this.parts.journal.requestCancel(job.id);
-    const row = await this.#runner(job).recover(job.id);
+    const row = await this.#kinds.runner(job).recover(job.id);
     return row ?? this.parts.journal.get(job.id);
   }
-
-  #backupJob(): JobDefinition<BackupFacts> {
-    const { hypervisor, journal } = this.parts;
-    const storage = (name: string): Storage => this.storage(name);
-    return backupJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
-      ramDiskReservedBytes: (jobId) => this.#ramDiskReservedBytes(jobId),
-      checkStorages: async (facts, plan) => {
-        await this.#requireJournalSpace();
-        return requireStorages(facts.settings.storages.map(storage), plan);
-      },
-      allStorages: () => [...this.parts.storages.values()],
-    });
-  }
-
-  #readJob(together?: Together): JobDefinition<ReadFacts> {
-    const { hypervisor, journal } = this.parts;
-    const storage = (name: string): Storage => this.storage(name);
-    return readJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
-      checkStorages: async (facts, plan) => {
-        await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(storage), plan);
-      },
-      planLineages: ({ backupId, settings }, plan) =>
-        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
-      allStorages: () => [...this.parts.storages.values()],
-      together,
-    });
-  }
-
-  #liveJob(): JobDefinition<LiveFacts> {
-    const { hypervisor, journal } = this.parts;
-    const storage = (name: string): Storage => this.storage(name);
-    return liveJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
-      ramDiskReservedBytes: (jobId) => this.#ramDiskReservedBytes(jobId),
-      checkStorages: async (facts, plan) => {
-        await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(storage), plan, plan.memoryBytes);
-      },
-      planLineages: ({ backupId, settings }, plan) =>
-        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
-      allStorages: () => [...this.parts.storages.values()],
-    });
-  }
-
-  #ramDiskReservedBytes(exceptJobId?: string): number {
-    const others = this.parts.journal.holding().filter(({ id }) => id !== exceptJobId);
-    return plannedRamDiskBytes(others.flatMap((job) => ramDiskUseSchema.safeParse(job.record).data ?? []));
-  }
-
-  async #requireJournalSpace(): Promise<void> {
-    const { stateDir } = this.parts.config.agent;
-    const free = await freeBytes(stateDir);
-    if (free >= journalBytesMin) return;
-    throw new JobError(
-      'JOURNAL_UNUSABLE',
-      `the file system of the journal has ${formatBytes(free)} free, a job needs ${formatBytes(journalBytesMin)}`,
-      {
-        hint: `df -h ${stateDir}`,
-        retryable: true,
-      },
-    );
-  }
-
-  #runner(job: Pick<JobRow, 'kind' | 'record'>): JobRunner {
-    const { engine } = this.parts;
-    const { kind } = job;
-    switch (kind) {
-      case 'backup':
-        // A record that neither can read is parked by the engine.
-        if (liveFactsSchema.safeParse(job.record).success) return runnerOf(engine, this.#liveJob());
-        return readFactsSchema.safeParse(job.record).success
-          ? runnerOf(engine, this.#readJob())
-          : runnerOf(engine, this.#backupJob());
-      case 'restore':
-        return runnerOf(engine, this.#restoreJob());
-      case 'verify':
-        return runnerOf(engine, this.#bootJob());
-      default:
-        return assertNever(kind);
-    }
-  }
-}
-
-/** The engine with one kind of job. */
-interface JobRunner {
-  run(jobId: string): Promise<JobRow>;
-  recover(jobId: string): Promise<JobRow | undefined>;
-}
-
-function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobRunner {
-  return {
-    run: (jobId) => engine.run(definition, jobId),
-    recover: (jobId) => engine.recover(definition, jobId),
-  };
 }

@@ -1,0 +1,162 @@
+import { assertNever } from '../common/errors.ts';
+import { freeBytes } from '../common/files.ts';
+import { formatBytes } from '../common/units.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { AgentParts } from './agent.ts';
+import { backupJob } from './backup/backupJob.ts';
+import type { BackupFacts } from './backup/facts.ts';
+import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
+import { liveJob } from './backup/liveJob.ts';
+import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
+import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
+import { readJob } from './backup/readJob.ts';
+import type { Engine } from './jobs/engine.ts';
+import { JobError } from './jobs/errors.ts';
+import type { JobRow } from './jobs/job.ts';
+import type { JobDefinition } from './jobs/step.ts';
+import { bootJob } from './restore/bootJob.ts';
+import type { BootFacts } from './restore/bootPlan.ts';
+import type { RestoreFacts } from './restore/plan.ts';
+import { restoreJob } from './restore/restoreJob.ts';
+import { planLineages } from './retain/lineage.ts';
+import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import type { Together } from './snapshot/together.ts';
+
+/** A journal that cannot be written would stop a job in its pause. */
+const journalBytesMin = 16 * 1024 * 1024;
+
+/** The engine with one kind of job. */
+export interface JobRunner {
+  run(jobId: string): Promise<JobRow>;
+  recover(jobId: string): Promise<JobRow | undefined>;
+}
+
+function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobRunner {
+  return {
+    run: (jobId) => engine.run(definition, jobId),
+    recover: (jobId) => engine.recover(definition, jobId),
+  };
+}
+
+/** The kinds of jobs that an agent has, each with what it needs of its host. */
+export class JobKinds {
+  readonly #parts: AgentParts;
+  readonly #storage: (name: string) => Storage;
+
+  /** @param storage throws for a storage that is not configured */
+  constructor(parts: AgentParts, storage: (name: string) => Storage) {
+    this.#parts = parts;
+    this.#storage = storage;
+  }
+
+  /** What runs or recovers a job of its kind. */
+  runner(job: Pick<JobRow, 'kind' | 'record'>): JobRunner {
+    const { engine } = this.#parts;
+    const { kind } = job;
+    switch (kind) {
+      case 'backup':
+        // A record that neither can read is parked by the engine.
+        if (liveFactsSchema.safeParse(job.record).success) return runnerOf(engine, this.live());
+        return readFactsSchema.safeParse(job.record).success
+          ? runnerOf(engine, this.read())
+          : runnerOf(engine, this.backup());
+      case 'restore':
+        return runnerOf(engine, this.restore());
+      case 'verify':
+        return runnerOf(engine, this.boot());
+      default:
+        return assertNever(kind);
+    }
+  }
+
+  /** A backup in mode `save`. */
+  backup(): JobDefinition<BackupFacts> {
+    const { hypervisor, journal } = this.#parts;
+    const storage = this.#storage;
+    return backupJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStorages(facts.settings.storages.map(storage), plan);
+      },
+      allStorages: () => [...this.#parts.storages.values()],
+    });
+  }
+
+  /** A backup in mode `disk` or `offline`. */
+  read(together?: Together): JobDefinition<ReadFacts> {
+    const { hypervisor, journal } = this.#parts;
+    const storage = this.#storage;
+    return readJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStoragesForRead(facts.settings.storages.map(storage), plan);
+      },
+      planLineages: ({ backupId, settings }, plan) =>
+        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
+      allStorages: () => [...this.#parts.storages.values()],
+      together,
+    });
+  }
+
+  /** A backup in mode `live`. */
+  live(): JobDefinition<LiveFacts> {
+    const { hypervisor, journal } = this.#parts;
+    const storage = this.#storage;
+    return liveJob({
+      hypervisor,
+      storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
+      checkStorages: async (facts, plan) => {
+        await this.#requireJournalSpace();
+        return requireStoragesForRead(facts.settings.storages.map(storage), plan, plan.memoryBytes);
+      },
+      planLineages: ({ backupId, settings }, plan) =>
+        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
+      allStorages: () => [...this.#parts.storages.values()],
+    });
+  }
+
+  /** What the unfinished jobs are still going to write to the RAM disk. */
+  ramDiskReservedBytes(exceptJobId?: string): number {
+    const others = this.#parts.journal.holding().filter(({ id }) => id !== exceptJobId);
+    return plannedRamDiskBytes(others.flatMap((job) => ramDiskUseSchema.safeParse(job.record).data ?? []));
+  }
+
+  async #requireJournalSpace(): Promise<void> {
+    const { stateDir } = this.#parts.config.agent;
+    const free = await freeBytes(stateDir);
+    if (free >= journalBytesMin) return;
+    throw new JobError(
+      'JOURNAL_UNUSABLE',
+      `the file system of the journal has ${formatBytes(free)} free, a job needs ${formatBytes(journalBytesMin)}`,
+      {
+        hint: `df -h ${stateDir}`,
+        retryable: true,
+      },
+    );
+  }
+
+  restore(): JobDefinition<RestoreFacts> {
+    const { hypervisor } = this.#parts;
+    return restoreJob({ hypervisor, storage: this.#storage });
+  }
+
+  /** The start of a backup in isolation. */
+  boot(): JobDefinition<BootFacts> {
+    return bootJob({
+      hypervisor: this.#parts.hypervisor,
+      store: async ({ backup }, result, picture) => {
+        const storage = this.#storage(backup.storage);
+        await storage.addVerification(await storage.find(backup.id), result, picture);
+      },
+    });
+  }
+}
