@@ -12,6 +12,8 @@ const name = 'sp-history';
 const mib = 1024 * 1024;
 /** The writer's part of each volume ends here. */
 const ringEndMiB = 17;
+/** Most changes begin in this much behind it. */
+const hotMiB = 4;
 
 export type Victim = 'agent' | 'libvirtd' | 'qemu';
 export type Mode = 'disk' | 'live' | 'save' | 'offline';
@@ -83,6 +85,9 @@ export class HistoryStage implements AsyncDisposable {
     return this.#machine.volumes.map(({ target }) => target);
   }
 
+  /** Volumes that were stored as increments, and compared. */
+  increments = 0;
+
   /** True once there is something to restore. */
   get hasBackup(): boolean {
     return this.#references.size > 0;
@@ -117,7 +122,9 @@ export class HistoryStage implements AsyncDisposable {
     const lengthKiB = Math.max(unitKiB, Math.floor((this.#random() ** 3 * 4096) / unitKiB) * unitKiB);
     const units = Math.floor((sizeKiB - fromKiB - lengthKiB) / unitKiB);
     if (units < 1) return `write -P 9 ${fromKiB}k 512`;
-    const where = `${(fromKiB + this.#upTo(units) * unitKiB) * 1024} ${lengthKiB * 1024}`;
+    // Mostly where others wrote: what an increment misses shows only over something.
+    const hotUnits = this.#random() < 0.75 ? Math.min(units, (hotMiB * 1024) / unitKiB) : units;
+    const where = `${(fromKiB + this.#upTo(hotUnits) * unitKiB) * 1024} ${lengthKiB * 1024}`;
     const kind = this.#random();
     if (kind < 0.55) return `write -P ${1 + this.#upTo(254)} ${where}`;
     if (kind < 0.7) return `write -z ${where}`;
@@ -285,6 +292,7 @@ export class HistoryStage implements AsyncDisposable {
     );
     for (const { target, virtualSizeBytes, read, reason } of volumes) {
       t.equal(virtualSizeBytes, references.get(target)?.sizeBytes, `the size of ${target}`);
+      if (read === 'increment') this.increments += 1;
       const how = `${target} in ${backup.directory} (${read}${reason === undefined ? '' : `: ${reason}`})`;
       await this.#compare(t, artifact(backup, target), references.get(target), how);
     }
