@@ -14,7 +14,7 @@ import { readInFull } from '../retain/lineage.ts';
 import { describeBackup } from '../retain/manifest.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { retainLive } from '../retain/retainLive.ts';
-import { gatherExtras } from '../snapshot/extras.ts';
+import { copyTpmState, gatherExtras } from '../snapshot/extras.ts';
 import type { ChangingVolume } from '../retain/retainVolume.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { readOwnerSettings } from '../snapshot/guard.ts';
@@ -146,6 +146,7 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
       await copyFile(source, file);
       await fsyncFile(file);
     }
+    await copyTpmState(plan);
     context.learn({ frozen: await frozenMarks(plan), pointInTime: at, pauseMs: facts.pauseMs ?? null });
   };
 

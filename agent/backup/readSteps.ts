@@ -14,7 +14,7 @@ import type { Step, StepContext } from '../jobs/step.ts';
 import { describeReadBackup } from '../retain/manifest.ts';
 import { readInFull } from '../retain/lineage.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
-import { gatherExtras } from '../snapshot/extras.ts';
+import { copyTpmState, gatherExtras } from '../snapshot/extras.ts';
 import { retainRead, type RetainedChanges } from '../retain/retainRead.ts';
 import type { ChangingVolume } from '../retain/retainVolume.ts';
 import { ImageExport } from '../snapshot/imageExport.ts';
@@ -97,6 +97,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     await writeFileDurable(definitionFileOf(plan), definition, { mode: 0o600 });
     if (plan.template !== true) await gatherExtras(hypervisor, plan);
     const { at, pauseMs, freeze } = await makePoint(dependencies, context, plan);
+    await copyTpmState(plan);
     if (plan.nvram !== null) {
       await copyFile(plan.nvram.source, plan.nvram.file);
       await fsyncFile(plan.nvram.file);

@@ -9,7 +9,6 @@ const removedDevices = [
   'shmem',
   'redirdev',
   'redirfilter',
-  'tpm',
   'lease',
   'vsock',
   'crypto',
@@ -30,6 +29,7 @@ export function isolate(root: Element, volumes: readonly string[], serialLog: st
   for (const memory of children(devices, 'memory'))
     if (child(memory, 'source', 'path') !== undefined) removeElement(memory);
   for (const disk of children(devices, 'disk')) isolateDisk(disk, volumes);
+  for (const tpm of children(devices, 'tpm')) isolateTpm(tpm);
   for (const nic of children(devices, 'interface')) disconnect(nic);
   for (const graphics of children(devices, 'graphics')) closeGraphics(graphics);
   for (const [index, serial] of children(devices, 'serial').entries())
@@ -71,6 +71,14 @@ function disconnect(nic: Element): void {
   // Of the driver only what the guest sees.
   for (const driver of children(nic, 'driver')) driver.removeAttribute('name');
   appendElement(nic, 'link').setAttribute('state', 'down');
+}
+
+/** One that libvirt emulates is new for each machine, and gone with it; a memory state brings its own. */
+function isolateTpm(tpm: Element): void {
+  const backend = child(tpm, 'backend');
+  if (backend === undefined || attribute(backend, 'type') !== 'emulator') return removeElement(tpm);
+  backend.removeAttribute('persistent_state');
+  for (const element of children(backend)) removeElement(element);
 }
 
 function closeGraphics(graphics: Element): void {

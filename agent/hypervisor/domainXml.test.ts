@@ -64,7 +64,7 @@ void t.test('what libvirt printed is written back with the same meaning and the 
 
 void t.test('a live definition reads as plain data', async (t) => {
   const xml = DomainXml.parse(await fixture('web-1.live'));
-  t.match(xml, { name: 'web-1', uuid: '4e9f2d51-6b1a-4c57-8b19-0f3d1a2b3c4d', type: 'qemu', hasTpm: false });
+  t.match(xml, { name: 'web-1', uuid: '4e9f2d51-6b1a-4c57-8b19-0f3d1a2b3c4d', type: 'qemu', tpm: undefined });
   t.equal(xml.memoryBytes, 96 * 1024 * 1024);
   t.same([xml.nvram, xml.hostDevices], [undefined, []]);
   t.same(xml.liveChain('vda'), [

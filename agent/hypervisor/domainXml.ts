@@ -140,8 +140,10 @@ export class DomainXml {
     return undefined;
   }
 
-  get hasTpm(): boolean {
-    return child(this.#devices, 'tpm') !== undefined;
+  /** `emulator` (swtpm), `passthrough`, `external`, … */
+  get tpm(): { readonly backend: string } | undefined {
+    const tpm = child(this.#devices, 'tpm');
+    return tpm === undefined ? undefined : { backend: attribute(child(tpm, 'backend'), 'type') ?? 'unknown' };
   }
 
   /** Devices that prevent a save of the memory state. */

@@ -49,6 +49,12 @@ export async function findConflicts(
       kind: 'nvram',
       message: `${plan.nvram.path} is replaced; ${fate('the present one', plan.nvram.safetyCopy)}`,
     });
+  for (const { path, existed, safetyCopy } of plan.extras)
+    if (existed)
+      conflicts.push({
+        kind: 'path',
+        message: `${path} is replaced; ${fate('the present one', safetyCopy)}`,
+      });
   if (plan.linksDown) {
     conflicts.push({
       kind: 'network',

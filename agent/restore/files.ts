@@ -37,7 +37,8 @@ export function replacementsOf(plan: RestorePlan): readonly Replacement[] {
     presentOwner,
   }));
   const nvram = plan.nvram === null ? [] : [{ ...plan.nvram, place: plan.nvram.path, presentOwner: null }];
-  return [...volumes, ...nvram, ...plainFilesOf(plan)];
+  const extras = plan.extras.map((extra) => ({ ...extra, place: extra.path, presentOwner: null }));
+  return [...volumes, ...nvram, ...extras, ...plainFilesOf(plan)];
 }
 
 /** What a restore of files puts beside the images: memory state and definition, as they were stored. */

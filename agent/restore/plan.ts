@@ -40,6 +40,18 @@ export const restoredVolumeSchema = z.object({
   presentOwner: z.object({ uid: z.number(), gid: z.number() }).nullable(),
 });
 
+/** A file that is put in place beside the volumes. */
+export const restoredExtraSchema = z.object({
+  artifact,
+  path: z.string(),
+  staged: z.string(),
+  kept: z.string(),
+  existed: z.boolean(),
+  safetyCopy: z.string().nullable(),
+  /** Permission bits that it gets; it is root's. */
+  mode: z.number(),
+});
+
 /** Something that the restore changes or that stands in its way, for the operator to see before it happens. */
 export const conflictSchema = z.object({
   kind: z.enum(['machine', 'volumes', 'definition', 'path', 'nvram', 'mac', 'secrets', 'network']),
@@ -79,6 +91,8 @@ export const restorePlanSchema = z.object({
       safetyCopy: z.string().nullable().default(null),
     })
     .nullable(),
+  /** What else is put in place: a TPM's state, a kernel. */
+  extras: z.array(restoredExtraSchema).default([]),
   definition: artifact,
   /** Where the definition that is replaced is kept after the restore has succeeded. It holds secrets. */
   definitionSafetyCopy: z.string().nullable().default(null),
@@ -106,6 +120,7 @@ export const restorePlanSchema = z.object({
 });
 
 export type RestorePlan = z.infer<typeof restorePlanSchema>;
+export type RestoredExtra = z.infer<typeof restoredExtraSchema>;
 export type RestoredVolume = z.infer<typeof restoredVolumeSchema>;
 export type Conflict = z.infer<typeof conflictSchema>;
 
@@ -114,6 +129,7 @@ export function safetyCopiesOf(plan: RestorePlan): readonly string[] {
   const copies = [
     ...plan.volumes.map(({ safetyCopy }) => safetyCopy),
     plan.nvram?.safetyCopy ?? null,
+    ...plan.extras.map(({ safetyCopy }) => safetyCopy),
     plan.definitionSafetyCopy,
   ];
   return copies.filter((copy) => copy !== null);

@@ -16,6 +16,7 @@ import { RestoreError } from './errors.ts';
 import { requireInstant } from './instantPlan.ts';
 import { planNetworks } from './networks.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
+import { planExtras } from './planExtras.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
 import { isOff, kindOf, type RestoreRequest, startOf, volumesOf } from './request.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
@@ -75,6 +76,7 @@ export async function planRestore(
   await requireUnused(volumes, uuid);
   const first = volumes[0];
   if (first === undefined) throw new Error('a manifest without volumes');
+  const others = await planExtras(entry, manifest, naming, uuid);
   const wantsMemory = scope === 'machine' && (start === 'resume' || kind === 'files');
   const { interfaces } = definition;
   const isWhole = kind !== 'files' && scope === 'machine';
@@ -98,6 +100,7 @@ export async function planRestore(
     volumes,
     memory: wantsMemory ? planMemory(entry, manifest, first, naming, networks.length > 0) : null,
     nvram: await planNvram(entry, manifest, naming),
+    extras: others.extras,
     definition: {
       path: join(entry.directory, manifest.definition.file),
       sizeBytes: 0,
@@ -122,9 +125,14 @@ export async function planRestore(
       ...new Set([
         ...volumes.map((volume) => volume.workDirectory),
         ...(plan.nvram === null ? [] : [dirname(plan.nvram.staged)]),
+        ...plan.extras.map(({ staged }) => dirname(staged)),
       ]),
     ],
-    conflicts: [...(await findConflicts(hypervisor, machines, plan, definition)), ...absentNetworks(missing)],
+    conflicts: [
+      ...(await findConflicts(hypervisor, machines, plan, definition)),
+      ...absentNetworks(missing),
+      ...others.conflicts,
+    ],
   };
 }
 

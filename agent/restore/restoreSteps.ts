@@ -1,6 +1,6 @@
 import { messageOf } from '../../common/errors.ts';
 import { readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { exists, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
 import type { Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
@@ -76,6 +76,10 @@ async function stage({ hypervisor, storage }: RestoreDependencies, context: Cont
     await readStored(stored, artifact, { signal, onProgress }, (reading) =>
       stageFile(artifact, staged, reading),
     );
+  for (const { artifact, staged, mode } of plan.extras)
+    await readStored(stored, artifact, { signal, onProgress }, (reading) =>
+      stageFile(artifact, staged, { ...reading, owner: { uid: 0, gid: 0, mode } }),
+    );
   const { memory } = plan;
   if (memory !== null && plan.kind !== 'files')
     await readStored(stored, memory.artifact, { signal, onProgress }, (reading) =>
@@ -149,6 +153,8 @@ export function restoreSteps(
       intend: () => ({ swapping: true }),
       act: async (context) => {
         const { plan } = context.facts;
+        // Of a TPM's state not even the directory may be there.
+        for (const { path } of plan.extras) await makeDirectoryDurable(dirname(path), 0o711);
         for (const replacement of replacementsOf(plan))
           await putInPlace(replacement, plan.kind === 'in-place');
         context.learn({ swapped: true });

@@ -43,7 +43,7 @@ export interface ExtraFile {
   readonly name: string;
   readonly from: string;
   readonly about:
-    | { readonly kind: 'nvram' | 'kernel' | 'initrd' | 'dtb' | 'loader'; readonly source: string }
+    | { readonly kind: 'nvram' | 'kernel' | 'initrd' | 'dtb' | 'loader' | 'tpm'; readonly source: string }
     | { readonly kind: 'network' | 'pool' | 'snapshot'; readonly name: string };
 }
 

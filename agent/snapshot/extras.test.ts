@@ -5,6 +5,8 @@ import t, { type Test } from 'tap';
 
 import { listed } from '../../test/sim/invariants.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
+import { planExtras } from './extras.ts';
 
 t.teardown(removeSharedImages);
 
@@ -89,5 +91,29 @@ void t.test(
     });
     t.same(await listed(site), []);
     t.equal(site.world.machine('m').persistent, before);
+  },
+);
+
+void t.test(
+  "an emulated TPM's state is found under the machine's UUID, without locks and half-written files",
+  async (t) => {
+    const { site } = await siteWithExtras(t);
+    const state = join(site.directory, site.uuid, 'tpm2');
+    await mkdir(state, { recursive: true });
+    for (const name of ['tpm2-00.permall', '.lock', 'TMP2-00.permall'])
+      await writeFile(join(state, name), name);
+    const planned = async (backend: string) => {
+      const xml = (site.world.machine('m').persistent ?? '').replace(
+        '</devices>',
+        `<tpm model='tpm-crb'><backend type='${backend}'/></tpm></devices>`,
+      );
+      const { extras } = await planExtras(DomainXml.parse(xml), '/work', [], site.directory);
+      return extras.filter(({ kind }) => kind === 'tpm');
+    };
+    t.match(await planned('emulator'), [
+      { source: join(state, 'tpm2-00.permall'), label: 'tpm2-00.permall' },
+    ]);
+    t.equal((await planned('emulator')).length, 1);
+    t.same(await planned('passthrough'), []);
   },
 );

@@ -1,20 +1,22 @@
-import { constants, copyFile, lstat, realpath } from 'node:fs/promises';
-import { join } from 'node:path';
+import { constants, copyFile, lstat, readdir, realpath } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { z } from 'zod';
 import { isErrno } from '../../common/errors.ts';
-import { fsyncFile, writeFileDurable } from '../../common/files.ts';
+import { exists, fsyncFile, writeFileDurable } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 
+/** Where libvirt lets swtpm keep the state of each machine, by UUID. */
+export const swtpmDirectory = '/var/lib/libvirt/swtpm';
 /** A kernel with its initial RAM disk is smaller; what is larger is no part of a machine. */
 const bootFileBytesMax = 256 * 1024 * 1024;
 
 /** Something that belongs to a machine, beside its volumes, memory and definition, and is stored with them. */
 export const plannedExtraSchema = z.discriminatedUnion('kind', [
   z.object({
-    kind: z.enum(['kernel', 'initrd', 'dtb', 'loader']),
+    kind: z.enum(['kernel', 'initrd', 'dtb', 'loader', 'tpm']),
     source: z.string(),
     /** Tells several of one kind apart. */
     label: z.string(),
@@ -46,6 +48,7 @@ export async function planExtras(
   definition: DomainXml,
   workDirectory: string,
   snapshots: readonly string[] = [],
+  tpmDirectory = swtpmDirectory,
 ): Promise<{ readonly extras: readonly PlannedExtra[]; readonly warnings: readonly string[] }> {
   const extras: PlannedExtra[] = [];
   const warnings: string[] = [];
@@ -59,6 +62,8 @@ export async function planExtras(
     type === 'network' && source !== undefined ? [source] : [],
   );
   const pools = definition.volumes.flatMap(({ pool }) => (pool === undefined ? [] : [pool.name]));
+  for (const source of await tpmFilesOf(definition, tpmDirectory))
+    extras.push({ kind: 'tpm', source, label: basename(source), file: fileOf('tpm') });
   for (const [kind, names] of [
     ['network', networks],
     ['pool', pools],
@@ -66,6 +71,22 @@ export async function planExtras(
   ] as const)
     for (const label of new Set(names)) extras.push({ kind, label, file: fileOf(kind) });
   return { extras, warnings };
+}
+
+/** What an emulated TPM keeps on the disk; a machine that has never run has nothing yet. */
+async function tpmFilesOf(definition: DomainXml, directory: string): Promise<readonly string[]> {
+  if (definition.tpm?.backend !== 'emulator') return [];
+  const files: string[] = [];
+  for (const version of ['tpm2', 'tpm1.2']) {
+    const state = join(directory, definition.uuid, version);
+    if (!(await exists(state))) continue;
+    const entries = await readdir(state, { withFileTypes: true });
+    // A lock is of no use elsewhere, and what begins with TMP is about to be renamed.
+    for (const entry of entries)
+      if (entry.isFile() && !entry.name.startsWith('.') && !entry.name.startsWith('TMP'))
+        files.push(join(state, entry.name));
+  }
+  return files;
 }
 
 async function whyNotStored(path: string): Promise<string | null> {
@@ -88,12 +109,25 @@ async function whyNotStored(path: string): Promise<string | null> {
 export async function gatherExtras(hypervisor: Hypervisor, plan: ExtrasPlan): Promise<void> {
   const definitions = new Definitions(hypervisor, plan.machine.uuid);
   for (const extra of plan.extras) {
+    if (extra.kind === 'tpm') continue;
     if ('source' in extra) {
       await copyFile(extra.source, extra.file, constants.COPYFILE_FICLONE);
       await fsyncFile(extra.file);
     } else {
       await writeFileDurable(extra.file, await definitions.find(extra.kind, extra.label), { mode: 0o600 });
     }
+  }
+}
+
+/**
+ * Copies the state that a TPM has on the disk, at T1 or right after it: swtpm replaces its files whole. Of a machine
+ * with memory the TPM's state is in that, too, and is the one that counts when it is resumed.
+ */
+export async function copyTpmState(plan: Pick<ExtrasPlan, 'extras'>): Promise<void> {
+  for (const extra of plan.extras) {
+    if (extra.kind !== 'tpm') continue;
+    await copyFile(extra.source, extra.file);
+    await fsyncFile(extra.file);
   }
 }
 

@@ -116,9 +116,9 @@ const refusals: readonly Refusal[] = [
     prepare: withDevice("<filesystem type='mount'><source dir='/srv'/><target dir='x'/></filesystem>"),
   },
   {
-    name: 'a TPM',
+    name: 'a TPM of the host',
     code: 'TPM_UNSUPPORTED',
-    prepare: withDevice("<tpm model='tpm-crb'><backend type='emulator'/></tpm>"),
+    prepare: withDevice("<tpm model='tpm-tis'><backend type='passthrough'/></tpm>"),
   },
   {
     name: 'a machine with nothing but removable media',

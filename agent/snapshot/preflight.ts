@@ -127,12 +127,13 @@ export function refuseUnsupportedDevices(definition: DomainXml): void {
 
 /** @throws SnapshotError TPM_UNSUPPORTED */
 export function refuseTpm(definition: DomainXml): void {
-  if (!definition.hasTpm) return;
+  const { tpm } = definition;
+  if (tpm === undefined || tpm.backend === 'emulator') return;
   throw new SnapshotError(
     'TPM_UNSUPPORTED',
-    `${definition.name} has a TPM, whose state this version does not keep`,
+    `${definition.name} has a TPM of the kind "${tpm.backend}", whose state is not where it can be kept`,
     {
-      hint: 'exclude the machine until a version that keeps TPM states',
+      hint: "only a TPM that libvirt emulates (<backend type='emulator'>) can be kept; or exclude the machine",
     },
   );
 }

@@ -5,6 +5,7 @@ import { fsyncDirectory, fsyncFile, makeDirectoryDurable, removeTree } from '../
 import { addBitmap, createOverlay } from '../../common/qemuImage.ts';
 import { copySecurityLabel } from '../../common/xattr.ts';
 import { SnapshotError } from './errors.ts';
+import { copyTpmState } from './extras.ts';
 import type { PlannedVolume, SavePlan } from './plan.ts';
 import { retainDirectoryName, workDirectoryMode } from './workspace.ts';
 
@@ -72,6 +73,7 @@ export async function giveBackOwners(plan: SavePlan): Promise<void> {
 export async function swapImages(plan: SavePlan): Promise<void> {
   try {
     if (plan.nvram !== null) await copyFile(plan.nvram.source, plan.nvram.file);
+    await copyTpmState(plan);
     for (const volume of plan.volumes) {
       // Already swapped: the image's path is not the frozen image any more.
       if (!(await isSameFile(volume.file, volume.frozen))) continue;

@@ -88,6 +88,21 @@ void t.test('whatever the size and wherever the zeros, QEMU reads the volume fro
   );
 });
 
+void t.test(
+  'a volume with more data than the list of its digests can hold is refused before it is read',
+  async (t) => {
+    const directory = await directoryFor(t);
+    const size = 8 * 1024 * gibibyte;
+    const source = new GeneratedSource(size, turns([size], false));
+    await t.rejects(writeQcow2(source, join(directory, 'image')), {
+      name: 'RangeError',
+      message: /are the most/,
+    });
+    t.equal(source.reads, 0);
+    t.same(await readdir(directory), []);
+  },
+);
+
 void t.test('a volume has many L2 tables, and more than one refcount block', async (t) => {
   const directory = await directoryFor(t);
   const size = 3 * gibibyte + 512;

@@ -123,7 +123,13 @@ void t.test('what cannot be backed up is refused before anything is touched', as
 
   await t.test('a machine with checkpoints', async (t) => {
     await lab.virsh('checkpoint-create-as', machine.uuid, 'mark');
-    requireError(t, await agent.backup(machine), 'CHECKPOINTS_PRESENT');
+    requireError(t, await agent.backup(machine, { mode: 'save' }), 'CHECKPOINTS_PRESENT');
+    requireFinished(t, await agent.backup(machine, { mode: 'disk' }));
+    t.match(
+      await lab.virsh('checkpoint-list', machine.uuid, '--name'),
+      /^mark$/m,
+      'mode "disk" leaves it alone',
+    );
     await lab.virsh('checkpoint-delete', machine.uuid, 'mark');
     await requireNothingLost(t, lab, agent, whole);
   });
@@ -144,7 +150,8 @@ void t.test('what cannot be backed up is refused before anything is touched', as
     const file = path.join(lab.root, 'tmp/transient.xml');
     await lab.run('tee', [file], { input: whole.before.persistentXml });
     await lab.virsh('undefine', machine.uuid);
-    requireError(t, await agent.backup(machine), 'MACHINE_TRANSIENT');
+    requireError(t, await agent.backup(machine, { mode: 'save' }), 'MACHINE_TRANSIENT');
+    requireFinished(t, await agent.backup(machine, { mode: 'disk' }));
     await lab.virsh('define', file);
     await lab.virsh('autostart', machine.uuid);
     await requireNothingLost(t, lab, agent, whole);
@@ -191,7 +198,8 @@ void t.test('devices of the host, whose state no save holds, are refused', async
   for (const [name, extraDevicesXml] of Object.entries(devices)) {
     const machine = await lab.createMachine({ name, extraDevicesXml });
     const whole = await witness(lab, machine);
-    requireError(t, await agent.backup(machine), 'HOST_DEVICE_UNSUPPORTED');
+    requireError(t, await agent.backup(machine, { mode: 'save' }), 'HOST_DEVICE_UNSUPPORTED');
+    requireFinished(t, await agent.backup(machine, { mode: 'disk' }));
     await requireNothingLost(t, lab, agent, whole);
     await machine.remove();
   }

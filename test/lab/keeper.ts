@@ -20,7 +20,8 @@ if (root === undefined) throw new Error('usage: keeper.ts ROOT');
  * the host's D-Bus, through which systemd's machine registry would be reached. Shared propagation inside
  * lets a file system that is mounted later reach guests that run already, as on a real host. /dev/kvm is
  * hidden: guests are emulated everywhere alike, and where only root may open it, libvirt 9.0 takes its cache of QEMU's
- * capabilities for stale and probes again at every start and restore (1.4 s).
+ * capabilities for stale and probes again at every start and restore (1.4 s). swtpm keeps its log and its certificates
+ * in directories of its own, which its package need not have made yet.
  */
 const mounts = `set -e
 for pair in run:/run lib:/var/lib/libvirt etc:/etc/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
@@ -29,6 +30,12 @@ done
 if [ -e /dev/kvm ]; then
   (umask 077 && touch "$1/no-kvm")
   mount --bind "$1/no-kvm" /dev/kvm
+fi
+if command -v swtpm >/dev/null; then
+  mkdir -p "$1/swtpm-log" /var/log/swtpm /var/lib/swtpm-localca
+  install -d -o tss -g root -m 0750 "$1/swtpm-ca"
+  mount --bind "$1/swtpm-log" /var/log/swtpm
+  mount --bind "$1/swtpm-ca" /var/lib/swtpm-localca
 fi
 mount -t tmpfs -o mode=0755,size=2g ram "$1/ram"
 mount --make-rshared /

@@ -404,7 +404,8 @@ export class SimulatedHypervisor implements Hypervisor {
 
   volumeSizeBytes(uuid: string, target: string): Promise<number> {
     return this.#on('volumeSizeBytes', uuid, async (machine) => {
-      const { path = '', format } = DomainXml.parse(requireInstance(machine).definition).volume(target);
+      const { path, format } = DomainXml.parse(requireInstance(machine).definition).volume(target);
+      if (path === undefined) return 1024 * 1024;
       return (await readImageInfo(path, format === 'raw' ? 'raw' : 'qcow2', { inUse: true }))
         .virtualSizeBytes;
     });
