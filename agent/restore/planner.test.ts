@@ -308,6 +308,8 @@ void t.test('a machine that is gone is restored to another layout, also resumed'
   const { site, entry } = await backedUp(t);
   const connection = site.world.connect();
   await connection.powerOff(site.uuid);
+  for (const name of await connection.checkpointNames(site.uuid))
+    await connection.deleteCheckpoint(site.uuid, name, 'metadata');
   await connection.undefine(site.uuid);
   const image = join(site.directory, 'images', 'n-elsewhere.qcow2');
   const living = site.openAgent();
@@ -350,6 +352,8 @@ void t.test('a machine that is gone is restored in place without being asked for
   const { site, entry } = await backedUp(t);
   const connection = site.world.connect();
   await connection.powerOff(site.uuid);
+  for (const name of await connection.checkpointNames(site.uuid))
+    await connection.deleteCheckpoint(site.uuid, name, 'metadata');
   await connection.undefine(site.uuid);
   t.match(await planRestore(connection, entry, {}), { kind: 'in-place', present: null, autostart: true });
 });
