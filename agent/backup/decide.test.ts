@@ -25,8 +25,40 @@ interface Row {
 
 const restored = { ...overlay, chain: 'expected' } as const;
 
+/** Its owner has given a volume other images. */
+const owners = { ...overlay, chain: 'unknown', ownChain: true } as const;
+
 /** The table "The classic flow, done safely", row by row. */
 const rows: readonly Row[] = [
+  {
+    name: 'on complete images of its owner: it is let go',
+    facts: { resuming: true },
+    world: worldWith({ volumes: [volumeWith(owners)] }),
+    repair: { kind: 'let-go' },
+  },
+  {
+    name: 'on images of which nobody knows whether they are complete: parked',
+    facts: { resuming: true },
+    world: worldWith({ volumes: [volumeWith({ ...owners, ownChain: false })] }),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'one volume on images of its owner, the other not merged: parked',
+    facts: { resuming: true },
+    world: worldWith({ volumes: [volumeWith(owners), volumeWith({ ...restored, target: 'vdb' })] }),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'on strange images before it can have run: it must not run',
+    world: worldWith({ volumes: [volumeWith(owners)] }),
+    repair: { kind: 'power-off' },
+  },
+  {
+    name: 'let go before the agent died: for good',
+    facts: { resuming: true, letGo: 'why' },
+    world: worldWith({ volumes: [volumeWith(owners)], busy: true }),
+    repair: { kind: 'let-go', why: 'why' },
+  },
   { name: 'prepared, not saved: the work is removed', world: worldWith(), repair: { kind: 'undo' } },
   {
     name: 'the agent died during the save: wait for it',

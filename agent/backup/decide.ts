@@ -25,6 +25,8 @@ export type Repair =
   | { readonly kind: 'undo' }
   /** The machine is safe; the rest of the job can be done. `valid`: what is frozen is a complete T1. */
   | { readonly kind: 'go-on'; readonly from: 'stow' | 'flush' | 'unguard'; readonly valid: boolean }
+  /** Its owner has given the machine other images, complete ones, while it ran: they are his, and the job ends. */
+  | { readonly kind: 'let-go'; readonly why: string }
   /** `code`: the service tries again by itself. */
   | { readonly kind: 'park'; readonly why: string; readonly code?: 'CANNOT_START_MACHINE' };
 
@@ -56,6 +58,7 @@ export interface Circumstances {
  */
 export function decideRepair(facts: BackupFacts, world: World, circumstances: Circumstances): Repair {
   if (facts.plan === undefined || facts.before === undefined || facts.undoing) return { kind: 'undo' };
+  if (facts.letGo !== undefined) return { kind: 'let-go', why: facts.letGo };
   if (facts.flushed) return decideFlushed(facts, world, circumstances);
   // An undo that could not be written down: the machine had been given back.
   const isOwn = world.volumes.every((volume) => volume.image === 'undone' || volume.image === 'original');
@@ -129,6 +132,10 @@ function decideActive(
     return { kind: 'power-off', why: `${strange.target} runs without the data below it` };
   if (strange !== undefined && facts.resuming !== true)
     return { kind: 'power-off', why: `${strange.target} came back on an unknown chain` };
+  if (strange !== undefined && isOwners(world.volumes)) {
+    if (needsResume(facts, world)) return resumeOrPark(world, circumstances);
+    return { kind: 'let-go', why: `${strange.target} was given other images while it ran` };
+  }
   if (strange !== undefined)
     return { kind: 'park', why: `${strange.target} stands on a chain that is not known` };
   const anyMerged = swapped.some((volume) => volume.header === 'merged');
@@ -141,6 +148,14 @@ function decideActive(
   const valid = all && world.state === 'complete';
   const merged = swapped.every((volume) => volume.header === 'merged');
   return { kind: 'go-on', from: merged ? 'flush' : 'stow', valid };
+}
+
+/** Nothing of the machine waits for a merge any more: each volume stands on images that its owner has chosen. */
+function isOwners(volumes: readonly VolumeWorld[]): boolean {
+  return volumes.every(
+    ({ image, header, chain, ownChain }) =>
+      image === 'swapped' && header === 'on-frozen' && chain === 'unknown' && ownChain === true,
+  );
 }
 
 function decideOffOriginal(facts: BackupFacts, world: World, circumstances: Circumstances): Repair {

@@ -26,6 +26,8 @@ export function describeRepair(repair: Repair): string {
       return 'the machine is as it was; removes what was prepared';
     case 'go-on':
       return `the machine is in order; the job goes on with ${repair.from}`;
+    case 'let-go':
+      return `leaves the machine as its owner has made it: ${repair.why}`;
     case 'park':
       return `needs an operator: ${repair.why}`;
     default:

@@ -86,6 +86,8 @@ export const backupFactsSchema = z.object({
   overlayInodes: z.record(z.string(), z.string()).optional(),
   /** Nothing of the job is left to use, the machine is as it was: its files may be half removed. */
   undoing: z.boolean().optional(),
+  /** Why the machine was left on other images than ours, which its owner has given it. */
+  letGo: z.string().optional(),
   /** The job was given up, but the merge must still be brought to its end. */
   givenUp: z.object({ cancelled: z.boolean(), error: errorRecordSchema }).optional(),
   /** What stands in each storage's partial directory. */

@@ -19,6 +19,7 @@ import { decideRepair, type Repair } from './decide.ts';
 import { describeRepair } from './describeRepair.ts';
 import type { BackupFacts } from './facts.ts';
 import { dropOwnCheckpoint, giveAutostartBack, removeWork } from './laterSteps.ts';
+import { removeUnusedWork } from './lettingGo.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 import { observe, type World } from './world.ts';
 
@@ -74,6 +75,8 @@ export async function settleBackup(
         return undo(dependencies, context, cause);
       case 'go-on':
         return goOn(dependencies, context, cause, { ...repair, world: world ?? emptyWorld });
+      case 'let-go':
+        return letGo(hypervisor, context, repair.why);
       case 'park':
         return {
           kind: 'park',
@@ -162,7 +165,7 @@ async function actPatiently(
 async function act(
   hypervisor: Hypervisor,
   context: Context,
-  repair: Exclude<Repair, { readonly kind: 'wait' | 'undo' | 'go-on' | 'park' }>,
+  repair: Exclude<Repair, { readonly kind: 'wait' | 'undo' | 'go-on' | 'let-go' | 'park' }>,
   attempts: Map<Repair['kind'], number>,
 ): Promise<void> {
   const plan = planOf(context.facts);
@@ -292,6 +295,29 @@ async function undo(
   if (isCancel(cause) || (cause === undefined && context.cancelRequested))
     return { kind: 'end', state: 'cancelled' };
   return { kind: 'end', state: 'failed', error: errorRecord(cause ?? agentDied()) };
+}
+
+/** Ends the job without touching what the machine stands on now. */
+async function letGo(hypervisor: Hypervisor, context: Context, why: string): Promise<Settlement> {
+  const plan = planOf(context.facts);
+  context.commit({ letGo: why });
+  await patiently('giving autostart back', context, () => giveAutostartBack(hypervisor, context.facts));
+  await dropOwnCheckpoint(hypervisor, context);
+  const kept = await patiently('looking what is in use', context, () => removeUnusedWork(hypervisor, plan));
+  const { name } = plan.machine;
+  const left = kept.length === 0 ? '' : `; in use, and left where they are: ${kept.join(', ')}`;
+  const error = new SnapshotError(
+    'MACHINE_INTERFERED',
+    `${why}, by a snapshot or a block job of its owner, and its backup was given up${left}`,
+    {
+      hint:
+        kept.length === 0
+          ? 'start the backup again'
+          : `virsh domblklist ${name} shows what it runs on; when it is off, move the image to where it belongs and change the definition (virsh edit ${name}); then back it up again`,
+      retryable: true,
+    },
+  );
+  return { kind: 'end', state: 'failed', error: errorRecord(error) };
 }
 
 type GoOn = Extract<Repair, { readonly kind: 'go-on' }> & { readonly world: World };

@@ -8,6 +8,7 @@ import { type ChainState, chainState } from '../snapshot/chain.ts';
 import { foreignWriters } from '../snapshot/imageUsers.ts';
 import type { PlannedVolume } from '../snapshot/plan.ts';
 import type { BackupFacts } from './facts.ts';
+import { standsOnItsHeaders } from './lettingGo.ts';
 import { planOf } from './saveSteps.ts';
 import {
   currentStateFile,
@@ -29,6 +30,8 @@ export interface VolumeWorld {
   readonly header: HeaderState | undefined;
   /** Of an active machine only. */
   readonly chain: ChainState | undefined;
+  /** It runs on exactly the chain that its headers name; looked for where that is not the one of the plan. */
+  readonly ownChain?: boolean | undefined;
   /** The guest wrote since the state was saved: the state must not be restored onto it. */
   readonly written: boolean;
   /** Another process that has the image open for writing; looked for while the machine stands still. */
@@ -164,5 +167,7 @@ async function observeVolume(
   });
   const extents = seen.live === undefined ? await readImageMap(volume.file, 'qcow2', { inUse: true }) : [];
   const written = extents.some((extent) => extent.depth === 0 && extent.present);
-  return { target, image: 'swapped', header, chain, written };
+  const ownChain =
+    seen.live !== undefined && chain === 'unknown' ? await standsOnItsHeaders(seen.live, target) : undefined;
+  return { target, image: 'swapped', header, chain, ownChain, written };
 }

@@ -1,5 +1,7 @@
 import t from 'tap';
 import { eventually } from '../lab/lab.ts';
+import type { AgentRun } from './crash/agentRun.ts';
+import type { EndedJob } from './crash/command.ts';
 import { inMerge } from './crash/interrupt.ts';
 import { checkOrder, checkStructure, onlyJob } from './crash/order.ts';
 import { CrashStage } from './crash/stage.ts';
@@ -57,4 +59,78 @@ void t.test('what the owner does with his machine is respected across a crash', 
       },
     );
   }
+});
+
+void t.test('what the owner does to a machine while it is backed up does not trap him', async (t) => {
+  await using stage = await CrashStage.start({ volumes: [{ target: 'vda' }] });
+  const { lab, machine } = stage;
+  const haltedAt = async (point: string, mode: 'save' | 'disk'): Promise<AgentRun> => {
+    const run = await stage.begin(
+      { do: 'backup', machine: machine.uuid, mode },
+      { haltAt: `backup/${point}` },
+    );
+    await run.halted();
+    return run;
+  };
+  const endOf = async (run: AgentRun): Promise<EndedJob | undefined> => {
+    await run.release();
+    return onlyJob(t, await run.ended);
+  };
+
+  for (const [point, mode] of [
+    ['before:merge', 'save'],
+    ['before:retain', 'disk'],
+    ['before:commit', 'disk'],
+  ] as const) {
+    await t.test(
+      `virsh destroy at ${point} of mode ${mode}: it stays off, and its images are whole`,
+      async (t) => {
+        const run = await haltedAt(point, mode);
+        const acknowledged = await machine.writerStatus();
+        await lab.virsh('destroy', machine.uuid);
+        const job = await endOf(run);
+        t.match(job, { holdsMachine: false });
+        t.equal(await machine.state(), 'shut off (destroyed)');
+        await checkStructure(t, stage, machine.volumes[0]?.path ?? '');
+        await stage.startAgain();
+        const now = await machine.waitUntilWriting();
+        t.ok(now.firstSequence > acknowledged.sequence, 'the guest finds all that was acknowledged');
+        t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, newer: 0, readErrors: 0 });
+        await stage.deleteBackups();
+      },
+    );
+  }
+
+  await t.test('virsh undefine while it is read: the backup is made, and the machine runs on', async (t) => {
+    const xml = await lab.virsh('dumpxml', '--inactive', '--security-info', machine.uuid);
+    const run = await haltedAt('before:retain', 'disk');
+    await lab.virsh('undefine', machine.uuid);
+    t.match(await endOf(run), { state: 'finished', holdsMachine: false });
+    t.match(await machine.state(), /^running/);
+    t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, newer: 0, readErrors: 0 });
+    const file = `${lab.root}/tmp/owner.xml`;
+    await lab.run('tee', [file], { input: xml });
+    await lab.virsh('define', file);
+    await lab.virsh('autostart', machine.uuid);
+    await stage.deleteBackups();
+  });
+
+  await t.test('virsh snapshot-create-as and blockcommit before the merge: the job ends', async (t) => {
+    const run = await haltedAt('before:merge', 'save');
+    const snapshot = ['--disk-only', '--no-metadata', '--atomic'];
+    await lab.virsh('snapshot-create-as', machine.uuid, 'owner', ...snapshot);
+    await lab.virsh('blockcommit', machine.uuid, 'vda', '--active', '--pivot', '--wait');
+    t.match(await endOf(run), { state: 'failed', code: 'MACHINE_INTERFERED', holdsMachine: false });
+    t.match(await machine.state(), /^running/);
+    t.ok(await stage.autostart());
+    t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, newer: 0, readErrors: 0 });
+    // What it runs on is where its next start finds it.
+    const acknowledged = await machine.writerStatus();
+    await lab.virsh('destroy', machine.uuid);
+    await stage.startAgain();
+    t.ok((await machine.waitUntilWriting()).firstSequence > acknowledged.sequence);
+    t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, newer: 0, readErrors: 0 });
+    const next = await stage.begin({ do: 'backup', machine: machine.uuid, mode: 'disk' });
+    t.match(onlyJob(t, await next.ended), { state: 'finished' });
+  });
 });

@@ -37,7 +37,9 @@ async function perform(
 ): Promise<readonly JobRow[]> {
   switch (action.do) {
     case 'backup':
-      return [await agent.run(await agent.createBackup({ machine: action.machine, mode: 'save' }))];
+      return [
+        await agent.run(await agent.createBackup({ machine: action.machine, mode: action.mode ?? 'save' })),
+      ];
     case 'restore': {
       const { do: _, ...request } = action;
       return [await agent.run(agent.createRestore(await agent.planRestore(request)))];

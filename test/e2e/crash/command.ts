@@ -4,7 +4,12 @@ import { z } from 'zod';
 export const commandSchema = z.strictObject({
   config: z.string(),
   action: z.discriminatedUnion('do', [
-    z.strictObject({ do: z.literal('backup'), machine: z.string() }),
+    z.strictObject({
+      do: z.literal('backup'),
+      machine: z.string(),
+      /** `save` unless told. */
+      mode: z.enum(['save', 'disk']).optional(),
+    }),
     z.strictObject({
       do: z.literal('restore'),
       backup: z.string(),
