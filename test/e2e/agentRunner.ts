@@ -20,6 +20,7 @@ const restore = {
   to: z.string().optional(),
   volumes: z.array(z.string()).optional(),
   map: z.record(z.string(), z.string()).optional(),
+  networks: z.record(z.string(), z.string()).optional(),
   safetyCopy: z.boolean().optional(),
   instant: z.boolean().optional(),
 };

@@ -259,6 +259,23 @@ void t.test('mode "offline" reads the images of a machine that is off', async (t
     t.equal((await machine.waitUntilWriting({ rounds: 5 })).runId, runId, 'it goes on where it was');
   });
 
+  await t.test(
+    'a machine on a bridge that is not there is refused at once, and starts without it',
+    async (t) => {
+      const nic =
+        "<interface type='bridge'><source bridge='no-such-bridge'/><model type='virtio'/></interface>";
+      const spec = { name: 'sp-net', memoryMiB: 96, extraDevicesXml: nic };
+      const onBridge = await lab.createMachine(spec, { start: false });
+      requireFinished(t, await agent.backup(onBridge, { mode: 'offline' }));
+      const how = { inPlace: true, start: 'boot' } as const;
+      requireError(t, await agent.restore('sp-net@latest', how), 'NETWORK_MISSING');
+      const networks = { 'no-such-bridge': 'none' };
+      requireFinished(t, await agent.restore('sp-net@latest', { ...how, networks }));
+      await onBridge.waitUntilWriting();
+      await onBridge.destroy();
+    },
+  );
+
   await t.test('it leaves no socket behind, and QEMU can make its own after it', async (t) => {
     requireFinished(t, await agent.backup(machine, { mode: 'disk' }));
     t.equal((await lab.run('ls', ['-A', '/run/stillpoint'])).stdout.trim(), '');
