@@ -200,4 +200,34 @@ void t.test('increments of a running machine', async (t) => {
     const after = await backUpAtRest(t, lab, agent, machine);
     t.match(readsOf(after)[0], /bitmap cannot be used/, 'restored images have no bitmaps');
   });
+
+  await t.test('bitmaps whose checkpoints somebody took away are told by doctor, and released', async (t) => {
+    await machine.destroy();
+    for (const name of await checkpointsOf(lab, machine))
+      await lab.virsh('checkpoint-delete', machine.uuid, name, '--metadata');
+    const forgotten = /holds bitmap stillpoint-\S+ of a checkpoint that is gone/;
+    t.match((await agent.setup.run(['doctor'])).stdout, forgotten);
+    const released = await agent.setup.run(['release', 'sp-incr']);
+    t.match(released, { exitCode: 0, stdout: /bitmap\(s\) removed/ });
+    t.notMatch((await agent.setup.run(['doctor'])).stdout, forgotten);
+  });
+
+  await t.test('a running machine is released, and its owner is rid of everything of ours', async (t) => {
+    await machine.start();
+    await machine.waitUntilWriting({ rounds: 5 });
+    await backUpAtRest(t, lab, agent, machine);
+    t.equal((await checkpointsOf(lab, machine)).length, 1);
+    t.match(await agent.setup.run(['release', 'sp-incr']), { exitCode: 0 });
+    t.same(await checkpointsOf(lab, machine), []);
+    await machine.destroy();
+    for (const { path: image, format } of machine.volumes) {
+      const { stdout } = await lab.run('qemu-img', ['info', '-f', format, image]);
+      t.notMatch(stdout, /name: stillpoint-/, `no bitmap is left in ${image}`);
+    }
+    await lab.virsh('undefine', machine.uuid);
+    t.notOk(
+      (await lab.virsh('list', '--all', '--name')).split('\n').includes('sp-incr'),
+      'it can be undefined',
+    );
+  });
 });
