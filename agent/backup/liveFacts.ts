@@ -46,6 +46,8 @@ export const liveFactsSchema = z.object({
   retained: z.record(z.string(), z.record(z.string(), retainedFileSchema)).optional(),
   /** The images may have been written to: they are not T1 any more. */
   mergeBegun: z.boolean().optional(),
+  /** Recovery has let the persistent definition name the overlays. */
+  overlaysNamed: z.boolean().optional(),
   /** We may have stopped the vCPUs, for a pivot. */
   vcpusHeld: z.boolean().optional(),
   /** How often the machine went down during the merge. */

@@ -125,6 +125,7 @@ async function act(
     case 'name-images': {
       if (repair.giveUp)
         context.commit({ givenUp: { cancelled: false, error: errorRecord(pointLost(false)) } });
+      if (repair.onOverlays) context.commit({ overlaysNamed: true });
       const volumes = plan.volumes.filter(({ target }) => repair.targets.includes(target));
       return nameImages(hypervisor, plan, volumes, repair.onOverlays);
     }

@@ -9,7 +9,7 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
-import { commitOffline, commitVolumes, requireCommitted } from '../merge/commit.ts';
+import { commitOffline, commitVolumes, nameImages, requireCommitted } from '../merge/commit.ts';
 import { readInFull } from '../retain/lineage.ts';
 import { describeBackup } from '../retain/manifest.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
@@ -301,6 +301,8 @@ export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly S
   const verify = async (context: Context): Promise<void> => {
     const plan = livePlanOf(context.facts);
     await requireCommitted(hypervisor, plan, await requireNoAccident(hypervisor, context.facts));
+    // At a pivot libvirt gives a definition that was changed elements of its own (decision 0006).
+    if (context.facts.overlaysNamed) await nameImages(hypervisor, plan, plan.volumes);
     context.learn({ merged: true });
   };
   return [

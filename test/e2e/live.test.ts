@@ -1,8 +1,11 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { constants, getPriority, setPriority } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
+import { isErrno } from '../../common/errors.ts';
 import { eventually, type Lab, type LabMachine, startLab } from '../lab/lab.ts';
 import {
+  answerOf,
   artifact,
   blockOf,
   requireError,
@@ -15,7 +18,12 @@ import {
 
 const regionMiB = 40;
 const pivotMs = 3_000;
-const pivotsMax = 8;
+const pivotsMax = 20;
+const switchMs = 60_000;
+const switchesMax = 12;
+/** For libvirt to take QEMU's answer and ask the next thing. */
+const answerMs = 50;
+const stepMs = 1;
 const volumes = [{ target: 'vda' }, { target: 'vdb', format: 'raw' as const }];
 
 /** The frozen volumes are whole and no further apart than one write; gives the last number on vda. */
@@ -39,6 +47,7 @@ async function requireGoesOnBehind(
   backup: StoredBackup,
   last: number,
 ): Promise<void> {
+  await eventually(async () => (await machine.writerStatus()).sequence > last, { timeoutMs: 60_000 });
   const { runId, disks } = await machine.pauseWriter();
   const { ringBlocks, sequence } = disks[0] ?? { ringBlocks: 1, sequence: 0 };
   t.ok(sequence > last && sequence - last < ringBlocks - 1, `it wrote ${sequence - last} numbers since T1`);
@@ -130,6 +139,30 @@ void t.test('mode "live" takes memory and volumes at one instant while the machi
     t.ok(booted.firstSequence > (whole.writer?.sequence ?? 0), 'it finds what it had written on the overlay');
   });
 
+  await t.test(
+    'a libvirtd that dies before it knows of the overlays leads nobody back behind them',
+    async (t) => {
+      const whole = await witness(lab, machine);
+      for (let attempt = 1, seen = false; !seen; attempt += 1) {
+        if (attempt > switchesMax) throw new Error('no switch was seen that libvirt did not know of');
+        const backup = agent.start({ kind: 'backup', machine: machine.uuid, mode: 'live' });
+        await killBeforeSwitch(lab, machine, attempt);
+        await lab.startLibvirtd();
+        const { log } = await answerOf(backup);
+        seen = /libvirt does not know of it/.test(log);
+        if (!seen) requireNoError(t, await agent.ask({ kind: 'recover' }));
+      }
+      const { sequence } = await machine.writerStatus();
+      const [job] = (await agent.jobs()).filter(({ holdsMachine }) => holdsMachine);
+      await machine.destroy();
+      await machine.start();
+      const booted = await machine.waitUntilWriting({ rounds: 5 });
+      t.ok(booted.firstSequence > sequence, 'the next start finds all that was written on the overlays');
+      await agent.ask({ kind: 'retry', id: job?.id ?? '' });
+      await requireNothingLost(t, lab, agent, { ...whole, writer: booted });
+    },
+  );
+
   await t.test('a libvirtd that dies in a pivot forgets the machine, which is started again', async (t) => {
     const whole = await witness(lab, machine);
     let qemu: number | undefined;
@@ -150,6 +183,43 @@ void t.test('mode "live" takes memory and volumes at one instant while the machi
     t.ok(booted.firstSequence > (whole.writer?.sequence ?? 0), 'it finds all that it had written');
   });
 });
+
+/**
+ * Kills libvirtd when it has asked QEMU to switch to the overlays and has no answer yet: QEMU, which stands still most
+ * of the time then, does it afterwards. `steps` is how long it may go on after it has opened the overlays.
+ */
+async function killBeforeSwitch(lab: Lab, machine: LabMachine, steps: number): Promise<void> {
+  const [libvirtd, qemu] = [await lab.libvirtdPid(), await lab.qemuPid(machine.name)];
+  if (libvirtd === undefined || qemu === undefined) throw new Error('libvirtd and the machine must run');
+  await eventually(() => overlaysOf(qemu) > 0, { timeoutMs: switchMs, intervalMs: 1 });
+  process.kill(qemu, 'SIGSTOP');
+  for (let left = steps; left > 0; left -= overlaysOf(qemu) === volumes.length ? 1 : 0) {
+    await sleep(answerMs);
+    process.kill(qemu, 'SIGCONT');
+    const untilMs = performance.now() + stepMs;
+    while (performance.now() < untilMs);
+    process.kill(qemu, 'SIGSTOP');
+  }
+  await sleep(answerMs);
+  process.kill(libvirtd, 'SIGKILL');
+  process.kill(qemu, 'SIGCONT');
+  await eventually(() => !existsSync(`/proc/${libvirtd}`));
+}
+
+/** How many overlays a QEMU has open. */
+function overlaysOf(pid: number): number {
+  const open = readdirSync(`/proc/${pid}/fd`).map((each) => linkOf(`/proc/${pid}/fd/${each}`));
+  return new Set(open.filter((file) => file.endsWith('.overlay'))).size;
+}
+
+function linkOf(file: string): string {
+  try {
+    return readlinkSync(file);
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return '';
+    throw error;
+  }
+}
 
 /** Kills libvirtd while its status file says what the next one cannot read; false when that was over too soon. */
 async function killInPivot(lab: Lab, machine: LabMachine): Promise<boolean> {
