@@ -1,6 +1,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
+import { newId } from '../../common/ids.ts';
 import { eventually } from '../../test/lab/eventually.ts';
 import { type LivingAgent, removeSharedImages, Site } from '../../test/sim/site.ts';
 import type { JobRow } from './job.ts';
@@ -60,4 +61,23 @@ void t.test('a job whose process died, or that is parked, takes no place', async
   site.buryOwners();
   const { agent } = site.openAgent();
   t.equal((await agent.run(await agent.createBackup({ machine: 'n', mode: 'disk' }))).state, 'finished');
+});
+
+void t.test('what was written down between the members of a group comes after all of them', async (t) => {
+  await using site = await Site.create({ targets: ['vda'], storageMax: 1 });
+  for (const name of ['n', 'o']) {
+    const path = join(site.directory, 'images', `${name}-vda.qcow2`);
+    await copyFile(site.image('vda'), path);
+    await site.world.addMachine({ name, volumes: [{ target: 'vda', path, exists: true }] });
+    await site.world.startMachine(name);
+  }
+  const { agent } = site.openAgent();
+  const group = { id: newId(), machines: ['m', 'n'] };
+  const first = await agent.createBackup({ machine: 'm', mode: 'disk', group });
+  const between = await agent.createBackup({ machine: 'o', mode: 'disk' });
+  const second = await agent.createBackup({ machine: 'n', mode: 'disk', group });
+  const waiting = agent.run(between);
+  const ended = await agent.runTogether([first, second]);
+  t.match(ended, [{ state: 'finished' }, { state: 'finished' }], 'the group does not wait for it');
+  t.equal((await waiting).state, 'finished', 'nor for ever the other way round');
 });

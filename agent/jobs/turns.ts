@@ -51,7 +51,8 @@ function fullStorage(
     0,
     Math.max(
       0,
-      rows.findIndex(({ id }) => id === job.id),
+      // A group has the place of its first member: what was written down between its members comes after all of them.
+      rows.findIndex((row) => row.id === job.id || isOfGroup(row, mine.group?.id)),
     ),
   );
   const users = new Map<string, Set<string>>();
@@ -59,11 +60,14 @@ function fullStorage(
     // What is parked, or was left by a dead process, writes nothing.
     if (row.owner === null || !isOwnerAlive(row.owner)) continue;
     const { storages, group } = usesOf(row);
-    if (group !== undefined && group.id === mine.group?.id) continue;
     for (const storage of storages)
       users.set(storage, (users.get(storage) ?? new Set()).add(group?.id ?? row.id));
   }
   return mine.storages.find((storage) => (users.get(storage)?.size ?? 0) >= (limitOf(storage) ?? Infinity));
+}
+
+function isOfGroup(row: JobRow, group: string | undefined): boolean {
+  return group !== undefined && usesOf(row).group?.id === group;
 }
 
 function usesOf(row: JobRow): z.infer<typeof usesSchema>['settings'] {
