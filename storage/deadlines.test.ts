@@ -8,6 +8,7 @@ import { newId } from '../common/ids.ts';
 import { DeadlineStorage } from './deadlines.ts';
 import { DirectoryStorage } from './directory/directoryStorage.ts';
 import { makeSample, storeSample } from './directory/fixture.ts';
+import { piecesInFlight } from './directory/qcow2Writer.ts';
 import { GeneratedSource, turns } from './directory/volumeFixture.ts';
 import { type HostManifest, hostManifestVersion } from './hostManifest.ts';
 import type { BackupWriter } from './storage.ts';
@@ -60,6 +61,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
     reading: () => storage.reading('a file', () => Promise.resolve()),
     addHostBackup: () => storage.addHostBackup(hostManifest, new Map()),
     hostBackups: () => storage.hostBackups(),
+    deleteHostBackup: () => storage.deleteHostBackup({ directory: work }),
     partials: () => storage.partials(),
     cleanUp: () => storage.cleanUp(),
   };
@@ -164,13 +166,14 @@ void t.test('a volume may take long, from a slow source too, but not stand still
   const writer = await storage.begin({ jobId: 'j', machine });
   const size = 16 * 1024 * 1024;
   const good = new GeneratedSource(size, turns([size], false));
-  const chunkBytes = 4 * 1024 * 1024;
+  let asked = 0;
   // One answer after the other, the first last: what is written waits for it.
   const slow = {
     virtualSizeBytes: size,
     extents: () => sleep(200).then(() => good.extents()),
     readInto: async (target: Buffer, offsetBytes: number) => {
-      await sleep(200 * (4 - Math.floor(offsetBytes / chunkBytes)));
+      asked += 1;
+      await sleep(200 * (piecesInFlight - ((asked - 1) % piecesInFlight)));
       await good.readInto(target, offsetBytes);
     },
   };

@@ -11,7 +11,7 @@ import { Run } from './run.ts';
 import { askSource, holdBack } from './sourceReader.ts';
 
 /** Pieces of the file that are read, hashed and written at the same time: 12 MiB of memory. */
-const piecesInFlight = 3;
+export const piecesInFlight = 3;
 
 /**
  * Writes a volume as a new standalone qcow2 file in one pass, and hashes its chunks on the way; the file's data is
