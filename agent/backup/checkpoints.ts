@@ -25,7 +25,10 @@ export async function dropUnneeded(
       if (head !== null) needed.add(head.checkpoint.name);
     }
     for (const { name } of checkpoints)
-      if (isOurCheckpoint(name) && !needed.has(name)) await dropOne(hypervisor, uuid, name);
+      if (isOurCheckpoint(name) && !needed.has(name)) {
+        const left = await dropOne(hypervisor, uuid, name);
+        if (left !== null) warn(`bitmaps ${name} may be left in the images: ${left}`);
+      }
   } catch (error) {
     if (!(error instanceof StillpointError)) throw error;
     warn(`checkpoints of earlier backups are kept for now: ${messageOf(error)}`);
@@ -85,9 +88,9 @@ export async function dropFailed(
 }
 
 /** A machine that has gone off meanwhile keeps its bitmaps: then libvirt must go on knowing them, too. */
-async function dropOne(hypervisor: Hypervisor, uuid: string, name: string): Promise<void> {
+async function dropOne(hypervisor: Hypervisor, uuid: string, name: string): Promise<string | null> {
   const { state } = await hypervisor.status(uuid);
   if (state === 'shut-off' || state === 'crashed')
     throw new HypervisorError('MACHINE_STATE_INVALID', 'the machine is off');
-  await dropCheckpoint(hypervisor, uuid, name);
+  return dropCheckpoint(hypervisor, uuid, name);
 }

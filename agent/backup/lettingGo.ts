@@ -19,7 +19,7 @@ export async function standsOnItsHeaders(live: DomainXml, target: string): Promi
   const volume = live.volumes.find((candidate) => candidate.target === target);
   if (volume?.path === undefined || volume.backingChain === undefined) return false;
   const used = [volume.path, ...volume.backingChain.map(({ path }) => path)];
-  const named = await chainOf(volume.path, volume.format);
+  const named = await chainOf(volume.path, volume.format, 'ends');
   return named.length === used.length && named.every((path, index) => path === used[index]);
 }
 
@@ -42,7 +42,8 @@ export async function removeUnusedWork(hypervisor: Hypervisor, plan: SavePlan): 
       for (const below of backingChain)
         if (below.path !== undefined) tops.push({ ...below, path: below.path });
     }
-  for (const { path, format } of tops) for (const file of await chainOf(path, format)) used.add(file);
+  for (const { path, format } of tops)
+    for (const file of await chainOf(path, format, 'throws')) used.add(file);
 
   await removeStateFile(await currentStateFile(plan));
   await removeStateFile(plan.stateFile);
@@ -58,8 +59,16 @@ export async function removeUnusedWork(hypervisor: Hypervisor, plan: SavePlan): 
   return kept;
 }
 
-/** An image and what the headers say is below it, as far as it is there. */
-async function chainOf(top: string, topFormat: string | undefined): Promise<readonly string[]> {
+/**
+ * An image and what the headers say is below it, as far as it is there.
+ * @param unreadable what a header means that cannot be read: before something is removed, nobody may guess
+ * @throws QemuImageError
+ */
+async function chainOf(
+  top: string,
+  topFormat: string | undefined,
+  unreadable: 'ends' | 'throws',
+): Promise<readonly string[]> {
   const chain: string[] = [];
   let next: { readonly path: string; readonly format: string | undefined } | null = {
     path: top,
@@ -67,13 +76,14 @@ async function chainOf(top: string, topFormat: string | undefined): Promise<read
   };
   while (next !== null && chain.length < chainMax && (await exists(next.path))) {
     chain.push(next.path);
-    next = next.format === 'qcow2' ? await backingOf(next.path) : null;
+    next = next.format === 'qcow2' ? await backingOf(next.path, unreadable) : null;
   }
   return chain;
 }
 
 async function backingOf(
   path: string,
+  unreadable: 'ends' | 'throws',
 ): Promise<{ readonly path: string; readonly format: string | undefined } | null> {
   try {
     const { backing } = await readImageInfo(path, 'qcow2', { inUse: true });
@@ -81,7 +91,7 @@ async function backingOf(
       ? null
       : { format: backing.format, path: join('/', resolveBacking(path, backing.path)) };
   } catch (error) {
-    if (error instanceof QemuImageError) return null;
+    if (error instanceof QemuImageError && unreadable === 'ends') return null;
     throw error;
   }
 }
