@@ -7,7 +7,7 @@ type Place = (typeof places)[number];
 export interface TogetherOptions {
   /** Ids of the jobs. */
   readonly members: readonly string[];
-  /** How long vCPUs may stand still for it; then all run on, and the group fails. */
+  /** How long file systems may be frozen and vCPUs stand still for it; then all go on, and the group fails. */
   readonly pauseMaxMs: number;
   /** How many may read their volumes at the same time, afterwards. */
   readonly readersMax: number;
@@ -38,7 +38,7 @@ export class Together {
   async meet(place: Place, member: string): Promise<void> {
     const here = this.#arrived.get(place) ?? new Set();
     here.add(member);
-    if (place === 'stopped')
+    if (place === 'frozen' || place === 'stopped')
       this.#deadline ??= setTimeout(
         () => this.fail(undefined, tooLong(this.#options)),
         this.#options.pauseMaxMs,
