@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorRecord, type StillpointError } from '../../common/errors.ts';
@@ -18,6 +19,10 @@ import { type ReadStepDependencies, readSteps } from './readSteps.ts';
 import { letGo } from './togetherBegin.ts';
 
 type Context = StepContext<ReadFacts>;
+
+/** libvirt begins a backup in some tenths of a second, where storage does not hang. */
+const beginMs = 60_000;
+const beginPollMs = 100;
 
 /**
  * The backup of one machine in mode `disk` or `offline`: its volumes are read where they are, and nothing of the
@@ -66,11 +71,27 @@ async function settleRead(
   return { kind: 'park', error: errorRecord(cannotThaw(facts.machine.name)) };
 }
 
+/** A backup whose agent died while libvirt began it goes on to begin: what is not there yet cannot be ended. */
+async function untilBegun(hypervisor: Hypervisor, uuid: string): Promise<void> {
+  const deadline = performance.now() + beginMs;
+  while (performance.now() < deadline) {
+    const machine = (await hypervisor.machines()).find((candidate) => candidate.uuid === uuid);
+    if (machine === undefined || machine.status.state === 'shut-off' || machine.status.state === 'crashed')
+      return;
+    if ((await hypervisor.currentBackup(uuid)) !== null) return;
+    if ((await hypervisor.job(uuid)).kind === 'none') return;
+    await sleep(beginPollMs);
+  }
+}
+
 /** Lets QEMU go; a guest that a full scratch file has stopped runs on. */
 async function endServing(hypervisor: Hypervisor, context: Context): Promise<void> {
   const { plan, begun, before } = context.facts;
   if (plan === undefined || begun !== true) return;
-  await patiently('ending the backup in QEMU', context, () => endPullBackup(hypervisor, plan));
+  await patiently('ending the backup in QEMU', context, async () => {
+    await untilBegun(hypervisor, plan.machine.uuid);
+    await endPullBackup(hypervisor, plan);
+  });
   await patiently('resuming the guest', context, async () => {
     if (await resumeAfterFullScratch(hypervisor, plan.machine.uuid, before?.running ?? false))
       context.warn(`recovery: ${plan.machine.name} stood still for want of space, and runs on`);

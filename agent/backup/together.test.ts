@@ -201,3 +201,26 @@ void t.test('who does not stand still in time holds up nobody for longer', async
   await t.rejects(together.meet('stopped', 'a'), { code: 'GROUP_FAILED', message: /within 0\.02 s/ });
   await t.rejects(together.meet('stopped', 'b'), { code: 'GROUP_FAILED' });
 });
+
+void t.test('a machine that a libvirtd came upon while it was being stopped runs on', async (t) => {
+  const site = await siteOfTwo(t);
+  const living = site.openAgent((moment, self) => {
+    if (moment !== 'backup/begin/held') return;
+    for (const name of names) {
+      const machine = site.world.machine(name);
+      // What the next libvirtd makes of a QEMU that does not run and of which nothing was written down.
+      if (machine.status.state === 'paused') machine.status = { state: 'paused', reason: 'unknown' };
+    }
+    self.life.die();
+  });
+  await backUp(living);
+  site.buryOwners();
+  t.ok(names.some((name) => site.world.machine(name).status.reason === 'unknown'));
+  await site.recover();
+  requireFree(t, site, 'recovered');
+});
+
+void t.test('file systems are frozen for others no longer than a group may stand still', async (t) => {
+  const together = new Together({ members: ['a', 'b'], pauseMaxMs: 20, readersMax: 1 });
+  await t.rejects(together.meet('frozen', 'a'), { code: 'GROUP_FAILED', message: /within 0\.02 s/ });
+});

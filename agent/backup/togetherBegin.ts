@@ -1,5 +1,6 @@
 import { patiently } from '../hypervisor/patience.ts';
-import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
+import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
 import { asStillpointError } from '../jobs/engine.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { PauseMeter } from '../snapshot/pause.ts';
@@ -53,15 +54,32 @@ async function hold(hypervisor: Hypervisor, context: Context): Promise<void> {
   await context.point('held');
 }
 
+/**
+ * Stopped by us, and not off or stopped for a reason of its own. `unknown` is what a libvirtd finds that was started
+ * anew while QEMU stopped. One that runs may be about to stop: libvirt's answer to us was lost, not what it does.
+ */
+function mayBeHeld({ state, reason }: MachineStatus): boolean {
+  return state === 'running' || (state === 'paused' && (reason === 'user' || reason === 'unknown'));
+}
+
+/** Waits for whatever libvirt does with the machine. */
+async function resume(hypervisor: Hypervisor, uuid: string): Promise<void> {
+  try {
+    await hypervisor.resume(uuid);
+  } catch (error) {
+    const refused = error instanceof HypervisorError && error.code === 'MACHINE_STATE_INVALID';
+    // It was running all the time.
+    if (!refused || (await hypervisor.status(uuid)).state !== 'running') throw error;
+  }
+}
+
 /** Lets the vCPUs of a machine run that the job has stopped, or may have; also in recovery. */
 export async function letGo(hypervisor: Hypervisor, context: Context): Promise<void> {
   const { held, machine } = context.facts;
   if (held !== true) return;
   await patiently('resuming the machine', context, async () => {
     const found = (await hypervisor.machines()).find(({ uuid }) => uuid === machine.uuid);
-    // Off, gone, or stopped for another reason: not by us.
-    if (found?.status.state !== 'paused' || found.status.reason !== 'user') return;
-    await hypervisor.resume(machine.uuid);
+    if (found !== undefined && mayBeHeld(found.status)) await resume(hypervisor, machine.uuid);
   });
   context.commit({ held: false });
 }

@@ -233,7 +233,7 @@ export async function locked(
     name,
     controller: new AbortController(),
     job: {
-      kind: name === 'save' || name === 'snapshot' ? 'unbounded' : 'none',
+      kind: name === 'save' || name === 'snapshot' || name === 'backup' ? 'unbounded' : 'none',
       processedBytes: 0,
       totalBytes: 0,
     },

@@ -60,7 +60,7 @@ export interface RunningPull {
 
 /** What libvirtd does with a machine at the moment (its state-change lock). */
 export interface RunningOperation {
-  readonly name: 'save' | 'snapshot' | 'restore' | 'start';
+  readonly name: 'save' | 'snapshot' | 'backup' | 'restore' | 'start';
   readonly controller: AbortController;
   job: MachineJob;
   done: Promise<void>;

@@ -30,7 +30,16 @@ import type { Operation } from './faults.ts';
 import { addCheckpoint, deleteCheckpoint, requireCheckpointPossible } from './checkpoints.ts';
 import { beginBackup, removeTraces } from './pullBackup.ts';
 import type { Registry } from './libvirtd.ts';
-import { markStopped, restore, save, start, startCpus, startTransient, stopCpus } from './libvirtd.ts';
+import {
+  locked,
+  markStopped,
+  restore,
+  save,
+  start,
+  startCpus,
+  startTransient,
+  stopCpus,
+} from './libvirtd.ts';
 import type { SimulatedGuest, SimulatedMachine } from './machine.ts';
 import {
   interrupt,
@@ -290,8 +299,10 @@ export class SimulatedHypervisor implements Hypervisor {
         if (since !== undefined && !machine.checkpoints.includes(since))
           throw refusal('noCheckpoint', `Checkpoint '${since}' for incremental backup not found`);
       if (checkpoint !== undefined) requireCheckpointPossible(machine, checkpoint);
-      instance.backup = await beginBackup(instance, backup);
-      if (checkpoint !== undefined) await addCheckpoint(machine, checkpoint);
+      await locked(machine, 'backup', async () => {
+        instance.backup = await beginBackup(instance, backup);
+        if (checkpoint !== undefined) await addCheckpoint(machine, checkpoint);
+      });
     });
   }
 
