@@ -21,12 +21,19 @@ export function restoreByHand(directory: string, manifest: Manifest): readonly s
       );
       continue;
     }
+    const { format } = volume;
+    // A raw image is one that was encrypted: there is nothing to be checked in it.
+    if (format === 'qcow2') lines.push(`qemu-img check ${from(volume.file)}`);
     lines.push(
-      `qemu-img check ${from(volume.file)}`,
       `mv ${source} ${quote(`${volume.source}.before-restore`)}`,
       `cp --sparse=always ${from(volume.file)} ${source}`,
-      `chown ${uid}:${gid} ${source}; chmod ${mode.toString(8)} ${source}`,
     );
+    if (format === 'qcow2')
+      lines.push(
+        `# where ${from(manifest.definition.file)} says type='raw' for ${volume.target}, instead of cp:`,
+        `#   qemu-img convert -f qcow2 -O raw ${from(volume.file)} ${source}`,
+      );
+    lines.push(`chown ${uid}:${gid} ${source}; chmod ${mode.toString(8)} ${source}`);
   }
   for (const extra of manifest.extras) lines.push(...extraByHand(extra, from(extra.file)));
   lines.push(

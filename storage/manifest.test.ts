@@ -67,3 +67,11 @@ void t.test(
       t.throws(() => parseManifest(text), { code: 'MANIFEST_INVALID' }, text.slice(0, 30));
   },
 );
+
+void t.test('a name that would lead a file elsewhere is not that of a machine', async (t) => {
+  const { manifest } = await makeSample(t.testdir({}));
+  for (const name of ['../../etc/x', 'a/b', 'a\nb', '']) {
+    const machine = { ...manifest.machine, name };
+    t.throws(() => parseManifest(formatManifest({ ...manifest, machine })), { code: 'MANIFEST_INVALID' });
+  }
+});

@@ -59,6 +59,9 @@ const volume = z.strictObject({
   reason: z.string().optional(),
 });
 
+/** As libvirt allows them; files are named after it. */
+const machineName = z.string().regex(/^[^/\n\0]{1,250}$/, 'not a name of a machine');
+
 /** Files of the host that a machine starts with, or keeps something in. */
 export const extraFile = z.strictObject({
   kind: z.enum(['nvram', 'tpm', 'kernel', 'initrd', 'dtb', 'loader']),
@@ -87,7 +90,7 @@ export const manifestShape = z.strictObject({
   id: z.uuid(),
   writer: z.string(),
   // libvirt takes any 128 bits for a machine's UUID.
-  machine: z.strictObject({ name: z.string().min(1), uuid: z.guid() }),
+  machine: z.strictObject({ name: machineName, uuid: z.guid() }),
   host: z.strictObject({ name: z.string(), libvirt: z.string(), qemu: z.string() }),
   pointInTime: z.iso.datetime({ precision: 3 }),
   mode: z.enum(['live', 'save', 'disk', 'offline']),

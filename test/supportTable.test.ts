@@ -74,6 +74,24 @@ const machineRows: Readonly<Record<string, readonly TestName[]>> = {
   'with a guest agent': [
     ['test/e2e/freeze.test.ts', 'the guest is frozen at T1 by its agent, and thawed whatever happens'],
   ],
+  'whose owner works on its images while mode `save` has not merged them yet (`snapshot-create-as`, `blockcommit`)':
+    [
+      [
+        'test/e2e/crashOwner.test.ts',
+        'virsh snapshot-create-as and blockcommit before the merge: the job ends',
+      ],
+      ['agent/backup/owner.test.ts', 'a snapshot that he keeps stays whole, with all that is below it'],
+    ],
+  'that is undefined, destroyed or shut down while it is backed up': [
+    [
+      'test/e2e/crashOwner.test.ts',
+      'virsh undefine while it is read: the backup is made, and the machine runs on',
+    ],
+    [
+      'agent/backup/owner.test.ts',
+      'undefine while a machine is read ends nothing: it runs on as a transient one',
+    ],
+  ],
   autostart: [['test/sim/crashes.test.ts', 'after a crash of the host what has autostart is booted cold']],
   'several machines that belong together': [
     [
