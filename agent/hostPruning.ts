@@ -21,7 +21,7 @@ export function decideHosts(
   now = new Date(),
 ): readonly HostDecision[] {
   const { keep } = config.hostBackups;
-  const groups = Map.groupBy(entries, ({ storage, manifest }) => `${storage}\n${manifest?.host.name ?? '-'}`);
+  const groups = Map.groupBy(entries, ({ storage, host }) => `${storage}\n${host}`);
   return [...groups.values()].flatMap((group) => {
     const candidates = group.map((entry) => {
       const { pointInTime, problem, manifest, directory } = entry;

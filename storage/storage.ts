@@ -93,6 +93,8 @@ export interface Storage {
 /** The backup of a host's definitions. */
 export interface HostBackupEntry {
   readonly storage: string;
+  /** Name of the host; of one whose manifest cannot be read, what its directory is named after. */
+  readonly host: string;
   readonly directory: string;
   readonly pointInTime: string;
   readonly manifest: HostManifest | null;

@@ -1,12 +1,12 @@
 import { gatherHost } from '../../agent/hostBackup.ts';
-import type { Agent } from '../../agent/agent.ts';
+import { type HostStorages, listHostBackups } from '../../agent/storedHostBackups.ts';
 import { errorRecord } from '../../common/errors.ts';
 import type { HostManifest } from '../../storage/hostManifest.ts';
 import type { HostBackupEntry } from '../../storage/storage.ts';
 import type { Cli } from '../cli.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
 import { styled } from '../output.ts';
-import { shortId } from '../backups.ts';
+import { shortId, tellUnreachable } from '../backups.ts';
 import { changing, reading } from '../session.ts';
 
 /** `stillpoint backup --host`: into every storage, or the named ones; one that fails hides no other. */
@@ -41,7 +41,7 @@ export function backupHost(cli: Cli, storages: readonly string[] | undefined): P
 /** `stillpoint list --host`. */
 export function listHosts(cli: Cli): Promise<ExitCode> {
   return reading(cli, async ({ agent }) => {
-    const { entries, code } = await entriesOf(cli, agent);
+    const { entries, code } = await entriesOf(cli, agent.parts);
     if (cli.terminal.json) cli.terminal.object({ hostBackups: entries });
     else if (entries.length === 0) cli.terminal.remark('there are no backups of a host');
     else printEntries(cli, entries);
@@ -52,27 +52,19 @@ export function listHosts(cli: Cli): Promise<ExitCode> {
 /** Every backup of a host in every storage, oldest first; a storage that does not answer is told. */
 export async function entriesOf(
   cli: Cli,
-  agent: Agent,
+  storages: HostStorages,
 ): Promise<{ readonly entries: readonly HostBackupEntry[]; readonly code: ExitCode }> {
-  const entries: HostBackupEntry[] = [];
-  let code: ExitCode = 0;
-  for (const storage of agent.parts.storages.values()) {
-    try {
-      entries.push(...(await storage.hostBackups()));
-    } catch (error) {
-      cli.terminal.error(error, storage.name);
-      code = exitCodeOf(errorRecord(error).code);
-    }
-  }
-  return { entries: entries.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1)), code };
+  const unreachable = tellUnreachable(cli);
+  const entries = await listHostBackups(storages, unreachable.tell);
+  return { entries, code: unreachable.code };
 }
 
 function printEntries(cli: Cli, entries: readonly HostBackupEntry[]): void {
   const columns = ['HOST', 'POINT IN TIME', 'CONTENT', 'STORAGE', 'STATE', 'ID', 'DIRECTORY'];
   cli.terminal.table(
     columns.map((title) => ({ title })),
-    entries.map(({ manifest, pointInTime, storage, problem, directory }) => [
-      manifest?.host.name ?? '-',
+    entries.map(({ host, manifest, pointInTime, storage, problem, directory }) => [
+      host,
       pointInTime,
       manifest === null ? '-' : countsOf(manifest),
       storage,

@@ -2,28 +2,34 @@ import { resolve } from 'node:path';
 import { decideHosts, type HostDecision } from '../../agent/hostPruning.ts';
 import { writeHostFiles } from '../../agent/hostFiles.ts';
 import type { Agent } from '../../agent/agent.ts';
+import type { HostCopies } from '../../agent/storedHostBackups.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { HostManifest } from '../../storage/hostManifest.ts';
-import type { HostBackupEntry } from '../../storage/storage.ts';
-import { shortId } from '../backups.ts';
+import type { HostBackupEntry, Storage } from '../../storage/storage.ts';
+import { shortId, tellUnreachable } from '../backups.ts';
 import type { Cli } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import type { ExitCode } from '../exitCodes.ts';
+import { findHostBackup } from '../hostReference.ts';
 import type { Options } from '../options.ts';
 import { styled, tableLines, type Text } from '../output.ts';
 import { changing, reading } from '../session.ts';
 import { entriesOf } from './hostBackup.ts';
 
-/** So many characters of an id are enough, as for backups of machines. */
-const idCharactersMin = 8;
-
-/** Every copy of one backup of a host. */
-type Copies = readonly [HostBackupEntry, ...HostBackupEntry[]];
+/** As much of a session as the backups of hosts need. */
+export interface HostSession {
+  readonly agent: {
+    readonly parts: Pick<Agent['parts'], 'storages' | 'configPath' | 'config'>;
+    storage(name: string): Storage;
+  };
+  readonly interruption: { readonly signal: AbortSignal };
+}
 
 /** `stillpoint show --host BACKUP`. */
 export function showHost(cli: Cli, reference: string): Promise<ExitCode> {
   return reading(cli, async ({ agent }) => {
-    const copies = await find(cli, agent, reference);
+    const unreachable = tellUnreachable(cli);
+    const copies = await findHostBackup(cli, agent.parts, reference, unreachable.tell);
     const { manifest } = good(copies);
     const storages = copies.map(({ storage, directory, problem }) => ({ storage, directory, problem }));
     if (cli.terminal.json) cli.terminal.object({ ...manifest, storages });
@@ -42,28 +48,39 @@ export function showHost(cli: Cli, reference: string): Promise<ExitCode> {
       ]);
       for (const line of tableLines(columns, rows)) out(...line);
     }
-    return copies.every(({ problem }) => problem === null) ? 0 : 5;
+    return copies.every(({ problem }) => problem === null) ? unreachable.code : 5;
   });
 }
 
 /** `stillpoint delete --host BACKUP`. */
 export function deleteHost(cli: Cli, reference: string, options: Options): Promise<ExitCode> {
-  return changing(cli, async ({ agent, interruption }) => {
-    const copies = await find(cli, agent, reference);
-    tell(cli, 'delete for good: ', styled('bold', nameOf(copies[0])), ` at ${copies[0].pointInTime}`);
-    for (const { storage, directory } of copies) tell(cli, `  ${storage}: ${directory}`);
-    await confirm(cli, options, interruption.signal);
-    for (const copy of copies) await agent.storage(copy.storage).deleteHostBackup(copy);
-    if (cli.terminal.json) cli.terminal.object({ id: copies[0].manifest?.id ?? null, state: 'Deleted' });
-    else cli.terminal.out('deleted');
-    return 0;
+  return changing(cli, (session) => deleteEveryCopy(cli, session, reference, options));
+}
+
+/** Every copy, or none where a storage does not answer: one that is in there would stay. */
+export async function deleteEveryCopy(
+  cli: Cli,
+  { agent, interruption }: HostSession,
+  reference: string,
+  options: Options,
+): Promise<ExitCode> {
+  const copies = await findHostBackup(cli, agent.parts, reference, (_, error) => {
+    throw error;
   });
+  tell(cli, 'delete for good: ', styled('bold', copies[0].host), ` at ${copies[0].pointInTime}`);
+  for (const { storage, directory } of copies) tell(cli, `  ${storage}: ${directory}`);
+  await confirm(cli, options, interruption.signal);
+  for (const copy of copies) await agent.storage(copy.storage).deleteHostBackup(copy);
+  if (cli.terminal.json) cli.terminal.object({ id: copies[0].manifest?.id ?? null, state: 'Deleted' });
+  else cli.terminal.out('deleted');
+  return 0;
 }
 
 /** `stillpoint restore --host BACKUP --to DIR`: the files, each compared with its digest; defining is the operator's. */
 export function restoreHost(cli: Cli, reference: string, to: string): Promise<ExitCode> {
   return reading(cli, async ({ agent }) => {
-    const { manifest, directory } = good(await find(cli, agent, reference));
+    const unreachable = tellUnreachable(cli);
+    const { manifest, directory } = good(await findHostBackup(cli, agent.parts, reference, unreachable.tell));
     const target = resolve(to);
     await writeHostFiles({ manifest, directory }, target);
     if (cli.terminal.json) cli.terminal.object({ id: manifest.id, directory: target, items: manifest.items });
@@ -78,7 +95,7 @@ export function restoreHost(cli: Cli, reference: string, to: string): Promise<Ex
         'nothing was defined: docs/RESTORE-BY-HAND.md, "A host that is built again", says in which order virsh can',
       );
     }
-    return 0;
+    return unreachable.code;
   });
 }
 
@@ -86,7 +103,7 @@ export function restoreHost(cli: Cli, reference: string, to: string): Promise<Ex
 export function pruneHosts(cli: Cli, options: Options): Promise<ExitCode> {
   if (options.flag('dryRun')) {
     return reading(cli, async ({ agent }) => {
-      const { entries, code } = await entriesOf(cli, agent);
+      const { entries, code } = await entriesOf(cli, agent.parts);
       const decisions = decideHosts(agent.parts.config, entries);
       if (cli.terminal.json) printObjects(cli, decisions, false);
       else printDecisions(cli, decisions);
@@ -94,7 +111,7 @@ export function pruneHosts(cli: Cli, options: Options): Promise<ExitCode> {
     });
   }
   return changing(cli, async ({ agent, interruption }) => {
-    const { entries, code } = await entriesOf(cli, agent);
+    const { entries, code } = await entriesOf(cli, agent.parts);
     const decisions = decideHosts(agent.parts.config, entries);
     const going = decisions.filter(({ keep }) => !keep);
     const asks = going.length > 0 && !options.flag('yes');
@@ -112,14 +129,14 @@ function printObjects(cli: Cli, decisions: readonly HostDecision[], areRemoved: 
     const { id, pointInTime, entry } = backup;
     const { storage, directory } = entry;
     const removed = areRemoved && !keep;
-    cli.terminal.object({ id, host: nameOf(entry), pointInTime, storage, directory, keep, reasons, removed });
+    cli.terminal.object({ id, host: entry.host, pointInTime, storage, directory, keep, reasons, removed });
   }
 }
 
 function printDecisions(cli: Cli, decisions: readonly HostDecision[]): void {
   const columns = ['HOST', 'POINT IN TIME', 'STORAGE', 'ID', 'PRUNE', 'WHY'].map((title) => ({ title }));
   const rows = decisions.map(({ backup, keep, reasons }): readonly Text[] => [
-    nameOf(backup.entry),
+    backup.entry.host,
     backup.pointInTime,
     backup.entry.storage,
     shortId(backup.id),
@@ -134,45 +151,12 @@ function tell(cli: Cli, ...parts: readonly Text[]): void {
   else cli.terminal.out(...parts);
 }
 
-function nameOf({ manifest }: HostBackupEntry): string {
-  return manifest?.host.name ?? '-';
-}
-
 /** The copy that can be read. @throws StorageError MANIFEST_INVALID where all are damaged */
-function good(copies: Copies): HostBackupEntry & { readonly manifest: HostManifest } {
+function good(copies: HostCopies): HostBackupEntry & { readonly manifest: HostManifest } {
   const found = copies.find(({ problem }) => problem === null) ?? copies[0];
   const { manifest, directory, problem } = found;
   if (manifest !== null) return { ...found, manifest };
   throw new StorageError('MANIFEST_INVALID', `${directory}: ${problem ?? 'it has no manifest'}`, {
     hint: 'stillpoint list --host shows the others',
   });
-}
-
-/** By id, or its beginning, or `HOST@latest`. @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS */
-async function find(cli: Cli, agent: Agent, reference: string): Promise<Copies> {
-  const { entries } = await entriesOf(cli, agent);
-  const [, host] = /^(.+)@latest$/.exec(reference) ?? [];
-  const named =
-    host === undefined
-      ? entries.filter(({ manifest }) => isMeant(manifest?.id, reference))
-      : entries.filter((entry) => nameOf(entry) === host && entry.problem === null).slice(-1);
-  const ids = new Set(named.map(({ manifest }) => manifest?.id));
-  const copies = entries.filter(({ manifest }) => manifest !== null && ids.has(manifest.id));
-  const [first, ...others] = copies;
-  if (first === undefined)
-    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup of a host ${reference}`, {
-      hint: 'stillpoint list --host',
-    });
-  if (ids.size > 1)
-    throw new StorageError('BACKUP_AMBIGUOUS', `${reference} can be ${ids.size} backups of a host`, {
-      hint: 'give more of its id: stillpoint list --host',
-    });
-  return [first, ...others];
-}
-
-function isMeant(id: string | undefined, reference: string): boolean {
-  return (
-    id !== undefined &&
-    (id === reference || (reference.length >= idCharactersMin && id.startsWith(reference)))
-  );
 }

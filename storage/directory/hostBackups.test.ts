@@ -56,7 +56,7 @@ void t.test('a failure leaves nothing, and damage is seen', async (t) => {
   await writeFile(join(directory, 'network-inner.xml'), definition.replace('inner', 'outer'));
   t.match(await storage.hostBackups(), [{ problem: /network-inner.xml was damaged/ }]);
   await writeFile(join(directory, 'host.json'), JSON.stringify({ ...manifest, writer: 'somebody else' }));
-  t.match(await storage.hostBackups(), [{ manifest: null, problem: /digest/ }]);
+  t.match(await storage.hostBackups(), [{ host: 'node/1', manifest: null, problem: /digest/ }]);
   await mkdir(join(root, '~hosts/node%2F1/20261120T151524.000Z'));
   t.match(await storage.hostBackups(), [{}, { manifest: null, problem: /host.json/ }]);
 });

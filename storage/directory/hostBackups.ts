@@ -20,6 +20,7 @@ import {
 import type { HostBackupEntry } from '../storage.ts';
 import { directoriesIn } from './entries.ts';
 import {
+  decodeMachineName,
   deletingDirectoryName,
   encodeMachineName,
   isDeletingDirectory,
@@ -109,7 +110,9 @@ export async function hostBackups(storage: string, root: string): Promise<readon
       const at = parsePointInTime(time);
       if (at === null) continue;
       const directory = join(hosts, host, time);
-      found.push({ storage, directory, pointInTime: at.toISOString(), ...(await readHostBackup(directory)) });
+      const read = await readHostBackup(directory);
+      const name = read.manifest?.host.name ?? decodeMachineName(host) ?? host;
+      found.push({ storage, host: name, directory, pointInTime: at.toISOString(), ...read });
     }
   }
   return found.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1));

@@ -1,0 +1,84 @@
+import { StorageError } from '../storage/errors.ts';
+import type { HostBackupEntry, Storage } from '../storage/storage.ts';
+import type { OnUnreachable } from './storedBackups.ts';
+
+/** So many characters of an id are enough, as for backups of machines. */
+const idCharactersMin = 8;
+
+/** Every copy of one backup of a host. */
+export type HostCopies = readonly [HostBackupEntry, ...HostBackupEntry[]];
+
+/** Where backups of hosts are. */
+export interface HostStorages {
+  readonly storages: ReadonlyMap<string, Pick<Storage, 'name' | 'hostBackups'>>;
+  readonly configPath: string;
+}
+
+/**
+ * Every backup of a host in every storage, oldest first.
+ * @param onUnreachable is told of a storage that does not answer, which then hides no other one; may throw
+ */
+export async function listHostBackups(
+  { storages }: HostStorages,
+  onUnreachable: OnUnreachable,
+): Promise<readonly HostBackupEntry[]> {
+  const entries: HostBackupEntry[] = [];
+  for (const storage of storages.values()) {
+    try {
+      entries.push(...(await storage.hostBackups()));
+    } catch (error) {
+      onUnreachable(storage.name, error);
+    }
+  }
+  return entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
+}
+
+/**
+ * The copies of the backup that somebody means: by id, or its beginning, or `HOST@latest`.
+ * @param entries oldest first
+ * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+ */
+export function selectHostBackup(entries: readonly HostBackupEntry[], reference: string): HostCopies {
+  const host = latestHostOf(reference);
+  const named =
+    host === null
+      ? entries.filter(({ manifest }) => isMeant(manifest?.id, reference))
+      : entries.filter((entry) => entry.host === host && entry.problem === null).slice(-1);
+  const ids = new Set(named.map(({ manifest }) => manifest?.id));
+  const copies = entries.filter(({ manifest }) => manifest !== null && ids.has(manifest.id));
+  const [first, ...others] = copies;
+  if (first === undefined)
+    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup of a host ${reference}`, {
+      hint: 'stillpoint list --host',
+    });
+  if (ids.size > 1)
+    throw new StorageError('BACKUP_AMBIGUOUS', `${reference} can be ${ids.size} backups of a host`, {
+      hint: 'give more of its id: stillpoint list --host',
+    });
+  return [first, ...others];
+}
+
+/** Damaged ones that `HOST@latest` passes over; none for any other reference. */
+export function damagedAfterLatest(
+  entries: readonly HostBackupEntry[],
+  reference: string,
+  [latest]: HostCopies,
+): readonly HostBackupEntry[] {
+  const host = latestHostOf(reference);
+  return entries.filter(
+    (entry) => entry.host === host && entry.problem !== null && entry.pointInTime > latest.pointInTime,
+  );
+}
+
+/** The host of `HOST@latest`. */
+function latestHostOf(reference: string): string | null {
+  return /^(.+)@latest$/.exec(reference)?.[1] ?? null;
+}
+
+function isMeant(id: string | undefined, typed: string): boolean {
+  const reference = typed.toLowerCase();
+  return (
+    id !== undefined &&
+    (id === reference || (reference.length >= idCharactersMin && id.startsWith(reference)))
+  );
+}

@@ -1,0 +1,139 @@
+import { createHash } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { newId } from '../common/ids.ts';
+import { configSchema } from '../config/schema.ts';
+import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { StorageError } from '../storage/errors.ts';
+import type { HostManifest } from '../storage/hostManifest.ts';
+import { tellUnreachable } from './backups.ts';
+import type { Cli } from './cli.ts';
+import { deleteEveryCopy, type HostSession } from './commands/hostBackups.ts';
+import { RecordedTerminal } from './fixture.ts';
+import { findHostBackup } from './hostReference.ts';
+import { Options } from './options.ts';
+
+const yes = new Options({ yes: true });
+const text = '<network><name>inner</name></network>';
+const file = 'network-inner.xml';
+
+/** A storage that can be taken away. */
+class Removable extends DirectoryStorage {
+  away = false;
+
+  override async hostBackups(): ReturnType<DirectoryStorage['hostBackups']> {
+    if (this.away) throw new StorageError('STORAGE_UNREACHABLE', `${this.name} does not answer`);
+    return super.hostBackups();
+  }
+}
+
+/** Storages `a` and `b`, and a command that works on them. */
+class Bench {
+  readonly a: Removable;
+  readonly b: Removable;
+  readonly recorded = new RecordedTerminal();
+  readonly cli: Cli = {
+    terminal: this.recorded.terminal,
+    configPath: '/etc/c.yaml',
+    configIsNamed: false,
+    verbose: false,
+  };
+  readonly controller = new AbortController();
+  readonly session: HostSession;
+
+  constructor(t: Test, settings: object = {}) {
+    const root = t.testdir({ a: {}, b: {} });
+    this.a = new Removable({ name: 'a', path: join(root, 'a') });
+    this.b = new Removable({ name: 'b', path: join(root, 'b') });
+    const storages = new Map([this.a, this.b].map((storage) => [storage.name, storage]));
+    this.session = {
+      agent: {
+        parts: { storages, configPath: '/etc/c.yaml', config: configSchema.parse(settings) },
+        storage: (name) => {
+          const storage = storages.get(name);
+          if (storage === undefined) throw new Error(`there is no storage ${name}`);
+          return storage;
+        },
+      },
+      interruption: this.controller,
+    };
+  }
+}
+
+/** Backs the host up into these storages, on that day. */
+async function store(
+  day: string,
+  storages: readonly Removable[],
+  name = 'node-1',
+): Promise<{ readonly id: string; readonly directories: readonly string[] }> {
+  const manifest: HostManifest = {
+    formatVersion: 1,
+    kind: 'host',
+    id: newId(),
+    writer: 'test',
+    host: { name, libvirt: '9.0.0', qemu: '7.2.0' },
+    pointInTime: `2026-11-${day}T00:00:00.000Z`,
+    items: [
+      {
+        kind: 'network',
+        name: 'inner',
+        file,
+        sizeBytes: text.length,
+        sha256: createHash('sha256').update(text).digest('hex'),
+      },
+    ],
+  };
+  const directories: string[] = [];
+  for (const storage of storages)
+    directories.push(await storage.addHostBackup(manifest, new Map([[file, text]])));
+  return { id: manifest.id, directories };
+}
+
+void t.test('delete --host deletes every copy, or none where a storage does not answer', async (t) => {
+  const { a, b, cli, recorded, session } = new Bench(t);
+  const { id } = await store('01', [a, b]);
+  b.away = true;
+  await t.rejects(deleteEveryCopy(cli, session, id, yes), { code: 'STORAGE_UNREACHABLE' });
+  t.equal((await a.hostBackups()).length, 1, 'nothing was deleted');
+  t.notMatch(recorded.stdout, /delete/);
+  b.away = false;
+  t.equal(await deleteEveryCopy(cli, session, id, yes), 0);
+  t.same([...(await a.hostBackups()), ...(await b.hostBackups())], []);
+});
+
+void t.test('a storage that does not answer hides no other one, and is the exit code', async (t) => {
+  const { a, b, cli, recorded, session } = new Bench(t);
+  const { id } = await store('01', [a]);
+  b.away = true;
+  const unreachable = tellUnreachable(cli);
+  t.match(await findHostBackup(cli, session.agent.parts, id, unreachable.tell), [{ storage: 'a' }]);
+  t.equal(unreachable.code, 6);
+  t.match(recorded.stderr, /STORAGE_UNREACHABLE/);
+  await t.rejects(
+    findHostBackup(cli, session.agent.parts, newId(), unreachable.tell),
+    { code: 'STORAGE_UNREACHABLE' },
+    'it may be in the one that could not be asked',
+  );
+});
+
+void t.test('HOST@latest tells of each newer backup that it passes over', async (t) => {
+  const { a, b, cli, recorded, session } = new Bench(t);
+  const { id } = await store('02', [a, b]);
+  const changed = await store('03', [a]);
+  const lost = await store('04', [b]);
+  const other = await store('05', [b], 'node-2');
+  const older = await store('01', [a]);
+  for (const { directories } of [changed, other, older])
+    await writeFile(join(directories[0] ?? '', file), 'nothing');
+  await writeFile(join(lost.directories[0] ?? '', 'host.json'), '{}');
+  const find = (reference: string): ReturnType<typeof findHostBackup> =>
+    findHostBackup(cli, session.agent.parts, reference, tellUnreachable(cli).tell);
+  t.match(await find('node-1@latest'), [{ manifest: { id } }, { manifest: { id } }]);
+  t.match(recorded.stderr, /20261103T.* in a is damaged .*changed/);
+  t.match(recorded.stderr, /20261104T.* in b is damaged/);
+  t.notMatch(recorded.stderr, /20261101T|20261105T/, 'an older one and another host are not passed over');
+  const told = recorded.stderr;
+  await find(id);
+  t.equal(recorded.stderr, told, 'an id passes over nothing');
+});
