@@ -9,9 +9,11 @@ import { StorageError } from '../storage/errors.ts';
 import type { HostManifest } from '../storage/hostManifest.ts';
 import { tellUnreachable } from './backups.ts';
 import type { Cli } from './cli.ts';
-import { deleteEveryCopy, type HostSession } from './commands/hostBackups.ts';
+import { deleteEveryCopy } from './commands/hostBackups.ts';
+import { removeDecided } from './commands/hostPrune.ts';
 import { RecordedTerminal } from './fixture.ts';
 import { findHostBackup } from './hostReference.ts';
+import type { HostSession } from './hostSession.ts';
 import { Options } from './options.ts';
 
 const yes = new Options({ yes: true });
@@ -21,10 +23,17 @@ const file = 'network-inner.xml';
 /** A storage that can be taken away. */
 class Removable extends DirectoryStorage {
   away = false;
+  /** A directory that cannot be removed. */
+  stuck = '';
 
   override async hostBackups(): ReturnType<DirectoryStorage['hostBackups']> {
     if (this.away) throw new StorageError('STORAGE_UNREACHABLE', `${this.name} does not answer`);
     return super.hostBackups();
+  }
+
+  override async deleteHostBackup(entry: { readonly directory: string }): Promise<void> {
+    if (entry.directory === this.stuck) throw new StorageError('STORAGE_DENIED', 'it may not be removed');
+    await super.deleteHostBackup(entry);
   }
 }
 
@@ -136,4 +145,57 @@ void t.test('HOST@latest tells of each newer backup that it passes over', async 
   const told = recorded.stderr;
   await find(id);
   t.equal(recorded.stderr, told, 'an id passes over nothing');
+});
+
+const lastOne = { hostBackups: { keep: { last: 1 } } };
+
+/** Two days of two hosts in both storages; by the rules the first day goes. */
+async function storeTwice({ a, b }: Bench): Promise<readonly string[]> {
+  const first = [await store('01', [a, b]), await store('01', [a, b], 'node-2')];
+  await store('02', [a, b]);
+  await store('02', [a, b], 'node-2');
+  return first.flatMap(({ directories }) => directories);
+}
+
+void t.test('prune --host keeps to the storages and hosts that are named', async (t) => {
+  const bench = new Bench(t, lastOne);
+  const { a, b, cli, session } = bench;
+  await storeTwice(bench);
+  // The one that was not named need not answer.
+  b.away = true;
+  const inA = new Options({ yes: true, storage: ['a'] });
+  t.equal(await removeDecided(cli, session, ['node-2'], inA), 0);
+  b.away = false;
+  t.same(
+    (await a.hostBackups()).map(({ host }) => host).toSorted(),
+    ['node-1', 'node-1', 'node-2'],
+    'one host only',
+  );
+  t.equal((await b.hostBackups()).length, 4);
+  await t.rejects(removeDecided(cli, session, ['node-1', 'node-9'], yes), { code: 'BACKUP_NOT_FOUND' });
+  const elsewhere = new Options({ yes: true, storage: ['c'] });
+  await t.rejects(removeDecided(cli, session, [], elsewhere), { message: /storage c/ });
+  t.equal((await b.hostBackups()).length, 4, 'nothing was removed');
+});
+
+void t.test('prune --host: what cannot be removed hides no other one', async (t) => {
+  const bench = new Bench(t, lastOne);
+  const { a, b, cli, recorded, session } = bench;
+  const [stuck = ''] = await storeTwice(bench);
+  a.stuck = stuck;
+  t.equal(await removeDecided(cli, session, [], yes), 3);
+  t.match(recorded.stderr, /STORAGE_DENIED.*node-1 at 2026-11-01.* from a/);
+  t.match(recorded.stdout, /removed 3 of 8/);
+  t.equal((await a.hostBackups()).length, 3);
+  t.equal((await b.hostBackups()).length, 2);
+});
+
+void t.test('prune --host removes nothing more after a signal', async (t) => {
+  const bench = new Bench(t, lastOne);
+  const { a, cli, recorded, session, controller } = bench;
+  await storeTwice(bench);
+  controller.abort();
+  t.equal(await removeDecided(cli, session, [], yes), 130);
+  t.match(recorded.stdout, /removed 0 of 8/);
+  t.equal((await a.hostBackups()).length, 4);
 });

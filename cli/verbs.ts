@@ -244,7 +244,10 @@ export const verbs: readonly Verb[] = [
     options: [
       { flags: '-s, --storage <name>', description: 'only in this storage; may be repeated', many: true },
       { flags: '-n, --dry-run', description: 'only say what would be removed, and what keeps the others' },
-      { flags: '--host', description: 'backups of hosts, by hostBackups: keep in the configuration' },
+      {
+        flags: '--host',
+        description: 'backups of hosts (all, or those named), by hostBackups: keep in the configuration',
+      },
       yes,
     ],
     examples: ['prune --dry-run', 'prune web-1 --storage local', 'prune --yes --json'],

@@ -1,29 +1,18 @@
 import { resolve } from 'node:path';
-import { decideHosts, type HostDecision } from '../../agent/hostPruning.ts';
 import { writeHostFiles } from '../../agent/hostFiles.ts';
-import type { Agent } from '../../agent/agent.ts';
 import type { HostCopies } from '../../agent/storedHostBackups.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { HostManifest } from '../../storage/hostManifest.ts';
-import type { HostBackupEntry, Storage } from '../../storage/storage.ts';
-import { shortId, tellUnreachable } from '../backups.ts';
+import type { HostBackupEntry } from '../../storage/storage.ts';
+import { tellUnreachable } from '../backups.ts';
 import type { Cli } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import type { ExitCode } from '../exitCodes.ts';
 import { findHostBackup } from '../hostReference.ts';
+import { type HostSession, tell } from '../hostSession.ts';
 import type { Options } from '../options.ts';
 import { styled, tableLines, type Text } from '../output.ts';
 import { changing, reading } from '../session.ts';
-import { entriesOf } from './hostBackup.ts';
-
-/** As much of a session as the backups of hosts need. */
-export interface HostSession {
-  readonly agent: {
-    readonly parts: Pick<Agent['parts'], 'storages' | 'configPath' | 'config'>;
-    storage(name: string): Storage;
-  };
-  readonly interruption: { readonly signal: AbortSignal };
-}
 
 /** `stillpoint show --host BACKUP`. */
 export function showHost(cli: Cli, reference: string): Promise<ExitCode> {
@@ -97,58 +86,6 @@ export function restoreHost(cli: Cli, reference: string, to: string): Promise<Ex
     }
     return unreachable.code;
   });
-}
-
-/** `stillpoint prune --host`: each host in each storage, by the rules of `hostBackups.keep`. */
-export function pruneHosts(cli: Cli, options: Options): Promise<ExitCode> {
-  if (options.flag('dryRun')) {
-    return reading(cli, async ({ agent }) => {
-      const { entries, code } = await entriesOf(cli, agent.parts);
-      const decisions = decideHosts(agent.parts.config, entries);
-      if (cli.terminal.json) printObjects(cli, decisions, false);
-      else printDecisions(cli, decisions);
-      return code;
-    });
-  }
-  return changing(cli, async ({ agent, interruption }) => {
-    const { entries, code } = await entriesOf(cli, agent.parts);
-    const decisions = decideHosts(agent.parts.config, entries);
-    const going = decisions.filter(({ keep }) => !keep);
-    const asks = going.length > 0 && !options.flag('yes');
-    if (!cli.terminal.json || asks) printDecisions(cli, decisions);
-    if (asks) await confirm(cli, options, interruption.signal);
-    for (const { backup } of going) await agent.storage(backup.entry.storage).deleteHostBackup(backup.entry);
-    if (cli.terminal.json) printObjects(cli, decisions, true);
-    else cli.terminal.out(`removed ${going.length} of ${decisions.length}`);
-    return code;
-  });
-}
-
-function printObjects(cli: Cli, decisions: readonly HostDecision[], areRemoved: boolean): void {
-  for (const { backup, keep, reasons } of decisions) {
-    const { id, pointInTime, entry } = backup;
-    const { storage, directory } = entry;
-    const removed = areRemoved && !keep;
-    cli.terminal.object({ id, host: entry.host, pointInTime, storage, directory, keep, reasons, removed });
-  }
-}
-
-function printDecisions(cli: Cli, decisions: readonly HostDecision[]): void {
-  const columns = ['HOST', 'POINT IN TIME', 'STORAGE', 'ID', 'PRUNE', 'WHY'].map((title) => ({ title }));
-  const rows = decisions.map(({ backup, keep, reasons }): readonly Text[] => [
-    backup.entry.host,
-    backup.pointInTime,
-    backup.entry.storage,
-    shortId(backup.id),
-    keep ? styled('green', 'keep') : styled('yellow', 'remove'),
-    keep ? reasons.join(', ') : 'no rule keeps it',
-  ]);
-  for (const line of tableLines(columns, rows)) tell(cli, ...line);
-}
-
-function tell(cli: Cli, ...parts: readonly Text[]): void {
-  if (cli.terminal.json) cli.terminal.err(...parts);
-  else cli.terminal.out(...parts);
 }
 
 /** The copy that can be read. @throws StorageError MANIFEST_INVALID where all are damaged */

@@ -8,11 +8,11 @@ import { confirm } from '../confirm.ts';
 import { styled, tableLines, type Text } from '../output.ts';
 import { type PruneOutcome, PruneOutcomes } from '../pruneOutcomes.ts';
 import { changing, reading } from '../session.ts';
-import { pruneHosts } from './hostBackups.ts';
+import { pruneHosts } from './hostPrune.ts';
 
 /** `stillpoint prune [MACHINE…]`: shows what goes and why the others stay, and asks first. */
 export const prune: RunVerb = (cli, machines, options) => {
-  if (options.flag('host')) return pruneHosts(cli, options);
+  if (options.flag('host')) return pruneHosts(cli, machines, options);
   const request: PruneRequest = { machines, storages: options.texts('storage') };
   const unreachable = tellUnreachable(cli);
   const planWith = (agent: Agent): Promise<readonly Pruning[]> => {

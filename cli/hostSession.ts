@@ -1,0 +1,22 @@
+import type { Agent } from '../agent/agent.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { Cli } from './cli.ts';
+import type { Text } from './output.ts';
+
+/** As much of an agent as the backups of hosts need. */
+export interface HostAgent {
+  readonly parts: Pick<Agent['parts'], 'storages' | 'configPath' | 'config'>;
+  storage(name: string): Storage;
+}
+
+/** As much of a session as the backups of hosts need. */
+export interface HostSession {
+  readonly agent: HostAgent;
+  readonly interruption: { readonly signal: AbortSignal };
+}
+
+/** What an operator decides about: part of the result for people, beside it for machines. */
+export function tell(cli: Cli, ...parts: readonly Text[]): void {
+  if (cli.terminal.json) cli.terminal.err(...parts);
+  else cli.terminal.out(...parts);
+}
