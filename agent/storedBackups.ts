@@ -24,7 +24,7 @@ export class StoredBackups {
    * @param onUnreachable is told of a storage that does not answer, which then hides no other one; may throw
    */
   async list(machine: string | undefined, onUnreachable: OnUnreachable): Promise<readonly BackupEntry[]> {
-    if (this.#storages.size === 0) throw this.#noStorage();
+    if (this.#storages.size === 0) throw noStorage(this.#configPath);
     const entries: BackupEntry[] = [];
     for (const storage of this.#storages.values()) {
       try {
@@ -58,7 +58,7 @@ export class StoredBackups {
     const worse = failures.find(
       (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
     );
-    throw worse ?? failures[0] ?? this.#noStorage();
+    throw worse ?? failures[0] ?? noStorage(this.#configPath);
   }
 
   /**
@@ -77,12 +77,6 @@ export class StoredBackups {
     );
   }
 
-  #noStorage(): ConfigError {
-    return new ConfigError('NO_STORAGE', 'no storage is configured', {
-      hint: storageLines(this.#configPath),
-    });
-  }
-
   /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
   async isLocal(entry: BackupEntry): Promise<boolean> {
     for (const { source } of entry.manifest?.volumes ?? []) {
@@ -90,6 +84,11 @@ export class StoredBackups {
     }
     return entry.manifest !== null;
   }
+}
+
+/** Where no storage is configured, nothing can be stored or looked at. */
+export function noStorage(configPath: string): ConfigError {
+  return new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
 }
 
 /** True when both are on one file system, also where two mounts lead to it. */

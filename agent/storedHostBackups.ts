@@ -1,6 +1,6 @@
 import { StorageError } from '../storage/errors.ts';
 import type { HostBackupEntry, Storage } from '../storage/storage.ts';
-import type { OnUnreachable } from './storedBackups.ts';
+import { noStorage, type OnUnreachable } from './storedBackups.ts';
 
 /** So many characters of an id are enough, as for backups of machines. */
 const idCharactersMin = 8;
@@ -16,12 +16,14 @@ export interface HostStorages {
 
 /**
  * Every backup of a host in every storage, oldest first.
+ * @throws ConfigError NO_STORAGE: nothing could be looked at
  * @param onUnreachable is told of a storage that does not answer, which then hides no other one; may throw
  */
 export async function listHostBackups(
-  { storages }: HostStorages,
+  { storages, configPath }: HostStorages,
   onUnreachable: OnUnreachable,
 ): Promise<readonly HostBackupEntry[]> {
+  if (storages.size === 0) throw noStorage(configPath);
   const entries: HostBackupEntry[] = [];
   for (const storage of storages.values()) {
     try {

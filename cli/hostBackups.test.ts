@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { listHostBackups } from '../agent/storedHostBackups.ts';
 import { newId } from '../common/ids.ts';
 import { configSchema } from '../config/schema.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
@@ -13,7 +14,7 @@ import { deleteEveryCopy } from './commands/hostBackups.ts';
 import { removeDecided } from './commands/hostPrune.ts';
 import { RecordedTerminal } from './fixture.ts';
 import { findHostBackup } from './hostReference.ts';
-import type { HostSession } from './hostSession.ts';
+import { type HostSession, hostStorages } from './hostSession.ts';
 import { Options } from './options.ts';
 
 const yes = new Options({ yes: true });
@@ -145,6 +146,18 @@ void t.test('HOST@latest tells of each newer backup that it passes over', async 
   const told = recorded.stderr;
   await find(id);
   t.equal(recorded.stderr, told, 'an id passes over nothing');
+});
+
+void t.test('without a storage there is nothing to store into or to look at', async (t) => {
+  const { a, cli, session } = new Bench(t);
+  t.equal(hostStorages(session.agent, undefined).length, 2);
+  t.same(hostStorages(session.agent, ['a']), [a]);
+  const parts = { ...session.agent.parts, storages: new Map() };
+  const agent = { ...session.agent, parts };
+  const expected = { code: 'NO_STORAGE', hint: /storages:/ };
+  t.throws(() => hostStorages(agent, undefined), expected);
+  await t.rejects(listHostBackups(parts, tellUnreachable(cli).tell), expected);
+  await t.rejects(removeDecided(cli, { ...session, agent }, [], yes), expected);
 });
 
 const lastOne = { hostBackups: { keep: { last: 1 } } };

@@ -1,4 +1,5 @@
 import type { Agent } from '../agent/agent.ts';
+import { noStorage } from '../agent/storedBackups.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Cli } from './cli.ts';
 import type { Text } from './output.ts';
@@ -13,6 +14,14 @@ export interface HostAgent {
 export interface HostSession {
   readonly agent: HostAgent;
   readonly interruption: { readonly signal: AbortSignal };
+}
+
+/** The named storages, or all. @throws ConfigError NO_STORAGE; AgentError STORAGE_NOT_CONFIGURED */
+export function hostStorages(agent: HostAgent, names: readonly string[] | undefined): readonly Storage[] {
+  const { storages, configPath } = agent.parts;
+  const chosen = (names ?? [...storages.keys()]).map((name) => agent.storage(name));
+  if (chosen.length === 0) throw noStorage(configPath);
+  return chosen;
 }
 
 /** What an operator decides about: part of the result for people, beside it for machines. */

@@ -5,6 +5,7 @@ import type { HostManifest } from '../../storage/hostManifest.ts';
 import type { HostBackupEntry } from '../../storage/storage.ts';
 import type { Cli } from '../cli.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
+import { hostStorages } from '../hostSession.ts';
 import { styled } from '../output.ts';
 import { shortId, tellUnreachable } from '../backups.ts';
 import { changing, reading } from '../session.ts';
@@ -12,7 +13,7 @@ import { changing, reading } from '../session.ts';
 /** `stillpoint backup --host`: into every storage, or the named ones; one that fails hides no other. */
 export function backupHost(cli: Cli, storages: readonly string[] | undefined): Promise<ExitCode> {
   return changing(cli, async ({ agent }) => {
-    const chosen = (storages ?? [...agent.parts.storages.keys()]).map((name) => agent.storage(name));
+    const chosen = hostStorages(agent, storages);
     const { manifest, files } = await gatherHost(agent.parts.hypervisor, agent.parts.config);
     const codes: ExitCode[] = [];
     const stored: { readonly name: string; readonly directory: string }[] = [];

@@ -6,7 +6,7 @@ import { shortId, tellUnreachable } from '../backups.ts';
 import type { Cli } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
-import { type HostAgent, type HostSession, tell } from '../hostSession.ts';
+import { type HostAgent, type HostSession, hostStorages, tell } from '../hostSession.ts';
 import type { Options } from '../options.ts';
 import { styled, tableLines, type Text } from '../output.ts';
 import { changing, reading } from '../session.ts';
@@ -57,7 +57,7 @@ export async function removeDecided(
   return unreachable === 0 ? combinedExitCode(codes) : unreachable;
 }
 
-/** @throws AgentError STORAGE_NOT_CONFIGURED; StorageError BACKUP_NOT_FOUND for a host that no backup is of */
+/** @throws ConfigError NO_STORAGE; AgentError STORAGE_NOT_CONFIGURED; StorageError BACKUP_NOT_FOUND for a host that no backup is of */
 async function decide(
   cli: Cli,
   agent: HostAgent,
@@ -65,9 +65,7 @@ async function decide(
   options: Options,
 ): Promise<{ readonly decisions: readonly HostDecision[]; readonly unreachable: ExitCode }> {
   const { config, configPath } = agent.parts;
-  const chosen = (options.texts('storage') ?? [...agent.parts.storages.keys()]).map((name) =>
-    agent.storage(name),
-  );
+  const chosen = hostStorages(agent, options.texts('storage'));
   const storages = new Map(chosen.map((storage) => [storage.name, storage]));
   const unreachable = tellUnreachable(cli);
   const entries = await listHostBackups({ storages, configPath }, unreachable.tell);
