@@ -51,6 +51,10 @@ void t.test(
       const whole = join(site.directory, `whole.${format}`);
       await execa('cp', [image, whole]);
       await t.rejects(agent.planRestore({ backup: 'base@latest' }), { code: 'PATH_TAKEN' });
+      for (const how of [{ inPlace: true }, { start: 'boot' as const }, { networks: { lan: 'none' } }])
+        await t.rejects(agent.planRestore({ backup: 'base@latest', ...how }), {
+          code: 'RESTORE_TARGET_UNCLEAR',
+        });
       await t.rejects(agent.planRestore({ backup: 'base@latest', as: 'new' }), {
         code: 'RESTORE_TARGET_UNCLEAR',
       });

@@ -4,6 +4,7 @@ import { execa } from 'execa';
 import t from 'tap';
 import { completionFor } from './completion.ts';
 import { CliError } from './errors.ts';
+import { RecordedTerminal } from './fixture.ts';
 import { parseLabels } from './labels.ts';
 import { parseCommandLine } from './program.ts';
 import { referencePage } from './reference.ts';
@@ -46,6 +47,33 @@ void t.test('what cannot be understood is a usage error with the command that ex
   for (const [typed, hint] of cases) {
     await t.rejects(parse(...typed.split(' ').filter(Boolean)), { code: 'USAGE', hint }, typed);
   }
+});
+
+void t.test('an option that would do nothing is refused', async (t) => {
+  const recorded = new RecordedTerminal();
+  const cli = { terminal: recorded.terminal, configPath: '/c.yaml', configIsNamed: true, verbose: false };
+  const idle: readonly (readonly [string, RegExp])[] = [
+    ['restore --host h@latest --to /d --as n', /--as$/],
+    ['restore --host h@latest --to /d --in-place --start boot', /--in-place, --start$/],
+    ['restore --host h@latest --to /d --map vda=/x --volume vda', /--volume, --map$|--map, --volume$/],
+    ['restore --host h@latest --to /d --instant', /--instant$/],
+    ['restore --host h@latest --to /d --network a=b', /--network$/],
+    ['restore --host h@latest --to /d --no-safety-copy', /--no-safety-copy$/],
+    ['backup --host --image /i', /--image$/],
+    ['backup --host --mode disk --label a=b', /--mode, --label$|--label, --mode$/],
+    ['backup --host --together', /--together$/],
+    ['backup --host --exclude a', /--exclude$/],
+    ['backup --host --reread --name n', /--reread, --name$|--name, --reread$/],
+    ['backup --host --dry-run', /--dry-run$/],
+    ['backup --image /i --exclude a', /--exclude$/],
+    ['list --host node-1', /every host/],
+  ];
+  for (const [typed, message] of idle) {
+    const { run, args, options } = await parse(...typed.split(' '));
+    await t.rejects(async () => run(cli, args, options), { code: 'USAGE', message }, typed);
+  }
+  const { run, args, options } = await parse('restore', '--host', 'h@latest', '--to', '/d', '--yes');
+  await t.rejects(async () => run(cli, args, options), { code: 'CONFIG_MISSING' }, 'the others are known');
 });
 
 void t.test('what a later version will have is told apart from a mistake', async (t) => {

@@ -95,7 +95,9 @@ function addVerb(program: Command, verb: Verb, write: (text: string) => void, on
     `\nExamples:\n${verb.examples.map((example) => `  stillpoint ${example}`).join('\n')}`,
   );
   command.action(async () => {
-    await onVerb(verb, command.args, new Options(command.opts()), new Options(program.opts()));
+    const values = command.opts();
+    const typed = Object.keys(values).filter((name) => command.getOptionValueSource(name) === 'cli');
+    await onVerb(verb, command.args, new Options(values, typed), new Options(program.opts()));
   });
 }
 

@@ -43,6 +43,13 @@ void t.test(
     t.ok(conflicts.some(({ kind, message }) => kind === 'network' && message.includes('no-such-bridge')));
     await plan(site, { to: site.filesDirectory });
     await plan(site, { inPlace: true, volumes: ['vda'] });
+    const networks = { 'no-such-bridge': 'lan' };
+    for (const how of [{ to: site.filesDirectory }, { inPlace: true, volumes: ['vda'] }])
+      await t.rejects(
+        plan(site, { ...how, networks }),
+        { code: 'RESTORE_TARGET_UNCLEAR', hint: /leave --network out/ },
+        'it would do nothing there',
+      );
   },
 );
 

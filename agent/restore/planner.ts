@@ -18,7 +18,7 @@ import { planNetworks } from './networks.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 import { planExtras } from './planExtras.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
-import { isOff, kindOf, type RestoreRequest, startOf, volumesOf } from './request.ts';
+import { isOff, kindOf, refuseIdleNetworks, type RestoreRequest, startOf, volumesOf } from './request.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
 
 /** Bytes that a definition has at most; it was ours when it was stored. */
@@ -51,6 +51,8 @@ export async function planRestore(
   const template = isTemplate(manifest);
   // Of a template there is nothing but its image.
   const scope = request.volumes === undefined && !template ? 'machine' : 'volumes';
+  const isWhole = kind !== 'files' && scope === 'machine';
+  refuseIdleNetworks(request, isWhole);
   const chosen = volumesOf(request, manifest);
   const start = startOf(request, kind, manifest, present);
   const stored = await readDefinition(entry, manifest);
@@ -79,7 +81,6 @@ export async function planRestore(
   const others = await planExtras(entry, manifest, naming, uuid);
   const wantsMemory = scope === 'machine' && (start === 'resume' || kind === 'files');
   const { interfaces } = definition;
-  const isWhole = kind !== 'files' && scope === 'machine';
   const { networks, missing } = isWhole
     ? await planNetworks(hypervisor, stored, request.networks ?? {}, start !== 'none')
     : { networks: [], missing: [] };

@@ -67,11 +67,22 @@ export function kindOf(
 }
 
 /** No machine comes of a template: its image goes back to where it was, or to where it is asked for. */
-function kindOfTemplate({ as, instant }: RestoreRequest, { machine }: Manifest): 'files' {
-  if (as === undefined && instant !== true) return 'files';
+function kindOfTemplate(request: RestoreRequest, { machine }: Manifest): 'files' {
+  const { as, instant, inPlace, start = 'none' } = request;
+  const hint = 'give --to DIR for the image; without it, the image goes back to where it was';
+  if (as !== undefined || instant === true)
+    throw unclear(`${machine.name} is a template, of which no machine can be made`, hint);
+  if (inPlace === true || start !== 'none')
+    throw unclear(`${machine.name} is a template: there is no machine to replace or to start`, hint);
+  return 'files';
+}
+
+/** Network cards are connected as a whole machine is defined. @throws RestoreError RESTORE_TARGET_UNCLEAR */
+export function refuseIdleNetworks({ networks = {} }: RestoreRequest, isWhole: boolean): void {
+  if (isWhole || Object.keys(networks).length === 0) return;
   throw unclear(
-    `${machine.name} is a template, of which no machine can be made`,
-    'give --to DIR for the image; without it, the image goes back to where it was',
+    '--network connects the cards of a whole machine, and this restore defines none',
+    'leave --network out; or leave --volume out, and give --in-place or --as NAME',
   );
 }
 

@@ -37,9 +37,9 @@ type Wishes = Omit<BackupRequest, 'machine'>;
 export const backup: RunVerb = (cli, names, options) => {
   const wishes = wishesOf(options);
   if (options.flag('host')) {
-    const others = ['all', 'dryRun'].filter((name) => options.flag(name));
-    if (names.length + others.length > 0)
+    if (names.length > 0)
       throw new CliError('USAGE', '--host backs up no machines', 'stillpoint backup --host');
+    options.allowOnly(['host', 'storage'], 'backup --host', 'stillpoint backup --host [--storage NAME]');
     return backupHost(cli, wishes.storages);
   }
   const choose = chooserOf(names, options, wishes);
@@ -81,6 +81,8 @@ function chooserOf(names: readonly string[], options: Options, wishes: Wishes): 
         '--image is one image that no machine runs, in mode offline',
         'stillpoint backup --image PATH [--name NAME]',
       );
+    const known = ['image', 'name', 'mode', 'reread', 'storage', 'label', 'together', 'dryRun'];
+    options.allowOnly(known, 'backup --image', 'stillpoint backup --image PATH [--name NAME]');
     // A path may be relative to where this is typed; a volume of a pool must be one already.
     const isPath = image.startsWith('/') || image.startsWith('.');
     const template = { image: isPath ? resolve(image) : image };

@@ -12,6 +12,7 @@ import {
   verifiedRemark,
 } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
+import { CliError } from '../errors.ts';
 import { styled, type Text } from '../output.ts';
 import { reading } from '../session.ts';
 import { listHosts } from './hostBackup.ts';
@@ -21,7 +22,11 @@ import { listHosts } from './hostBackup.ts';
  * no backup can be restored is one, too.
  */
 export const list: RunVerb = (cli, [machine], options) => {
-  if (options.flag('host')) return listHosts(cli);
+  if (options.flag('host')) {
+    if (machine !== undefined)
+      throw new CliError('USAGE', '--host lists the backups of every host', 'stillpoint list --host');
+    return listHosts(cli);
+  }
   return reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
     const entries = await agent.backups.list(machine, unreachable.tell);

@@ -16,7 +16,10 @@ import { restoreHost } from './hostBackups.ts';
 
 /** `stillpoint restore BACKUP`: plan, question, work. */
 export const restore: RunVerb = (cli, [backup = ''], options) => {
-  if (options.flag('host')) return restoreHost(cli, backup, directoryOf(options));
+  if (options.flag('host')) {
+    options.allowOnly(['host', 'to', 'yes'], 'restore --host', 'stillpoint restore --host BACKUP --to DIR');
+    return restoreHost(cli, backup, directoryOf(options));
+  }
   return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);
