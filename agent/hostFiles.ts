@@ -2,12 +2,12 @@ import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { exists, makeDirectoryDurable, writeFileDurable } from '../common/files.ts';
-import type { HostManifest } from '../storage/hostManifest.ts';
+import { formatHostManifest, type HostManifest, hostManifestFileName } from '../storage/hostManifest.ts';
 import { StorageError } from '../storage/errors.ts';
 
 /**
- * Writes the files of a host's backup into a directory. Everything is compared before the first is written, and
- * nothing is overwritten.
+ * Writes the files of a host's backup into a directory, and last its manifest, which says what each of them is and
+ * what had autostart. Everything is compared before the first is written, and nothing is overwritten.
  * @throws StorageError MANIFEST_INVALID for a file that is not what was
  * stored, BACKUP_EXISTS for one that is there already
  */
@@ -22,12 +22,14 @@ export async function writeHostFiles(
       throw new StorageError('MANIFEST_INVALID', `${file} is not what was stored: its digest differs`, {
         hint: 'nothing was written; take another one: stillpoint list --host',
       });
+    files.set(file, content);
+  }
+  files.set(hostManifestFileName, Buffer.from(formatHostManifest(backup.manifest)));
+  for (const file of files.keys())
     if (await exists(join(target, file)))
       throw new StorageError('BACKUP_EXISTS', `${join(target, file)} exists; nothing is overwritten`, {
         hint: 'choose an empty directory with --to',
       });
-    files.set(file, content);
-  }
   await makeDirectoryDurable(target, 0o700);
   for (const [file, content] of files)
     await writeFileDurable(join(target, file), content.toString('utf8'), { mode: 0o600 });
