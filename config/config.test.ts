@@ -259,6 +259,29 @@ void t.test('the examples load, and the complete one says the defaults', async (
   t.same([storages, schedule, timeZone, keep].includes(undefined), false);
 });
 
+void t.test('the complete example names every key that there is', async (t) => {
+  const text = await readFile(join(import.meta.dirname, 'stillpoint.yaml'), 'utf8');
+  const keys = keysIn(z.toJSONSchema(configSchema, { io: 'input' }));
+  t.ok(keys.has('storages') && keys.has('stallSeconds') && keys.has('within'), 'of every depth');
+  t.same(
+    [...keys].filter((key) => !new RegExp(String.raw`\b${key}:`).test(text)),
+    [],
+  );
+});
+
+/** Every name of a property in a JSON schema, of whatever depth. */
+function keysIn(schema: unknown): ReadonlySet<string> {
+  const keys = new Set<string>();
+  const visit = (node: unknown): void => {
+    if (typeof node !== 'object' || node === null) return;
+    if ('properties' in node && typeof node.properties === 'object' && node.properties !== null)
+      for (const key of Object.keys(node.properties)) keys.add(key);
+    for (const child of Object.values(node)) visit(child);
+  };
+  visit(schema);
+  return keys;
+}
+
 void t.test('the published JSON schema is the one that the code uses', async (t) => {
   const published: unknown = JSON.parse(await readFile(join(import.meta.dirname, 'schema.json'), 'utf8'));
   t.same(published, z.toJSONSchema(configSchema, { io: 'input' }), 'node scripts/schema.ts writes it anew');
