@@ -107,7 +107,7 @@ function imageOf(
 function notAFile({ target, file, kind }: Manifest['volumes'][number], why: string): RestoreError {
   const onto = kind === 'network' ? 'where it belongs' : 'onto the device';
   return new RestoreError('VOLUME_NOT_A_FILE', `${target} cannot be restored there: ${why}`, {
-    hint: `--as NAME or --to DIR with --map ${target}=/path/of/a/file makes a file of it; ${onto} by hand: qemu-img convert -n -O raw ${file} TARGET`,
+    hint: `--as NAME with --map ${target}=/path/of/a/file (or with --to DIR) makes a file of it, --to DIR alone only restores files; ${onto} by hand: qemu-img convert -n -O raw ${file} TARGET`,
   });
 }
 

@@ -217,6 +217,19 @@ void t.test('what stands in the way of a restore is found before anything is tou
   }
 });
 
+void t.test('a volume that was a device needs a place, and becomes a file there', async (t) => {
+  const { site, entry } = await backedUp(t);
+  const volumes = entry.manifest?.volumes.map((volume) => ({ ...volume, kind: 'block' as const }));
+  const device = changed(entry, volumes === undefined ? {} : { volumes });
+  const plan = (request: RestoreRequest): ReturnType<typeof planRestore> =>
+    planRestore(site.world.connect(), device, { as: 'n', ...request });
+  await t.rejects(plan({}), { code: 'VOLUME_NOT_A_FILE', hint: /^--as NAME with --map vda=/ });
+  const image = join(site.directory, 'images', 'placed.qcow2');
+  t.match((await plan({ map: { vda: image } })).volumes, [{ image, existed: false }]);
+  const to = join(site.directory, 'images');
+  t.match((await plan({ to })).volumes, [{ image: join(to, 'n-vda.qcow2') }]);
+});
+
 void t.test('a plan for a new machine gives it a name, UUID, MACs and images of its own', async (t) => {
   const { site, entry } = await backedUp(t);
   const plan = await planRestore(site.world.connect(), entry, { as: 'n' });
