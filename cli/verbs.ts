@@ -52,7 +52,8 @@ export const verbs: readonly Verb[] = [
   {
     name: 'backup',
     arguments: '[MACHINE...]',
-    summary: 'backs up machines: CPU, memory and all disks at one instant',
+    summary:
+      'backs up machines: all disks at one instant, and CPU and memory too (with --mode live, or memory: in the policy)',
     changes: true,
     options: [
       {
