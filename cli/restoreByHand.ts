@@ -22,7 +22,7 @@ export function restoreByHand(directory: string, manifest: Manifest): readonly s
       continue;
     }
     const { format } = volume;
-    // A raw image is one that was encrypted: there is nothing to be checked in it.
+    // Of other formats nothing can be checked.
     if (format === 'qcow2') lines.push(`qemu-img check ${from(volume.file)}`);
     lines.push(
       `mv ${source} ${quote(`${volume.source}.before-restore`)}`,

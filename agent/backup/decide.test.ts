@@ -26,6 +26,7 @@ interface Row {
 const restored = { ...overlay, chain: 'expected' } as const;
 
 /** Its owner has given a volume other images. */
+const ownersOff = { image: 'swapped', header: 'on-frozen', named: false } as const;
 const owners = { ...overlay, chain: 'unknown', ownChain: true } as const;
 
 /** The table "The classic flow, done safely", row by row. */
@@ -58,6 +59,27 @@ const rows: readonly Row[] = [
     facts: { resuming: true, letGo: 'why' },
     world: worldWith({ volumes: [volumeWith(owners)], busy: true }),
     repair: { kind: 'let-go', why: 'why' },
+  },
+  {
+    name: 'off, and its owner has given it other images: they are his',
+    facts: { resuming: true },
+    world: worldWith({ ...off('shutdown'), volumes: [volumeWith({ ...ownersOff })] }),
+    repair: { kind: 'let-go' },
+  },
+  {
+    name: 'crashed on images that its owner has given it: started on them first',
+    facts: { resuming: true },
+    world: worldWith({ ...off('crashed'), volumes: [volumeWith({ ...ownersOff })] }),
+    repair: { kind: 'start-cold' },
+  },
+  {
+    name: 'off, and only one volume has another image: parked',
+    facts: { resuming: true },
+    world: worldWith({
+      ...off('shutdown'),
+      volumes: [volumeWith({ ...ownersOff }), volumeWith({ ...ownersOff, target: 'vdb', named: true })],
+    }),
+    repair: { kind: 'park' },
   },
   { name: 'prepared, not saved: the work is removed', world: worldWith(), repair: { kind: 'undo' } },
   {

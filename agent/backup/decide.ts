@@ -176,6 +176,8 @@ function decideOffSwapped(
   swapped: readonly VolumeWorld[],
   circumstances: Circumstances,
 ): Repair {
+  const renamed = swapped.find(({ named }) => named === false);
+  if (renamed !== undefined) return decideOffRenamed(facts, world, renamed, circumstances);
   const all = swapped.length === world.volumes.length;
   const written = world.volumes.some((volume) => volume.written);
   const untouched =
@@ -192,6 +194,19 @@ function decideOffSwapped(
   if (swapped.some((volume) => volume.header === 'merged')) return { kind: 'put-frozen-under' };
   const valid = all && world.state === 'complete';
   return coldStart(facts, world, circumstances) ?? { kind: 'go-on', from: 'stow', valid };
+}
+
+/** Its owner has given it other images while it ran, perhaps what is frozen: that is his disk then, and no T1. */
+function decideOffRenamed(
+  facts: BackupFacts,
+  world: World,
+  { target }: VolumeWorld,
+  circumstances: Circumstances,
+): Repair {
+  const isWhole = facts.resuming === true && world.volumes.every(({ named }) => named === false);
+  if (!isWhole) return { kind: 'park', why: `its definition names another image of ${target}` };
+  const why = `${target} was given other images, and it was switched off with them`;
+  return coldStart(facts, world, circumstances) ?? { kind: 'let-go', why };
 }
 
 /**

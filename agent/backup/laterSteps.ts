@@ -18,7 +18,7 @@ import { commitManifests } from './commitManifests.ts';
 import { isDownByAccident } from './decide.ts';
 import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
-import { ownersStatus } from './world.ts';
+import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 
 export interface LaterStepDependencies {
@@ -48,6 +48,29 @@ async function isActive(hypervisor: Hypervisor, facts: BackupFacts): Promise<boo
   return status.state !== 'shut-off' && status.state !== 'crashed';
 }
 
+/**
+ * Its owner has not given the machine other images: a merge would be of images that nobody uses any more, and what is
+ * frozen may be in use.
+ * @throws MergeError CANNOT_MERGE_DISK_IMAGES
+ */
+async function requireNamed(hypervisor: Hypervisor, plan: SavePlan): Promise<void> {
+  const { uuid, name } = plan.machine;
+  const machine = await findMachine(hypervisor, uuid);
+  if (machine?.persistent !== true) return;
+  const next = DomainXml.parse(await hypervisor.definition(uuid, 'persistent'));
+  for (const volume of plan.volumes) {
+    if (namesImage(next, volume)) continue;
+    throw new MergeError(
+      'CANNOT_MERGE_DISK_IMAGES',
+      `the definition of ${name} names another image of ${volume.target}`,
+      {
+        hint: `virsh domblklist ${name} --inactive; the job's was ${volume.image}`,
+        retryable: true,
+      },
+    );
+  }
+}
+
 /** Gives the machine its autostart back, once: afterwards it is the owner's to change. */
 export async function giveAutostartBack(hypervisor: Hypervisor, facts: BackupFacts): Promise<void> {
   if (facts.unguarded || facts.guardReleased) return;
@@ -66,6 +89,7 @@ export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step
     }
     await guardMachine(hypervisor, plan.machine.uuid, beforeOf(context.facts));
     if (!(await isActive(hypervisor, context.facts))) {
+      await requireNamed(hypervisor, plan);
       await mergeOffline(plan, {
         includeSharedBase: settings.includeSharedBase,
         deadlineMs: settings.mergeDeadlineMs,

@@ -32,6 +32,8 @@ export interface VolumeWorld {
   readonly chain: ChainState | undefined;
   /** It runs on exactly the chain that its headers name; looked for where that is not the one of the plan. */
   readonly ownChain?: boolean | undefined;
+  /** The next start uses the image; looked at while the machine is off, for its owner may have given it another. */
+  readonly named?: boolean | undefined;
   /** The guest wrote since the state was saved: the state must not be restored onto it. */
   readonly written: boolean;
   /** Another process that has the image open for writing; looked for while the machine stands still. */
@@ -81,13 +83,18 @@ async function look(hypervisor: Hypervisor, facts: BackupFacts): Promise<World> 
   const stateFile = await currentStateFile(plan);
   const state = await inspectStateFile(stateFile);
   const live = active ? DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live')) : undefined;
+  const next =
+    machine?.persistent === true && !active
+      ? DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'persistent'))
+      : undefined;
   const savedAt = state === 'complete' ? await stateFileTime(stateFile) : undefined;
   const standsStill = !active || status.state === 'paused';
   const volumes: VolumeWorld[] = [];
   for (const volume of plan.volumes) {
     const files = await observeVolume(volume, { live, savedAt, facts });
     const lockedBy = standsStill ? await otherWriter(volume, plan.machine.uuid) : undefined;
-    volumes.push({ ...files, lockedBy });
+    const named = next === undefined ? undefined : namesImage(next, volume);
+    volumes.push({ ...files, named, lockedBy });
   }
   return {
     machine: machine === undefined ? 'gone' : active ? 'active' : 'off',
@@ -97,6 +104,11 @@ async function look(hypervisor: Hypervisor, facts: BackupFacts): Promise<World> 
     state,
     volumes,
   };
+}
+
+/** A definition has the image of a volume where the plan had it. */
+export function namesImage(definition: DomainXml, { target, image }: PlannedVolume): boolean {
+  return definition.volumes.find((candidate) => candidate.target === target)?.path === image;
 }
 
 /** A machine that its owner has put to sleep with `virsh managedsave` is `saved` as one that we saved is. */
@@ -138,7 +150,7 @@ async function observeVolume(
     readonly savedAt: number | undefined;
     readonly facts: BackupFacts;
   },
-): Promise<Omit<VolumeWorld, 'lockedBy'>> {
+): Promise<Omit<VolumeWorld, 'lockedBy' | 'named'>> {
   const { target } = volume;
   const chain = seen.live === undefined ? undefined : chainState(seen.live, volume);
   if (!(await exists(volume.file)))
