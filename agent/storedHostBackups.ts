@@ -1,3 +1,4 @@
+import { parsePointInTime } from '../common/time.ts';
 import { StorageError } from '../storage/errors.ts';
 import type { HostBackupEntry, Storage } from '../storage/storage.ts';
 import { noStorage, type OnUnreachable } from './storedBackups.ts';
@@ -36,18 +37,17 @@ export async function listHostBackups(
 }
 
 /**
- * The copies of the backup that somebody means: by id, or its beginning, or `HOST@latest`.
+ * The copies of the backup that somebody means: by id, or its beginning, `HOST@latest` or `HOST@T1`. Only the last
+ * names one whose manifest cannot be read, by its directory.
  * @param entries oldest first
  * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
  */
 export function selectHostBackup(entries: readonly HostBackupEntry[], reference: string): HostCopies {
-  const host = latestHostOf(reference);
-  const named =
-    host === null
-      ? entries.filter(({ manifest }) => isMeant(manifest?.id, reference))
-      : entries.filter((entry) => entry.host === host && entry.problem === null).slice(-1);
-  const ids = new Set(named.map(({ manifest }) => manifest?.id));
-  const copies = entries.filter(({ manifest }) => manifest !== null && ids.has(manifest.id));
+  const named = namedBy(entries, reference);
+  const ids = new Set(named.flatMap(({ manifest }) => manifest?.id ?? []));
+  const copies = entries.filter(
+    (entry) => named.includes(entry) || (entry.manifest !== null && ids.has(entry.manifest.id)),
+  );
   const [first, ...others] = copies;
   if (first === undefined)
     throw new StorageError('BACKUP_NOT_FOUND', `there is no backup of a host ${reference}`, {
@@ -58,6 +58,16 @@ export function selectHostBackup(entries: readonly HostBackupEntry[], reference:
       hint: 'give more of its id: stillpoint list --host',
     });
   return [first, ...others];
+}
+
+function namedBy(entries: readonly HostBackupEntry[], reference: string): readonly HostBackupEntry[] {
+  const at = reference.lastIndexOf('@');
+  if (at === -1) return entries.filter(({ manifest }) => isMeant(manifest?.id, reference));
+  const ofHost = entries.filter(({ host }) => host === reference.slice(0, at));
+  const time = reference.slice(at + 1);
+  if (time === 'latest') return ofHost.filter(({ problem }) => problem === null).slice(-1);
+  const wanted = parsePointInTime(time) ?? new Date(time);
+  return ofHost.filter(({ pointInTime }) => new Date(pointInTime).getTime() === wanted.getTime());
 }
 
 /** Damaged ones that `HOST@latest` passes over; none for any other reference. */

@@ -212,3 +212,26 @@ void t.test('prune --host removes nothing more after a signal', async (t) => {
   t.match(recorded.stdout, /removed 0 of 8/);
   t.equal((await a.hostBackups()).length, 4);
 });
+
+void t.test('HOST@T1 names the backup of that instant, and a damaged copy of it', async (t) => {
+  const { a, b, cli, session } = new Bench(t);
+  const { id, directories } = await store('01', [a, b]);
+  const lost = await store('02', [a]);
+  await store('01', [a], 'node-2');
+  for (const directory of [directories[0], lost.directories[0]])
+    await writeFile(join(directory ?? '', 'host.json'), '{}');
+  const find = (reference: string): ReturnType<typeof findHostBackup> =>
+    findHostBackup(cli, session.agent.parts, reference, tellUnreachable(cli).tell);
+  for (const time of ['20261101T000000.000Z', '2026-11-01T00:00:00.000Z'])
+    t.same(
+      (await find(`node-1@${time}`)).map(({ directory }) => directory).toSorted(),
+      directories.toSorted(),
+    );
+  for (const time of ['20261101T000000.001Z', 'sometime', ''])
+    await t.rejects(find(`node-1@${time}`), { code: 'BACKUP_NOT_FOUND' }, time);
+  t.match(await find(id), [{ storage: 'b' }], 'an id cannot name what has none');
+  t.equal(await deleteEveryCopy(cli, session, 'node-1@20261102T000000.000Z', yes), 0);
+  t.equal(await deleteEveryCopy(cli, session, 'node-1@20261101T000000.000Z', yes), 0);
+  t.match(await a.hostBackups(), [{ host: 'node-2' }]);
+  t.same(await b.hostBackups(), []);
+});

@@ -27,7 +27,10 @@ export interface Verb {
   load(): Promise<RunVerb>;
 }
 
-const ofHost = { flags: '--host', description: 'BACKUP is one of a host (backup --host)' };
+const ofHost = {
+  flags: '--host',
+  description: 'BACKUP is one of a host (backup --host): an id, HOST@latest or HOST@T1',
+};
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 
 export const verbs: readonly Verb[] = [

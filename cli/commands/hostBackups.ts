@@ -60,7 +60,8 @@ export async function deleteEveryCopy(
   for (const { storage, directory } of copies) tell(cli, `  ${storage}: ${directory}`);
   await confirm(cli, options, interruption.signal);
   for (const copy of copies) await agent.storage(copy.storage).deleteHostBackup(copy);
-  if (cli.terminal.json) cli.terminal.object({ id: copies[0].manifest?.id ?? null, state: 'Deleted' });
+  const [id = null] = copies.flatMap(({ manifest }) => manifest?.id ?? []);
+  if (cli.terminal.json) cli.terminal.object({ id, state: 'Deleted' });
   else cli.terminal.out('deleted');
   return 0;
 }
@@ -90,7 +91,10 @@ export function restoreHost(cli: Cli, reference: string, to: string): Promise<Ex
 
 /** The copy that can be read. @throws StorageError MANIFEST_INVALID where all are damaged */
 function good(copies: HostCopies): HostBackupEntry & { readonly manifest: HostManifest } {
-  const found = copies.find(({ problem }) => problem === null) ?? copies[0];
+  const found =
+    copies.find(({ problem }) => problem === null) ??
+    copies.find(({ manifest }) => manifest !== null) ??
+    copies[0];
   const { manifest, directory, problem } = found;
   if (manifest !== null) return { ...found, manifest };
   throw new StorageError('MANIFEST_INVALID', `${directory}: ${problem ?? 'it has no manifest'}`, {
