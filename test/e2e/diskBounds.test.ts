@@ -74,22 +74,6 @@ void t.test('a file system that fills up during a backup of mode "disk" never st
     await lab.run('rm', [filling]);
   });
 
-  await t.test('the scratch file, beside a guest that writes all over its region', async (t) => {
-    const filling = await fill(lab, images, 36);
-    const whole = await witness(lab, machine);
-    // Somebody else takes what was free when the backup began.
-    const answer = await backUpDuring(lab, agent, machine, async () => {
-      await lab.run('fallocate', ['-l', String(26 * mib), `${filling}-more`]);
-      await machine.command('rate 0');
-    });
-    requireError(t, answer, 'SCRATCH_FULL');
-    await requireNeverStopped(t, lab, machine);
-    await requireNothingLost(t, lab, agent, whole);
-    t.same(await stored(), [], 'nothing partial is left');
-    await lab.run('rm', [filling, `${filling}-more`]);
-    await machine.command('rate 200');
-  });
-
   await t.test('with room again it is backed up', async (t) => {
     await agent.setup.configure({ storages: { local: { kind: 'directory', path: storage } } });
     requireFinished(t, await agent.backup(machine, { mode: 'disk' }));

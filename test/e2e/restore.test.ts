@@ -106,7 +106,7 @@ void t.test('a backup brings the machine back', async (t) => {
   });
 
   await t.test('after it was undefined and its images were deleted', async (t) => {
-    await lab.virsh('undefine', machine.uuid);
+    await lab.virsh('undefine', machine.uuid, '--checkpoints-metadata');
     for (const target of targets) await lab.run('rm', [machine.imagePath(target)]);
     requireFinished(t, await agent.restore('sp-back@latest', {}));
     t.equal((await machine.waitUntilWriting({ after: end })).runId, first.runId, 'with its memory');
@@ -154,7 +154,7 @@ void t.test('a backup brings the machine back', async (t) => {
     await requireNothingLost(t, lab, agent, whole);
     requireError(t, await agent.restore('sp-back@latest', { to }), 'PATH_TAKEN');
     await lab.virsh('destroy', machine.uuid);
-    await lab.virsh('undefine', machine.uuid);
+    await lab.virsh('undefine', machine.uuid, '--checkpoints-metadata');
     for (const target of targets) {
       const file = path.join(to, `sp-back-${target}.qcow2`);
       await lab.run('qemu-img', ['check', file]);
