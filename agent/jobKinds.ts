@@ -69,58 +69,60 @@ export class JobKinds {
     }
   }
 
+  /** What every kind of backup needs. */
+  #forBackups(): Pick<Parameters<typeof readJob>[0], 'hypervisor' | 'storage' | 'stepRows' | 'allStorages'> {
+    const { hypervisor, journal, storages } = this.#parts;
+    return {
+      hypervisor,
+      storage: this.#storage,
+      stepRows: (jobId) => journal.steps(jobId),
+      allStorages: () => [...storages.values()],
+    };
+  }
+
   /** A backup in mode `save`. */
   backup(): JobDefinition<BackupFacts> {
-    const { hypervisor, journal } = this.#parts;
-    const storage = this.#storage;
     return backupJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
+      ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStorages(facts.settings.storages.map(storage), plan);
+        return requireStorages(facts.settings.storages.map(this.#storage), plan);
       },
-      allStorages: () => [...this.#parts.storages.values()],
     });
   }
 
   /** A backup in mode `disk` or `offline`. */
   read(together?: Together): JobDefinition<ReadFacts> {
-    const { hypervisor, journal } = this.#parts;
-    const storage = this.#storage;
     return readJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
+      ...this.#forBackups(),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(storage), plan);
+        return requireStoragesForRead(facts.settings.storages.map(this.#storage), plan);
       },
       planLineages: ({ backupId, settings }, plan) =>
-        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
-      allStorages: () => [...this.#parts.storages.values()],
+        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.#storage), {
+          backupId,
+          ...settings,
+        }),
       together,
     });
   }
 
   /** A backup in mode `live`. */
   live(): JobDefinition<LiveFacts> {
-    const { hypervisor, journal } = this.#parts;
-    const storage = this.#storage;
     return liveJob({
-      hypervisor,
-      storage,
-      stepRows: (jobId) => journal.steps(jobId),
+      ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(storage), plan, plan.memoryBytes);
+        return requireStoragesForRead(facts.settings.storages.map(this.#storage), plan, plan.memoryBytes);
       },
       planLineages: ({ backupId, settings }, plan) =>
-        planLineages(hypervisor, plan, settings.storages.map(storage), { backupId, ...settings }),
-      allStorages: () => [...this.#parts.storages.values()],
+        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.#storage), {
+          backupId,
+          ...settings,
+        }),
     });
   }
 

@@ -146,6 +146,9 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
       await copyFile(source, file);
       await fsyncFile(file);
     }
+    for (const extra of plan.extras)
+      if (extra.kind === 'tpm' && (await modificationTime(extra.source)) > Date.parse(at))
+        learnWarnings(context, [`${extra.source} was written to after T1: the stored state is newer`]);
     await copyTpmState(plan);
     context.learn({ frozen: await frozenMarks(plan), pointInTime: at, pauseMs: facts.pauseMs ?? null });
   };

@@ -145,6 +145,8 @@ function printPlan(out: (...parts: readonly Text[]) => void, plan: RestorePlan):
     out(`  ${volume.target}: ${volume.image}, ${formatBytes(volume.artifact.sizeBytes)}`);
   }
   if (plan.nvram !== null) out(`  NVRAM: ${plan.nvram.path}`);
+  // Also what goes elsewhere than the images: a manifest may come from anybody.
+  for (const { path } of plan.extras) out(`  file: ${path}`);
   if (plan.memory !== null) out(`  memory: ${formatBytes(plan.memory.artifact.sizeBytes)}`);
   if (plan.macs.length > 0) out(`  MAC addresses: ${plan.macs.join(', ')}`);
   for (const { from, to } of plan.networks)
