@@ -231,13 +231,13 @@ void t.test('the command line on a real host', async (t) => {
     const [victim] = await backups();
     const file = path.join(victim?.storages[0]?.directory ?? '', 'manifest.json');
     const text = await readFile(file, 'utf8');
-    const evil = '\u001b[2J\u009b31mevil\nsp-first';
+    const evil = '\u001b[2J\u009b31mevil';
     await writeFile(
       file,
       formatManifest({
         ...parseManifest(text),
         machine: { name: evil, uuid: first.uuid },
-        labels: { [evil]: evil },
+        labels: { [`${evil}\nsp-first`]: `${evil}\nsp-first` },
       }),
     );
     for (const args of [
