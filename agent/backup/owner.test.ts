@@ -6,6 +6,8 @@ import { eventually } from '../../test/lab/eventually.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { streamVolumes } from '../merge/stream.ts';
+import type { MergePlan } from '../snapshot/plan.ts';
 
 /* What the owner does to the images of his machine while a backup of it is made must not trap him. */
 
@@ -101,8 +103,22 @@ for (const dies of [false, true]) {
 
   void t.test(`a snapshot that he keeps stays whole, with all that is below it${how}`, async (t) => {
     await using site = await Site.create({ targets: ['vda'], autostart: true });
-    const row = await backUp(site, async () => void (await snapshot(site)), dies);
+    let overlay = '';
+    const row = await backUp(
+      site,
+      async () => {
+        overlay = await snapshot(site);
+      },
+      dies,
+    );
     t.match(row, { holdsMachine: false });
+    const { plan } = row.record as { readonly plan: MergePlan };
+    const pull = { includeSharedBase: false, bandwidthBytesPerSecond: 0, deadlineMs: 60_000 };
+    await t.rejects(
+      streamVolumes(site.world.connect(), plan, pull),
+      { code: 'CANNOT_MERGE_DISK_IMAGES', message: overlay, hint: /blockcommit m vda/ },
+      'nothing would be pulled into what he put on top, should he do it while another volume is merged',
+    );
     t.match(site.world.machine('m'), { status: { state: 'running' }, autostart: true });
     await requireWhole(site);
     const below = String(await readGuestSequences(site.image('vda')));

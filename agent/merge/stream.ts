@@ -93,6 +93,7 @@ async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): 
   const { hypervisor, plan, volume, options, alarm } = pull;
   const { uuid } = plan.machine;
   const { bandwidthBytesPerSecond } = options;
+  await requireOwnImage(pull);
   if ((await hypervisor.blockJob(uuid, volume.target)) === null) {
     // With a base named the pull stops above it: a template is never copied into the machine.
     const base = options.includeSharedBase ? undefined : volume.base?.path;
@@ -116,6 +117,25 @@ async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): 
     if (performance.now() > pull.deadlineMs) throw deadlineExceeded(plan, options.deadlineMs);
     await alarm.wait(pollMs);
   }
+}
+
+/**
+ * Where the owner has taken a snapshot, the machine runs on an image of his: a pull would fill that one.
+ * @throws MergeError CANNOT_MERGE_DISK_IMAGES
+ */
+async function requireOwnImage({ hypervisor, plan, volume }: Pull): Promise<void> {
+  const { uuid, name } = plan.machine;
+  const live = DomainXml.parse(await hypervisor.definition(uuid, 'live'));
+  const { path } = live.volume(volume.target);
+  if (path === volume.image) return;
+  throw new MergeError(
+    'CANNOT_MERGE_DISK_IMAGES',
+    `${volume.target} of ${name} runs on ${path ?? 'an image without a path'}, which somebody has put over ${volume.image}`,
+    {
+      hint: `virsh blockcommit ${name} ${volume.target} --active --pivot --base ${volume.image}; then: stillpoint job retry <id>`,
+      retryable: true,
+    },
+  );
 }
 
 /** @throws MergeError when the machine stopped, or paused on a full file system (trap 4) */
