@@ -7,7 +7,7 @@ import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { JobRow } from '../jobs/job.ts';
 import { streamVolumes } from '../merge/stream.ts';
-import type { MergePlan } from '../snapshot/plan.ts';
+import { backupFactsSchema } from './facts.ts';
 
 /* What the owner does to the images of his machine while a backup of it is made must not trap him. */
 
@@ -112,7 +112,8 @@ for (const dies of [false, true]) {
       dies,
     );
     t.match(row, { holdsMachine: false });
-    const { plan } = row.record as { readonly plan: MergePlan };
+    const { plan } = backupFactsSchema.parse(row.record);
+    if (plan === undefined) throw new Error('the job has no plan');
     const pull = { includeSharedBase: false, bandwidthBytesPerSecond: 0, deadlineMs: 60_000 };
     await t.rejects(
       streamVolumes(site.world.connect(), plan, pull),

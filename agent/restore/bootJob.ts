@@ -1,4 +1,4 @@
-import { chmod, chown, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { errorRecord, type StillpointError } from '../../common/errors.ts';
 import { createOverlay } from '../../common/qemuImage.ts';
 import type { Verification } from '../../storage/verification.ts';
@@ -12,6 +12,7 @@ import { stageFile } from './files.ts';
 import { statusOf } from './machineStatus.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 import { endServer, ensureServed } from './served.ts';
+import { readStoredDefinition } from './storedDefinition.ts';
 
 type Context = StepContext<BootFacts>;
 
@@ -114,7 +115,7 @@ async function startAndWatch(
   const { uuid } = plan.machine;
   try {
     if (plan.memory === null) {
-      await hypervisor.startTransient(isolatedDefinition(plan, await readFile(plan.definition, 'utf8')));
+      await hypervisor.startTransient(isolatedDefinition(plan, await readStoredDefinition(plan.definition)));
     } else {
       await hypervisor.restoreState({
         file: plan.memory.staged,

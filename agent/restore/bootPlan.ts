@@ -1,5 +1,4 @@
-import { createHash, randomUUID } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { freeBytes } from '../../common/files.ts';
@@ -11,6 +10,7 @@ import { nbdUrl } from '../hypervisor/domainDisk.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { RestoreError } from './errors.ts';
 import { requireInstant } from './instantPlan.ts';
+import { readStoredDefinition } from './storedDefinition.ts';
 
 const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
 
@@ -36,7 +36,7 @@ export const bootPlanSchema = z.object({
   ),
   memory: z.object({ artifact, staged: z.string() }).nullable(),
   nvram: z.object({ artifact, path: z.string() }).nullable(),
-  definition: z.string(),
+  definition: z.object({ path: z.string(), sha256: z.string() }),
   serialLog: z.string(),
   /** What must appear on the serial port; otherwise the guest agent or the screen tells. */
   expect: z.string().nullable(),
@@ -131,21 +131,12 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
       nvram === undefined
         ? null
         : { artifact: { ...nvram, path: at(nvram.file) }, path: join(directory, 'nvram') },
-    definition: at(manifest.definition.file),
+    definition: { path: at(manifest.definition.file), sha256: manifest.definition.sha256 },
     serialLog: join(directory, 'serial.log'),
     expect: request.expect ?? null,
     deadlineMs: request.deadlineMs,
   };
-  const xml = await readFile(plan.definition);
-  if (createHash('sha256').update(xml).digest('hex') !== manifest.definition.sha256)
-    throw new RestoreError(
-      'BACKUP_DAMAGED',
-      `${plan.definition} is not what was stored: its digest differs`,
-      {
-        hint: `stillpoint verify ${manifest.id}`,
-      },
-    );
-  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, xml.toString('utf8'))));
+  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, await readStoredDefinition(plan.definition))));
   await requireRoom(plan, request.workDirectory);
   return plan;
 }

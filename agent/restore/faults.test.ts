@@ -1,3 +1,4 @@
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import t, { type Test } from 'tap';
@@ -328,3 +329,22 @@ void t.test(
     );
   },
 );
+
+void t.test('a definition that changes in the storage after the plan was made is not used', async (t) => {
+  const site = await siteFor(t);
+  const { persistent = '', autostart } = site.world.machine('m');
+  const [backup] = await listed(site);
+  const stored = join(backup?.directory ?? '', backup?.manifest?.definition.file ?? '');
+  const definition = await readFile(stored, 'utf8');
+  const living = site.openAgent(async (moment) => {
+    if (moment === 'restore/before:define') await writeFile(stored, definition.replace('<vcpu', '<vcpu '));
+  });
+  t.match(await restoring(living), {
+    state: 'failed',
+    holdsMachine: false,
+    error: { code: 'BACKUP_DAMAGED' },
+  });
+  await writeFile(stored, definition);
+  const promises = { machine: 'running', memoryKept: false, autostart, definition: persistent } as const;
+  t.same(await brokenPromises(site, promises), [], 'what was there is back');
+});

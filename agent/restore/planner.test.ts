@@ -86,6 +86,11 @@ const refusals: readonly Refusal[] = [
     request: { map: { vda: '/elsewhere/vda' } },
   },
   {
+    name: 'files that shall be started',
+    code: 'RESTORE_TARGET_UNCLEAR',
+    request: { to: '/elsewhere', start: 'boot' },
+  },
+  {
     name: 'a volume with the memory of all',
     code: 'NO_MEMORY_STATE',
     request: { inPlace: true, volumes: ['vda'], start: 'resume' },

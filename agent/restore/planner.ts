@@ -1,5 +1,4 @@
-import { createHash, randomBytes, randomUUID } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { dirname, join } from 'node:path';
 import { freeBytes, sameFileSystem } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
@@ -19,10 +18,8 @@ import type { RestoredVolume, RestorePlan } from './plan.ts';
 import { planExtras } from './planExtras.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
 import { isOff, kindOf, refuseIdleNetworks, type RestoreRequest, startOf, volumesOf } from './request.ts';
+import { readStoredDefinition } from './storedDefinition.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
-
-/** Bytes that a definition has at most; it was ours when it was stored. */
-const definitionBytesMax = 4 * 1024 * 1024;
 
 /**
  * Plans a restore and finds everything that stands in its way. Changes nothing.
@@ -55,7 +52,12 @@ export async function planRestore(
   refuseIdleNetworks(request, isWhole);
   const chosen = volumesOf(request, manifest);
   const start = startOf(request, kind, manifest, present);
-  const stored = await readDefinition(entry, manifest);
+  const stored = DomainXml.parse(
+    await readStoredDefinition({
+      path: join(entry.directory, manifest.definition.file),
+      sha256: manifest.definition.sha256,
+    }),
+  );
   const jobId = newId();
   const name = kind === 'new-machine' ? (request.as ?? '') : manifest.machine.name;
   const uuid = kind === 'in-place' ? manifest.machine.uuid : randomUUID();
@@ -135,20 +137,6 @@ export async function planRestore(
       ...others.conflicts,
     ],
   };
-}
-
-async function readDefinition(entry: BackupEntry, manifest: Manifest): Promise<DomainXml> {
-  const path = join(entry.directory, manifest.definition.file);
-  const data = await readFile(path);
-  if (
-    data.length > definitionBytesMax ||
-    createHash('sha256').update(data).digest('hex') !== manifest.definition.sha256
-  ) {
-    throw new RestoreError('BACKUP_DAMAGED', `${path} is not what was stored: its digest differs`, {
-      hint: `stillpoint verify ${manifest.id}`,
-    });
-  }
-  return DomainXml.parse(data.toString('utf8'));
 }
 
 function refuseOnePlaceTwice(volumes: readonly RestoredVolume[]): void {

@@ -86,14 +86,20 @@ export function refuseIdleNetworks({ networks = {} }: RestoreRequest, isWhole: b
   );
 }
 
-/** How the machine is afterwards. @throws RestoreError NO_MEMORY_STATE */
+/** How the machine is afterwards. @throws RestoreError NO_MEMORY_STATE, RESTORE_TARGET_UNCLEAR */
 export function startOf(
   request: RestoreRequest,
   kind: RestorePlan['kind'],
   manifest: Manifest,
   present: MachineSummary | undefined,
 ): RestorePlan['start'] {
-  if (kind === 'files') return 'none';
+  if (kind === 'files') {
+    if ((request.start ?? 'none') === 'none') return 'none';
+    throw unclear(
+      `nothing can be started (--start ${request.start}) where only files are restored`,
+      'leave --start out, or give --as NAME or --in-place for a machine',
+    );
+  }
   if (request.volumes !== undefined) {
     if (request.start === 'resume')
       throw new RestoreError('NO_MEMORY_STATE', 'a memory state fits all volumes of its instant, not some', {

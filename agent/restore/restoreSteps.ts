@@ -28,6 +28,7 @@ import { isProcessorRefusal } from './processor.ts';
 import { type Reading, readStored } from './readStored.ts';
 import { requireRestoredImages } from './restoredImages.ts';
 import { readSaveImage, rewriteSaveImage } from './saveImage.ts';
+import { readStoredDefinition } from './storedDefinition.ts';
 import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
@@ -224,7 +225,7 @@ async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> 
     present.removeBackingStores(plan.volumes.map(({ target }) => target));
     return hypervisor.define(present.toString());
   }
-  const definition = DomainXml.parse(restoredDefinition(plan, await readFile(plan.definition.path, 'utf8')));
+  const definition = DomainXml.parse(restoredDefinition(plan, await readStoredDefinition(plan.definition)));
   // Stored definitions hold no secrets; the memory state and the machine as it was have them.
   if (plan.memory !== null)
     definition.takeSecretsFrom(DomainXml.parse(await hypervisor.stateDefinition(plan.memory.staged)));

@@ -13,6 +13,11 @@ import { verifyByStarting } from './verifyBoot.ts';
 /** `stillpoint verify BACKUP… | --all`: every copy in every storage. */
 export const verify: RunVerb = (cli, references, options) => {
   if (options.flag('boot')) return verifyByStarting(cli, references, options);
+  options.allowOnly(
+    ['all', 'data'],
+    'verify without --boot',
+    'stillpoint verify BACKUP --boot --expect login:',
+  );
   const all = options.flag('all');
   if ((references.length === 0) === !all) {
     throw new CliError(
