@@ -1,5 +1,6 @@
 import { chmod, copyFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fsyncFile, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { NbdError } from '../../nbd/errors.ts';
@@ -38,6 +39,8 @@ import { beginTogether } from './togetherBegin.ts';
 
 /** QEMU answers a read slower than this only when its storage hangs. */
 const answerMs = 120_000;
+/** How often somebody who waits for the other machines of a group looks whether he is cancelled. */
+const cancelLookMs = 200;
 
 export interface ReadStepDependencies {
   readonly hypervisor: Hypervisor;
@@ -185,8 +188,7 @@ async function makePoint(
   const serve = (): Promise<Date> => beginServing(hypervisor, context, plan);
   if (together === undefined) return { ...(await beginFrozen(hypervisor, context, serve)), pauseMs };
   try {
-    if (context.cancelRequested) throw new JobError('CANCELLED', 'the job was cancelled');
-    await together.meet('prepared', context.jobId);
+    await meetPrepared(context, together);
     const begun = await beginFrozen(hypervisor, context, async () => {
       const point = await beginTogether(hypervisor, context, together, serve);
       ({ pauseMs } = point);
@@ -301,4 +303,14 @@ async function reading(
     ended.abort();
     await guarding;
   }
+}
+
+/** The others may be busy for long with their preparations: whoever waits for them can be cancelled. */
+async function meetPrepared(context: Context, together: Together): Promise<void> {
+  const requireWanted = (): void => {
+    if (context.cancelRequested) throw new JobError('CANCELLED', 'the job was cancelled');
+  };
+  requireWanted();
+  const met = together.meet('prepared', context.jobId).then(() => true);
+  while (!(await Promise.race([met, sleep(cancelLookMs, false)]))) requireWanted();
 }

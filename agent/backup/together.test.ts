@@ -1,6 +1,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { eventually } from '../../test/lab/eventually.ts';
 import { refusal } from '../../test/sim/errors.ts';
 import { type LivingAgent, removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 import type { Manifest } from '../../storage/manifest.ts';
@@ -157,6 +158,30 @@ void t.test('a cancel before T1 ends all of them', async (t) => {
   const rows = await backUp(living);
   t.ok(rows.some(({ state }) => state === 'cancelled'));
   t.ok(rows.every(({ state }) => state === 'cancelled' || state === 'failed'));
+  requireFree(t, site, 'cancelled');
+});
+
+void t.test('who waits for another to be ready can be cancelled', { timeout: 60_000 }, async (t) => {
+  const site = await siteOfTwo(t);
+  const ready = Promise.withResolvers<void>();
+  t.teardown(() => ready.resolve());
+  let begun = 0;
+  let lastMs = 0;
+  const living = site.openAgent(async (moment) => {
+    lastMs = performance.now();
+    if (moment !== 'backup/before:begin') return;
+    begun += 1;
+    // The second is not ready before the first has given up.
+    if (begun === 2) await ready.promise;
+  });
+  const { journal } = living;
+  const rows = backUp(living);
+  await eventually(() => begun === 2 && performance.now() - lastMs > 500);
+  for (const { id } of journal.holding()) journal.requestCancel(id);
+  await eventually(() => journal.holding().length === 1);
+  ready.resolve();
+  t.ok((await rows).some(({ state }) => state === 'cancelled'));
+  t.ok((await rows).every(({ state }) => state === 'cancelled' || state === 'failed'));
   requireFree(t, site, 'cancelled');
 });
 

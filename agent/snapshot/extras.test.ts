@@ -100,7 +100,7 @@ void t.test(
     const { site } = await siteWithExtras(t);
     const state = join(site.directory, site.uuid, 'tpm2');
     await mkdir(state, { recursive: true });
-    for (const name of ['tpm2-00.permall', '.lock', 'TMP2-00.permall'])
+    for (const name of ['tpm2-00.permall', 'tpm2-00.volatilestate', '.lock', 'TMP2-00.permall'])
       await writeFile(join(state, name), name);
     const planned = async (backend: string) => {
       const xml = (site.world.machine('m').persistent ?? '').replace(

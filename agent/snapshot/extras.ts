@@ -81,10 +81,10 @@ async function tpmFilesOf(definition: DomainXml, directory: string): Promise<rea
     const state = join(directory, definition.uuid, version);
     if (!(await exists(state))) continue;
     const entries = await readdir(state, { withFileTypes: true });
-    // A lock is of no use elsewhere, and what begins with TMP is about to be renamed.
+    // A lock is of no use elsewhere, what begins with TMP is about to be renamed, and the volatile state comes and goes
+    // with a running TPM: it is part of the memory.
     for (const entry of entries)
-      if (entry.isFile() && !entry.name.startsWith('.') && !entry.name.startsWith('TMP'))
-        files.push(join(state, entry.name));
+      if (entry.isFile() && !/^\.|^TMP|volatilestate$/.test(entry.name)) files.push(join(state, entry.name));
   }
   return files;
 }
