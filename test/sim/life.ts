@@ -40,6 +40,8 @@ const mutations = [
 export class Life {
   readonly #death = Promise.withResolvers<never>();
   readonly #listener: MomentListener;
+  /** Changes of files that the system has been asked for and has not answered yet. */
+  readonly #changes = new Set<Promise<unknown>>();
   #dead = false;
   #sever: (() => void) | undefined;
 
@@ -68,8 +70,22 @@ export class Life {
     try {
       return await current.run(this, work);
     } catch (error) {
-      if (this.#dead) return undefined;
-      throw error;
+      if (!this.#dead) throw error;
+      // What the kernel has begun it ends before a killed process is gone.
+      await Promise.allSettled(this.#changes);
+      return undefined;
+    }
+  }
+
+  /** Does a change of a file, at a moment of its own. */
+  async change(moment: string, act: () => Promise<unknown>): Promise<unknown> {
+    await this.at(moment);
+    const change = act();
+    this.#changes.add(change);
+    try {
+      return await change;
+    } finally {
+      this.#changes.delete(change);
     }
   }
 
@@ -150,8 +166,8 @@ function watchFiles(): void {
     const replacement = async (...args: unknown[]): Promise<unknown> => {
       const life = current.getStore();
       const reads = name === 'open' && !(typeof args[1] === 'string' && /[wax+]/.test(args[1]));
-      if (life !== undefined && !reads) await life.at(`file/${name}`);
-      return Reflect.apply(original, fileSystem, args);
+      const act = (): Promise<unknown> => Reflect.apply(original, fileSystem, args);
+      return life === undefined || reads ? act() : life.change(`file/${name}`, act);
     };
     return [name, replacement] as const;
   });
