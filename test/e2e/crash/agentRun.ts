@@ -2,15 +2,15 @@ import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type BackgroundRun, eventually, type Lab } from '../../lab/lab.ts';
-import { processFile } from '../../lab/sweep.ts';
+import { labProcesses, processFile } from '../../lab/sweep.ts';
 import { type Command, type EndedJob, type Line, lineSchema } from './command.ts';
 
 const withNode = path.resolve(import.meta.dirname, '../../../scripts/with-node');
 const program = path.join(import.meta.dirname, 'agent.ts');
 
 const runDeadlineMs = 300_000;
-/** For the children of a killed agent to notice. */
-const childDeadlineMs = 20_000;
+/** For the children of a killed agent to notice, and for threads of it that wait for a busy disk. */
+const childDeadlineMs = 60_000;
 
 /** How an agent has ended, and what it said. */
 export interface RunEnd {
@@ -30,8 +30,10 @@ export class AgentRun {
   readonly ended: Promise<RunEnd>;
   readonly #process: BackgroundRun;
   readonly #command: Command;
+  readonly #lab: Lab;
 
-  private constructor(process: BackgroundRun, command: Command) {
+  private constructor(lab: Lab, process: BackgroundRun, command: Command) {
+    this.#lab = lab;
     this.#process = process;
     this.#command = command;
     this.ended = this.#end();
@@ -48,7 +50,10 @@ export class AgentRun {
     // Its output stays open as long as a child of it lives: none may outlive it.
     const waiting = new AbortController();
     const late = sleep(childDeadlineMs, undefined, { signal: waiting.signal }).then(
-      () => Promise.reject(new Error('a child of the agent lives on')),
+      async () => {
+        const left = await describeProcesses(this.#lab);
+        throw new Error(`a child of the agent lives on, one of:\n${left.join('\n')}`);
+      },
       () => done,
     );
     const { exitCode, signal, stdout, stderr } = await Promise.race([
@@ -71,6 +76,7 @@ export class AgentRun {
     const args = ['node', program, JSON.stringify(command)];
     // The test runner's own hooks have no business in the agent.
     return new AgentRun(
+      lab,
       lab.background(withNode, args, { env: { NODE_OPTIONS: '', ...env }, timeoutMs: runDeadlineMs }),
       command,
     );
@@ -116,4 +122,16 @@ export class AgentRun {
 function linesOf(output: string): readonly Line[] {
   const whole = output.slice(0, output.lastIndexOf('\n') + 1);
   return whole.split('\n').flatMap((line) => (line === '' ? [] : [lineSchema.parse(JSON.parse(line))]));
+}
+
+/** State and command line of everything that runs in a laboratory. */
+async function describeProcesses(lab: Lab): Promise<readonly string[]> {
+  const pids = await labProcesses(lab.root);
+  return Promise.all(
+    pids.map(async (pid) => {
+      const status = await processFile(pid, 'status');
+      const commandLine = (await processFile(pid, 'cmdline')).replaceAll('\0', ' ').slice(0, 200);
+      return `${pid} ${/^State:\s*(.*)$/m.exec(status)?.[1]} ${commandLine}`;
+    }),
+  );
 }
