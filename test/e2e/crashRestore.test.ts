@@ -104,7 +104,7 @@ void t.test('an agent killed anywhere in a restore leaves it done or undone, and
     const recording = await stage.run({ do: 'restore', backup, to: directory('whole') });
     t.equal(onlyJob(t, recording)?.state, 'finished');
     const whole = await digests(directory('whole'));
-    t.equal(whole.length, 4, 'two images, the memory state, the definition');
+    t.equal(whole.length, 6, 'two images, the memory state, the definition, kernel and initial RAM disk');
     for (const [index, point] of recordedPoints(t, recording, 'restore', knownSteps.files).entries()) {
       if (!t.passing()) break;
       await t.test(`killed at ${point}`, async (t) => {
