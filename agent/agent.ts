@@ -54,8 +54,13 @@ const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreE
 /** Where a backup that is started in isolation has its overlays: not on the storage, nor in memory. */
 const bootDirectory = '/var/tmp';
 
-/** So long the machines of a group may stand still until all have begun; it takes a few tenths of a second. */
-const groupPauseMaxMs = 30_000;
+/** Without memory it takes a few tenths of a second until all machines of a group have begun. */
+const groupBeginMaxMs = 30_000;
+
+/** So long the machines of a group may stand still. */
+function groupPauseMaxMs({ record }: JobRow): number {
+  return liveFactsSchema.safeParse(record).data?.settings.saveDeadlineMs ?? groupBeginMaxMs;
+}
 
 export interface AgentParts {
   readonly config: Config;
@@ -260,9 +265,9 @@ export class Agent {
       for (const request of requests) created.push(await this.createBackup({ ...request, group }));
       return created;
     } catch (error) {
-      for (const { id } of created) {
-        this.parts.journal.requestCancel(id);
-        await this.parts.engine.run(this.#kinds.read(), id);
+      for (const job of created) {
+        this.parts.journal.requestCancel(job.id);
+        await this.#kinds.runner(job).run(job.id);
       }
       throw error;
     }
@@ -270,16 +275,16 @@ export class Agent {
 
   /** Runs what `createTogether` has made to its end: one T1 for all of them, and then each on its own. */
   async runTogether(jobs: readonly JobRow[]): Promise<readonly JobRow[]> {
-    const { config, engine } = this.parts;
+    const { config } = this.parts;
     for (const job of jobs) await this.#waitForTurn(job);
     const together = new Together({
       members: jobs.map(({ id }) => id),
-      pauseMaxMs: groupPauseMaxMs,
+      pauseMaxMs: Math.max(...jobs.map(groupPauseMaxMs)),
       readersMax: config.agent.maxParallelMachines,
     });
     return Promise.all(
-      jobs.map(async ({ id, machineName }) => {
-        const row = await engine.run(this.#kinds.read(together), id);
+      jobs.map(async ({ id, machineName, record }) => {
+        const row = await this.#kinds.groupRunner({ record }, together).run(id);
         if (row.error !== null) together.fail(machineName, row.error);
         else if (row.state !== 'finished') together.fail(machineName, new Error(`it was ${row.state}`));
         return row;

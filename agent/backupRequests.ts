@@ -2,6 +2,7 @@ import { dirname } from 'node:path';
 import type { Config } from '../config/schema.ts';
 import { policyFor, type ResolvedPolicy } from '../config/policy.ts';
 import type { BackupSettings } from './backup/facts.ts';
+import type { BackupGroup } from './backup/group.ts';
 import type { LiveSettings } from './backup/liveFacts.ts';
 import type { ReadSettings } from './backup/readFacts.ts';
 import { AgentError } from './errors.ts';
@@ -24,7 +25,7 @@ export interface BackupRequest {
   /** That of the policy unless told. */
   readonly mode?: 'auto' | 'save' | 'live' | 'disk' | 'offline' | undefined;
   /** The machines that are to have the same T1, this one among them. */
-  readonly group?: ReadSettings['group'];
+  readonly group?: BackupGroup | undefined;
   /** Why this mode, where it is not because somebody asked for it. */
   readonly modeReason?: string | undefined;
   /** Names of storages; those of the policy unless told. */
@@ -120,7 +121,7 @@ function settingsFor(
         whenNotConverging: live.whenNotConverging,
         longestPauseMs: live.longestPauseSeconds * 1000,
       };
-      return { ...settings, mode, runDirectory, rereadReason, ...how };
+      return { ...settings, mode, group: request.group, runDirectory, rereadReason, ...how };
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
     return { ...settings, mode, group: request.group, template, runDirectory, freeze, rereadReason };
@@ -153,15 +154,16 @@ async function decideMode(
   return decideAuto({ machine, policy, hypervisor, storages, tryMode });
 }
 
-/** With their memory, all machines of a group would stand still until the memory of the last one is written. */
+/** With their memory, all machines of a group stand still until that of the last one is written: only if asked for. */
 function togetherMode(asked: BackupRequest['mode'], machines: readonly string[]): DecidedMode {
-  if (asked === undefined || asked === 'auto' || asked === 'disk')
-    return { mode: 'disk', modeReason: `one instant for ${machines.join(', ')}` };
+  const modeReason = `one instant for ${machines.join(', ')}`;
+  if (asked === undefined || asked === 'auto' || asked === 'disk') return { mode: 'disk', modeReason };
+  if (asked === 'live') return { mode: 'live', modeReason: `${modeReason}, with their memory as asked for` };
   throw new AgentError(
     'TOGETHER_UNSUITABLE',
-    `several machines share an instant in mode disk, not in ${asked}`,
+    `several machines share an instant in mode disk, or with their memory in mode live, not in ${asked}`,
     {
-      hint: 'leave --mode away; or leave --together away, and each machine has its own instant',
+      hint: 'leave --mode away, or --mode live; or leave --together away, and each machine has its own instant',
     },
   );
 }
@@ -170,7 +172,7 @@ function togetherMode(asked: BackupRequest['mode'], machines: readonly string[])
 export async function groupOf(
   hypervisor: Hypervisor,
   requests: readonly BackupRequest[],
-): Promise<NonNullable<ReadSettings['group']>> {
+): Promise<BackupGroup> {
   const names = new Set<string>();
   for (const { machine, template } of requests) {
     if (template !== undefined)

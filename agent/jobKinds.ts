@@ -69,6 +69,14 @@ export class JobKinds {
     }
   }
 
+  /** What runs a job of a group that shares T1. */
+  groupRunner(job: Pick<JobRow, 'record'>, together: Together): JobRunner {
+    const { engine } = this.#parts;
+    return liveFactsSchema.safeParse(job.record).success
+      ? runnerOf(engine, this.live(together))
+      : runnerOf(engine, this.read(together));
+  }
+
   /** What every kind of backup needs. */
   #forBackups(): Pick<Parameters<typeof readJob>[0], 'hypervisor' | 'storage' | 'stepRows' | 'allStorages'> {
     const { hypervisor, journal, storages } = this.#parts;
@@ -110,7 +118,7 @@ export class JobKinds {
   }
 
   /** A backup in mode `live`. */
-  live(): JobDefinition<LiveFacts> {
+  live(together?: Together): JobDefinition<LiveFacts> {
     return liveJob({
       ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
@@ -123,6 +131,7 @@ export class JobKinds {
           backupId,
           ...settings,
         }),
+      together,
     });
   }
 

@@ -82,7 +82,7 @@ export const verbs: readonly Verb[] = [
       {
         flags: '-t, --together',
         description:
-          'one instant for all of these machines, in mode disk: they stand still for a moment, until each has begun',
+          'one instant for all of these machines: they stand still for a moment, until each has begun; with --mode live until the memory of all is written',
       },
       {
         flags: '-R, --reread',
@@ -111,6 +111,7 @@ export const verbs: readonly Verb[] = [
       'backup --all --dry-run',
       'backup web-1 --json',
       'backup web-1 db-1 --together',
+      'backup web-1 db-1 --together --mode live',
       'backup --image /srv/images/debian-12.qcow2 --name debian',
       'backup --host',
     ],

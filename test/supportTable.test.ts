@@ -98,6 +98,7 @@ const machineRows: Readonly<Record<string, readonly TestName[]>> = {
       'test/e2e/together.test.ts',
       'what one has written in answer to the other is in both backups, or in none',
     ],
+    ['test/e2e/together.test.ts', 'also with their memory, where that is asked for'],
   ],
   'templates: machines that are never started': [
     [reading, 'mode "offline" reads the images of a machine that is off'],

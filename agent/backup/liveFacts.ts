@@ -1,10 +1,13 @@
 import { z } from 'zod';
 import { livePlanSchema } from '../snapshot/livePlan.ts';
 import { backupFactsSchema, backupSettingsSchema, retainedFileSchema } from './facts.ts';
+import { groupSchema } from './group.ts';
 
 /** How a `live` backup is to be made. */
 export const liveSettingsSchema = backupSettingsSchema.extend({
   mode: z.literal('live'),
+  /** The machines whose backups have the same T1. */
+  group: groupSchema.optional(),
   /** Where the sockets of exports are made. */
   runDirectory: z.string(),
   /** How many times the machine's memory its state may become. */
@@ -48,7 +51,7 @@ export const liveFactsSchema = z.object({
   mergeBegun: z.boolean().optional(),
   /** Recovery has let the persistent definition name the overlays. */
   overlaysNamed: z.boolean().optional(),
-  /** We may have stopped the vCPUs, for a pivot. */
+  /** We may have stopped the vCPUs: for a pivot, or until the memory of all machines of the group is written. */
   vcpusHeld: z.boolean().optional(),
   /** How often the machine went down during the merge. */
   mergeStops: z.number().optional(),

@@ -34,10 +34,12 @@ import { PauseMeter } from '../snapshot/pause.ts';
 import { planLive } from '../snapshot/planLive.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { publicDefinition } from '../snapshot/save.ts';
+import type { Together } from '../snapshot/together.ts';
 import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../snapshot/stateFile.ts';
 import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
 import { dropFailed, dropUnneeded, markBefore } from './checkpoints.ts';
+import { takeTogether } from './liveTogether.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
@@ -59,6 +61,8 @@ export interface LiveStepDependencies {
   readonly planLineages: (facts: LiveFacts, plan: LivePlan) => Promise<LivePlan>;
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
+  /** The other machines that share T1. */
+  readonly together?: Together | undefined;
 }
 
 type Context = StepContext<LiveFacts>;
@@ -70,7 +74,7 @@ function pointInTimeOf(facts: LiveFacts): string {
 
 /** The steps that make T1. */
 export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly Step<LiveFacts>[] {
-  const { hypervisor } = dependencies;
+  const { hypervisor, together } = dependencies;
 
   const preflight = async (context: Context): Promise<void> => {
     const { settings, machine } = context.facts;
@@ -111,6 +115,11 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
   const snapshot = async (context: Context): Promise<void> => {
     const plan = livePlanOf(context.facts);
     using _warm = await hypervisor.warmUp();
+    if (together !== undefined) {
+      const { at, pauseMs } = await takeTogether(hypervisor, context, plan, together);
+      context.learn({ pointInTime: at.toISOString(), pauseMs });
+      return;
+    }
     await using meter = await PauseMeter.start(hypervisor, plan.machine.uuid);
     const { settings } = context.facts;
     const converge = { ...settings, onHeld: () => context.commit({ vcpusHeld: true }) };
@@ -190,6 +199,7 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
 
 /** Puts the frozen point into the storages, while the overlays stay within bounds. */
 export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFacts> {
+  const { together } = dependencies;
   const retain = async (context: Context): Promise<void> => {
     const { facts, jobId } = context;
     if (facts.frozen === undefined) throw new Error('the job has no frozen point');
@@ -204,12 +214,14 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
       const watch = (signal: AbortSignal): Promise<void> => watchOverlays(plan, signal);
       const retained = await guarded(context, watch, (signal) => {
         const open = (volume: LiveVolume): Promise<ChangingVolume> => openFrozen(volume, directory, signal);
-        return retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
-          signal,
-          bandwidthBytesPerSecond: facts.settings.readBandwidthBytesPerSecond,
-          warn: (message) => context.warn(message),
-          onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
-        });
+        const work = (): ReturnType<typeof retainLive> =>
+          retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
+            signal,
+            bandwidthBytesPerSecond: facts.settings.readBandwidthBytesPerSecond,
+            warn: (message) => context.warn(message),
+            onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
+          });
+        return together === undefined ? work() : together.reading(signal, work);
       });
       await requireFrozen(plan, facts.frozen);
       context.learn({ retained: retained.files, plan: retained.plan });
@@ -383,6 +395,7 @@ function frozenPointOf(
     running: true,
     autostart: facts.before?.autostart ?? false,
     labels: facts.settings.labels,
+    group: facts.settings.group,
   };
 }
 

@@ -1,12 +1,13 @@
 import { z } from 'zod';
 import { readPlanSchema } from '../snapshot/readPlan.ts';
 import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './facts.ts';
+import { groupSchema } from './group.ts';
 
 /** How a `disk` or `offline` backup is to be made. */
 export const readSettingsSchema = backupSettingsSchema.extend({
   mode: z.enum(['disk', 'offline']),
   /** The machines whose backups have the same T1. */
-  group: z.object({ id: z.uuid(), machines: z.array(z.string()) }).optional(),
+  group: groupSchema.optional(),
   /** Its image, when no machine is backed up but a template; the facts' `machine` stands for it. */
   template: z.object({ image: z.string() }).optional(),
   /** Where the socket of QEMU's exports is made. */
@@ -46,7 +47,7 @@ export const readFactsSchema = z.object({
     .optional(),
   pointInTime: z.iso.datetime().optional(),
   /** The vCPUs may stand still by our doing, until all machines of the group have begun. */
-  held: z.boolean().optional(),
+  vcpusHeld: z.boolean().optional(),
   /** How long they did; `null`: not at all. */
   pauseMs: z.number().nonnegative().nullable().optional(),
   /** All that is read stands in the storages' partial directories: T1 is safe, and QEMU is not needed any more. */

@@ -6,6 +6,7 @@ import { refusal } from '../../test/sim/errors.ts';
 import { type LivingAgent, removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import { Together } from '../snapshot/together.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { JobRow } from '../jobs/job.ts';
 
 /* Backups of several machines that share one T1. */
@@ -29,22 +30,26 @@ async function siteOfTwo(t: Test, options: SiteOptions = {}): Promise<Site> {
   return site;
 }
 
-async function backUp({ agent, life }: LivingAgent): Promise<readonly JobRow[]> {
+type GroupMode = 'disk' | 'live';
+
+async function backUp({ agent, life }: LivingAgent, mode?: GroupMode): Promise<readonly JobRow[]> {
   const rows = await life.live(async () =>
-    agent.runTogether(await agent.createTogether(names.map((machine) => ({ machine })))),
+    agent.runTogether(await agent.createTogether(names.map((machine) => ({ machine, mode })))),
   );
   return rows ?? [];
 }
 
-/** Both machines run, thawed, and nothing of ours is left in them. */
+/** Both machines run, thawed, on their own images, and nothing of ours is left in them. */
 function requireFree(t: Test, site: Site, about: string): void {
   for (const name of names) {
-    const { status, instance } = site.world.machine(name);
+    const { status, instance, persistent } = site.world.machine(name);
     t.match(
       { state: status.state, frozen: instance?.guest?.frozen, backup: instance?.backup },
       { state: 'running', frozen: false, backup: undefined },
       `${about}: ${name}`,
     );
+    const { path } = DomainXml.parse(persistent ?? '').volume('vda');
+    t.match(path, /vda\.qcow2$/, `${about}: ${name}`);
   }
 }
 
@@ -87,6 +92,48 @@ void t.test('all stand still when the first begins, until the last has begun', a
   requireFree(t, site, 'afterwards');
 });
 
+void t.test('with their memory all stand still until that of the last one is written', async (t) => {
+  const site = await siteOfTwo(t);
+  const seen: string[] = [];
+  const living = site.openAgent((moment) => {
+    if (/:snapshotLive$|:resume$/.test(moment))
+      seen.push(`${moment} ${names.map((name) => site.world.machine(name).status.state).join()}`);
+  });
+  t.same(
+    (await backUp(living, 'live')).map(({ state }) => state),
+    ['finished', 'finished'],
+  );
+  const both = 'paused,paused';
+  t.same(seen.slice(0, 5), [
+    `libvirt/before:snapshotLive ${both}`,
+    `libvirt/before:snapshotLive ${both}`,
+    `libvirt/after:snapshotLive ${both}`,
+    `libvirt/after:snapshotLive ${both}`,
+    `libvirt/before:resume ${both}`,
+  ]);
+  const [one, other] = await manifests(site);
+  t.equal(one?.pointInTime, other?.pointInTime);
+  t.same(one?.group, other?.group);
+  for (const manifest of [one, other]) {
+    t.match(manifest, { mode: 'live', memory: { running: true }, group: { machines: ['m', 'n'] } });
+    t.ok((manifest?.pauseMs ?? 0) > 0, 'the pause is measured');
+  }
+  requireFree(t, site, 'afterwards');
+});
+
+void t.test('when one cannot write its memory, none is backed up, and all run on', async (t) => {
+  for (const operation of ['snapshotLive', 'suspend'] as const) {
+    const site = await siteOfTwo(t);
+    site.world.failNext(operation, refusal('operationFailed', 'it cannot'));
+    const rows = await backUp(site.openAgent(), 'live');
+    const codes = rows.map(({ error }) => error?.code);
+    t.equal(codes.filter((code) => code === 'GROUP_FAILED').length, 1, `${operation}: ${codes.join()}`);
+    requireFree(t, site, operation);
+    t.same(await manifests(site), []);
+    t.same(site.openAgent().journal.holding(), []);
+  }
+});
+
 void t.test('when one cannot begin, none is backed up, and all run on', async (t) => {
   for (const [operation, freeze] of [
     ['beginBackup', 'auto'],
@@ -112,11 +159,11 @@ void t.test('when one cannot begin, none is backed up, and all run on', async (t
 void t.test('a machine that is off, or a mode with memory, or one machine alone is refused', async (t) => {
   const site = await siteOfTwo(t);
   const { agent, journal } = site.openAgent();
-  const together = (...machines: readonly { readonly machine: string; readonly mode?: 'live' }[]) =>
+  const together = (...machines: readonly { readonly machine: string; readonly mode?: 'save' }[]) =>
     agent.createTogether(machines);
   await t.rejects(together({ machine: 'm' }), { code: 'TOGETHER_UNSUITABLE' });
   await t.rejects(together({ machine: 'm' }, { machine: 'm' }), { code: 'TOGETHER_UNSUITABLE' });
-  await t.rejects(together({ machine: 'm', mode: 'live' }, { machine: 'n', mode: 'live' }), {
+  await t.rejects(together({ machine: 'm', mode: 'save' }, { machine: 'n', mode: 'save' }), {
     code: 'TOGETHER_UNSUITABLE',
     hint: /--mode/,
   });
@@ -185,41 +232,53 @@ void t.test('who waits for another to be ready can be cancelled', { timeout: 60_
   requireFree(t, site, 'cancelled');
 });
 
-void t.test('an agent that dies at any moment leaves nobody suspended or frozen', async (t) => {
-  const plain = await siteOfTwo(t);
-  const moments: string[] = [];
-  await backUp(plain.openAgent((moment) => void moments.push(moment)));
-  const counts = new Map<string, number>();
-  const crashes = moments.flatMap((moment) => {
-    const nth = (counts.get(moment) ?? 0) + 1;
-    counts.set(moment, nth);
-    const isInteresting =
-      moment.startsWith('backup/begin') ||
-      /:(?:beginBackup|suspend|resume|freezeGuest|thawGuest)$/.test(moment);
-    return isInteresting || (moment.startsWith('backup/') && nth === 1) ? [{ moment, nth }] : [];
-  });
-  t.ok(crashes.length > 20, `${crashes.length} moments`);
-  const site = await siteOfTwo(t);
-  for (const { moment, nth } of crashes) {
-    const about = `${moment} ${nth}`;
-    let count = 0;
-    const before = (await manifests(site)).length;
-    const living = site.openAgent((now, self) => {
-      if (now === moment && ++count === nth) self.life.die();
-    });
-    await backUp(living);
-    site.buryOwners();
-    const { rows } = await site.recover();
-    requireFree(t, site, about);
-    t.same(site.openAgent().journal.holding(), [], about);
-    const made = (await manifests(site)).length - before;
-    const finished = site
-      .openAgent()
-      .journal.list({ limit: 2 })
-      .filter(({ state }) => state === 'finished').length;
-    t.equal(made, finished, `${about}: ${rows.map(({ state }) => state).join()}`);
-  }
-});
+for (const mode of ['disk', 'live'] as const) {
+  void t.test(
+    `an agent that dies at any moment of mode ${mode} leaves nobody suspended or frozen`,
+    async (t) => {
+      const plain = await siteOfTwo(t);
+      const moments: string[] = [];
+      await backUp(
+        plain.openAgent((moment) => void moments.push(moment)),
+        mode,
+      );
+      const counts = new Map<string, number>();
+      let isTaken = false;
+      const crashes = moments.flatMap((moment) => {
+        const nth = (counts.get(moment) ?? 0) + 1;
+        counts.set(moment, nth);
+        const isInteresting =
+          moment.startsWith('backup/begin') ||
+          /:(?:beginBackup|snapshotLive|suspend|resume|freezeGuest|thawGuest)$/.test(moment);
+        // After T1 each is on its own, and dies as in any other backup.
+        const isFirst = moment.startsWith('backup/') && nth === 1 && !(mode === 'live' && isTaken);
+        isTaken ||= moment === 'backup/after:mark';
+        return isInteresting || isFirst ? [{ moment, nth }] : [];
+      });
+      t.ok(crashes.length > 20, `${crashes.length} moments`);
+      const site = await siteOfTwo(t);
+      for (const { moment, nth } of crashes) {
+        const about = `${moment} ${nth}`;
+        let count = 0;
+        const before = (await manifests(site)).length;
+        const living = site.openAgent((now, self) => {
+          if (now === moment && ++count === nth) self.life.die();
+        });
+        await backUp(living, mode);
+        site.buryOwners();
+        const { rows } = await site.recover();
+        requireFree(t, site, about);
+        t.same(site.openAgent().journal.holding(), [], about);
+        const made = (await manifests(site)).length - before;
+        const finished = site
+          .openAgent()
+          .journal.list({ limit: 2 })
+          .filter(({ state }) => state === 'finished').length;
+        t.equal(made, finished, `${about}: ${rows.map(({ state }) => state).join()}`);
+      }
+    },
+  );
+}
 
 void t.test('who does not stand still in time holds up nobody for longer', async (t) => {
   const together = new Together({ members: ['a', 'b'], pauseMaxMs: 20, readersMax: 1 });

@@ -5,9 +5,15 @@ import { asStillpointError } from '../jobs/engine.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { PauseMeter } from '../snapshot/pause.ts';
 import type { Together } from '../snapshot/together.ts';
-import type { ReadFacts } from './readFacts.ts';
 
-type Context = StepContext<ReadFacts>;
+/** What a job knows that lets its machine stand still for others. */
+interface HoldingFacts {
+  readonly machine: { readonly uuid: string; readonly name: string };
+  /** The vCPUs may stand still by our doing. */
+  readonly vcpusHeld?: boolean | undefined;
+}
+
+type Context = StepContext<HoldingFacts>;
 
 /** The event of the resumed vCPUs may come a little after libvirt's answer. */
 const eventMs = 2_000;
@@ -25,12 +31,13 @@ export async function beginTogether(
 ): Promise<{ readonly at: Date; readonly pauseMs: number | null }> {
   const { machine } = context.facts;
   await using meter = await PauseMeter.start(hypervisor, machine.uuid);
-  await together.meet('frozen', context.jobId);
+  const { jobId, signal } = context;
+  await together.meet('frozen', jobId, signal);
   try {
     await hold(hypervisor, context);
-    await together.meet('stopped', context.jobId);
+    await together.meet('stopped', jobId, signal);
     await begin();
-    await together.meet('begun', context.jobId);
+    await together.meet('begun', jobId, signal);
   } catch (error) {
     // The others stand still for as long as they do not know.
     together.fail(machine.name, asStillpointError(error));
@@ -38,7 +45,7 @@ export async function beginTogether(
   } finally {
     await letGo(hypervisor, context);
   }
-  const pauseMs = context.facts.held === undefined ? null : await meter.waitForPause(eventMs);
+  const pauseMs = context.facts.vcpusHeld === undefined ? null : await meter.waitForPause(eventMs);
   return { at: together.at, pauseMs };
 }
 
@@ -48,7 +55,7 @@ async function hold(hypervisor: Hypervisor, context: Context): Promise<void> {
   const { state } = await hypervisor.status(uuid);
   // Its owner has suspended it: it stays so.
   if (state === 'paused') return;
-  context.commit({ held: true });
+  context.commit({ vcpusHeld: true });
   await context.point('holding');
   await hypervisor.suspend(uuid);
   await context.point('held');
@@ -75,11 +82,11 @@ async function resume(hypervisor: Hypervisor, uuid: string): Promise<void> {
 
 /** Lets the vCPUs of a machine run that the job has stopped, or may have; also in recovery. */
 export async function letGo(hypervisor: Hypervisor, context: Context): Promise<void> {
-  const { held, machine } = context.facts;
-  if (held !== true) return;
+  const { vcpusHeld, machine } = context.facts;
+  if (vcpusHeld !== true) return;
   await patiently('resuming the machine', context, async () => {
     const found = (await hypervisor.machines()).find(({ uuid }) => uuid === machine.uuid);
     if (found !== undefined && mayBeHeld(found.status)) await resume(hypervisor, machine.uuid);
   });
-  context.commit({ held: false });
+  context.commit({ vcpusHeld: false });
 }

@@ -14,12 +14,12 @@ export interface FrozenPoint {
   readonly autostart: boolean;
   readonly steps: Manifest['steps'];
   readonly labels: Manifest['labels'];
+  /** The machines whose backups have the same T1. */
+  readonly group?: Manifest['group'];
 }
 
 /** What a manifest says of a backup that read volumes where they were. */
 export interface ReadPoint extends Omit<FrozenPoint, 'running'> {
-  /** The machines whose backups have the same T1. */
-  readonly group: Manifest['group'];
   /** What came of a freeze of the guest; `undefined` in mode `offline`. */
   readonly freeze: Freeze | undefined;
   readonly virtualSizeBytes: Readonly<Record<string, number>>;
@@ -130,6 +130,7 @@ export function describeBackup(
     ...(plan.checkpoint === null ? {} : { checkpoint: plan.checkpoint }),
     consistency: 'memory',
     pauseMs: point.pauseMs,
+    ...(point.group === undefined ? {} : { group: point.group }),
     volumes: plan.volumes.map((volume) => {
       const stored = file(names.volume(volume.target, 'qcow2'));
       return {

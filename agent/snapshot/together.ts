@@ -23,6 +23,7 @@ export class Together {
   readonly #arrived = new Map<Place, Set<string>>(places.map((place) => [place, new Set()]));
   readonly #complete = new Map(places.map((place) => [place, Promise.withResolvers<void>()]));
   readonly #failed = Promise.withResolvers<never>();
+  readonly #failure = new AbortController();
   readonly #waiting: (() => void)[] = [];
   #reading = 0;
   #at: Date | undefined;
@@ -34,8 +35,17 @@ export class Together {
     this.#failed.promise.catch(() => undefined);
   }
 
-  /** Waits until every member is here. @throws SnapshotError GROUP_FAILED as soon as one of them cannot be */
-  async meet(place: Place, member: string): Promise<void> {
+  /** Aborted, with a SnapshotError GROUP_FAILED, as soon as one of them cannot go on. */
+  get failure(): AbortSignal {
+    return this.#failure.signal;
+  }
+
+  /**
+   * Waits until every member is here.
+   * @throws SnapshotError GROUP_FAILED as soon as one of them cannot be; the reason of `signal`
+   */
+  async meet(place: Place, member: string, signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted();
     const here = this.#arrived.get(place) ?? new Set();
     here.add(member);
     if (place === 'frozen' || place === 'stopped')
@@ -49,7 +59,14 @@ export class Together {
       if (place === 'begun') clearTimeout(this.#deadline);
       complete?.resolve();
     }
-    await Promise.race([this.#failed.promise, complete?.promise]);
+    const aborted = Promise.withResolvers<never>();
+    const abort = (): void => aborted.reject(signal?.reason);
+    signal?.addEventListener('abort', abort, { once: true });
+    try {
+      await Promise.race([this.#failed.promise, complete?.promise, aborted.promise]);
+    } finally {
+      signal?.removeEventListener('abort', abort);
+    }
   }
 
   /** T1, once all stand still. */
@@ -62,13 +79,17 @@ export class Together {
   fail(machine: string | undefined, error: { readonly message: string } | undefined): void {
     clearTimeout(this.#deadline);
     const why = [machine, error?.message].filter((part) => part !== undefined).join(': ');
-    this.#failed.reject(
-      new SnapshotError('GROUP_FAILED', `the machines are backed up together or not at all; ${why}`, {
+    const failure = new SnapshotError(
+      'GROUP_FAILED',
+      `the machines are backed up together or not at all; ${why}`,
+      {
         cause: error,
         hint: 'put that one right, or leave it out, and start the backup again',
         retryable: true,
-      }),
+      },
     );
+    this.#failed.reject(failure);
+    this.#failure.abort(failure);
   }
 
   /**

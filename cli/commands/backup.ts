@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import type { Agent } from '../../agent/agent.ts';
 import type { BackupRequest } from '../../agent/backupRequests.ts';
+import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { templateNameOf } from '../../agent/templates.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
@@ -133,8 +134,12 @@ async function runTogether(
   requests: readonly BackupRequest[],
 ): Promise<readonly Outcome[]> {
   const created = await agent.createTogether(requests);
+  const names = created.map(({ machineName }) => machineName).join(', ');
+  const withMemory = requests.some(({ mode }) => mode === 'live');
   cli.terminal.remark(
-    `${created.map(({ machineName }) => machineName).join(', ')} will stand still together for a moment`,
+    withMemory
+      ? `${names} will stand still together until the memory of all of them is written (${await memoryOf(agent, requests)})`
+      : `${names} will stand still together for a moment`,
   );
   for (const job of created) view.name(job.id, job.machineName);
   if (interruption.signal.aborted) for (const { id } of created) agent.parts.journal.requestCancel(id);
@@ -146,6 +151,16 @@ async function runTogether(
     outcomes.push(outcome);
   }
   return outcomes;
+}
+
+/** What the pause of a group depends on. */
+async function memoryOf({ parts }: Agent, requests: readonly BackupRequest[]): Promise<string> {
+  let bytes = 0;
+  for (const { machine } of requests) {
+    const { uuid } = await parts.hypervisor.findMachine(machine);
+    bytes += DomainXml.parse(await parts.hypervisor.definition(uuid, 'live')).memoryBytes;
+  }
+  return formatBytes(bytes);
 }
 
 async function runOne(

@@ -1,7 +1,7 @@
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { z } from 'zod';
-import { manifestSchema } from '../../storage/manifest.ts';
+import { type Manifest, manifestSchema } from '../../storage/manifest.ts';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
 
 const stored = z.looseObject({ storages: z.array(z.looseObject({ directory: z.string() })) });
@@ -68,34 +68,55 @@ void t.test('machines that are backed up together have one T1', async (t) => {
   for (const machine of machines) await machine.waitUntilWriting();
   const names = machines.map(({ name }) => name);
 
+  /** Backs them up while they write in turn. @returns the manifests, and what it said */
+  const backUp = async (
+    t: Test,
+    turns: Turns,
+    ...options: readonly string[]
+  ): Promise<{ readonly manifests: readonly Manifest[]; readonly stderr: string }> => {
+    const before = turns.steps;
+    const result = await agent.run(['backup', ...names, '--together', '--json', ...options]);
+    t.equal(result.exitCode, 0, result.stderr);
+    t.ok(turns.steps > before, 'they wrote meanwhile');
+    const backups = objectsIn(result.stdout).map((one) => stored.parse(one));
+    const manifests = backups.map((backup) => manifestSchema.parse(manifestOf(backup)));
+    t.equal(new Set(manifests.map(({ pointInTime }) => pointInTime)).size, 1);
+    t.equal(new Set(manifests.map(({ group }) => group?.id)).size, 1);
+    t.same(manifests[0]?.group?.machines, names);
+    for (const { pauseMs } of manifests) t.ok((pauseMs ?? 0) > 0, `paused ${pauseMs} ms`);
+    const images = backups.map(({ storages }, index) =>
+      path.join(storages[0]?.directory ?? '', manifests[index]?.volumes[0]?.file ?? ''),
+    );
+    const [one = 0, two = 0] = await turns.turnsIn(lab, images);
+    t.ok(one - two === 0 || one - two === 1, `${one} turns of the first, ${two} of the second`);
+    const pauses = manifests.map(({ pauseMs }) => pauseMs).join(' and ');
+    t.comment(`${manifests[0]?.mode}: ${one} and ${two} turns, paused ${pauses} ms`);
+    return { manifests, stderr: result.stderr };
+  };
+
   await t.test('what one has written in answer to the other is in both backups, or in none', async (t) => {
     await using turns = await Turns.start(machines);
-    for (const round of ['full', 'increment']) {
-      const before = turns.steps;
-      const result = await agent.run(['backup', ...names, '--together', '--json']);
-      t.equal(result.exitCode, 0, result.stderr);
-      t.ok(turns.steps > before, 'they wrote meanwhile');
-      const backups = objectsIn(result.stdout).map((one) => stored.parse(one));
-      const manifests = backups.map((backup) => manifestSchema.parse(manifestOf(backup)));
-      t.equal(new Set(manifests.map(({ pointInTime }) => pointInTime)).size, 1);
-      t.equal(new Set(manifests.map(({ group }) => group?.id)).size, 1);
-      t.same(manifests[0]?.group?.machines, names);
-      for (const { mode, pauseMs, volumes } of manifests) {
-        t.equal(mode, 'disk');
-        t.ok((pauseMs ?? 0) > 0, `paused ${pauseMs} ms`);
-        t.equal(volumes[0]?.read, round);
-      }
-      const images = backups.map(({ storages }, index) =>
-        path.join(storages[0]?.directory ?? '', manifests[index]?.volumes[0]?.file ?? ''),
-      );
-      const [one = 0, two = 0] = await turns.turnsIn(lab, images);
-      t.ok(one - two === 0 || one - two === 1, `${one} turns of the first, ${two} of the second`);
-      t.comment(
-        `${round}: ${one} and ${two} turns, paused ${manifests.map(({ pauseMs }) => pauseMs).join(' and ')} ms`,
-      );
-    }
+    for (const round of ['full', 'increment'])
+      for (const { mode, volumes } of (await backUp(t, turns)).manifests)
+        t.match({ mode, read: volumes[0]?.read }, { mode: 'disk', read: round });
   });
   await requireRunning(t, machines);
+
+  await t.test('also with their memory, where that is asked for', async (t) => {
+    await using turns = await Turns.start(machines);
+    const { manifests, stderr } = await backUp(t, turns, '--mode', 'live');
+    t.match(stderr, /sp-one, sp-two will stand still together until the memory .* \(192 MiB\)/);
+    for (const manifest of manifests) t.match(manifest, { mode: 'live', memory: { running: true } });
+  });
+  await requireRunning(t, machines);
+
+  await t.test('from which each goes on as if nothing had been', async (t) => {
+    for (const name of names) {
+      const result = await agent.run(['restore', `${name}@latest`, '--in-place', '--yes']);
+      t.equal(result.exitCode, 0, result.stderr);
+    }
+    await requireRunning(t, machines);
+  });
 
   await t.test('when one of them cannot, none is backed up', async (t) => {
     const count = (await agent.run(['list', '--json'])).stdout;
@@ -121,8 +142,9 @@ void t.test('machines that are backed up together have one T1', async (t) => {
   await t.test(
     'an agent that dies while they stand still leaves them to the next one, which lets them run',
     async (t) => {
-      for (const point of ['backup/begin/held', 'backup/after:begin']) {
-        const killed = await agent.run(['backup', ...names, '--together'], {
+      for (const point of ['backup/begin/held', 'backup/after:begin', 'backup/snapshot/held']) {
+        const mode = point.startsWith('backup/snapshot') ? 'live' : 'disk';
+        const killed = await agent.run(['backup', ...names, '--together', '--mode', mode], {
           env: { STILLPOINT_TEST_CRASH_AT: point },
         });
         t.not(killed.exitCode, 0, point);
