@@ -48,6 +48,7 @@ const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreE
     'CANNOT_PUT_BACK',
     // The guest's writes wait.
     'CANNOT_THAW',
+    'GUEST_WITHOUT_ROOM',
   ],
 );
 

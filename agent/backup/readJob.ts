@@ -10,7 +10,7 @@ import { patiently } from '../hypervisor/patience.ts';
 import { JobError } from '../jobs/errors.ts';
 import type { JobDefinition, Settlement, StepContext } from '../jobs/step.ts';
 import { cannotThaw } from '../snapshot/freeze.ts';
-import { endPullBackup, resumeAfterFullScratch } from '../snapshot/pullBackup.ts';
+import { endPullBackup, resumeAfterFull, standsStill } from '../snapshot/pullBackup.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { abandonPartials } from './abandonPartials.ts';
 import { thawInRecovery } from './freezing.ts';
@@ -53,7 +53,8 @@ async function settleRead(
   // A machine that stands still comes before everything; nor can its agent thaw anything.
   await letGo(dependencies.hypervisor, context);
   if (facts.retained !== undefined && (facts.committed || !cancelled)) {
-    await endServing(dependencies.hypervisor, context);
+    const runs = await endServing(dependencies.hypervisor, context, cause);
+    if (!runs) return { kind: 'park', error: errorRecord(standsStill(facts.machine.name)) };
     // A storage has to be put right first; what is read waits for it.
     if (cause !== undefined && !(cause instanceof HypervisorError))
       return { kind: 'park', error: errorRecord(cause) };
@@ -61,14 +62,16 @@ async function settleRead(
   }
   // The guest comes first; but an agent that is gone can come back only when no backup is under way.
   await thawInRecovery(dependencies.hypervisor, context, 'once');
-  if (facts.plan !== undefined) await giveBack(dependencies, context);
+  const runs = await giveBack(dependencies, context, cause);
   const thawed = await thawInRecovery(dependencies.hypervisor, context, 'patiently');
   await abandonPartials(dependencies.storage, context);
-  if (cancelled) return { kind: 'end', state: 'cancelled' };
+  // Who cancels a job that waits with a guest that stands still takes the guest into his own hands.
+  if (cancelled && (runs || facts.givenUp !== undefined)) return { kind: 'end', state: 'cancelled' };
   const error = facts.givenUp ?? errorRecord(cause ?? agentDied());
-  if (thawed) return { kind: 'end', state: 'failed', error };
+  if (thawed && runs) return { kind: 'end', state: 'failed', error };
   context.commit({ givenUp: error });
-  return { kind: 'park', error: errorRecord(cannotThaw(facts.machine.name)) };
+  const { name } = facts.machine;
+  return { kind: 'park', error: errorRecord(thawed ? standsStill(name) : cannotThaw(name)) };
 }
 
 /** A backup whose agent died while libvirt began it goes on to begin: what is not there yet cannot be ended. */
@@ -84,26 +87,46 @@ async function untilBegun(hypervisor: Hypervisor, uuid: string): Promise<void> {
   }
 }
 
-/** Lets QEMU go; a guest that a full scratch file has stopped runs on. */
-async function endServing(hypervisor: Hypervisor, context: Context): Promise<void> {
+/**
+ * Lets QEMU go, and takes away what stands beside the images. A guest that a full file system has stopped runs on.
+ * @returns whether it does
+ */
+async function endServing(
+  hypervisor: Hypervisor,
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<boolean> {
   const { plan, begun, before } = context.facts;
-  if (plan === undefined || begun !== true) return;
-  await patiently('ending the backup in QEMU', context, async () => {
-    await untilBegun(hypervisor, plan.machine.uuid);
-    await endPullBackup(hypervisor, plan);
-  });
+  if (plan === undefined) return true;
+  const { uuid, name } = plan.machine;
+  if (begun === true)
+    await patiently('ending the backup in QEMU', context, async () => {
+      await untilBegun(hypervisor, uuid);
+      await endPullBackup(hypervisor, plan);
+    });
+  // The guest may wait for the room that this takes.
+  await removeWorkDirectories(plan);
+  if (before?.running !== true) return true;
+  let runs = true;
   await patiently('resuming the guest', context, async () => {
-    if (await resumeAfterFullScratch(hypervisor, plan.machine.uuid, before?.running ?? false))
-      context.warn(`recovery: ${plan.machine.name} stood still for want of space, and runs on`);
+    const standing = await resumeAfterFull(hypervisor, uuid, cause?.code === 'SCRATCH_FULL');
+    if (standing === 'runs-again')
+      context.warn(`recovery: ${name} stood still for want of space, and runs on`);
+    runs = standing !== 'stands-still';
   });
+  return runs;
 }
 
-/** Nothing of the job is left in QEMU or beside the images. */
-async function giveBack({ hypervisor }: ReadStepDependencies, context: Context): Promise<void> {
+/** Nothing of the job is left in QEMU or beside the images. @returns whether the guest runs on */
+async function giveBack(
+  { hypervisor }: ReadStepDependencies,
+  context: Context,
+  cause: StillpointError | undefined,
+): Promise<boolean> {
   const { plan, settings } = context.facts;
-  if (plan === undefined) return;
+  if (plan === undefined) return true;
   await context.point('before:undo');
-  await endServing(hypervisor, context);
+  const runs = await endServing(hypervisor, context, cause);
   const { checkpoint } = plan;
   if (checkpoint !== null && context.facts.begun === true)
     await patiently('deleting the checkpoint', context, async () => {
@@ -112,8 +135,8 @@ async function giveBack({ hypervisor }: ReadStepDependencies, context: Context):
         context.warn(`bitmaps ${checkpoint} may be left in the images of ${plan.machine.name}: ${left}`);
     });
   await rm(join(settings.runDirectory, context.jobId), { recursive: true, force: true });
-  await removeWorkDirectories(plan);
   await context.point('after:undo');
+  return runs;
 }
 
 function isCancel(cause: StillpointError | undefined): boolean {

@@ -39,6 +39,8 @@ export type SnapshotErrorCode =
   | 'CANNOT_THAW'
   /** The guest overwrites faster than a volume is read, and there is no more room for what it overwrote. */
   | 'SCRATCH_FULL'
+  /** The guest stands still until somebody makes room for what it writes. */
+  | 'GUEST_WITHOUT_ROOM'
   /** The guest writes faster than its volumes are stored, and what it wrote must still be merged. */
   | 'OVERLAY_FULL'
   /** The guest changes its memory faster than it can be written. */

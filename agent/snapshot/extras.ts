@@ -39,6 +39,14 @@ export interface ExtrasPlan {
   readonly extras: readonly PlannedExtra[];
 }
 
+/** What a look for the extras of a machine has found. */
+export interface PlannedExtras {
+  readonly extras: readonly PlannedExtra[];
+  /** Bytes of the files that the machine starts with, whose copies stand beside its first image until they are stored. */
+  readonly sizeBytes: number;
+  readonly warnings: readonly string[];
+}
+
 /**
  * Finds what belongs to a machine: the files that it starts with, as they are, and the definitions of the networks
  * and storage pools that it uses, so that a host can be built again.
@@ -49,14 +57,17 @@ export async function planExtras(
   workDirectory: string,
   snapshots: readonly string[] = [],
   tpmDirectory = swtpmDirectory,
-): Promise<{ readonly extras: readonly PlannedExtra[]; readonly warnings: readonly string[] }> {
+): Promise<PlannedExtras> {
   const extras: PlannedExtra[] = [];
   const warnings: string[] = [];
+  let sizeBytes = 0;
   const fileOf = (kind: string): string => join(workDirectory, `extra-${extras.length}-${kind}`);
   for (const { kind, path } of definition.bootFiles) {
-    const why = await whyNotStored(path);
-    if (why === null) extras.push({ kind, source: path, label: kind, file: fileOf(kind) });
-    else warnings.push(`the ${kind} ${path} is not part of the backup: ${why}`);
+    const found = await examineBootFile(path);
+    if (typeof found === 'number') {
+      extras.push({ kind, source: path, label: kind, file: fileOf(kind) });
+      sizeBytes += found;
+    } else warnings.push(`the ${kind} ${path} is not part of the backup: ${found}`);
   }
   const networks = definition.interfaces.flatMap(({ type, source }) =>
     type === 'network' && source !== undefined ? [source] : [],
@@ -70,7 +81,7 @@ export async function planExtras(
     ['snapshot', snapshots],
   ] as const)
     for (const label of new Set(names)) extras.push({ kind, label, file: fileOf(kind) });
-  return { extras, warnings };
+  return { extras, sizeBytes, warnings };
 }
 
 /** What an emulated TPM keeps on the disk; a machine that has never run has nothing yet. */
@@ -89,12 +100,13 @@ async function tpmFilesOf(definition: DomainXml, directory: string): Promise<rea
   return files;
 }
 
-async function whyNotStored(path: string): Promise<string | null> {
+/** Its size in bytes, or why it cannot be stored. */
+async function examineBootFile(path: string): Promise<number | string> {
   try {
     const file = await lstat(await realpath(path));
     if (!file.isFile()) return 'it is not a file';
     if (file.size > bootFileBytesMax) return `it has more than ${formatBytes(bootFileBytesMax)}`;
-    return null;
+    return file.size;
   } catch (error) {
     if (isErrno(error, 'ENOENT') || isErrno(error, 'ENOTDIR') || isErrno(error, 'EACCES'))
       return 'it cannot be found';

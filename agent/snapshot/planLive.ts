@@ -69,9 +69,13 @@ export async function planLive(hypervisor: Hypervisor, request: LiveRequest): Pr
   const memoryBytes = convergeBytes + atLastBytes;
   // Only what the guest writes is copied back, and nobody knows how much that will be.
   const users = volumes.map((volume) => ({ ...volume, allocatedBytes: 0 }));
-  const state = await placeState({ name, memoryBytes }, users, request);
-  warnings.push(...state.warnings, ...(await requireScratchSpace({ machine: { name }, volumes })));
   const others = await planExtras(definition, volumes[0]?.workDirectory ?? '');
+  const extrasBytes = others.sizeBytes;
+  const state = await placeState({ name, memoryBytes }, users, request, extrasBytes);
+  warnings.push(
+    ...state.warnings,
+    ...(await requireScratchSpace({ machine: { name }, volumes, extrasBytes })),
+  );
   warnings.push(...others.warnings);
   const workDirectories = [...new Set(volumes.map(({ workDirectory }) => workDirectory))];
   const onRamDisk = state.onRamDisk && request.ramDisk !== null ? [join(request.ramDisk, request.jobId)] : [];

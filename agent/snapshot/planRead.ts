@@ -81,6 +81,7 @@ export async function planRead(hypervisor: Hypervisor, request: ReadRequest): Pr
   refuseLongSocketPath(plan);
   const scarce = await requireScratchSpace({
     machine: plan.machine,
+    extrasBytes: others.sizeBytes,
     // What is not a file has its scratch file elsewhere.
     volumes: volumes.map((volume) => ({
       file: volume.kind === 'file' ? volume.file : (volume.scratch ?? volume.file),

@@ -51,11 +51,12 @@ export async function planSave(
   refuseSubclusters(machine.name, volumes, host.qemuVersion);
 
   const memoryBytes = definition.memoryBytes;
-  const state = await placeState({ name: machine.name, memoryBytes }, volumes, request);
-  warnings.push(...state.warnings);
   const first = volumes[0];
   if (first === undefined) throw new Error('no volumes');
   const others = await planExtras(definition, first.workDirectory);
+  const about = { name: machine.name, memoryBytes };
+  const state = await placeState(about, volumes, request, others.sizeBytes);
+  warnings.push(...state.warnings);
   warnings.push(...others.warnings);
   return {
     machine: { uuid: machine.uuid, name: machine.name },

@@ -1,5 +1,6 @@
 import { chmod, chown, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../common/errors.ts';
 import { exists } from '../../common/files.ts';
 import type { PullBackup } from '../hypervisor/backupXml.ts';
@@ -11,6 +12,11 @@ import { makeRunDirectory } from './runDirectory.ts';
 
 /** The longest path that a unix socket can have on Linux, without its final zero. */
 export const socketPathBytesMax = 107;
+
+/** How long a guest that stops again and again is resumed, how often it is looked at, and when it counts as running. */
+const resumeMaxMs = 15_000;
+const lookMs = 200;
+const calmMs = 1_500;
 
 /** Where QEMU serves the volumes of a `disk` backup. */
 export function socketPathOf(plan: ReadPlan): string {
@@ -126,15 +132,47 @@ export async function endPullBackup(hypervisor: Hypervisor, plan: ReadPlan): Pro
   if (await exists(plan.socketDirectory)) await rm(plan.socketDirectory, { recursive: true, force: true });
 }
 
-/** A guest that stands still because a scratch file found no room runs on once the backup has ended (trap 4). */
-export async function resumeAfterFullScratch(
-  hypervisor: Hypervisor,
+/** What has become of a guest that may stand still for want of room. */
+export type Standing = 'runs' | 'runs-again' | 'stands-still';
+
+/**
+ * A guest that stands still because the file system of its images, or of a scratch file, was full runs on once the
+ * backup has ended, and what the job had put there is gone (trap 4). It may stop again: a write that was under way may
+ * fail a little later, and another may need more room than there is.
+ * @param wary the file system was full: a guest that still runs is watched, too
+ */
+export async function resumeAfterFull(
+  hypervisor: Pick<Hypervisor, 'machines' | 'resume'>,
   uuid: string,
-  wasRunning: boolean,
-): Promise<boolean> {
-  if (!wasRunning) return false;
-  const machine = (await hypervisor.machines()).find((candidate) => candidate.uuid === uuid);
-  if (machine?.status.state !== 'paused' || machine.status.reason !== 'io-error') return false;
-  await hypervisor.resume(uuid);
-  return true;
+  wary: boolean,
+  patience = { resumeMaxMs, lookMs, calmMs },
+): Promise<Standing> {
+  const stopped = async (): Promise<boolean> => {
+    const machine = (await hypervisor.machines()).find((candidate) => candidate.uuid === uuid);
+    return machine?.status.state === 'paused' && machine.status.reason === 'io-error';
+  };
+  let resumed = false;
+  const endMs = performance.now() + patience.resumeMaxMs;
+  for (let calmSinceMs = performance.now(); performance.now() < endMs; await sleep(patience.lookMs)) {
+    if (await stopped()) {
+      await hypervisor.resume(uuid);
+      resumed = true;
+      calmSinceMs = performance.now();
+    } else if ((!wary && !resumed) || performance.now() - calmSinceMs >= patience.calmMs) {
+      return resumed ? 'runs-again' : 'runs';
+    }
+  }
+  return 'stands-still';
+}
+
+/** @returns why a job waits for room with its guest */
+export function standsStill(name: string): SnapshotError {
+  return new SnapshotError(
+    'GUEST_WITHOUT_ROOM',
+    `${name} stands still, because the file system of its images has no room for what it writes`,
+    {
+      hint: `free space there: virsh domblkerror ${name}; df -h; the service lets it run on by itself, or: virsh resume ${name}`,
+      retryable: true,
+    },
+  );
 }

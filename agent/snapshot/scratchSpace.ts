@@ -10,6 +10,8 @@ import type { ReadPlan } from './readPlan.ts';
 export interface OverwritePlan {
   readonly machine: { readonly name: string };
   readonly volumes: readonly { readonly file: string; readonly allocatedBytes: number }[];
+  /** What the job itself puts beside the first volume. */
+  readonly extrasBytes: number;
 }
 
 /** How often the free space is looked at: what a guest writes in between must fit into the reserve. */
@@ -35,18 +37,21 @@ export async function requireScratchSpace(plan: OverwritePlan): Promise<readonly
     let mostBytes = 0;
     for (const volume of plan.volumes)
       if (await sameFileSystem(volume.file, first.file)) mostBytes += volume.allocatedBytes;
-    const free = await freeBytes(first.file);
+    const [beside] = plan.volumes;
+    const takesExtras = beside !== undefined && (await sameFileSystem(beside.file, first.file));
+    const freeNow = await freeBytes(first.file);
+    const free = Math.max(0, freeNow - (takesExtras ? plan.extrasBytes : 0));
     const reserve = await reserveBytes(first.file);
     if (free < 2 * reserve) {
       throw new SnapshotError(
         'NOT_ENOUGH_DISK_SPACE',
-        `the file system of ${first.file} has ${formatBytes(free)} free; what ${plan.machine.name} overwrites while it is read needs room there`,
+        `the file system of ${first.file} has ${formatBytes(freeNow)} free; what ${plan.machine.name} overwrites while it is read needs room there`,
         { hint: `free at least ${formatBytes(2 * reserve - free)}: df -h ${first.file}`, retryable: true },
       );
     }
     if (free - reserve < mostBytes)
       warnings.push(
-        `the file system of ${first.file} has ${formatBytes(free)} free: if the guest overwrites more than ${formatBytes(free - reserve)} before it is read, the backup is given up`,
+        `the file system of ${first.file} has ${formatBytes(freeNow)} free: if the guest overwrites more than ${formatBytes(free - reserve)} before it is read, the backup is given up`,
       );
   }
   return [...new Set(warnings)];

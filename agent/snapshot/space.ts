@@ -39,13 +39,15 @@ export async function placeState(
     /** What other jobs are still going to write to the RAM disk. */
     readonly ramDiskReservedBytes: number;
   },
+  /** What else is put beside the first volume. */
+  extrasBytes: number,
 ): Promise<StatePlace> {
   const { memoryBytes } = machine;
   const fileName = `${volumes[0]?.target ?? 'machine'}.state`;
   const beside = join(volumes[0]?.workDirectory ?? '', fileName);
   const ramDisk = await examineRamDisk(memoryBytes, request);
   if (ramDisk === null || ramDisk.freeBytes < ramDisk.neededBytes) {
-    await requireSpace(volumes, memoryBytes);
+    await requireSpace(volumes, memoryBytes + extrasBytes);
     const warnings =
       ramDisk === null
         ? []
@@ -54,9 +56,9 @@ export async function placeState(
           ];
     return { file: beside, onRamDisk: false, stowedFile: null, warnings };
   }
-  await requireSpace(volumes, 0);
+  await requireSpace(volumes, extrasBytes);
   const place = { file: join(ramDisk.path, request.jobId, fileName), onRamDisk: true };
-  const shortage = await findShortage(volumes, memoryBytes);
+  const shortage = await findShortage(volumes, memoryBytes + extrasBytes);
   if (shortage === undefined) return { ...place, stowedFile: beside, warnings: [] };
   return {
     ...place,
@@ -92,8 +94,8 @@ async function spareMemoryBytes(directory: string): Promise<number> {
 }
 
 /** @throws SnapshotError NOT_ENOUGH_DISK_SPACE */
-async function requireSpace(volumes: readonly SpaceUser[], stateBytes: number): Promise<void> {
-  const shortage = await findShortage(volumes, stateBytes);
+async function requireSpace(volumes: readonly SpaceUser[], besideFirstBytes: number): Promise<void> {
+  const shortage = await findShortage(volumes, besideFirstBytes);
   if (shortage === undefined) return;
   const { file, neededBytes, availableBytes } = shortage;
   throw new SnapshotError(
@@ -106,26 +108,25 @@ async function requireSpace(volumes: readonly SpaceUser[], stateBytes: number): 
   );
 }
 
-/** The first file system of images without room for what the merge copies at most, and for the state. */
+/** The first file system of images without room for what the merge copies at most, and for state and extras. */
 async function findShortage(
   volumes: readonly SpaceUser[],
-  stateBytes: number,
+  besideFirstBytes: number,
 ): Promise<
   { readonly file: string; readonly neededBytes: number; readonly availableBytes: number } | undefined
 > {
   let remaining = volumes;
-  // The state stands beside the first volume.
-  let bytesForState = stateBytes;
+  let bytesBeside = besideFirstBytes;
   for (let first = remaining[0]; first !== undefined; first = remaining[0]) {
     const elsewhere: SpaceUser[] = [];
-    let neededBytes = bytesForState;
+    let neededBytes = bytesBeside;
     for (const volume of remaining) {
       if (await sameFileSystem(volume.file, first.file)) neededBytes += volume.allocatedBytes;
       else elsewhere.push(volume);
     }
     neededBytes *= spaceFactor;
     remaining = elsewhere;
-    bytesForState = 0;
+    bytesBeside = 0;
     const availableBytes = await freeBytes(first.file);
     if (availableBytes < neededBytes) return { file: first.file, neededBytes, availableBytes };
   }

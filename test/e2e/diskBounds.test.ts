@@ -17,10 +17,10 @@ const mib = 1024 * 1024;
 const slowRead = { policies: { default: { read: { bandwidthBytesPerSecond: 2 * mib } } } };
 
 /** Leaves only so much free on a file system. */
-async function fill(lab: Lab, directory: string, leftMiB: number): Promise<string> {
+async function fill(lab: Lab, directory: string, leftMiB: number, name = 'filling'): Promise<string> {
   const { stdout } = await lab.run('stat', ['-f', '-c', '%a %S', directory]);
   const [blocks = 0, blockBytes = 0] = stdout.trim().split(' ').map(Number);
-  const filling = path.join(directory, 'filling');
+  const filling = path.join(directory, name);
   await lab.run('fallocate', ['-l', String(blocks * blockBytes - leftMiB * mib), filling]);
   return filling;
 }
@@ -73,6 +73,38 @@ void t.test('a file system that fills up during a backup of mode "disk" never st
     t.same(await stored(), [], 'nothing partial is left');
     await lab.run('rm', [filling]);
   });
+
+  await t.test('beside the images: the backup is given up before the guest finds no room', async (t) => {
+    const filling = await fill(lab, images, 80);
+    const whole = await witness(lab, machine);
+    // Somebody else takes what was free when the backup began.
+    const answer = await backUpDuring(lab, agent, machine, async () => {
+      await fill(lab, images, 14, 'filling-more');
+    });
+    requireError(t, answer, 'SCRATCH_FULL');
+    await requireNeverStopped(t, lab, machine);
+    await requireNothingLost(t, lab, agent, whole);
+    t.same(await stored(), [], 'nothing partial is left');
+    await lab.run('rm', [filling, `${filling}-more`]);
+  });
+
+  await t.test(
+    'beside the images, at once: the guest runs on in the room that the backup gives back',
+    async (t) => {
+      const filling = await fill(lab, images, 80);
+      const whole = await witness(lab, machine);
+      const answer = await backUpDuring(lab, agent, machine, async () => {
+        await fill(lab, images, 0, 'filling-more');
+        await eventually(async () => (await machine.state()).startsWith('paused'), { intervalMs: 5 });
+      });
+      requireError(t, answer, 'SCRATCH_FULL');
+      t.match(await machine.state(), /^running/);
+      await requireNothingLost(t, lab, agent, whole);
+      t.match(await machine.state(), /^running/);
+      t.same(await stored(), [], 'nothing partial is left');
+      await lab.run('rm', [filling, `${filling}-more`]);
+    },
+  );
 
   await t.test('with room again it is backed up', async (t) => {
     await agent.setup.configure({ storages: { local: { kind: 'directory', path: storage } } });
