@@ -6,9 +6,9 @@ import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
 import { directBuffers } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 
-/** Bytes read at once, and how many of these are read, hashed and written at the same time: 12 MiB of memory. */
-const pieceBytes = 4 * chunkBytes;
-const piecesInFlight = 3;
+/** Bytes read at once, and how many of these are read, hashed and written at the same time: 4 MiB of memory. */
+const pieceBytes = chunkBytes;
+const piecesInFlight = 4;
 /** What `O_DIRECT` wants lengths to be multiples of, on any device. */
 const blockBytes = 4096;
 

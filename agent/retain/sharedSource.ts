@@ -44,24 +44,27 @@ export class SharedSource {
     this.#makeRoom();
   }
 
-  async read(reader: SharedReader, offsetBytes: number, lengthBytes: number): Promise<Buffer> {
-    const key = `${offsetBytes}+${lengthBytes}`;
+  async readInto(reader: SharedReader, target: Buffer, offsetBytes: number): Promise<void> {
+    const key = `${offsetBytes}+${target.length}`;
     for (;;) {
       const block = this.#take(reader, key);
-      if (block !== undefined) return block.reading;
+      if (block !== undefined) {
+        (await block.reading).copy(target);
+        return;
+      }
       const isBehind = [...this.#blocks.values()].some(({ awaitedBy }) => awaitedBy.has(reader));
       // What is kept for it is not what it wants: it must not wait for readers that may wait for it.
-      if (isBehind || this.#readers.size < 2) return this.#ask(offsetBytes, lengthBytes);
+      if (isBehind || this.#readers.size < 2) return this.#source.readInto(target, offsetBytes, this.#signal);
       if (this.#blocks.size < blocksMax) break;
       await this.#room.promise;
     }
     const awaitedBy = new Set(this.#readers);
     awaitedBy.delete(reader);
-    const reading = this.#ask(offsetBytes, lengthBytes);
+    const reading = this.#ask(offsetBytes, target.length);
     // Who takes it hears of a failure.
     reading.catch(() => undefined);
     this.#blocks.set(key, { reading, awaitedBy });
-    return reading;
+    (await reading).copy(target);
   }
 
   #take(reader: SharedReader, key: string): Block | undefined {
@@ -104,7 +107,7 @@ export class SharedReader implements VolumeSource, Disposable {
 
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    (await this.#shared.read(this, offsetBytes, target.length)).copy(target);
+    await this.#shared.readInto(this, target, offsetBytes);
   }
 
   [Symbol.dispose](): void {

@@ -1,11 +1,11 @@
 import type { FileHandle } from 'node:fs/promises';
 import { chunkBytes, chunkSha256Beside, formatSums } from '../../common/chunkSums.ts';
 
-/** Chunks kept in memory, 12 MiB: some of data, the tables that lead to them, and what is appended. */
-const chunksInMemory = 12;
+/** Chunks kept in memory, 8 MiB: some of data, the tables that lead to them, and what is appended. */
+const chunksInMemory = 8;
 /** Chunks that are read and compared before they are needed, and that are hashed and written after it. */
-const loadsAhead = 6;
-const storesBehind = 4;
+const loadsAhead = 4;
+const storesBehind = 3;
 /** What was written is brought to the disk in pieces of this size, so that no fsync keeps silent for long. */
 const flushBytes = 256 * 1024 * 1024;
 const word64Bytes = 8;

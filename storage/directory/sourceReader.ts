@@ -5,7 +5,7 @@ import type { Run } from './run.ts';
 
 /** Bytes read at once. */
 export const blockBytes = 1024 * 1024;
-const readsInFlight = 8;
+const readsInFlight = 6;
 
 /** Wraps an error of the source, so that a system error in it is not taken for one of the storage. */
 export class SourceFailure extends Error {
@@ -28,18 +28,27 @@ export interface Piece {
   readonly lengthBytes: number;
 }
 
-/** Reads pieces of a volume, several of them ahead, and gives them in their order. */
+/**
+ * Reads pieces of a volume, several of them ahead, and gives them in their order. A block is used again when the next
+ * one is asked for: what is left to the garbage collector would stay for long.
+ */
 export async function* readInOrder(
   source: VolumeSource,
   pieces: Iterator<Piece>,
   run: Run,
 ): AsyncGenerator<{ readonly piece: Piece; readonly block: Buffer }> {
   const underWay: { readonly piece: Piece; readonly reading: Promise<Buffer> }[] = [];
+  const spare: Buffer[] = [];
   const readAhead = (): void => {
     while (underWay.length < readsInFlight) {
       const next = pieces.next();
       if (next.done === true) return;
-      const reading = readPiece(source, next.value, run.signal);
+      const reading = readPiece(
+        source,
+        next.value,
+        spare.pop() ?? Buffer.allocUnsafe(blockBytes),
+        run.signal,
+      );
       reading.catch((error: unknown) => run.fail(error));
       underWay.push({ piece: next.value, reading });
     }
@@ -48,13 +57,18 @@ export async function* readInOrder(
   for (let next = underWay.shift(); next !== undefined; next = underWay.shift()) {
     const block = await run.unlessStopped(next.reading);
     readAhead();
-    yield { piece: next.piece, block };
+    yield { piece: next.piece, block: block.subarray(0, next.piece.lengthBytes) };
+    spare.push(block);
   }
 }
 
-async function readPiece(source: VolumeSource, piece: Piece, signal: AbortSignal): Promise<Buffer> {
-  const block = Buffer.allocUnsafe(piece.lengthBytes);
-  await askSource(() => source.readInto(block, piece.offsetBytes, signal));
+async function readPiece(
+  source: VolumeSource,
+  { offsetBytes, lengthBytes }: Piece,
+  block: Buffer,
+  signal: AbortSignal,
+): Promise<Buffer> {
+  await askSource(() => source.readInto(block.subarray(0, lengthBytes), offsetBytes, signal));
   return block;
 }
 
