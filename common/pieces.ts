@@ -6,9 +6,9 @@ import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
 import { directBuffers } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 
-/** Bytes read at once, and how many of these are read, hashed and written at the same time: 4 MiB of memory. */
-const pieceBytes = chunkBytes;
-const piecesInFlight = 4;
+/** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
+const largePieceBytes = 4 * chunkBytes;
+const piecesInFlight = 3;
 /** What `O_DIRECT` wants lengths to be multiples of, on any device. */
 const blockBytes = 4096;
 
@@ -19,6 +19,8 @@ export interface ReadOptions {
   readonly onProgress?: ((bytesDone: number) => void) | undefined;
   /** 0 or undefined is without limit. */
   readonly bandwidthBytesPerSecond?: number | undefined;
+  /** Bytes read at once, a multiple of a chunk: small pieces take less memory, large ones less time. */
+  readonly pieceBytes?: number | undefined;
 }
 
 /** What goes through a whole file in pieces leaves the list of its chunks' digests. */
@@ -56,6 +58,7 @@ export async function hashInPieces(
   use: (padded: Buffer, position: number) => Promise<void> = async () => {},
 ): Promise<PiecesResult> {
   const { size } = await file.stat();
+  const { pieceBytes = largePieceBytes } = options;
   const sums: string[] = [];
   const buffers = directBuffers(piecesInFlight, pieceBytes);
   const underWay = new Set<Promise<void>>();

@@ -1,6 +1,6 @@
 import { hash } from 'node:crypto';
 import { type FileHandle, open, readFile, rm } from 'node:fs/promises';
-import { parseSums } from '../../common/chunkSums.ts';
+import { chunkBytes, parseSums } from '../../common/chunkSums.ts';
 import { cloneFile, copyFileDurable, type HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
@@ -85,6 +85,8 @@ async function copyParent(parent: StoredParent, to: string, options: AddOptions)
       to,
       mode: 0o600,
       digest: 'chunks',
+      // Several machines may be at it at a time.
+      pieceBytes: chunkBytes,
       signal,
       bandwidthBytesPerSecond,
       // Signs of life; what is counted is what is read from the guest.
