@@ -152,6 +152,7 @@ export const exitCodes = {
   MACHINE_CUT_OFF: 9,
   NOT_LOCAL: 1,
   USAGE: 2,
+  VOLUME_TOO_LARGE: 8,
   VOLUME_UNKNOWN: 4,
   VOLUME_BUSY: 7,
   VOLUME_ENCRYPTED: 8,

@@ -5,6 +5,8 @@ export type StorageErrorCode =
   /** The storage's place is not there or does not answer. */
   | 'STORAGE_UNREACHABLE'
   | 'STORAGE_FULL'
+  /** No storage of this kind can hold so much of one volume. */
+  | 'VOLUME_TOO_LARGE'
   | 'STORAGE_READ_ONLY'
   | 'STORAGE_DENIED'
   /** A rename cannot bring this file into the storage; a copy can. */

@@ -7,6 +7,7 @@ import t, { type Test } from 'tap';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
+import { requireStoragesForRead } from './retain.ts';
 import { endure, Fate } from '../../test/sim/crashes.ts';
 import { createImage, readGuestSequences, writeGuestBlock } from '../../test/sim/images.ts';
 import { brokenPromises, listed } from '../../test/sim/invariants.ts';
@@ -234,3 +235,12 @@ void t.test(
     t.same(new Set(ends.values()), new Set(['cancelled', 'finished']));
   },
 );
+
+void t.test('more of a volume than a storage can keep is refused before anything is touched', async (t) => {
+  const volume = { target: 'vdb', file: '/srv/vdb.qcow2', allocatedBytes: 7 * 1024 ** 4 };
+  await t.resolves(requireStoragesForRead([], { volumes: [volume] }));
+  await t.rejects(requireStoragesForRead([], { volumes: [{ ...volume, allocatedBytes: 8 * 1024 ** 4 }] }), {
+    code: 'VOLUME_TOO_LARGE',
+    message: /^vdb holds 8(?:\.0+)? TiB; .* up to 7(?:\.0+)? TiB/,
+  });
+});

@@ -1,5 +1,6 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { summedBytesMax } from '../../common/chunkSums.ts';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
@@ -74,11 +75,12 @@ export function extraFilesOf(
 export async function requireStoragesForRead(
   storages: readonly Storage[],
   plan: {
-    readonly volumes: readonly (Pick<ReadVolume, 'file' | 'allocatedBytes'> &
+    readonly volumes: readonly (Pick<ReadVolume, 'target' | 'file' | 'allocatedBytes'> &
       Partial<Pick<ReadVolume, 'reads' | 'kind'>>)[];
   },
   memoryBytes = 0,
 ): Promise<readonly string[]> {
+  refuseTooLarge(plan.volumes);
   let everyLocal = true;
   for (const storage of storages) {
     let neededBytes = memoryBytes;
@@ -96,6 +98,17 @@ export async function requireStoragesForRead(
   return everyLocal ? [localOnlyWarning] : [];
 }
 
+/** What would fail only after hours. */
+function refuseTooLarge(volumes: readonly Pick<ReadVolume, 'target' | 'allocatedBytes'>[]): void {
+  const large = volumes.find(({ allocatedBytes }) => allocatedBytes > summedBytesMax);
+  if (large === undefined) return;
+  throw new StorageError(
+    'VOLUME_TOO_LARGE',
+    `${large.target} holds ${formatBytes(large.allocatedBytes)}; a directory storage can keep up to ${formatBytes(summedBytesMax)} of a volume`,
+    { hint: 'spread what it holds over several volumes, or exclude the machine' },
+  );
+}
+
 /**
  * Before a backup: each storage must be usable and have room for what cannot be renamed into it.
  * @returns warnings for the operator
@@ -105,6 +118,7 @@ export async function requireStorages(
   storages: readonly Storage[],
   plan: SavePlan,
 ): Promise<readonly string[]> {
+  refuseTooLarge(plan.volumes);
   const checks = new Map<Storage, StorageCheck>();
   for (const storage of storages) checks.set(storage, await requireUsable(storage));
   let everyLocal = true;
