@@ -128,8 +128,8 @@ export class DomainXml {
   }
 
   /**
-   * Whether an agent answers in the guest, as a live definition knows it; `undefined`: the machine has no channel
-   * for one.
+   * Whether an agent has its end of the channel open, as a live definition knows it, which says nothing of its
+   * answers; `undefined`: the machine has no channel for one.
    */
   get guestAgent(): 'connected' | 'disconnected' | undefined {
     for (const channel of children(this.#devices, 'channel')) {
@@ -312,23 +312,6 @@ export class DomainXml {
    */
   isolate(volumes: readonly string[], serialLog: string): readonly string[] {
     return isolate(this.#root, volumes, serialLog);
-  }
-
-  /** The guest agent has its end of the channel open; only in a live definition. */
-  get isAgentConnected(): boolean {
-    return children(this.#devices, 'channel').some((channel) => {
-      const target = child(channel, 'target');
-      return (
-        attribute(target, 'name') === 'org.qemu.guest_agent.0' && attribute(target, 'state') === 'connected'
-      );
-    });
-  }
-
-  /** The machine has a channel for a guest agent, whether there is one or not. */
-  get hasAgentChannel(): boolean {
-    return children(this.#devices, 'channel').some(
-      (channel) => attribute(child(channel, 'target'), 'name') === 'org.qemu.guest_agent.0',
-    );
   }
 
   /** There is a screen of which a picture can be taken. */

@@ -164,7 +164,7 @@ export function isolatedDefinition(plan: BootPlan, original: string): string {
 
 /** @throws RestoreError NOTHING_TO_SEE */
 function requireSigns({ expect, backup }: BootPlan, definition: DomainXml): void {
-  if (expect !== null || definition.hasScreen || definition.hasAgentChannel) return;
+  if (expect !== null || definition.hasScreen || definition.guestAgent !== undefined) return;
   throw new RestoreError(
     'NOTHING_TO_SEE',
     'the machine has no guest agent and no screen that would tell whether it works',

@@ -2,12 +2,14 @@ import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DomainXml } from '../hypervisor/domainXml.ts';
+import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { BootFacts, BootPlan } from './bootPlan.ts';
 import { statusOf } from './machineStatus.ts';
 import { parsePicture } from './picture.ts';
 
 const pollMs = 500;
+const agentAnswerMs = 5_000;
 /** A screen that has not changed for so long shows what it is going to show. */
 const stableMs = 10_000;
 const pictureEveryMs = 2000;
@@ -55,10 +57,11 @@ async function look(
     };
   }
   const live = DomainXml.parse(await hypervisor.definition(machine.uuid, 'live'));
-  if (live.isAgentConnected) return { ok: true, evidence: 'agent', detail: 'the guest agent answers' };
+  if (live.guestAgent === 'connected' && (await agentAnswers(hypervisor, machine.uuid)))
+    return { ok: true, evidence: 'agent', detail: 'the guest agent answers' };
   const isStable = live.hasScreen && (await screen.isStable());
   // A screen tells less than the agent: that is given its time first.
-  if (isStable && (isLate || !live.hasAgentChannel))
+  if (isStable && (isLate || live.guestAgent === undefined))
     return {
       ok: true,
       evidence: 'screen',
@@ -70,6 +73,18 @@ async function look(
     evidence: null,
     detail: `no guest agent and no picture that stays the same within ${seconds} s`,
   };
+}
+
+/** A guest that was resumed has its end of the channel open from the first moment on, also if it hangs: it is asked. */
+async function agentAnswers(hypervisor: Hypervisor, uuid: string): Promise<boolean> {
+  try {
+    await hypervisor.askGuest(uuid, agentAnswerMs);
+    return true;
+  } catch (error) {
+    // It is asked again until the guest's time is over.
+    if (error instanceof HypervisorError) return false;
+    throw error;
+  }
 }
 
 /** Takes the last picture of a machine's screen; `null` where there is none. */

@@ -2,7 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
-import { type Lab, startLab } from '../lab/lab.ts';
+import { eventually, type Lab, startLab } from '../lab/lab.ts';
 import {
   requireError,
   requireFinished,
@@ -114,4 +114,25 @@ void t.test('a screen that shows something and settles is evidence', async (t) =
   requireFinished(t, await agent.ask({ kind: 'boot', backup: backup.manifest.id, deadlineMs: 90_000 }));
   t.match(await resultOf(backup), { ok: true, evidence: 'screen', start: 'boot' });
   t.equal(await leftOf(lab), '');
+});
+
+void t.test("a guest agent's answer is evidence, and its open channel alone is none", async (t) => {
+  await using lab = await startLab();
+  const agent = await TestAgent.install(lab);
+  const machine = await lab.createMachine({ name: 'sp-agent', guestAgent: true });
+  await machine.waitUntilWriting();
+  await eventually(async () => (await machine.xml('live')).includes("state='connected'"));
+  const verified = async (how: 'boot' | 'resume', deadlineMs: number): Promise<unknown> => {
+    const backup = await agent.latest(machine.name);
+    requireFinished(t, await agent.ask({ kind: 'boot', backup: backup.manifest.id, start: how, deadlineMs }));
+    t.equal(await leftOf(lab), '');
+    return resultOf(backup);
+  };
+  requireFinished(t, await agent.backup(machine));
+  t.match(await verified('resume', 60_000), { ok: true, evidence: 'agent', start: 'resume' });
+  t.match(await verified('boot', 60_000), { ok: true, evidence: 'agent', start: 'boot' });
+  await machine.command('agent-deaf 1');
+  requireFinished(t, await agent.backup(machine));
+  await machine.command('agent-deaf 0');
+  t.match(await verified('resume', 8000), { ok: false, evidence: null, start: 'resume' });
 });
