@@ -11,7 +11,7 @@ import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
 import { checkpointNameOf } from './hypervisor/ourCheckpoints.ts';
-import type { Engine } from './jobs/engine.ts';
+import { asStillpointError, type Engine } from './jobs/engine.ts';
 import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
@@ -285,7 +285,14 @@ export class Agent {
     });
     return Promise.all(
       jobs.map(async ({ id, machineName, record }) => {
-        const row = await this.#kinds.groupRunner({ record }, together).run(id);
+        const row = await this.#kinds
+          .groupRunner({ record }, together)
+          .run(id)
+          .catch((error: unknown) => {
+            // The others would wait for it for ever.
+            together.fail(machineName, asStillpointError(error));
+            throw error;
+          });
         if (row.error !== null) together.fail(machineName, row.error);
         else if (row.state !== 'finished') together.fail(machineName, new Error(`it was ${row.state}`));
         return row;

@@ -70,6 +70,9 @@ export function decideLive(facts: LiveFacts, world: LiveWorld, circumstances: Li
       code: 'CANNOT_START_MACHINE',
     };
   }
+  // It may be about to stop: libvirt still does what a dead agent has asked for.
+  if (world.machine === 'active' && facts.vcpusHeld === true && tries(circumstances, 'resume') === 0)
+    return { kind: 'resume' };
   const unseen = world.volumes.find(isOnUnseenOverlay);
   if (unseen !== undefined)
     return {
@@ -153,7 +156,9 @@ function goOn(facts: LiveFacts, world: LiveWorld): LiveRepair {
   if (noneOnOverlay && !facts.mergeBegun && facts.frozen === undefined) return { kind: 'undo' };
   if (noneOnOverlay) return { kind: 'go-on', from: 'verify', giveUp: !isKept };
   if (isKept) return { kind: 'go-on', from: 'merge', giveUp: false };
-  const isWhole = allOnOverlay && world.state === 'complete' && !facts.mergeBegun;
+  // Machines of a group have one T1, or none.
+  const isAlone = facts.settings.group !== undefined && facts.begunTogether !== true;
+  const isWhole = allOnOverlay && world.state === 'complete' && !facts.mergeBegun && !isAlone;
   if (!isWhole) return { kind: 'go-on', from: 'merge', giveUp: true };
   return { kind: 'go-on', from: facts.frozen === undefined ? 'mark' : 'stow', giveUp: false };
 }

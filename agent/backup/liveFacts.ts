@@ -41,6 +41,8 @@ export const liveFactsSchema = z.object({
   checkpointBegun: z.boolean().optional(),
   /** The snapshot may have been taken: the overlays may be in use. */
   snapshotBegun: z.boolean().optional(),
+  /** All machines of the group have their T1. */
+  begunTogether: z.boolean().optional(),
   pointInTime: z.iso.datetime().optional(),
   pauseMs: z.number().nullable().optional(),
   /** Marks of the frozen images just after T1, by target: T1 is complete. */

@@ -23,6 +23,7 @@ import { decideLive, type LiveRepair } from './liveDecide.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { dropOwnCheckpoint, removeLiveWork } from './liveSteps.ts';
 import { type LiveWorld, observeLive } from './liveWorld.ts';
+import { resumeHeld } from './togetherBegin.ts';
 
 /** How long recovery waits for libvirt to finish what it is doing, or to answer at all. */
 const waitDeadlineMs = 15 * 60_000;
@@ -117,7 +118,7 @@ async function act(
     case 'abort-snapshot':
       return hypervisor.abortJob(uuid);
     case 'resume':
-      await hypervisor.resume(uuid);
+      await resumeHeld(hypervisor, uuid);
       context.commit({ vcpusHeld: false });
       return;
     case 'end-forgotten':

@@ -39,6 +39,7 @@ import { currentStateFile, removeStateFile, stateFileTime, stowState } from '../
 import { inodeOf, modificationTime, removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
 import { dropFailed, dropUnneeded, markBefore } from './checkpoints.ts';
+import { guarded } from './guarded.ts';
 import { takeTogether } from './liveTogether.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
@@ -272,26 +273,6 @@ async function openFrozen(
     },
     [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose](),
   };
-}
-
-/** Works until it is done, the job is cancelled, or `guard` rejects. */
-async function guarded<T>(
-  context: Context,
-  guard: (signal: AbortSignal) => Promise<void>,
-  work: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
-  const ended = new AbortController();
-  const stopped = new AbortController();
-  const watching = guard(ended.signal).catch((error: unknown) => stopped.abort(error));
-  try {
-    return await work(AbortSignal.any([context.signal, stopped.signal]));
-  } catch (error) {
-    // The reason is what stopped it, not that it was stopped.
-    throw stopped.signal.aborted ? stopped.signal.reason : error;
-  } finally {
-    ended.abort();
-    await watching;
-  }
 }
 
 /** Brings the machine back to its images; from the begin of `merge` these are not T1 any more. */

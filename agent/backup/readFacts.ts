@@ -45,6 +45,8 @@ export const readFactsSchema = z.object({
       freezeMs: z.number().nonnegative().nullable(),
     })
     .optional(),
+  /** A guest that cannot run is waited for, since before or after the job was cancelled. */
+  waitsSince: z.enum(['before-cancel', 'after-cancel']).optional(),
   pointInTime: z.iso.datetime().optional(),
   /** The vCPUs may stand still by our doing, until all machines of the group have begun. */
   vcpusHeld: z.boolean().optional(),

@@ -53,8 +53,8 @@ async function settleRead(
   // A machine that stands still comes before everything; nor can its agent thaw anything.
   await letGo(dependencies.hypervisor, context);
   if (facts.retained !== undefined && (facts.committed || !cancelled)) {
-    const runs = await endServing(dependencies.hypervisor, context, cause);
-    if (!runs) return { kind: 'park', error: errorRecord(standsStill(facts.machine.name)) };
+    if (!(await endServing(dependencies.hypervisor, context, cause)))
+      return waitFor(context, standsStill(facts.machine.name), cancelled);
     // A storage has to be put right first; what is read waits for it.
     if (cause !== undefined && !(cause instanceof HypervisorError))
       return { kind: 'park', error: errorRecord(cause) };
@@ -65,13 +65,21 @@ async function settleRead(
   const runs = await giveBack(dependencies, context, cause);
   const thawed = await thawInRecovery(dependencies.hypervisor, context, 'patiently');
   await abandonPartials(dependencies.storage, context);
-  // Who cancels a job that waits with a guest that stands still takes the guest into his own hands.
-  if (cancelled && (runs || facts.givenUp !== undefined)) return { kind: 'end', state: 'cancelled' };
+  // Who cancels a job that waits for its guest takes the guest into his own hands.
+  const isWell = (runs && thawed) || facts.waitsSince === 'before-cancel';
+  if (cancelled && isWell) return { kind: 'end', state: 'cancelled' };
   const error = facts.givenUp ?? errorRecord(cause ?? agentDied());
-  if (thawed && runs) return { kind: 'end', state: 'failed', error };
+  if (runs && thawed) return { kind: 'end', state: 'failed', error };
   context.commit({ givenUp: error });
   const { name } = facts.machine;
-  return { kind: 'park', error: errorRecord(thawed ? standsStill(name) : cannotThaw(name)) };
+  return waitFor(context, thawed ? standsStill(name) : cannotThaw(name), cancelled);
+}
+
+/** The job holds its machine until the guest can run, or until somebody who knows of it cancels the job. */
+function waitFor(context: Context, reason: StillpointError, cancelled: boolean): Settlement {
+  const { waitsSince } = context.facts;
+  if (waitsSince === undefined) context.commit({ waitsSince: cancelled ? 'after-cancel' : 'before-cancel' });
+  return { kind: 'park', error: errorRecord(reason) };
 }
 
 /** A backup whose agent died while libvirt began it goes on to begin: what is not there yet cannot be ended. */
@@ -104,16 +112,19 @@ async function endServing(
       await untilBegun(hypervisor, uuid);
       await endPullBackup(hypervisor, plan);
     });
-  // The guest may wait for the room that this takes.
-  await removeWorkDirectories(plan);
-  if (before?.running !== true) return true;
   let runs = true;
-  await patiently('resuming the guest', context, async () => {
-    const standing = await resumeAfterFull(hypervisor, uuid, cause?.code === 'SCRATCH_FULL');
-    if (standing === 'runs-again')
-      context.warn(`recovery: ${name} stood still for want of space, and runs on`);
-    runs = standing !== 'stands-still';
-  });
+  try {
+    // The guest may wait for the room that this takes.
+    await removeWorkDirectories(plan);
+  } finally {
+    if (before?.running === true)
+      await patiently('resuming the guest', context, async () => {
+        const standing = await resumeAfterFull(hypervisor, uuid, cause?.code === 'SCRATCH_FULL');
+        if (standing === 'runs-again')
+          context.warn(`recovery: ${name} stood still for want of space, and runs on`);
+        runs = standing !== 'stands-still';
+      });
+  }
   return runs;
 }
 

@@ -3,6 +3,7 @@ import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
 import { asStillpointError } from '../jobs/engine.ts';
 import type { StepContext } from '../jobs/step.ts';
+import { SnapshotError } from '../snapshot/errors.ts';
 import { PauseMeter } from '../snapshot/pause.ts';
 import type { Together } from '../snapshot/together.ts';
 
@@ -37,6 +38,7 @@ export async function beginTogether(
     await hold(hypervisor, context);
     await together.meet('stopped', jobId, signal);
     await begin();
+    await requireStill(hypervisor, context, meter);
     await together.meet('begun', jobId, signal);
   } catch (error) {
     // The others stand still for as long as they do not know.
@@ -47,6 +49,19 @@ export async function beginTogether(
   }
   const pauseMs = context.facts.vcpusHeld === undefined ? null : await meter.waitForPause(eventMs);
   return { at: together.at, pauseMs };
+}
+
+/** T1 is that of the others only while nobody has let the machine run. @throws SnapshotError MACHINE_INTERFERED */
+async function requireStill(hypervisor: Hypervisor, context: Context, meter: PauseMeter): Promise<void> {
+  const { machine, vcpusHeld } = context.facts;
+  if (vcpusHeld !== true) return;
+  const { state } = await hypervisor.status(machine.uuid);
+  if (state === 'paused' && meter.pauseMs === null) return;
+  throw new SnapshotError(
+    'MACHINE_INTERFERED',
+    `somebody let ${machine.name} run before all machines of the group had their instant`,
+    { hint: 'start the backup again; the pause was announced', retryable: true },
+  );
 }
 
 /** Stops the vCPUs of a machine that runs. */
@@ -69,8 +84,8 @@ function mayBeHeld({ state, reason }: MachineStatus): boolean {
   return state === 'running' || (state === 'paused' && (reason === 'user' || reason === 'unknown'));
 }
 
-/** Waits for whatever libvirt does with the machine. */
-async function resume(hypervisor: Hypervisor, uuid: string): Promise<void> {
+/** Lets a machine run that was stopped, or is about to be: waits for whatever libvirt does with it. */
+export async function resumeHeld(hypervisor: Hypervisor, uuid: string): Promise<void> {
   try {
     await hypervisor.resume(uuid);
   } catch (error) {
@@ -86,7 +101,7 @@ export async function letGo(hypervisor: Hypervisor, context: Context): Promise<v
   if (vcpusHeld !== true) return;
   await patiently('resuming the machine', context, async () => {
     const found = (await hypervisor.machines()).find(({ uuid }) => uuid === machine.uuid);
-    if (found !== undefined && mayBeHeld(found.status)) await resume(hypervisor, machine.uuid);
+    if (found !== undefined && mayBeHeld(found.status)) await resumeHeld(hypervisor, machine.uuid);
   });
   context.commit({ vcpusHeld: false });
 }

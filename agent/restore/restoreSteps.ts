@@ -166,7 +166,7 @@ export function restoreSteps(
       state: 'restoring',
       cancellable: false,
       intend: () => ({ defining: true }),
-      act: (context) => define(hypervisor, context.facts.plan),
+      act: (context) => define(dependencies, context),
     },
     {
       name: 'start',
@@ -218,14 +218,25 @@ async function stopPresent(hypervisor: Hypervisor, plan: RestorePlan): Promise<v
   if (status.state !== 'shut-off' && status.state !== 'crashed') await hypervisor.powerOff(uuid);
 }
 
-async function define(hypervisor: Hypervisor, plan: RestorePlan): Promise<void> {
+async function define({ hypervisor, storage }: RestoreDependencies, context: Context): Promise<void> {
+  const { plan } = context.facts;
   if (plan.scope === 'volumes') {
     const present = DomainXml.parse(await readFile(keptDefinitionFile(plan), 'utf8'));
     // What it says of a chain is not true of the restored volumes any more.
     present.removeBackingStores(plan.volumes.map(({ target }) => target));
     return hypervisor.define(present.toString());
   }
-  const definition = DomainXml.parse(restoredDefinition(plan, await readStoredDefinition(plan.definition)));
+  let stored = '';
+  // The machine is off: a storage that does not answer any more must not keep it so.
+  await readStored(
+    storage(plan.backup.storage),
+    plan.definition,
+    { signal: context.signal, onProgress: () => undefined },
+    async () => {
+      stored = await readStoredDefinition(plan.definition);
+    },
+  );
+  const definition = DomainXml.parse(restoredDefinition(plan, stored));
   // Stored definitions hold no secrets; the memory state and the machine as it was have them.
   if (plan.memory !== null)
     definition.takeSecretsFrom(DomainXml.parse(await hypervisor.stateDefinition(plan.memory.staged)));

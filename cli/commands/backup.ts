@@ -133,14 +133,13 @@ async function runTogether(
   { agent, view, interruption }: ChangeSession,
   requests: readonly BackupRequest[],
 ): Promise<readonly Outcome[]> {
+  const withMemory = requests.some(({ mode }) => mode === 'live');
+  const howLong = withMemory
+    ? `until the memory of all of them is written (${await memoryOf(agent, requests)})`
+    : 'for a moment';
   const created = await agent.createTogether(requests);
   const names = created.map(({ machineName }) => machineName).join(', ');
-  const withMemory = requests.some(({ mode }) => mode === 'live');
-  cli.terminal.remark(
-    withMemory
-      ? `${names} will stand still together until the memory of all of them is written (${await memoryOf(agent, requests)})`
-      : `${names} will stand still together for a moment`,
-  );
+  cli.terminal.remark(`${names} will stand still together ${howLong}`);
   for (const job of created) view.name(job.id, job.machineName);
   if (interruption.signal.aborted) for (const { id } of created) agent.parts.journal.requestCancel(id);
   const outcomes: Outcome[] = [];
@@ -156,7 +155,8 @@ async function runTogether(
 /** What the pause of a group depends on. */
 async function memoryOf({ parts }: Agent, requests: readonly BackupRequest[]): Promise<string> {
   let bytes = 0;
-  for (const { machine } of requests) {
+  for (const { machine, template } of requests) {
+    if (template !== undefined) continue;
     const { uuid } = await parts.hypervisor.findMachine(machine);
     bytes += DomainXml.parse(await parts.hypervisor.definition(uuid, 'live')).memoryBytes;
   }
