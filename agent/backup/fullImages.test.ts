@@ -51,3 +51,37 @@ void t.test(
     t.equal(site.world.machine('m').status.state, 'running');
   },
 );
+
+void t.test('a job that was cancelled waits with its guest, too', async (t) => {
+  await using site = await Site.create({ targets: ['vda'] });
+  let isFull = true;
+  const { agent, life } = site.openAgent((moment, { journal }) => {
+    if (moment === 'libvirt/after:resume' && isFull)
+      site.world.machine('m').status = { state: 'paused', reason: 'io-error' };
+    if (moment !== 'backup/before:retain') return;
+    site.world.machine('m').status = { state: 'paused', reason: 'io-error' };
+    for (const { id } of journal.holding()) journal.requestCancel(id);
+  });
+  const row = await life.live(async () =>
+    agent.run(await agent.createBackup({ machine: 'm', mode: 'disk' })),
+  );
+  t.match(row, { holdsMachine: true, error: { code: 'GUEST_WITHOUT_ROOM' } });
+  t.match(await life.live(() => agent.retryParked()), [{ holdsMachine: true }], 'it is not let alone');
+  isFull = false;
+  t.match(await life.live(() => agent.retryParked()), [{ state: 'cancelled', holdsMachine: false }]);
+  t.equal(site.world.machine('m').status.state, 'running');
+});
+
+void t.test('who cancels a job that waits takes the guest into his own hands', async (t) => {
+  await using site = await Site.create({ targets: ['vda'] });
+  const { agent, life } = site.openAgent((moment) => {
+    if (moment !== 'libvirt/after:resume' && moment !== 'backup/before:retain') return;
+    site.world.machine('m').status = { state: 'paused', reason: 'io-error' };
+    if (moment === 'backup/before:retain') throw new Error('no space left on device');
+  });
+  const row = await life.live(async () =>
+    agent.run(await agent.createBackup({ machine: 'm', mode: 'disk' })),
+  );
+  t.match(row, { holdsMachine: true, error: { code: 'GUEST_WITHOUT_ROOM' } });
+  t.match(await life.live(() => agent.cancel(row?.id ?? '')), { state: 'cancelled', holdsMachine: false });
+});

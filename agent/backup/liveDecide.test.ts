@@ -22,6 +22,7 @@ const plan: NonNullable<LiveFacts['plan']> = {
   warnings: [],
 };
 
+const group = { id: '01a1fa1b-a048-702f-a832-3f1deebf16d7', machines: ['m', 'n'] };
 const error = { code: 'OVERLAY_FULL', message: '', retryable: true };
 
 function factsWith(changes: Partial<LiveFacts> = {}): LiveFacts {
@@ -137,6 +138,24 @@ const cases: readonly (readonly [string, Partial<LiveFacts>, LiveWorld, Partial<
     { frozen, retained: {}, mergeBegun: true, vcpusHeld: true },
     worldWith([onOverlay], { status: { state: 'paused', reason: 'user' } }),
     { kind: 'resume' },
+  ],
+  [
+    'it may be about to stop: the suspend of a dead agent is under way',
+    { vcpusHeld: true },
+    worldWith([onImage]),
+    { kind: 'resume' },
+  ],
+  [
+    'the others of its group may have no T1',
+    { settings: { ...factsWith().settings, group }, pointInTime: '2026-11-20T00:00:00.000Z' },
+    worldWith([onOverlay], { state: 'complete' }),
+    { kind: 'go-on', from: 'merge', giveUp: true },
+  ],
+  [
+    'all of its group have their T1',
+    { settings: { ...factsWith().settings, group }, begunTogether: true },
+    worldWith([onOverlay], { state: 'complete' }),
+    { kind: 'go-on', from: 'mark', giveUp: false },
   ],
   [
     'its owner has suspended it',

@@ -134,6 +134,27 @@ void t.test('when one cannot write its memory, none is backed up, and all run on
   }
 });
 
+void t.test('a machine that somebody lets run, or suspends, in the meantime fails the group', async (t) => {
+  for (const [point, code, act] of [
+    ['backup/snapshot/held', 'MACHINE_INTERFERED', 'resume'],
+    ['backup/before:snapshot', 'MACHINE_STATE_UNSUITABLE', 'suspend'],
+  ] as const) {
+    const site = await siteOfTwo(t);
+    let times = 0;
+    const living = site.openAgent(async (moment) => {
+      if (moment !== point) return;
+      times += 1;
+      // When the second is there both have been stopped, and neither is saved.
+      if (times === 2) await site.world.connect()[act](site.uuid);
+    });
+    const rows = await backUp(living, 'live');
+    t.same(new Set(rows.map(({ error }) => error?.code)), new Set(['GROUP_FAILED', code]), act);
+    t.same(await manifests(site), []);
+    if (act === 'suspend') await site.world.connect().resume(site.uuid);
+    requireFree(t, site, act);
+  }
+});
+
 void t.test('when one cannot begin, none is backed up, and all run on', async (t) => {
   for (const [operation, freeze] of [
     ['beginBackup', 'auto'],
@@ -275,6 +296,8 @@ for (const mode of ['disk', 'live'] as const) {
           .journal.list({ limit: 2 })
           .filter(({ state }) => state === 'finished').length;
         t.equal(made, finished, `${about}: ${rows.map(({ state }) => state).join()}`);
+        if (nth <= names.length && /:(?:snapshotLive|suspend)$|\/h(?:old|eld)/.test(moment))
+          t.equal(made, 0, `${about}: all of them or none`);
       }
     },
   );

@@ -14,7 +14,7 @@ import { makeRunDirectory } from './runDirectory.ts';
 export const socketPathBytesMax = 107;
 
 /** How long a guest that stops again and again is resumed, how often it is looked at, and when it counts as running. */
-const resumeMaxMs = 15_000;
+const resumeMaxMs = 5_000;
 const lookMs = 200;
 const calmMs = 1_500;
 

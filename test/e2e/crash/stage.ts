@@ -190,12 +190,15 @@ export class CrashStage implements AsyncDisposable {
    * what a host loses is lost too: RAM disks, libvirt's record of what runs, and the id of the boot.
    */
   async crashHost(options: { readonly newBoot: boolean }): Promise<void> {
-    const pids = [await this.lab.qemuPid(this.machine.name), await this.lab.libvirtdPid()].filter(
+    // A libvirtd that sees its QEMU go would begin to give the images their owners back; a host takes both at once.
+    const pids = [await this.lab.libvirtdPid(), await this.lab.qemuPid(this.machine.name)].filter(
       (pid) => pid !== undefined,
     );
     this.ownersForgotten = true;
-    for (const pid of pids) process.kill(pid, 'SIGKILL');
-    for (const pid of pids) await processGone(pid);
+    for (const pid of pids) {
+      process.kill(pid, 'SIGKILL');
+      await processGone(pid);
+    }
     if (!options.newBoot) return;
     await this.lab.run('rm', ['-rf', `${this.lab.ramDir}/stillpoint`, '/run/libvirt/qemu']);
     const bootId = path.join(this.lab.root, 'tmp', 'boot-id');
