@@ -3,7 +3,7 @@ import { startLab } from '../lab/lab.ts';
 import { requireError, requireFinished, requireNothingLost, TestAgent, witness } from './support.ts';
 
 /** What is left free beside the image: less than twice what the guest writes over, and the reserve. */
-const freeMiB = 40;
+const freeMiB = 56;
 const mib = 1024 * 1024;
 
 void t.test('an overlay ends before there is no room to merge it', async (t) => {
