@@ -55,7 +55,7 @@ async function take(
   together: Together,
 ): Promise<void> {
   const { name, uuid } = plan.machine;
-  // QEMU gives the images of a machine that stays suspended not back after its memory was written.
+  // After its memory was written QEMU lets nobody merge the images of a machine that stays suspended.
   if (context.facts.vcpusHeld !== true)
     throw new SnapshotError('MACHINE_STATE_UNSUITABLE', `${name} was suspended in the meantime`, {
       hint: `virsh resume ${name}, or leave it out`,

@@ -169,9 +169,9 @@ export async function resumeAfterFull(
 export function standsStill(name: string): SnapshotError {
   return new SnapshotError(
     'GUEST_WITHOUT_ROOM',
-    `${name} stands still, because the file system of its images has no room for what it writes`,
+    `${name} stands still: what it writes cannot be written (I/O error), mostly for want of room beside its images`,
     {
-      hint: `free space there: virsh domblkerror ${name}; df -h; the service lets it run on by itself, or: virsh resume ${name}`,
+      hint: `virsh domblkerror ${name} tells why; df -h, and free space there; the service lets it run on by itself, or: virsh resume ${name}`,
       retryable: true,
     },
   );
