@@ -58,7 +58,7 @@ void t.test('a job that was cancelled waits with its guest, too', async (t) => {
   const { agent, life } = site.openAgent((moment, { journal }) => {
     if (moment === 'libvirt/after:resume' && isFull)
       site.world.machine('m').status = { state: 'paused', reason: 'io-error' };
-    if (moment !== 'backup/before:retain') return;
+    if (moment !== 'backup/after:begin') return;
     site.world.machine('m').status = { state: 'paused', reason: 'io-error' };
     for (const { id } of journal.holding()) journal.requestCancel(id);
   });
