@@ -53,6 +53,7 @@ export class CrashStage implements AsyncDisposable {
   /** libvirt has crashed and may have forgotten whose the images are (docs/BEHAVIOUR.md). */
   ownersForgotten = false;
   #runs = 0;
+  #bootIdMounted = false;
 
   private constructor(lab: Lab, machine: LabMachine) {
     this.lab = lab;
@@ -203,8 +204,10 @@ export class CrashStage implements AsyncDisposable {
     await this.lab.run('rm', ['-rf', `${this.lab.ramDir}/stillpoint`, '/run/libvirt/qemu']);
     const bootId = path.join(this.lab.root, 'tmp', 'boot-id');
     await writeFile(bootId, `${randomUUID()}\n`);
-    // Seen inside of the laboratory only.
+    // Seen inside of the laboratory only. Once: mounts on top of each other double, with shared propagation, each time.
+    if (this.#bootIdMounted) return;
     await this.lab.run('mount', ['--bind', bootId, '/proc/sys/kernel/random/boot_id']);
+    this.#bootIdMounted = true;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
