@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { type Lab, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { extentBytes, mib, volumeMiB, writeImage } from './largeImage.ts';
 import { type Flow, measureInTurn, roundsFrom, toolVersions } from './flows.ts';
+import { buildProduct } from './product.ts';
 
 const withBackup = (command: string): string => `set -e
 virsh -q backup-begin "$1" "$2" >/dev/null
@@ -79,7 +80,7 @@ async function main(): Promise<void> {
     `<domainbackup mode='pull'><server transport='unix' socket='${socket}'/><disks>
 <disk name='vda' backup='yes' type='file' exportname='vda'><scratch file='${socket}.scratch'/></disk></disks></domainbackup>`,
   );
-  const agent = await lab.installAgent();
+  const agent = await lab.installAgent({ command: await buildProduct(lab) });
   const target = join(lab.root, 'bench-target');
   await mkdir(target);
   const ours: Flow = {

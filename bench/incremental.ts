@@ -10,6 +10,7 @@ import { z } from 'zod';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { qemuIo } from '../test/lab/qemuIo.ts';
 import { type Flow, measureInTurn, roundsFrom, toolVersions } from './flows.ts';
+import { buildProduct } from './product.ts';
 
 const shown = z.looseObject({
   volumes: z.array(z.looseObject({ read: z.string(), reason: z.string().optional() })),
@@ -105,7 +106,10 @@ async function main(): Promise<void> {
   const room = await lab.loopFilesystem('xfs', (dataGiB + rounds + 4) * 1024);
   const storage = join(room, 'ours');
   await lab.run('mkdir', [storage]);
-  const agent = await lab.installAgent({ storages: { local: { kind: 'directory', path: storage } } });
+  const agent = await lab.installAgent({
+    command: await buildProduct(lab),
+    storages: { local: { kind: 'directory', path: storage } },
+  });
   const flows: Record<string, Flow> = {};
   for (const size of sizesGiB) flows[`ours-${size}GiB`] = await oursFor(lab, agent, size);
   flows['virtnbdbackup'] = await virtnbdbackupFor(lab, sizesGiB[0], join(room, 'theirs'));

@@ -1,15 +1,15 @@
 /**
  * npm run bench -- memory [ROUNDS]: the memory of the agent and its children (proportional set size, without QEMU and
- * its tools) while it backs up four machines at the same time, from built JavaScript and from the sources:
+ * its tools) while it backs up four machines at the same time, as `npm run build` makes it and from the sources:
  *   disk         full backups of 512 MiB each, read over NBD
  *   increments   the next ones, with 64 MiB changed in each
  *   live         with their memory
  */
-import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { qemuIo } from '../test/lab/qemuIo.ts';
 import { roundsFrom, toolVersions } from './flows.ts';
+import { buildProduct } from './product.ts';
 import { treePssBytes } from './processTree.ts';
 import { type Summary, summarize } from './statistics.ts';
 
@@ -17,21 +17,10 @@ const mib = 1024 * 1024;
 const machines = 4;
 const dataMiB = 512;
 const sampleMs = 100;
-const repository = resolve(import.meta.dirname, '..');
-const withNode = join(repository, 'scripts/with-node');
-const programs = {
-  built: join(repository, '.cache/bench/cli/main.js'),
-  sources: join(repository, 'cli/main.ts'),
-} as const;
 
 /** The most memory that a command of ours has, looked at now and then, in bytes. */
-async function mostMemory(
-  lab: Lab,
-  agent: LabAgent,
-  program: string,
-  args: readonly string[],
-): Promise<number> {
-  const run = lab.background(withNode, ['node', program, ...args, '--quiet', '--config', agent.configFile]);
+async function mostMemory(agent: LabAgent, args: readonly string[]): Promise<number> {
+  const run = agent.background([...args, '--quiet']);
   const ended = new AbortController();
   const watch = async (): Promise<number> => {
     let mostBytes = 0;
@@ -62,23 +51,19 @@ async function createMachine(lab: Lab, index: number): Promise<LabMachine> {
 async function main(): Promise<void> {
   const rounds = roundsFrom('memory');
   await using lab = await startLab();
-  const build = [
-    'tsc',
-    '-p',
-    join(repository, 'tsconfig.build.json'),
-    '--outDir',
-    join(repository, '.cache/bench'),
-  ];
-  await lab.run(withNode, build, { timeoutMs: 300_000 });
-  const agent = await lab.installAgent({ agent: { maxParallelMachines: machines } });
+  const options = { agent: { maxParallelMachines: machines } };
+  const agents = {
+    built: await lab.installAgent({ ...options, name: 'built', command: await buildProduct(lab) }),
+    sources: await lab.installAgent({ ...options, name: 'sources' }),
+  };
   const all: LabMachine[] = [];
   for (let index = 1; index <= machines; index += 1) all.push(await createMachine(lab, index));
   const names = all.map(({ name }) => name);
   const samples: Record<string, number[]> = {};
   for (let round = 0; round < rounds; round += 1) {
-    for (const [form, program] of Object.entries(programs)) {
+    for (const [form, agent] of Object.entries(agents)) {
       const measure = async (what: string, args: readonly string[]): Promise<void> => {
-        const bytes = await mostMemory(lab, agent, program, ['backup', ...names, ...args]);
+        const bytes = await mostMemory(agent, ['backup', ...names, ...args]);
         (samples[`${form} ${what}`] ??= []).push(bytes / mib);
         process.stderr.write(
           `round ${round + 1}/${rounds}: ${form}, ${what}: ${Math.round(bytes / mib)} MiB\n`,

@@ -16,6 +16,7 @@ import { DomainXml } from '../agent/hypervisor/domainXml.ts';
 import { type Lab, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { writeFile } from 'node:fs/promises';
 import { treePssBytes } from './processTree.ts';
+import { buildProduct } from './product.ts';
 import { paired, summarize } from './statistics.ts';
 
 const roundsDefault = 15;
@@ -134,6 +135,7 @@ async function measureGuest(
   // All flows save to the same RAM disk, large enough for its state, and for warming up.
   const ram = await lab.smallTmpfs(3 * memoryMiB + 64);
   const agent = await lab.installAgent({
+    command: await buildProduct(lab),
     name: `agent-${name}`,
     agent: { ramDisk: join(ram, 'stillpoint') },
   });

@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { LibvirtHypervisor } from '../agent/hypervisor/libvirt/libvirtHypervisor.ts';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { type Flow, measureInTurn, roundsFrom, toolVersions } from './flows.ts';
+import { buildProduct } from './product.ts';
 import { extentBytes, mib, volumeMiB, writeImage } from './largeImage.ts';
 import { summarize } from './statistics.ts';
 
@@ -132,7 +133,7 @@ async function main(): Promise<void> {
   const rounds = roundsFrom('restore');
   await using lab = await startLab();
   await using hypervisor = new LibvirtHypervisor({ uri: lab.uri });
-  const agent = await lab.installAgent();
+  const agent = await lab.installAgent({ command: await buildProduct(lab) });
   const target = join(lab.root, 'bench-target');
   await mkdir(target);
   const foreign = join(lab.root, 'bench-foreign');

@@ -80,7 +80,7 @@ const machineRows: Readonly<Record<string, readonly TestName[]>> = {
         'test/e2e/crashOwner.test.ts',
         'virsh snapshot-create-as and blockcommit before the merge: the job ends',
       ],
-      ['agent/backup/owner.test.ts', 'a snapshot that he keeps stays whole, with all that is below it'],
+      ['agent/backup/owner.sim.test.ts', 'a snapshot that he keeps stays whole, with all that is below it'],
     ],
   'that is undefined, destroyed or shut down while it is backed up': [
     [
@@ -88,7 +88,7 @@ const machineRows: Readonly<Record<string, readonly TestName[]>> = {
       'virsh undefine while it is read: the backup is made, and the machine runs on',
     ],
     [
-      'agent/backup/owner.test.ts',
+      'agent/backup/owner.sim.test.ts',
       'undefine while a machine is read ends nothing: it runs on as a transient one',
     ],
   ],

@@ -3,7 +3,8 @@ import path from 'node:path';
 import { stringify } from 'yaml';
 import type { BackgroundRun, PrivateLibvirtd, RunOptions, RunResult } from './libvirtd.ts';
 
-const command = path.resolve(import.meta.dirname, '../../bin/stillpoint');
+/** Run from the sources. */
+const commandOfSources = path.resolve(import.meta.dirname, '../../bin/stillpoint');
 
 export interface AgentSetup {
   /** Storages of the configuration; one directory `local` below the laboratory if not given. */
@@ -14,6 +15,8 @@ export interface AgentSetup {
   readonly rest?: Readonly<Record<string, unknown>> | undefined;
   /** Tells several agents of one laboratory apart; `agent` if not given. */
   readonly name?: string | undefined;
+  /** The program, where it is not that of the sources. */
+  readonly command?: string | undefined;
 }
 
 /** How a call of `stillpoint` ended. */
@@ -26,16 +29,18 @@ export interface AgentResult extends RunResult {
   json(): unknown;
 }
 
-/** An agent installed in a laboratory: a configuration, a state directory, and calls of `bin/stillpoint`. */
+/** An agent installed in a laboratory: a configuration, a state directory, and calls of the program. */
 export class LabAgent {
   readonly configFile: string;
   readonly stateDir: string;
   /** Directory of the storage `local`, if the storages were not chosen. */
   readonly storageDir: string;
+  readonly command: string;
   readonly #libvirtd: PrivateLibvirtd;
 
-  private constructor(libvirtd: PrivateLibvirtd, home: string) {
+  private constructor(libvirtd: PrivateLibvirtd, home: string, command: string) {
     this.#libvirtd = libvirtd;
+    this.command = command;
     this.configFile = path.join(home, 'config.yaml');
     this.stateDir = path.join(home, 'state');
     this.storageDir = path.join(home, 'backups');
@@ -43,7 +48,7 @@ export class LabAgent {
 
   static async install(libvirtd: PrivateLibvirtd, setup: AgentSetup = {}): Promise<LabAgent> {
     const home = path.join(libvirtd.root, setup.name ?? 'agent');
-    const agent = new LabAgent(libvirtd, home);
+    const agent = new LabAgent(libvirtd, home, setup.command ?? commandOfSources);
     await mkdir(agent.stateDir, { recursive: true });
     await mkdir(agent.storageDir);
     await agent.configure(setup);
@@ -74,7 +79,7 @@ export class LabAgent {
 
   /** The same, not waited for. `pid` is that of Node.js, so `kill9()` hits the agent itself. */
   background(args: readonly string[], options: Omit<RunOptions, 'check'> = {}): BackgroundRun {
-    return this.#libvirtd.background(command, [...args, '--config', this.configFile], options);
+    return this.#libvirtd.background(this.command, [...args, '--config', this.configFile], options);
   }
 
   /** Forgets all jobs: as on a host where the state directory was lost. */

@@ -6,7 +6,7 @@ import { inTurn, isMatrixExhaustive, matrixSeed, sampler } from '../../test/sim/
 import { removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 
 /*
- * Instant restores have a matrix of their own in agent/restore/instant.test.ts. What is promised after any crash is in test/sim/invariants.ts; who can die and when, in test/sim/crashes.ts.
+ * Instant restores have a matrix of their own in agent/restore/instant.sim.test.ts. What is promised after any crash is in test/sim/invariants.ts; who can die and when, in test/sim/crashes.ts.
  * The seed is fixed, so that a run can be repeated: STILLPOINT_TEST_SEED sets another, STILLPOINT_TEST_HISTORIES=N
  * makes more random histories, and with STILLPOINT_TEST_EXHAUSTIVE=1 every combination is tried instead of a sample.
  */
