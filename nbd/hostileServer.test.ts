@@ -23,7 +23,7 @@ const answerMs = 5_000;
 
 const connectTo = (
   server: FakeServer,
-  options: { metaContexts?: readonly string[] } = {},
+  options: { metaContexts?: readonly string[]; signal?: AbortSignal } = {},
 ): Promise<NbdClient> =>
   NbdClient.connect({ socketPath: server.socketPath, exportName: 'vda', answerMs, ...options });
 
@@ -84,6 +84,30 @@ void t.test('a server that negotiates wrongly is an error of its own kind', asyn
     await t.rejects(connectTo(server, { metaContexts: [allocation] }), expected, name);
   }
 });
+
+void t.test(
+  'everything is asked for before the server says a word, so that negotiations are short',
+  async (t) => {
+    const asked = Promise.withResolvers<void>();
+    const options: number[] = [];
+    const server = await FakeServer.start(t, {
+      // The greeting comes when the last option has.
+      greeting: Buffer.alloc(0),
+      answerOption: (option) => {
+        options.push(option);
+        if (option === 7) asked.resolve();
+        return Buffer.alloc(0);
+      },
+    });
+    const given = new AbortController();
+    const connecting = connectTo(server, { metaContexts: [allocation], signal: given.signal });
+    connecting.catch(() => 'looked at below');
+    await asked.promise;
+    t.same(options, [8, 9, 10, 7], 'structured replies, contexts, the export');
+    given.abort(new Error('enough'));
+    await t.rejects(connecting, { message: 'enough' });
+  },
+);
 
 void t.test('a reply that breaks the protocol ends the connection', async (t) => {
   const bytes = (length: number): Buffer => Buffer.alloc(length, 1);

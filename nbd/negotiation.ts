@@ -39,19 +39,58 @@ interface OptionReply {
   readonly payload: Buffer;
 }
 
+/** Something that is asked of the server while it negotiates. */
+interface Question {
+  readonly option: number;
+  readonly what: string;
+  readonly payload?: Buffer;
+}
+
 /**
  * Negotiates an export: structured replies, the metadata contexts, the export itself with its block sizes.
+ *
+ * Everything is asked for at once, before the server has said a word: a QEMU (7.2) whose NBD server is stopped while
+ * it negotiates waits for that client for ever, and its guest with it, so negotiations must be short
+ * (docs/BEHAVIOUR.md).
  *
  * @throws NBD_EXPORT_NOT_FOUND, NBD_CONTEXT_MISSING, NBD_SERVER_ERROR or NBD_PROTOCOL.
  */
 export function* negotiate(request: NegotiationOptions): Filling<NbdExport> {
+  const { exportName, metaContexts, send } = request;
+  const structured = { option: protocol.options.structuredReply, what: 'structured replies' };
+  const list = {
+    option: protocol.options.listMetaContext,
+    what: 'a list of metadata contexts',
+    payload: protocol.encodeMetaContexts(exportName, []),
+  };
+  const select = {
+    option: protocol.options.setMetaContext,
+    what: 'metadata contexts',
+    payload: protocol.encodeMetaContexts(exportName, metaContexts),
+  };
+  const go = {
+    option: protocol.options.go,
+    what: 'to open the export',
+    payload: protocol.encodeGo(exportName),
+  };
+  const withContexts = metaContexts.length > 0;
+  const questions: readonly Question[] = [structured, ...(withContexts ? [list, select] : []), go];
+  send(Buffer.concat([protocol.clientFlags(), ...questions.map(encodeQuestion)]));
+
   const greeting = Buffer.alloc(protocol.greetingBytes);
   yield greeting;
-  request.send(protocol.answerGreeting(greeting));
-  yield* agreeOnStructuredReplies(request);
-  const contexts =
-    request.metaContexts.length > 0 ? yield* agreeOnContexts(request) : new Map<string, number>();
-  return { ...(yield* enter(request)), contexts };
+  protocol.requireGreeting(greeting);
+  yield* receiveAnswer(structured, unexpected);
+  let contexts: ReadonlyMap<string, number> = new Map();
+  if (withContexts) {
+    const offered = yield* receiveList(list);
+    contexts = yield* receiveContexts(select, metaContexts, offered);
+  }
+  return { ...(yield* receiveExport(go)), contexts };
+}
+
+function encodeQuestion({ option, payload }: Question): Buffer {
+  return protocol.encodeOption(option, payload);
 }
 
 function* receiveReply(option: number): Filling<OptionReply> {
@@ -63,13 +102,8 @@ function* receiveReply(option: number): Filling<OptionReply> {
   return { type, isError, payload };
 }
 
-/** Sends an option and hands every reply before the ACK to `use`. */
-function* ask(
-  request: NegotiationOptions,
-  question: { readonly option: number; readonly what: string; readonly payload?: Buffer },
-  use: (reply: OptionReply) => void,
-): Filling<void> {
-  request.send(protocol.encodeOption(question.option, question.payload));
+/** Hands every reply before the ACK to `use`. */
+function* receiveAnswer(question: Question, use: (reply: OptionReply) => void): Filling<void> {
   for (;;) {
     const reply = yield* receiveReply(question.option);
     if (reply.isError) throw protocol.refusedOption(question.what, reply.type, reply.payload);
@@ -82,62 +116,45 @@ const unexpected = (reply: OptionReply): never => {
   throw protocolError(`an option reply of type ${reply.type} was not asked for`);
 };
 
-function* agreeOnStructuredReplies(request: NegotiationOptions): Filling<void> {
-  const question = { option: protocol.options.structuredReply, what: 'structured replies' };
-  yield* ask(request, question, unexpected);
-}
-
-/** Selects the contexts; every one of them must be there. */
-function* agreeOnContexts(request: NegotiationOptions): Filling<ReadonlyMap<string, number>> {
-  const { exportName, metaContexts } = request;
-  const contexts = new Map<string, number>();
-  const question = {
-    option: protocol.options.setMetaContext,
-    what: 'metadata contexts',
-    payload: protocol.encodeMetaContexts(exportName, metaContexts),
-  };
-  yield* ask(request, question, (reply) => {
-    if (reply.type !== protocol.optionReplies.metaContext) unexpected(reply);
-    const { id, name } = protocol.decodeMetaContext(reply.payload);
-    if (!metaContexts.includes(name)) throw protocolError('a metadata context that was not asked for');
-    if (contexts.has(name) || [...contexts.values()].includes(id))
-      throw protocolError(`the metadata context ${name} is not the only one of its name and number`);
-    contexts.set(name, id);
-  });
-  const missing = metaContexts.filter((name) => !contexts.has(name));
-  if (missing.length === 0) return contexts;
-  const offered = yield* listContexts(request);
-  throw new NbdError('NBD_CONTEXT_MISSING', `the export does not offer ${missing.join(', ')}`, {
-    hint: `it offers ${offered.join(', ') || 'none'}; start the server with the bitmap (qemu-nbd -B BITMAP)`,
-  });
-}
-
-function* listContexts(request: NegotiationOptions): Filling<readonly string[]> {
+/** The names of the contexts that there are, for people. */
+function* receiveList(question: Question): Filling<readonly string[]> {
   const names: string[] = [];
-  const question = {
-    option: protocol.options.listMetaContext,
-    what: 'a list of metadata contexts',
-    payload: protocol.encodeMetaContexts(request.exportName, []),
-  };
-  yield* ask(request, question, (reply) => {
+  yield* receiveAnswer(question, (reply) => {
     if (reply.type !== protocol.optionReplies.metaContext) unexpected(reply);
     if (names.length < listedMax) names.push(protocol.plainText(reply.payload.subarray(4)));
   });
   return names;
 }
 
-/** Opens the export; from its ACK on the server takes requests. */
-function* enter(request: NegotiationOptions): Filling<Omit<NbdExport, 'contexts'>> {
+/** The contexts that are selected; every one of them must be there. */
+function* receiveContexts(
+  question: Question,
+  wanted: readonly string[],
+  offered: readonly string[],
+): Filling<ReadonlyMap<string, number>> {
+  const contexts = new Map<string, number>();
+  yield* receiveAnswer(question, (reply) => {
+    if (reply.type !== protocol.optionReplies.metaContext) unexpected(reply);
+    const { id, name } = protocol.decodeMetaContext(reply.payload);
+    if (!wanted.includes(name)) throw protocolError('a metadata context that was not asked for');
+    if (contexts.has(name) || [...contexts.values()].includes(id))
+      throw protocolError(`the metadata context ${name} is not the only one of its name and number`);
+    contexts.set(name, id);
+  });
+  const missing = wanted.filter((name) => !contexts.has(name));
+  if (missing.length === 0) return contexts;
+  throw new NbdError('NBD_CONTEXT_MISSING', `the export does not offer ${missing.join(', ')}`, {
+    hint: `it offers ${offered.join(', ') || 'none'}; start the server with the bitmap (qemu-nbd -B BITMAP)`,
+  });
+}
+
+/** What the server says of the export; from its ACK on it takes requests. */
+function* receiveExport(question: Question): Filling<Omit<NbdExport, 'contexts'>> {
   const found: {
     description?: Extract<protocol.ExportInfo, { kind: 'export' }>;
     blocks: Omit<Extract<protocol.ExportInfo, { kind: 'blockSize' }>, 'kind'>;
   } = { blocks: { minimumBytes: silentMinimumBytes, maximumBytes: protocol.payloadBytesMax } };
-  const question = {
-    option: protocol.options.go,
-    what: 'to open the export',
-    payload: protocol.encodeGo(request.exportName),
-  };
-  yield* ask(request, question, (reply) => {
+  yield* receiveAnswer(question, (reply) => {
     if (reply.type !== protocol.optionReplies.info) unexpected(reply);
     const info = protocol.decodeInfo(reply.payload);
     if (info.kind === 'export') found.description = info;

@@ -20,6 +20,7 @@ export const commands = { read: 0, disconnect: 2, blockStatus: 7 } as const;
 export const chunks = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5, errorOffset: 0x8002 } as const;
 
 const handshakeFlags = { fixedNewstyle: 1, noZeroes: 2 } as const;
+const ourFlags = handshakeFlags.fixedNewstyle | handshakeFlags.noZeroes;
 const transmissionFlags = { hasFlags: 1, readOnly: 1 << 1, canMultiConn: 1 << 8 } as const;
 /** Set in every option reply that is an error. */
 const optionErrorBit = 0x8000_0000;
@@ -63,19 +64,20 @@ export function plainText(bytes: Buffer): string {
     .trim();
 }
 
-/**
- * The flags that answer a server's greeting.
- *
- * @throws NBD_PROTOCOL if this is no NBD server, or one that cannot negotiate options (before 2011).
- */
-export function answerGreeting(greeting: Buffer): Buffer {
+/** @throws NBD_PROTOCOL if this is no NBD server, or one that cannot negotiate like that. */
+export function requireGreeting(greeting: Buffer): void {
   const magic = greeting.readBigUInt64BE(0);
   if (magic !== greetingMagic) throw protocolError(`not an NBD server: it greets with ${bigMagic(magic)}`);
-  if (greeting.readBigUInt64BE(8) !== optionMagic || (greeting.readUInt16BE(16) & 1) === 0)
+  const offered = greeting.readUInt16BE(16);
+  if (greeting.readBigUInt64BE(8) !== optionMagic || (offered & ourFlags) !== ourFlags)
     throw protocolError('the server knows no fixed newstyle negotiation');
-  const answer = Buffer.alloc(4);
-  answer.writeUInt32BE(greeting.readUInt16BE(16) & (handshakeFlags.fixedNewstyle | handshakeFlags.noZeroes));
-  return answer;
+}
+
+/** How we negotiate. */
+export function clientFlags(): Buffer {
+  const flags = Buffer.alloc(4);
+  flags.writeUInt32BE(ourFlags);
+  return flags;
 }
 
 export function encodeOption(option: number, payload: Buffer = Buffer.alloc(0)): Buffer {

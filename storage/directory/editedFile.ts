@@ -3,8 +3,7 @@ import { chunkBytes, chunkSha256Beside, formatSums } from '../../common/chunkSum
 
 /** Chunks kept in memory, 8 MiB: some of data, the tables that lead to them, and what is appended. */
 const chunksInMemory = 8;
-/** Chunks that are read and compared before they are needed, and that are hashed and written after it. */
-const loadsAhead = 4;
+/** Chunks that are compared, hashed and written while others are used; each may need a second buffer. */
 const storesBehind = 3;
 /** What was written is brought to the disk in pieces of this size, so that no fsync keeps silent for long. */
 const flushBytes = 256 * 1024 * 1024;
@@ -21,13 +20,20 @@ interface Chunk {
   readonly index: number;
   readonly bytes: Buffer;
   /** Stretches within the chunk that differ from the file, in rising order. */
-  readonly changed: { start: number; end: number }[];
+  readonly changed: Stretch[];
+  /** Everything in `bytes` counts; otherwise only what is changed, and the rest is in the file still. */
+  isComplete: boolean;
+}
+
+interface Stretch {
+  start: number;
+  end: number;
 }
 
 /**
- * A copy of a stored file that is being changed. Chunks that nobody touches keep their digests; those that are
- * touched are compared with theirs before they are used, so that damage never gets a digest that fits it. Grows at
- * its end. One caller at a time; digests and the disk are worked on beside it.
+ * A copy of a stored file that is being changed. Chunks that nobody touches keep their digests; what is left of those
+ * that are touched is compared with theirs before it is used, so that damage never gets a digest that fits it. Grows
+ * at its end. One caller at a time; digests and the disk are worked on beside it.
  */
 export class EditedFile {
   readonly #file: FileHandle;
@@ -36,10 +42,6 @@ export class EditedFile {
   readonly #lengths = new Map<number, number>();
   /** In the order of their last use. */
   readonly #chunks = new Map<number, Chunk>();
-  /** Asked for ahead of their use. */
-  readonly #loading = new Map<number, Promise<Chunk>>();
-  /** Those of them that are there. */
-  readonly #loaded = new Set<number>();
   /** Not in use any more, on their way to the disk. None of them rejects. */
   readonly #storing = new Map<number, Promise<void>>();
   /** Of chunks that are done with: getting memory costs more than using it again. */
@@ -62,23 +64,6 @@ export class EditedFile {
     return this.#sizeBytes;
   }
 
-  /** Says that this position will be used soon. Damage that is found shows when it is. */
-  prefetch(position: number): void {
-    const index = Math.floor(position / chunkBytes);
-    if (this.#sums[index] === undefined || this.#chunks.has(index) || this.#loading.has(index)) return;
-    if (this.#loading.size >= loadsAhead) {
-      const [oldest] = this.#loading.keys();
-      // It was asked for and not used, as where the guest has zeroed what was there.
-      if (oldest === undefined || !this.#loaded.delete(oldest)) return;
-      this.#loading.delete(oldest);
-    }
-    const loading = this.#load(index);
-    this.#loading.set(index, loading);
-    // Whoever uses the chunk hears of an error; if nobody does it does not matter.
-    const ended = (): void => void this.#loaded.add(index);
-    loading.then(ended, ended);
-  }
-
   /** @throws ChunkDamaged; Error beyond the end of the file */
   async read(position: number, lengthBytes: number): Promise<Buffer> {
     if (position + lengthBytes > this.#sizeBytes)
@@ -86,7 +71,7 @@ export class EditedFile {
     const result = Buffer.allocUnsafe(lengthBytes);
     for (let done = 0; done < lengthBytes; ) {
       const at = position + done;
-      const chunk = await this.#chunk(Math.floor(at / chunkBytes));
+      const chunk = await this.#completeChunk(Math.floor(at / chunkBytes));
       done += chunk.bytes.copy(result, done, at % chunkBytes, (at % chunkBytes) + lengthBytes - done);
     }
     return result;
@@ -117,15 +102,17 @@ export class EditedFile {
    * @throws ChunkDamaged
    */
   async finish(): Promise<string> {
-    await Promise.all(this.#storing.values());
+    const rest = [...this.#chunks.values()];
+    this.#chunks.clear();
+    for (const chunk of rest) await this.#storeBehind(chunk);
+    await this.close();
     this.#requireStored();
-    for (const chunk of this.#chunks.values()) await this.#store(chunk);
     const count = Math.ceil(this.#sizeBytes / chunkBytes);
     for (let index = 0; index < count; index += 1) {
       const length = this.#lengths.get(index) ?? chunkBytes;
       // Grown since, or jumped over.
       if (this.#sums[index] === undefined || length !== this.#lengthOf(index))
-        await this.#store(await this.#chunk(index));
+        await this.#store(await this.#completeChunk(index));
     }
     await this.close();
     this.#requireStored();
@@ -136,7 +123,6 @@ export class EditedFile {
 
   /** Waits until nothing is read or written any more, so that the file can be closed. */
   async close(): Promise<void> {
-    await Promise.allSettled(this.#loading.values());
     await Promise.all(this.#storing.values());
   }
 
@@ -144,16 +130,11 @@ export class EditedFile {
     return Math.min(chunkBytes, this.#sizeBytes - index * chunkBytes);
   }
 
+  /** A chunk that counts as used now; the one that was not used for longest makes room for it. */
   async #chunk(index: number): Promise<Chunk> {
     const known = this.#chunks.get(index);
-    if (known !== undefined) {
-      this.#chunks.delete(index);
-      this.#chunks.set(index, known);
-      return known;
-    }
-    const chunk = await (this.#loading.get(index) ?? this.#load(index));
-    this.#loading.delete(index);
-    this.#loaded.delete(index);
+    const chunk = known ?? this.#emptyChunk(index);
+    this.#chunks.delete(index);
     this.#chunks.set(index, chunk);
     for (const unused of this.#chunks.values()) {
       if (this.#chunks.size <= chunksInMemory) break;
@@ -163,27 +144,59 @@ export class EditedFile {
     return chunk;
   }
 
-  async #load(index: number): Promise<Chunk> {
-    await this.#storing.get(index);
-    const bytes = this.#spare.pop() ?? Buffer.allocUnsafe(chunkBytes);
+  async #completeChunk(index: number): Promise<Chunk> {
+    const chunk = await this.#chunk(index);
+    await this.#complete(chunk, this.#storing.get(index));
+    return chunk;
+  }
+
+  #emptyChunk(index: number): Chunk {
+    return { index, bytes: this.#buffer(), changed: [], isComplete: false };
+  }
+
+  #buffer(): Buffer {
+    return this.#spare.pop() ?? Buffer.allocUnsafe(chunkBytes);
+  }
+
+  /**
+   * Takes from the file what is not changed, if that is anything: a chunk that is written anew is not read.
+   * @param earlier what is still being written of the same chunk
+   */
+  async #complete(chunk: Chunk, earlier: Promise<void> | undefined): Promise<void> {
+    if (chunk.isComplete) return;
+    await earlier;
+    const { index, bytes, changed } = chunk;
+    const gaps = gapsBetween(changed);
     const expected = this.#sums[index];
-    const length = expected === undefined ? 0 : (this.#lengths.get(index) ?? chunkBytes);
-    const stored = bytes.subarray(0, length);
+    const lengthBytes = expected === undefined ? 0 : (this.#lengths.get(index) ?? chunkBytes);
+    const stored = this.#buffer();
+    try {
+      if (expected !== undefined && gaps.some(({ start }) => start < lengthBytes))
+        await this.#load(index, stored.subarray(0, lengthBytes), expected);
+      stored.fill(0, lengthBytes);
+      for (const { start, end } of gaps) stored.copy(bytes, start, start, end);
+      chunk.isComplete = true;
+    } finally {
+      this.#spare.push(stored);
+    }
+  }
+
+  async #load(index: number, stored: Buffer, expected: string): Promise<void> {
     const filledBytes = await readFully(this.#file, stored, index * chunkBytes);
-    bytes.fill(0, filledBytes);
-    if (expected !== undefined && (await chunkSha256Beside(stored)) !== expected)
-      throw new ChunkDamaged(index);
-    return { index, bytes, changed: [] };
+    stored.fill(0, filledBytes);
+    if ((await chunkSha256Beside(stored)) !== expected) throw new ChunkDamaged(index);
   }
 
   /** Has a chunk stored while others are used; waits only when too many are on their way. */
   async #storeBehind(chunk: Chunk): Promise<void> {
-    const storing = this.#store(chunk)
+    const earlier = this.#storing.get(chunk.index);
+    const storing = this.#complete(chunk, earlier)
+      .then(() => this.#store(chunk))
       .catch((error: unknown) => {
         this.#storeFailure ??= { error };
       })
       .finally(() => {
-        this.#storing.delete(chunk.index);
+        if (this.#storing.get(chunk.index) === storing) this.#storing.delete(chunk.index);
         this.#spare.push(chunk.bytes);
       });
     this.#storing.set(chunk.index, storing);
@@ -235,6 +248,18 @@ function noteChange(chunk: Chunk, start: number, end: number): void {
   changed.length = 0;
   changed.push(...apart, joined);
   changed.sort((one, other) => one.start - other.start);
+}
+
+/** What of a chunk is not in any of these stretches. */
+function gapsBetween(stretches: readonly Stretch[]): readonly Stretch[] {
+  const gaps: Stretch[] = [];
+  let at = 0;
+  for (const { start, end } of stretches) {
+    if (start > at) gaps.push({ start: at, end: start });
+    at = end;
+  }
+  if (at < chunkBytes) gaps.push({ start: at, end: chunkBytes });
+  return gaps;
 }
 
 /** How much of the buffer the file has. One that ends before its digests do is damaged, too: what is missing is zero. */

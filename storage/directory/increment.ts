@@ -12,9 +12,6 @@ import { ImageUnsuitable } from './qcow2Geometry.ts';
 import { Run } from './run.ts';
 import { blockBytes, holdBack, type Piece, readInOrder } from './sourceReader.ts';
 
-/** Changes for which the storage is asked before they are made. */
-const piecesAhead = 3;
-
 /** Nothing can be built on this parent; the message says why. The volume must be read in full. */
 export class ParentUnusable extends Error {}
 
@@ -150,21 +147,12 @@ async function applyChanges(
     options.onProgress?.(0);
   }
   let doneBytes = 0;
-  const ahead = piecesOf(changes);
-  for (let count = 0; count < piecesAhead; count += 1) await prefetchNext(editor, ahead);
   for await (const { piece, block } of readInOrder(source, piecesOf(changes), run)) {
-    await prefetchNext(editor, ahead);
     await editor.write(piece.offsetBytes, block);
     doneBytes += block.length;
     options.onProgress?.(doneBytes);
     await holdBack(doneBytes, startedAt, run, options);
   }
-}
-
-/** What is read from the guest and from the storage, hashed and written overlaps. */
-async function prefetchNext(editor: Qcow2Editor, pieces: Iterator<Piece>): Promise<void> {
-  const next = pieces.next();
-  if (next.done !== true) await editor.prefetch(next.value.offsetBytes, next.value.lengthBytes);
 }
 
 function* piecesOf(changes: readonly Extent[]): Generator<Piece> {

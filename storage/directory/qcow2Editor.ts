@@ -42,15 +42,6 @@ export class Qcow2Editor {
     }
   }
 
-  /** Has what a stretch of the volume is stored in read ahead of its change. @throws ImageUnsuitable, ChunkDamaged */
-  async prefetch(offsetBytes: number, lengthBytes: number): Promise<void> {
-    const lastBytes = offsetBytes + lengthBytes - 1;
-    for (const at of [offsetBytes, lastBytes]) {
-      const entry = await this.#entryOf(at);
-      if (entry !== null && entry.offsetBytes !== 0) this.#file.prefetch(entry.offsetBytes);
-    }
-  }
-
   /**
    * Makes a stretch of the volume zero. What is zero already costs the reading of its L2 table only.
    * @throws ImageUnsuitable, ChunkDamaged
