@@ -27,8 +27,8 @@ void t.test('S3', async (t) => {
 });
 
 void t.test('S3 with a tenth of all requests failing somehow', async (t) => {
-  const seed = Number(process.env['STILLPOINT_S3_SEED'] ?? randomInt(2 ** 31));
-  t.comment(`seed ${seed}`);
+  const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? randomInt(2 ** 31));
+  t.comment(`seed ${seed}; STILLPOINT_TEST_SEED repeats its faults`);
   const rates = {
     cutBefore: 0.02,
     cutAfter: 0.02,

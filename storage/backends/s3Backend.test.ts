@@ -210,6 +210,12 @@ void t.test('of what comes back no more is taken than was asked for, and nothing
     );
   }
   t.equal((await backend.read('packs/large', { range }))?.length, 10);
+
+  await backend.create('packs/small', text('0123456789'));
+  for (const fault of ['shortBody', 'cutBody'] as const) {
+    server.intervene({ when: any, fault });
+    t.equal(String(await backend.read('packs/small')), '0123456789', `${fault} of a whole object`);
+  }
 });
 
 void t.test('an empty object is one', async (t) => {

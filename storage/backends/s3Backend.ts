@@ -63,35 +63,40 @@ export class S3Backend implements Backend {
 
   async create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
     const key = this.#key(name);
-    return this.#creation.create(this.#begin(`creating ${name}`, options), key, parts);
+    return this.#run(`creating ${name}`, options, (call) => this.#creation.create(call, key, parts));
   }
 
   async createsExclusively(options?: CallOptions): Promise<boolean> {
-    return this.#creation.isExclusive(this.#begin('finding out what the server does', options));
+    return this.#run('finding out what the server does', options, (call) => this.#creation.isExclusive(call));
   }
 
   async read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
     const key = this.#key(name);
     const { objectBytesMax } = this.#patience.limits;
-    return this.#begin(`reading ${name}`, options).request((signal) =>
-      this.#bucket.read(key, options.range, objectBytesMax, signal),
-    );
+    const wanted =
+      options.range === undefined
+        ? { offsetBytes: 0, lengthBytes: objectBytesMax, isWhole: true }
+        : { ...options.range, isWhole: false };
+    return this.#request(`reading ${name}`, options, (signal) => this.#bucket.read(key, wanted, signal));
   }
 
   async size(name: string, options?: CallOptions): Promise<number | null> {
     const key = this.#key(name);
-    const call = this.#begin(`looking at ${name}`, options);
-    return (await call.request((signal) => this.#bucket.look(key, signal)))?.sizeBytes ?? null;
+    const status = await this.#request(`looking at ${name}`, options, (signal) =>
+      this.#bucket.look(key, signal),
+    );
+    return status?.sizeBytes ?? null;
   }
 
   async *list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
     if (!prefix.endsWith('/')) throw new StorageError('NAME_INVALID', `${prefix} does not end in a slash`);
     const keyPrefix = `${this.#key(prefix.slice(0, -1))}/`;
+    const { pageNames } = this.#patience.limits;
     let from: string | undefined;
     do {
       const start = from;
-      const page = await this.#begin(`listing ${prefix}`, options).request((signal) =>
-        this.#bucket.listPage(keyPrefix, start, this.#patience.limits.pageNames, signal),
+      const page = await this.#request(`listing ${prefix}`, options, (signal) =>
+        this.#bucket.listPage(keyPrefix, start, pageNames, signal),
       );
       for (const { key, sizeBytes } of page.entries) {
         const name = key.slice(this.#prefix.length);
@@ -103,7 +108,7 @@ export class S3Backend implements Backend {
 
   async delete(name: string, options?: CallOptions): Promise<void> {
     const key = this.#key(name);
-    await this.#begin(`deleting ${name}`, options).request((signal) => this.#bucket.delete(key, signal));
+    await this.#request(`deleting ${name}`, options, (signal) => this.#bucket.delete(key, signal));
   }
 
   /**
@@ -111,15 +116,17 @@ export class S3Backend implements Backend {
    * that is still at it fails afterwards. Returns how many.
    */
   async removeLeftovers(before: Date, options?: CallOptions): Promise<number> {
+    const what = 'removing leftovers';
     let count = 0;
     let from: S3Upload | undefined;
     do {
       const start = from;
-      const call = this.#begin('removing leftovers', options);
-      const page = await call.request((signal) => this.#uploads.listPage(this.#prefix, start, signal));
+      const page = await this.#request(what, options, (signal) =>
+        this.#uploads.listPage(this.#prefix, start, signal),
+      );
       for (const upload of page.uploads) {
         if (upload.begunAt >= before) continue;
-        await call.request((signal) => this.#uploads.abort(upload, signal));
+        await this.#request(what, options, (signal) => this.#uploads.abort(upload, signal));
         count++;
       }
       from = page.next;
@@ -132,8 +139,21 @@ export class S3Backend implements Backend {
     return this.#prefix + name;
   }
 
-  #begin(what: string, options: CallOptions | undefined): S3Call {
-    return new S3Call(what, this.#patience, options);
+  async #run<T>(
+    what: string,
+    options: CallOptions | undefined,
+    work: (call: S3Call) => Promise<T>,
+  ): Promise<T> {
+    return S3Call.run(what, this.#patience, options ?? {}, work);
+  }
+
+  /** A call of one request. */
+  async #request<T>(
+    what: string,
+    options: CallOptions | undefined,
+    send: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    return this.#run(what, options, (call) => call.request(send));
   }
 }
 

@@ -2,59 +2,52 @@ import type { GetObjectCommandOutput } from '@aws-sdk/client-s3';
 import type { ByteRange } from './backend.ts';
 import { UnusableAnswer } from './s3Failure.ts';
 
+/** What is asked for. */
+export interface WantedBytes extends ByteRange {
+  /** The object must have its end within that. */
+  readonly isWhole: boolean;
+}
+
 /**
  * The content of an answer, as long as was asked for: the server's word counts for nothing beyond that. Throws
  * UnusableAnswer for one that is longer or shorter than it says, or another piece than the one that was asked for.
- *
- * @param bytesMax of an object that is read whole
  */
-export async function readBody(
-  answer: GetObjectCommandOutput,
-  range: ByteRange | undefined,
-  bytesMax: number,
-): Promise<Buffer> {
+export async function readBody(answer: GetObjectCommandOutput, wanted: WantedBytes): Promise<Buffer> {
   const { Body: body } = answer;
   if (body === undefined || !(Symbol.asyncIterator in body))
     throw new UnusableAnswer('an answer without content');
-  // Leaving the loop, also by an error, ends the connection.
   const iterable: AsyncIterable<Uint8Array> = body;
   let content: Buffer | null = null;
   let filledBytes = 0;
+  // Leaving the loop, also by an error, ends the connection.
   for await (const piece of iterable) {
-    content ??= Buffer.allocUnsafe(announcedBytes(answer, range, bytesMax));
+    content ??= Buffer.allocUnsafe(announcedBytes(answer, wanted));
     if (filledBytes + piece.length > content.length) throw new UnusableAnswer('more bytes than it announced');
     content.set(piece, filledBytes);
     filledBytes += piece.length;
   }
-  const expectedBytes = content?.length ?? announcedBytes(answer, range, bytesMax);
-  if (filledBytes !== expectedBytes) throw new UnusableAnswer(`${filledBytes} bytes of ${expectedBytes}`);
-  return content ?? Buffer.alloc(0);
+  content ??= Buffer.alloc(announcedBytes(answer, wanted));
+  if (filledBytes !== content.length) throw new UnusableAnswer(`${filledBytes} bytes of ${content.length}`);
+  return content;
 }
 
 /** How long the content must be by the headers, if they fit together and to the question. */
-function announcedBytes(
-  answer: GetObjectCommandOutput,
-  range: ByteRange | undefined,
-  bytesMax: number,
-): number {
+function announcedBytes(answer: GetObjectCommandOutput, wanted: WantedBytes): number {
   const { ContentLength: lengthBytes, ContentRange: place } = answer;
   if (lengthBytes === undefined) throw new UnusableAnswer('an answer without its length');
-  const limitBytes = range?.lengthBytes ?? bytesMax;
-  if (lengthBytes > limitBytes) throw new UnusableAnswer(`${lengthBytes} bytes where ${limitBytes} may be`);
+  if (lengthBytes > wanted.lengthBytes)
+    throw new UnusableAnswer(`${lengthBytes} bytes where ${wanted.lengthBytes} may be`);
   if (place === undefined) {
     // The whole object is an answer if it is what there is of the range.
-    if (range !== undefined && range.offsetBytes > 0)
-      throw new UnusableAnswer('the whole object instead of a part');
+    if (wanted.offsetBytes > 0) throw new UnusableAnswer('the whole object instead of a part');
     return lengthBytes;
   }
   const { offsetBytes, endBytes, totalBytes } = parseContentRange(place);
-  const wantedEnd =
-    range === undefined ? totalBytes : Math.min(range.offsetBytes + range.lengthBytes, totalBytes);
-  if (
-    offsetBytes !== (range?.offsetBytes ?? 0) ||
-    endBytes !== wantedEnd ||
-    endBytes - offsetBytes !== lengthBytes
-  )
+  if (wanted.isWhole && totalBytes > wanted.lengthBytes)
+    throw new UnusableAnswer(`${totalBytes} bytes where ${wanted.lengthBytes} may be`);
+  const wantedEnd = Math.min(wanted.offsetBytes + wanted.lengthBytes, totalBytes);
+  const fits = offsetBytes === wanted.offsetBytes && endBytes === wantedEnd;
+  if (!fits || endBytes - offsetBytes !== lengthBytes)
     throw new UnusableAnswer(`another part (${place}, ${lengthBytes} bytes) than the one that was asked for`);
   return lengthBytes;
 }

@@ -1,6 +1,6 @@
 import type { _Object as S3Entry, S3 } from '@aws-sdk/client-s3';
 import type { ByteRange } from './backend.ts';
-import { parseContentRange, readBody } from './s3Body.ts';
+import { parseContentRange, readBody, type WantedBytes } from './s3Body.ts';
 import { isAbsence, statusOf, UnusableAnswer } from './s3Failure.ts';
 import { bodyFields, ifFreeField, putOrTaken, tokenField, tokenOf } from './s3Fields.ts';
 
@@ -51,19 +51,20 @@ export class S3Bucket {
     });
   }
 
-  /** Of a range, what there is of it; `null` when there is no such object. @param bytesMax of a whole object */
-  async read(
-    key: string,
-    range: ByteRange | undefined,
-    bytesMax: number,
-    abortSignal: AbortSignal,
-  ): Promise<Buffer | null> {
+  /**
+   * What there is of a range; `null` when there is no such object. An object that is read whole is asked for as a
+   * range, too: the answer then says how long it is, apart from how long what was sent is.
+   */
+  async read(key: string, wanted: WantedBytes, abortSignal: AbortSignal): Promise<Buffer | null> {
     try {
-      const answer = await this.#s3.getObject({ ...this.#at(key), ...rangeHeader(range) }, { abortSignal });
-      return await readBody(answer, range, bytesMax);
+      const answer = await this.#s3.getObject(
+        { ...this.#at(key), Range: rangeHeader(wanted) },
+        { abortSignal },
+      );
+      return await readBody(answer, wanted);
     } catch (error) {
       if (isAbsence(error)) return null;
-      if (range !== undefined && statusOf(error) === 416) return Buffer.alloc(0);
+      if (statusOf(error) === 416) return Buffer.alloc(0);
       throw error;
     }
   }
@@ -73,10 +74,13 @@ export class S3Bucket {
    * that is not there from a bucket that is not there.
    */
   async look(key: string, abortSignal: AbortSignal): Promise<S3Status | null> {
-    const range = { offsetBytes: 0, lengthBytes: 1 };
+    const wanted = { offsetBytes: 0, lengthBytes: 1, isWhole: false };
     try {
-      const answer = await this.#s3.getObject({ ...this.#at(key), ...rangeHeader(range) }, { abortSignal });
-      const { length } = await readBody(answer, range, range.lengthBytes);
+      const answer = await this.#s3.getObject(
+        { ...this.#at(key), Range: rangeHeader(wanted) },
+        { abortSignal },
+      );
+      const { length } = await readBody(answer, wanted);
       const place = answer.ContentRange;
       const sizeBytes = place === undefined ? length : parseContentRange(place).totalBytes;
       return { sizeBytes, token: tokenOf(answer.Metadata) };
@@ -131,9 +135,8 @@ export class S3Bucket {
   }
 }
 
-function rangeHeader(range: ByteRange | undefined): { readonly Range?: string } {
-  if (range === undefined) return {};
-  return { Range: `bytes=${range.offsetBytes}-${range.offsetBytes + range.lengthBytes - 1}` };
+function rangeHeader({ offsetBytes, lengthBytes }: ByteRange): string {
+  return `bytes=${offsetBytes}-${offsetBytes + lengthBytes - 1}`;
 }
 
 function entryOf(entry: S3Entry, prefix: string): S3Page['entries'][number] {

@@ -17,28 +17,54 @@ export function patienceOf(place: S3Place, limits: S3Limits): S3Patience {
   return { place, limits, slots: new Slots(limits.concurrency) };
 }
 
+interface CallSignals {
+  readonly own: AbortSignal;
+  readonly caller: AbortSignal | undefined;
+}
+
 /** One call of the port: its requests are repeated after pauses, and share its time. */
 export class S3Call {
   /** Aborted when the caller's signal is, or when the time is over. */
   readonly signal: AbortSignal;
   readonly #what: string;
   readonly #patience: S3Patience;
-  readonly #deadline: AbortSignal;
   readonly #caller: AbortSignal | undefined;
 
-  /** Throws the reason of a signal that is aborted. @param what it does, for errors */
-  constructor(what: string, patience: S3Patience, options: CallOptions = {}) {
-    options.signal?.throwIfAborted();
+  private constructor(what: string, patience: S3Patience, signals: CallSignals) {
     this.#what = what;
     this.#patience = patience;
-    this.#caller = options.signal;
-    this.#deadline = AbortSignal.timeout(patience.limits.callMs);
-    this.signal =
-      this.#caller === undefined ? this.#deadline : AbortSignal.any([this.#caller, this.#deadline]);
+    this.signal = signals.own;
+    this.#caller = signals.caller;
   }
 
   /**
-   * The answer to a request that may be repeated. Rejects with StorageError or the signal's reason.
+   * Runs a call. Rejects with StorageError or the reason of the caller's signal.
+   *
+   * @param what it does, for errors
+   */
+  static async run<T>(
+    what: string,
+    patience: S3Patience,
+    options: CallOptions,
+    work: (call: S3Call) => Promise<T>,
+  ): Promise<T> {
+    const { signal: caller } = options;
+    caller?.throwIfAborted();
+    // Not AbortSignal.any and .timeout: what they hold is freed long after the call, and a backup makes many.
+    const ends = new AbortController();
+    const onAbort = (): void => ends.abort(caller?.reason);
+    const timer = setTimeout(() => ends.abort(), patience.limits.callMs);
+    caller?.addEventListener('abort', onAbort, { once: true });
+    try {
+      return await work(new S3Call(what, patience, { own: ends.signal, caller }));
+    } finally {
+      clearTimeout(timer);
+      caller?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /**
+   * The answer to a request that may be repeated.
    *
    * @param signal one that follows `this.signal`, for requests that others can make superfluous
    */
@@ -81,7 +107,7 @@ export class S3Call {
 
   #throwIfOver(signal: AbortSignal, failure: unknown): void {
     this.#caller?.throwIfAborted();
-    if (this.#deadline.aborted) {
+    if (this.signal.aborted) {
       const { place, limits } = this.#patience;
       const last = failure instanceof StorageError ? `; last: ${failure.message}` : '';
       throw new StorageError(

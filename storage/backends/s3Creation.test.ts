@@ -51,6 +51,19 @@ void t.test('an end whose answer was lost is known again as our own', async (t) 
   }
 });
 
+void t.test(
+  'an upload whose parts somebody has taken away is an error, and no object of others',
+  async (t) => {
+    await using server = await WeakS3.start();
+    const backend = await openTestBackend(server);
+    server.intervene({ when: isEnd, fault: 'cutBefore', first: () => server.bucket.uploads.clear() });
+    await t.rejects(backend.create('packs/a', [randomBytes(sizeBytes)]), {
+      code: 'STORAGE_FAILED',
+      message: /NoSuchUpload/,
+    });
+  },
+);
+
 void t.test('an upload that fails or is aborted leaves neither an object nor parts', async (t) => {
   await using server = await WeakS3.start();
   const backend = await openTestBackend(server);

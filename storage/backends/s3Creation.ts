@@ -23,7 +23,8 @@ const partsAtOnce = 4;
  * Where it honours `If-None-Match: *`, of all who create one name exactly one is told so. Where it does not, what was
  * there before a call began stays, and `created` means that the object was ours when we looked afterwards; of several
  * calls at once each may be told so, and the content of the last one stays. Which of the two holds is found out by
- * trying, because servers also ignore what they do not know (docs/decisions/0016-objects-on-s3.md).
+ * trying, because servers also ignore what they do not know (docs/decisions/0016-objects-on-s3.md). An upload in parts
+ * is always taken for the second case: few servers make its completion conditional.
  *
  * Each object carries a token of the call that created it. A request that was repeated, by us or by a proxy, and is
  * told that the name is taken, thereby knows whether it was itself who took it.
@@ -61,7 +62,8 @@ export class S3Creation {
     const result = isLarge
       ? await this.#putInParts(call, object, ifFree)
       : await this.#put(call, object, ifFree);
-    if (result === 'put' && ifFree) return 'created';
+    // Of uploads in parts too few servers honour the condition to believe any.
+    if (result === 'put' && ifFree && !isLarge) return 'created';
     return call.request(async (signal) => {
       const there = await this.#bucket.look(key, signal);
       if (there === null && result === 'put') throw new UnusableAnswer('what was stored is not there');
@@ -118,12 +120,13 @@ export class S3Creation {
     ifFree: boolean,
     signal: AbortSignal,
   ): Promise<'put' | 'taken'> {
-    if (!ifFree && (await this.#bucket.look(upload.key, signal)) !== null) return 'taken';
+    const isTaken = async (): Promise<boolean> => (await this.#bucket.look(upload.key, signal)) !== null;
+    if (await isTaken()) return 'taken';
     try {
       return await this.#uploads.complete(upload, etags, { ifFree }, signal);
     } catch (error) {
-      // An earlier request may have completed it, without its answer reaching us.
-      if (isUploadGone(error)) return 'taken';
+      // Completed by an earlier request whose answer was lost; unless somebody has taken the parts away.
+      if (isUploadGone(error) && (await isTaken())) return 'taken';
       throw error;
     }
   }
@@ -134,12 +137,10 @@ export class S3Creation {
     const etags: string[] = [];
     const stop = new AbortController();
     const signal = AbortSignal.any([call.signal, stop.signal]);
-    const offsets = Array.from(
-      { length: Math.ceil(object.sizeBytes / partBytes) },
-      (_, index) => index,
-    ).values();
+    const count = Math.ceil(object.sizeBytes / partBytes);
+    const indexes = Array.from({ length: count }, (_, index) => index).values();
     const sendInTurn = async (): Promise<void> => {
-      for (const index of offsets) {
+      for (const index of indexes) {
         const body = bufferRange(object.parts, index * partBytes, partBytes);
         etags[index] = await call.request((own) => this.#uploads.put(upload, index + 1, body, own), signal);
       }
@@ -161,9 +162,10 @@ export class S3Creation {
   async #giveUp(upload: S3Upload): Promise<void> {
     const { limits } = this.#patience;
     const patience = { ...this.#patience, limits: { ...limits, attemptsMax: 3, callMs: limits.silenceMs } };
-    const call = new S3Call(`giving up an upload of ${upload.key}`, patience);
     try {
-      await call.request((signal) => this.#uploads.abort(upload, signal));
+      await S3Call.run(`giving up an upload of ${upload.key}`, patience, {}, (call) =>
+        call.request((signal) => this.#uploads.abort(upload, signal)),
+      );
     } catch (error) {
       // What ended the upload says more than this; `removeLeftovers` finds what stays.
       if (!(error instanceof StorageError)) throw error;

@@ -34,7 +34,7 @@ export interface S3Limits {
   readonly callMs: number;
   /** How long a connection may take to be made, and then be silent. */
   readonly silenceMs: number;
-  /** Larger objects go in parts. */
+  /** Larger objects go in parts, and are then not created exclusively, see `S3Creation`. */
   readonly multipartBytes: number;
   /** Of each part but the last; servers want 5 MiB at least. */
   readonly partBytes: number;
