@@ -1,7 +1,13 @@
+import { spawn } from 'node:child_process';
 import { hash, randomBytes, randomInt } from 'node:crypto';
 import dns from 'node:dns';
+import { once } from 'node:events';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import { S3 } from '@aws-sdk/client-s3';
 import t from 'tap';
+import { z } from 'zod';
+import { isErrno } from '../../common/errors.ts';
 import { type Backend, listAll } from '../../storage/backends/backend.ts';
 import { S3Backend } from '../../storage/backends/s3Backend.ts';
 import type { S3Settings } from '../../storage/backends/s3Settings.ts';
@@ -17,6 +23,7 @@ import {
 } from '../../storage/repository/repositoryFixture.ts';
 import { verifyRepository } from '../../storage/repository/verifyRepository.ts';
 import { backendConformance } from '../conformance/backend.ts';
+import { eventually } from '../lab/eventually.ts';
 import { Radosgw } from '../lab/radosgw.ts';
 import { CuttingProxy } from '../sim/cuttingProxy.ts';
 
@@ -179,3 +186,33 @@ void t.test('two hosts write at once through connections that break, and lose no
   }
   t.ok((await verifyRepository(repository.context, await repository.index(), { data: true })).ok);
 });
+
+/** Starts a radosgw, says where it is, and stays. */
+const holder = `
+  const { Radosgw } = await import(process.argv[1]);
+  const { root, endpoint } = await Radosgw.start();
+  console.log(JSON.stringify({ root, endpoint }));
+  setInterval(() => undefined, 1000);`;
+
+void t.test('the server of a test that is killed is gone, with its directory', async (t) => {
+  const module = join(import.meta.dirname, '../lab/radosgw.ts');
+  const child = spawn(process.execPath, ['--input-type=module', '-e', holder, module]);
+  const [line] = z.tuple([z.instanceof(Buffer)]).parse(await once(child.stdout, 'data'));
+  const { root, endpoint } = z
+    .object({ root: z.string(), endpoint: z.string() })
+    .parse(JSON.parse(String(line)));
+  t.ok((await fetch(endpoint)).ok);
+  child.kill('SIGKILL');
+  await eventually(async () => !(await isThere(root)));
+  await t.rejects(fetch(endpoint), { cause: { code: 'ECONNREFUSED' } });
+});
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return false;
+    throw error;
+  }
+}

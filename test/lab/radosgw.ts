@@ -12,12 +12,19 @@ const keeperFile = path.join(import.meta.dirname, 'radosgwKeeper.ts');
 
 /** A real S3 server of its own: Ceph's radosgw on loopback, with objects in memory. Gone after `stop`, or with us. */
 export class Radosgw implements AsyncDisposable {
+  /** Everything of it is below this directory. */
+  readonly root: string;
   readonly endpoint: string;
   readonly dnsName: string;
   readonly credentials: { readonly accessKeyId: string; readonly secretAccessKey: string };
   readonly #stop: () => Promise<void>;
 
-  private constructor(answer: Exclude<RadosgwAnswer, { error: string }>, stop: () => Promise<void>) {
+  private constructor(
+    root: string,
+    answer: Exclude<RadosgwAnswer, { error: string }>,
+    stop: () => Promise<void>,
+  ) {
+    this.root = root;
     this.endpoint = answer.endpoint;
     this.dnsName = answer.dnsName;
     const { accessKeyId, secretAccessKey } = answer;
@@ -42,7 +49,7 @@ export class Radosgw implements AsyncDisposable {
     const line = await createInterface({ input: keeper.stdout })[Symbol.asyncIterator]().next();
     if (line.done === true) throw new Error('the keeper of the radosgw has ended');
     const answer = radosgwAnswer.parse(JSON.parse(line.value));
-    if (!('error' in answer)) return new Radosgw(answer, stop);
+    if (!('error' in answer)) return new Radosgw(root, answer, stop);
     await stop();
     throw new Error(`radosgw did not start: ${answer.error}; npm run setup installs what it needs`);
   }

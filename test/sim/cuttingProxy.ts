@@ -50,12 +50,11 @@ export class CuttingProxy implements AsyncDisposable {
     const pass = (from: Socket, to: Socket): void => {
       from.on('data', (data: Buffer) => {
         const piece = data.subarray(0, leftBytes);
-        leftBytes -= data.length;
-        if (leftBytes > 0) return void to.write(piece);
-        if (leftBytes + data.length > 0) this.cuts++;
-        leftBytes = 0;
+        const isLast = data.length >= leftBytes;
+        if (isLast && leftBytes > 0) this.cuts++;
+        leftBytes -= piece.length;
         // What was let through arrives before the end does.
-        to.write(piece, end);
+        to.write(piece, isLast ? end : undefined);
       });
     };
     pass(client, server);
