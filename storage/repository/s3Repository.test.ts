@@ -28,6 +28,17 @@ void t.test(
   },
 );
 
+void t.test('nothing is written once the server has lost what the repository relies on', async (t) => {
+  await using server = await WeakS3.start();
+  const volume = someVolume(3);
+  const { manifest } = await backUp(await initTestRepository(await openTestBackend(server)), volume);
+  await using weaker = await WeakS3.start({ conditions: 'ignored' });
+  for (const [key, { bytes }] of server.bucket.objects) weaker.bucket.plant(key, bytes);
+  const repository = await Repository.open(await openTestBackend(weaker), testSecret);
+  await t.rejects(backUp(repository, volume), { code: 'STORE_WEAKENED', hint: /reading is safe/ });
+  t.ok((await readVolume(repository, manifest)).equals(volume));
+});
+
 void t.test('a listing that is stale is noticed', async (t) => {
   await using server = await WeakS3.start({ rates: { staleListing: 1 } });
   const capabilities = await probeCapabilities(await openTestBackend(server));
