@@ -9,6 +9,8 @@ export type StorageErrorCode =
   | 'VOLUME_TOO_LARGE'
   | 'STORAGE_READ_ONLY'
   | 'STORAGE_DENIED'
+  /** What the configuration says of a storage cannot be used: an address, a file with certificates or credentials. */
+  | 'STORAGE_SETTINGS_INVALID'
   /** A rename cannot bring this file into the storage; a copy can. */
   | 'CROSS_FILE_SYSTEM'
   | 'BACKUP_NOT_FOUND'

@@ -1,7 +1,11 @@
-import t from 'tap';
+import { randomInt } from 'node:crypto';
+import t, { type Test } from 'tap';
 import { backendConformance } from '../../test/conformance/backend.ts';
 import { ObjectStore } from '../../test/sim/objectStore.ts';
+import { WeakS3, type WeakS3Options } from '../../test/sim/weakS3.ts';
+import type { Backend } from './backend.ts';
 import { FileBackend } from './fileBackend.ts';
+import { openTestBackend } from './s3Fixture.ts';
 
 void t.test('files', async (t) => {
   await backendConformance(t, async (st) => {
@@ -17,3 +21,33 @@ void t.test('the simulated store', async (t) => {
     return { client: () => store.client() };
   });
 });
+
+void t.test('S3', async (t) => {
+  await backendConformance(t, async (st) => weakStore(st, {}));
+});
+
+void t.test('S3 with a tenth of all requests failing somehow', async (t) => {
+  const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? randomInt(2 ** 31));
+  t.comment(`seed ${seed}; STILLPOINT_TEST_SEED repeats its faults`);
+  const rates = {
+    cutBefore: 0.02,
+    cutAfter: 0.02,
+    unavailable: 0.02,
+    failedAfter: 0.02,
+    conflict: 0.01,
+    cutBody: 0.02,
+    shortBody: 0.02,
+    brokenXml: 0.02,
+  };
+  await backendConformance(t, async (st) => weakStore(st, { rates, seed }));
+});
+
+async function weakStore(t: Test, options: WeakS3Options): Promise<{ client(): Backend }> {
+  const server = await WeakS3.start(options);
+  t.teardown(async () => server.stop());
+  const backends = await Promise.all(Array.from({ length: 4 }, async () => openTestBackend(server)));
+  const inTurn = (function* (): Generator<Backend, never> {
+    for (;;) yield* backends;
+  })();
+  return { client: () => inTurn.next().value };
+}

@@ -18,6 +18,11 @@ export interface Backend {
    * @param parts the content, to be put together in this order
    */
   create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'>;
+  /**
+   * Whether of all who create one name at once exactly one is told `created`. Found out by trying where a kind of store
+   * does not promise it. Where it is not so, what was there before a call began stays all the same.
+   */
+  createsExclusively(options?: CallOptions): Promise<boolean>;
   /** The content, or `null` when there is no such object. Of a range, what there is of it. */
   read(name: string, options?: ReadOptions): Promise<Buffer | null>;
   /** Length in bytes, or `null` when there is no such object. */

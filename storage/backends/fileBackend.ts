@@ -60,6 +60,11 @@ export class FileBackend implements Backend {
     });
   }
 
+  /** By link(2), on every file system that has it. */
+  createsExclusively(): Promise<boolean> {
+    return Promise.resolve(true);
+  }
+
   async read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
     const path = this.#path(name);
     return this.#run(`reading ${name}`, options, async () => {

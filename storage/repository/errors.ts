@@ -18,6 +18,8 @@ export type RepositoryErrorCode =
   | 'KEY_SLOT_LAST'
   /** Somebody declared the session of this backup dead; it can never be committed. */
   | 'BACKUP_FENCED'
+  /** The store has lost an ability that the repository relies on since it was made. */
+  | 'STORE_WEAKENED'
   /** A session was used in an order that it does not have. */
   | 'SESSION_STATE_INVALID';
 

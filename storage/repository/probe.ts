@@ -18,7 +18,9 @@ export async function probeCapabilities(backend: Backend, call: CallOptions = {}
     const results = await Promise.all(contents.map(async (content) => backend.create(name, [content], call)));
     const there = await backend.read(name, call);
     const winner = results.indexOf('created');
+    // A store that looks before it writes may well win this race.
     const isExclusive =
+      (await backend.createsExclusively(call)) &&
       results.filter((result) => result === 'created').length === 1 &&
       there?.equals(contents[winner] ?? Buffer.alloc(0)) === true;
     if (there === null) {

@@ -150,10 +150,12 @@ export class Repository {
     this.#index = null;
   }
 
+  /** Begins a backup. Rejects with BACKUP_FENCED, STORE_WEAKENED. */
   async begin(
     backup: { readonly backupId: string; readonly startedAt: string },
     call: CallOptions = {},
   ): Promise<RepositorySession> {
+    await this.#assertExclusive(call);
     return RepositorySession.begin(
       this.context,
       {
@@ -166,6 +168,17 @@ export class Repository {
         },
       },
       call,
+    );
+  }
+
+  /** Others rely on what the configuration says: a collection, on fences that nobody overwrites. */
+  async #assertExclusive(call: CallOptions): Promise<void> {
+    const { backend } = this.context;
+    if (!this.config.capabilities.createExclusive || (await backend.createsExclusively(call))) return;
+    throw new RepositoryError(
+      'STORE_WEAKENED',
+      `${backend.location} does not create objects exclusively any more, as it did when the repository was made`,
+      { hint: `look what has changed about the server of ${backend.location}; reading is safe` },
     );
   }
 

@@ -123,6 +123,10 @@ export class SimulatedClient implements Backend {
     });
   }
 
+  createsExclusively(): Promise<boolean> {
+    return Promise.resolve(true);
+  }
+
   async read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
     assertObjectName(name);
     return this.#call(`reading ${name}`, options, {
