@@ -18,6 +18,8 @@ export type RepositoryErrorCode =
   | 'KEY_SLOT_LAST'
   /** Somebody declared the session of this backup dead; it can never be committed. */
   | 'BACKUP_FENCED'
+  /** The store cannot keep a collection apart from those who write meanwhile. */
+  | 'COLLECTION_UNSAFE'
   /** A session was used in an order that it does not have. */
   | 'SESSION_STATE_INVALID';
 
