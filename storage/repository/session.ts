@@ -183,6 +183,8 @@ export class RepositorySession implements ChunkSink {
   }
 
   async #append(id: Buffer, domain: ChunkDomain, content: Buffer, options: CallOptions): Promise<void> {
+    // Somebody else may have stored it while the store was asked for a pack.
+    if (this.#pending.has(id.toString('latin1'))) return;
     const kind = packKindOf(domain.type);
     const { repositoryId, keys } = this.#context;
     const writer = this.#writers.get(kind) ?? new PackWriter({ kind, repositoryId, keys });
