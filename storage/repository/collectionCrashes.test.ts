@@ -3,7 +3,7 @@ import t, { type Test } from 'tap';
 import { newId } from '../../common/ids.ts';
 import { type Faults, type ObjectStore, randomFrom } from '../../test/sim/objectStore.ts';
 import { Turns } from '../../test/sim/turns.ts';
-import { deleteBackup, listBackups } from './backups.ts';
+import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import {
   type AgedRepository,
   agedRepository,
@@ -151,7 +151,7 @@ void t.test('a reader that sleeps for long before any call reads what it began t
 
 void t.test('a writer and collectors that meet at any calls harm each other in no way', async (t) => {
   const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? randomInt(2 ** 31));
-  const rounds = Number(process.env['STILLPOINT_TEST_ROUNDS'] ?? 150);
+  const rounds = Number(process.env['STILLPOINT_TEST_ROUNDS'] ?? 60);
   t.comment(`seed ${seed}, ${rounds} meetings; STILLPOINT_TEST_SEED repeats them`);
   const outcomes = { committed: 0, fenced: 0 };
   for (let round = 0; round < rounds; round++) {
@@ -188,6 +188,51 @@ void t.test('a writer and collectors that meet at any calls harm each other in n
     t.same(await remainsIn(store), [], where);
   }
   t.comment(JSON.stringify(outcomes));
+});
+
+void t.test('a collection from any call of a writer to any call of its own harms nobody', async (t) => {
+  const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? randomInt(2 ** 31));
+  const rounds = Number(process.env['STILLPOINT_TEST_ROUNDS'] ?? 250);
+  t.comment(`seed ${seed}, ${rounds} pairs of calls; STILLPOINT_TEST_SEED repeats them`);
+  const random = randomFrom(seed);
+  for (let round = 0; round < rounds; round++) {
+    const { store, kept, goneVolumes } = again(aged);
+    const calls = { writer: 1 + Math.floor(random() * 40), collector: 1 + Math.floor(random() * 120) };
+    const where = `seed ${seed}, round ${round}, ${JSON.stringify(calls)}`;
+    const id = newId();
+    const volume = goneVolumes[round % 2] ?? Buffer.alloc(0);
+    const reached = Promise.withResolvers<void>();
+    const written = Promise.withResolvers<void>();
+    const standStill = async () => {
+      reached.resolve();
+      await written.promise;
+    };
+    const collection = async () => {
+      const suspend = async (call: number) => (call === calls.collector ? standStill() : undefined);
+      const failure = await settled(async () =>
+        collect(await open(store, { suspend }), {
+          onOpenSession: async ({ backupId }) => {
+            if (backupId === id) await standStill();
+            return backupId === id ? 'wait' : 'fence';
+          },
+        }),
+      );
+      reached.resolve();
+      return failure;
+    };
+    const started: Promise<unknown>[] = [];
+    const suspend = async (call: number) => {
+      if (call !== calls.writer) return;
+      started.push(collection());
+      await reached.promise;
+    };
+    t.equal(await settled(async () => backUp(await open(store, { suspend }), volume, { id })), null, where);
+    written.resolve();
+    for (const failure of await Promise.all(started)) t.equal(failure, null, where);
+    const manifest = await readManifest((await open(store)).context, id);
+    if (manifest === null) t.fail(`${where}: it is not there`);
+    else t.same(await unreadable(store, [...kept, { manifest, volume }]), [], where);
+  }
 });
 
 /** The same repository once more. */

@@ -162,6 +162,7 @@ class History {
     const repository = await this.open({});
     for (const { id, problem } of await listBackups(repository.context))
       if (problem !== null) await deleteBackup(repository.context, id, testTime);
+    // None of them is half done by anybody else here.
     for (const name of this.store.names('verdicts/')) this.store.objects.delete(name);
     await collect(repository);
     await collect(await this.open({}));
