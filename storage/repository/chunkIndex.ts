@@ -4,7 +4,7 @@ import { type CallOptions, listAll } from '../backends/backend.ts';
 import { type ChunkPlace, ChunkTable } from './chunkTable.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { decodeIndex, type IndexedPack, type IndexObject } from './indexObject.ts';
-import { indexIdOf, packIdOf, packName, prefixes } from './names.ts';
+import { indexIdOf, indexName, packIdOf, packName, prefixes } from './names.ts';
 import { indexBoundName, type RepositoryContext } from './objects.ts';
 import type { PackKind } from './packFormat.ts';
 import { readPackContents } from './packReader.ts';
@@ -32,6 +32,8 @@ export class ChunkIndex {
   readonly #table = new ChunkTable();
   readonly #packs: KnownPack[] = [];
   readonly #numbers = new Map<string, number>();
+  /** Index objects that were read; they never change. */
+  readonly #read = new Set<string>();
   /** Index objects and packs that could not be used. */
   problems: readonly Problem[] = [];
 
@@ -69,6 +71,11 @@ export class ChunkIndex {
     return this.#table.ofPack(pack);
   }
 
+  /** Every place of every chunk, in the order of their numbers. */
+  places(): Iterable<ChunkPlace> {
+    return this.#table.all();
+  }
+
   knows(packId: Buffer): boolean {
     return this.#numbers.has(packId.toString('hex'));
   }
@@ -79,6 +86,13 @@ export class ChunkIndex {
     this.#packs.push({ id: pack.id, kind: pack.kind, sizeBytes: pack.sizeBytes });
     this.#numbers.set(pack.id.toString('hex'), number);
     for (const entry of pack.entries) this.#table.add(number, entry);
+  }
+
+  /** Reads the index objects that others have written since. Returns whether they name packs that were not known. */
+  async refresh(options: CallOptions = {}): Promise<boolean> {
+    const before = this.#packs.length;
+    await this.#load(options);
+    return this.#packs.length > before;
   }
 
   /** Reads the tables of all packs that no index object names. Returns them. */
@@ -99,9 +113,11 @@ export class ChunkIndex {
     const objects = new Map<string, IndexObject>();
     for (const { name } of await listAll(this.#context.backend, prefixes.indexes, options)) {
       const id = indexIdOf(name);
-      if (id === null) continue;
-      const object = await this.#attempt(name, async () => readIndex(this.#context, name, id, options));
-      if (object !== null) objects.set(id.toString('hex'), object);
+      if (id === null || this.#read.has(name)) continue;
+      const object = await this.#attempt(name, async () => readIndex(this.#context, id, options));
+      if (object === null) continue;
+      this.#read.add(name);
+      objects.set(id.toString('hex'), object);
     }
     // What was replaced replaces others all the same.
     const replaced = new Set(
@@ -122,19 +138,20 @@ export class ChunkIndex {
       return await read();
     } catch (error) {
       if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
-      this.problems = [...this.problems, { name, reason: messageOf(error) }];
+      const others = this.problems.filter((problem) => problem.name !== name);
+      this.problems = [...others, { name, reason: messageOf(error) }];
       return null;
     }
   }
 }
 
-/** `null` for one that a listing showed and that is gone. */
-async function readIndex(
+/** Reads an index object; `null` for one that a listing showed and that is gone. Rejects with REPOSITORY_DAMAGED. */
+export async function readIndex(
   context: RepositoryContext,
-  name: string,
   id: Buffer,
   options: CallOptions,
 ): Promise<IndexObject | null> {
+  const name = indexName(id);
   const bytes = await context.backend.read(name, options);
   if (bytes === null) return null;
   if (!hash('sha256', bytes, 'buffer').equals(id)) throw damaged(name, 'its bytes are not those of its name');

@@ -17,7 +17,6 @@ export class ChunkReader {
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
   readonly #keys = new Map<number, PackKeys>();
-  #looked = false;
 
   constructor(context: RepositoryContext, index: ChunkIndex) {
     this.#context = context;
@@ -25,24 +24,22 @@ export class ChunkReader {
   }
 
   /**
-   * The content of a chunk. A place that is damaged is read twice, then others are tried, then packs that no index
-   * knows.
+   * The content of a chunk. A place that is damaged is read twice, then others are tried: those of index objects that
+   * were written since (a collection may have moved the chunk), then packs that no index names.
    *
    * Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED.
    */
   async read(id: Buffer, domain: ChunkDomain, options: CallOptions = {}): Promise<Buffer> {
     const tried = new Set<number>();
-    const first = await this.#tryPlaces(id, domain, tried, options);
-    if (Buffer.isBuffer(first)) return first;
-    let failure = first;
-    if (!this.#looked) {
-      await this.#index.readUnknownPacks(options);
-      this.#looked = true;
-      const second = await this.#tryPlaces(id, domain, tried, options);
-      if (Buffer.isBuffer(second)) return second;
-      failure = second ?? first;
+    let failure: RepositoryError | null = null;
+    for (;;) {
+      const read = await this.#tryPlaces(id, domain, tried, options);
+      if (Buffer.isBuffer(read)) return read;
+      failure = read ?? failure;
+      if (await this.#index.refresh(options)) continue;
+      if ((await this.#index.readUnknownPacks(options)).length > 0) continue;
+      throw failure ?? missing(id, domain);
     }
-    throw failure ?? missing(id, domain);
   }
 
   async #tryPlaces(

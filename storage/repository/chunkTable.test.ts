@@ -27,8 +27,8 @@ void t.test('every chunk is found where it is, also with the largest numbers, an
   }
   const [first, second] = ids;
   if (first === undefined || second === undefined) throw new Error('no ids');
-  t.same([...table.find(first)], [{ pack: 0, entry: entry(first, true) }]);
-  t.same([...table.find(second)], [{ pack: 1, entry: entry(second, false) }]);
+  t.same([...table.find(first)], [{ number: 0, pack: 0, entry: entry(first, true) }]);
+  t.same([...table.find(second)], [{ number: 1, pack: 1, entry: entry(second, false) }]);
   t.same([...table.find(randomBytes(32))], []);
   t.end();
 });

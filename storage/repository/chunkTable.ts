@@ -3,6 +3,8 @@ import { nameOf, type PlacedEntry } from './packFormat.ts';
 
 /** A chunk and the pack that holds it, by the number that the pack has in this process. */
 export interface ChunkPlace {
+  /** Its number among all places that this process knows, from 0. */
+  readonly number: number;
   readonly pack: number;
   readonly entry: PlacedEntry;
 }
@@ -48,7 +50,7 @@ export class ChunkTable {
       const record = this.#table[place] ?? emptyPlace;
       if (record === emptyPlace) return;
       const bytes = this.#record(record - 1);
-      if (id.compare(bytes, 0, chunkIdBytes) === 0) yield readRecord(bytes);
+      if (id.compare(bytes, 0, chunkIdBytes) === 0) yield readRecord(bytes, record - 1);
     }
   }
 
@@ -56,8 +58,13 @@ export class ChunkTable {
   *ofPack(pack: number): Generator<ChunkPlace> {
     for (let number = 0; number < this.#count; number++) {
       const bytes = this.#record(number);
-      if (bytes.readUInt32BE(32) === pack) yield readRecord(bytes);
+      if (bytes.readUInt32BE(32) === pack) yield readRecord(bytes, number);
     }
+  }
+
+  /** Every record, by its number. */
+  *all(): Generator<ChunkPlace> {
+    for (let number = 0; number < this.#count; number++) yield readRecord(this.#record(number), number);
   }
 
   #record(number: number): Buffer {
@@ -94,11 +101,12 @@ function writeRecord(bytes: Buffer, pack: number, entry: PlacedEntry): void {
   bytes[50] = chunkTypeNumbers[entry.domain.type] * 2 + (entry.codec === 'zstd' ? 1 : 0);
 }
 
-function readRecord(bytes: Buffer): ChunkPlace {
+function readRecord(bytes: Buffer, number: number): ChunkPlace {
   const kind = bytes.readUInt8(50);
   const type: ChunkType | null = nameOf(chunkTypeNumbers, kind >> 1);
   if (type === null) throw new Error('a record of the chunk table is damaged: check the memory of this host');
   return {
+    number,
     pack: bytes.readUInt32BE(32),
     entry: {
       id: Buffer.from(bytes.subarray(0, chunkIdBytes)),

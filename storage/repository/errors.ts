@@ -20,6 +20,8 @@ export type RepositoryErrorCode =
   | 'BACKUP_FENCED'
   /** The store has lost an ability that the repository relies on since it was made. */
   | 'STORE_WEAKENED'
+  /** The store cannot keep a collection apart from those who write meanwhile. */
+  | 'COLLECTION_UNSAFE'
   /** A session was used in an order that it does not have. */
   | 'SESSION_STATE_INVALID';
 

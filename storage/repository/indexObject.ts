@@ -27,6 +27,9 @@ export interface IndexObject {
   readonly packs: readonly IndexedPack[];
 }
 
+/** Content of one index object, about, where there is a choice. */
+export const indexBytesTarget = 8 * 1024 * 1024;
+
 const kindNumbers = { data: 1, tree: 2 } as const satisfies Record<PackKind, number>;
 const packBytes = 32 + 8 + 1 + 4;
 

@@ -32,6 +32,9 @@ export const keySlotBytesMax = 64 * kibibyte;
 /** Packs of one index object. */
 export const indexPacksMax = 100_000;
 
+/** Packs that one collection condemns; the next one goes on. */
+export const collectionPacksMax = 500_000;
+
 /** Generations of the master key. */
 export const generationsMax = 1000;
 export const keySlotsMax = 64;

@@ -7,6 +7,8 @@ export const prefixes = {
   manifests: 'manifests/',
   deletions: 'deletions/',
   sessions: 'sessions/',
+  marks: 'marks/',
+  verdicts: 'verdicts/',
   quarantine: 'quarantine/',
 } as const;
 
@@ -60,7 +62,13 @@ export function backupIdOf(name: string, prefix: string): string | null {
   return name.startsWith(prefix) && /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id) ? id : null;
 }
 
-/** Epochs, marks and sweeps are numbered. */
-export function numberedName(kind: 'epochs' | 'marks' | 'swept', number: number): string {
+/** What collections leave is numbered. */
+export function numberedName(kind: 'marks' | 'verdicts' | 'swept', number: number): string {
   return `${kind}/${String(number).padStart(8, '0')}`;
+}
+
+/** The number of a collection, or `null` when nothing of ours is called so. */
+export function numberOf(name: string, prefix: string): number | null {
+  const text = name.slice(prefix.length);
+  return name.startsWith(prefix) && /^[0-9]{8}$/.test(text) ? Number(text) : null;
 }

@@ -47,14 +47,14 @@ export class PackWriter {
   readonly #header: PackHeader;
   readonly #keys: PackKeys;
   readonly #headerBytes: Buffer;
-  readonly #level: number | undefined;
+  readonly #options: PackWriterOptions;
   readonly #entries: PlacedEntry[] = [];
   readonly #blobs: Buffer[] = [];
   #endBytes = packHeaderBytes;
 
   constructor(options: PackWriterOptions) {
     this.kind = options.kind;
-    this.#level = options.level;
+    this.#options = options;
     const { header, secret } = newHeader(options);
     this.#header = header;
     this.#keys = new PackKeys(header, secret);
@@ -81,7 +81,7 @@ export class PackWriter {
   add(id: Buffer, domain: ChunkDomain, content: Buffer): void {
     if (packKindOf(domain.type) !== this.kind || this.isFull)
       throw new Error('the chunk is not for this pack');
-    const encoded = encode(content, this.#level);
+    const encoded = encode(content, this.#options.level);
     const entry: PackEntry = {
       id,
       domain,
@@ -100,6 +100,18 @@ export class PackWriter {
     this.#entries.push(placed);
     this.#blobs.push(blob);
     this.#endBytes += blob.length;
+  }
+
+  /** The same chunks, to be stored under another salt, and so under another name. */
+  renewed(): PackWriter {
+    const { salt: _salt, ephemeralSecret: _secret, ...options } = this.#options;
+    const other = new PackWriter(options);
+    for (const [slot, entry] of this.#entries.entries()) {
+      const blob = this.#blobs[slot];
+      if (blob === undefined) throw new Error(`there is no blob ${slot}`);
+      other.add(entry.id, entry.domain, openBlob(blob, entry, this.#keys, 'a pack that is sealed again'));
+    }
+    return other;
   }
 
   finish(): FinishedPack {

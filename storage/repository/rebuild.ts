@@ -1,12 +1,9 @@
 import type { CallOptions } from '../backends/backend.ts';
 import { ChunkIndex, type Problem } from './chunkIndex.ts';
-import { encodeIndex, type IndexedPack } from './indexObject.ts';
+import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.ts';
 import { indexIdOf } from './names.ts';
 import { putIndex, type RepositoryContext } from './objects.ts';
 import { packEntryBytes } from './packFormat.ts';
-
-/** Content of one index object, about. */
-const indexBytesTarget = 8 * 1024 * 1024;
 
 export interface RebuildReport {
   /** Packs that no index named, and that are named now. */

@@ -5,7 +5,7 @@ import { ObjectStore } from '../../test/sim/objectStore.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { quarantine } from './condemned.ts';
-import { manifestName, numberedName, packIdOf, packName } from './names.ts';
+import { manifestName, packName } from './names.ts';
 import { putObject } from './objects.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { Repository } from './repository.ts';
@@ -244,36 +244,24 @@ void t.test('a pack that is gone makes every reader and verify fail, never zeros
   });
 });
 
-void t.test('a backup does not reuse what is gone, though an index names it', async (t) => {
+void t.test('a backup stores again what is gone, though an index names it', async (t) => {
   const { store, repository } = await testStage();
   const volume = someVolume(7);
   await backUp(repository, volume);
-  const [pack = ''] = store.names('packs/');
-  store.objects.delete(pack);
-  await t.rejects(backUp(repository, volume), { code: 'REPOSITORY_DAMAGED' });
-  t.equal((await listBackups(repository.context)).length, 1, 'and is not committed');
+  for (const pack of store.names('packs/')) store.objects.delete(pack);
+  const { manifest } = await backUp(repository, volume);
+  t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
 });
 
-void t.test(
-  'what a collection condemns while a backup is written is stored again before the commit',
-  async (t) => {
-    const { store, repository } = await testStage();
-    const volume = someVolume(7);
-    await backUp(repository, volume);
-    const condemned = store.names('packs/');
-    const { manifest } = await backUp(repository, volume, {
-      beforeCommit: async () => {
-        const { context } = repository;
-        await putObject(context, 'epoch', numberedName('epochs', 1), json({ epoch: 1 }));
-        const packs = condemned.map((name) => packIdOf(name)?.toString('hex'));
-        await putObject(context, 'mark', numberedName('marks', 1), json({ epoch: 1, packs, indexes: [] }));
-      },
-    });
-    for (const name of condemned) store.objects.delete(name);
-    for (const name of store.names('indexes/')) store.objects.delete(name);
-    t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
-  },
-);
+void t.test('a backup of which something is gone before its commit is not committed', async (t) => {
+  const { store, repository } = await testStage();
+  const volume = someVolume(7);
+  const beforeCommit = async () => {
+    for (const pack of store.names('packs/')) store.objects.delete(pack);
+  };
+  await t.rejects(backUp(repository, volume, { beforeCommit }), { code: 'REPOSITORY_DAMAGED' });
+  t.same(await listBackups(repository.context), []);
+});
 
 void t.test('a session that was fenced or whose backup was deleted can never commit', async (t) => {
   const { store, repository } = await testStage();
@@ -307,6 +295,18 @@ void t.test('a session that was fenced or whose backup was deleted can never com
   t.same(await listBackups(context), [], 'a manifest that comes back late revives nothing');
   t.equal(await readManifest(context, manifest.id), null);
   await t.rejects(backUp(repository, someVolume(1), { id: manifest.id }), { code: 'BACKUP_FENCED' });
+});
+
+void t.test('a session that is given up can never commit, whoever goes on with it', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  const begin = async () => repository.begin({ backupId: id, startedAt: testTime });
+  const twin = await begin();
+  t.equal(await (await begin()).abandon(), 'abandoned');
+  t.same(store.names('sessions/'), []);
+  const { manifest } = await backUp(repository, someVolume(1));
+  await t.rejects(twin.commit({ ...manifest, id }), { code: 'BACKUP_FENCED' });
+  await t.rejects(begin(), { code: 'BACKUP_FENCED' }, 'and none begins again');
 });
 
 void t.test(

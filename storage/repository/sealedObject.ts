@@ -26,7 +26,8 @@ export type ObjectType =
   | 'deletion'
   | 'fence'
   | 'quarantine'
-  | 'epoch';
+  | 'swept'
+  | 'verdict';
 
 const typeNumbers = {
   manifest: 1,
@@ -36,11 +37,19 @@ const typeNumbers = {
   deletion: 5,
   fence: 6,
   quarantine: 7,
-  epoch: 8,
+  swept: 8,
+  verdict: 9,
 } as const satisfies Record<ObjectType, number>;
 
 /** What changes what can be restored is signed. */
-const signedTypes: ReadonlySet<ObjectType> = new Set(['manifest', 'mark', 'deletion', 'fence', 'quarantine']);
+const signedTypes: ReadonlySet<ObjectType> = new Set([
+  'manifest',
+  'mark',
+  'verdict',
+  'deletion',
+  'fence',
+  'quarantine',
+]);
 
 const codecNumbers = { none: 0, zstd: 1 } as const;
 

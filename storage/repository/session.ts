@@ -10,6 +10,7 @@ import { deletionName, manifestName, packName, sessionName } from './names.ts';
 import { createOnce, getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
 import { type PackKind, packKindOf } from './packFormat.ts';
 import { PackWriter } from './packWriter.ts';
+import { fenceBackup } from './openSessions.ts';
 import { checkReferences } from './references.ts';
 import type { ChunkSink } from './streamWriter.ts';
 
@@ -45,6 +46,8 @@ export class RepositorySession implements ChunkSink {
   readonly #writers = new Map<PackKind, PackWriter>();
   /** Chunks in packs that are not closed yet. */
   readonly #pending = new Set<string>();
+  /** Packs that were there when they were asked for. */
+  readonly #seen = new Set<number>();
   readonly #newPacks: IndexedPack[] = [];
   #packsIndexed = 0;
   #state: 'open' | 'committed' | 'failed' = 'open';
@@ -64,10 +67,10 @@ export class RepositorySession implements ChunkSink {
   }
 
   /**
-   * Announces the backup, then reads the indexes: in this order a collection either sees the session, or the session
-   * sees the collection's mark.
+   * Announces the backup, then asks what is condemned, then reads the indexes. In this order a collection either sees
+   * the session, waits for it and reads its manifest; or the session sees the collection's mark (invariant 5).
    *
-   * Rejects with BACKUP_FENCED when the backup of this id was deleted.
+   * Rejects with BACKUP_FENCED when the backup of this id was deleted or given up.
    */
   static async begin(
     context: RepositoryContext,
@@ -75,8 +78,7 @@ export class RepositorySession implements ChunkSink {
     call: CallOptions = {},
   ): Promise<RepositorySession> {
     const { backupId, host, startedAt } = options;
-    if ((await context.backend.size(deletionName(backupId), call)) !== null)
-      throw fenced(backupId, 'it was deleted');
+    await assertPossible(context, backupId, call);
     const announcement = JSON.stringify({
       formatVersion: 1,
       backupId,
@@ -86,11 +88,11 @@ export class RepositorySession implements ChunkSink {
     });
     // Of a session that is begun again after a crash, the first announcement stands.
     await putObject(context, 'session', sessionName(backupId), Buffer.from(announcement), call);
-    const index = await options.loadIndex();
     const excluded = new Set([
       ...(await condemnedPacks(context, call)),
       ...(await quarantinedPacks(context, call)),
     ]);
+    const index = await options.loadIndex();
     return new RepositorySession(context, index, options, excluded);
   }
 
@@ -103,7 +105,7 @@ export class RepositorySession implements ChunkSink {
     this.#assertOpen();
     const id = this.#context.namer.idOf(domain, content);
     this.#statistics = { ...this.#statistics, chunks: this.#statistics.chunks + 1 };
-    if (!this.#has(id)) await this.#append(id, domain, content, { signal });
+    if (!(await this.#has(id, { signal }))) await this.#append(id, domain, content, { signal });
     return id;
   }
 
@@ -129,6 +131,9 @@ export class RepositorySession implements ChunkSink {
       return { manifest: committed, leftBehind: await this.#takeBack(options) };
     } catch (error) {
       this.#state = 'failed';
+      // Of a session that was fenced the packs may be gone, and that is no damage.
+      if (error instanceof RepositoryError && error.code !== 'BACKUP_FENCED')
+        await assertPossible(this.#context, this.backupId, options);
       throw error;
     }
   }
@@ -143,17 +148,34 @@ export class RepositorySession implements ChunkSink {
     this.#packsIndexed = this.#newPacks.length;
   }
 
-  /** Gives the backup up. What is stored already stays for the next one, or for a collection. */
-  async abandon(options: CallOptions = {}): Promise<void> {
+  /**
+   * Gives the backup up for good: no backup of this id can be committed any more, unless it has been. What is stored
+   * already stays for the next one, or for a collection.
+   */
+  async abandon(options: CallOptions = {}): Promise<'abandoned' | 'committed'> {
     if (this.#state === 'committed') throw stateError('the backup is committed');
     this.#state = 'failed';
+    // Before the announcement goes: without one, and without a fence, somebody who still writes would be in danger.
+    const outcome = await fenceBackup(this.#context, this.backupId, options);
     await this.#context.backend.delete(sessionName(this.backupId), options);
+    return outcome === 'fenced' ? 'abandoned' : 'committed';
   }
 
-  #has(id: Buffer): boolean {
+  async #has(id: Buffer, options: CallOptions): Promise<boolean> {
     if (this.#pending.has(id.toString('latin1'))) return true;
-    for (const { pack } of this.#index.find(id)) if (this.#isUsable(pack)) return true;
+    for (const { pack } of this.#index.find(id))
+      if (this.#isUsable(pack) && (await this.#isThere(pack, options))) return true;
     return false;
+  }
+
+  /** An index may name a pack that is gone; that costs a look, and must not cost the backup. */
+  async #isThere(pack: number, options: CallOptions): Promise<boolean> {
+    if (this.#seen.has(pack)) return true;
+    const { id, sizeBytes } = this.#index.pack(pack);
+    const isThere = (await this.#context.backend.size(packName(id), options)) === sizeBytes;
+    if (isThere) this.#seen.add(pack);
+    else this.#excluded.add(id.toString('hex'));
+    return isThere;
   }
 
   #isUsable(pack: number): boolean {
@@ -161,6 +183,8 @@ export class RepositorySession implements ChunkSink {
   }
 
   async #append(id: Buffer, domain: ChunkDomain, content: Buffer, options: CallOptions): Promise<void> {
+    // Somebody else may have stored it while the store was asked for a pack.
+    if (this.#pending.has(id.toString('latin1'))) return;
     const kind = packKindOf(domain.type);
     const { repositoryId, keys } = this.#context;
     const writer = this.#writers.get(kind) ?? new PackWriter({ kind, repositoryId, keys });
@@ -182,8 +206,15 @@ export class RepositorySession implements ChunkSink {
     if (writer === undefined || writer.isEmpty) return;
     const pack = writer.finish();
     const name = packName(pack.id);
-    if ((await createOnce(this.#context.backend, name, pack.parts, options)) === 'taken')
-      throw damaged(name, 'its place is taken by something else');
+    try {
+      if ((await createOnce(this.#context.backend, name, pack.parts, options)) === 'taken')
+        throw damaged(name, 'its place is taken by something else');
+    } catch (error) {
+      // It may stand there all the same. Whoever tries again does so under another name: one that a collection has
+      // disposed of must never come back.
+      this.#writers.set(kind, writer.renewed());
+      throw error;
+    }
     this.#writers.delete(kind);
     const { id, sizeBytes, entries } = pack;
     const indexed = { id, kind, sizeBytes, entries };
@@ -192,11 +223,13 @@ export class RepositorySession implements ChunkSink {
     for (const entry of entries) this.#pending.delete(entry.id.toString('latin1'));
   }
 
-  /** Invariants 1 and 5. What a collection has condemned meanwhile is stored again; what is gone ends the backup. */
+  /**
+   * Invariants 1 and 5. What is not there any more is read from elsewhere and stored again; where that is impossible the
+   * backup ends. Marks that were made since the session began do not matter: who made them waits for this session.
+   */
   async #checkReferences(manifest: BackupManifest, options: CallOptions): Promise<void> {
     const reader = new ChunkReader(this.#context, this.#index);
     for (;;) {
-      for (const id of await condemnedPacks(this.#context, options)) this.#excluded.add(id);
       const contents = contentsOf(manifest).map(({ content }) => content);
       const result = await checkReferences(this.#context, this.#index, reader, contents, {
         ...options,
@@ -205,7 +238,7 @@ export class RepositorySession implements ChunkSink {
       for (const pack of result.gonePacks) this.#excluded.add(pack.toString('hex'));
       if (result.lostChunks.length === 0) return;
       for (const { id, domain } of result.lostChunks) {
-        if (this.#has(id)) continue;
+        if (await this.#has(id, options)) continue;
         await this.#append(id, domain, await reader.read(id, domain, options), options);
       }
       await this.flush(options);
@@ -237,6 +270,18 @@ export class RepositorySession implements ChunkSink {
   #assertOpen(): void {
     if (this.#state !== 'open') throw stateError(`the session is ${this.#state}`);
   }
+}
+
+/** Throws BACKUP_FENCED when a backup of this id can never exist. */
+async function assertPossible(
+  context: RepositoryContext,
+  backupId: string,
+  call: CallOptions,
+): Promise<void> {
+  if ((await context.backend.size(deletionName(backupId), call)) !== null)
+    throw fenced(backupId, 'it was deleted');
+  const there = await getObject(context, manifestName(backupId), ['manifest', 'fence'], call);
+  if (there?.type === 'fence') throw fenced(backupId, 'it was given up, or somebody took it for dead');
 }
 
 function fenced(backupId: string, why: string): RepositoryError {

@@ -5,7 +5,7 @@ import { listBackups } from './backups.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import { RepositoryError } from './errors.ts';
-import { packName } from './names.ts';
+import { deletionName, packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { checkWholePack } from './packReader.ts';
 import { referencedChunks } from './references.ts';
@@ -22,8 +22,13 @@ export interface RepositoryReport {
   /** Every byte of every pack that a backup needs was read and compared. */
   readonly data: boolean;
   readonly backups: readonly BackupReport[];
-  /** Packs in which something is damaged, or that are gone, though an index names them. */
-  readonly damagedPacks: readonly { readonly id: Buffer; readonly reason: string }[];
+  /** Packs in which something is damaged; and, if a backup is, those that are gone though an index names them. */
+  readonly damagedPacks: readonly PackProblem[];
+}
+
+export interface PackProblem {
+  readonly id: Buffer;
+  readonly reason: string;
 }
 
 /**
@@ -45,10 +50,14 @@ export async function verifyRepository(
       const found = await checkStream(context, index, packs, content, options);
       if (found !== null) problems.push(`${name}: ${found}`);
     }
+    // One that was deleted meanwhile may be without its data.
+    if (problems.length > 0 && (await context.backend.size(deletionName(id), options)) !== null) continue;
     backups.push({ id, problems });
   }
   const ok = backups.every(({ problems }) => problems.length === 0);
-  return { ok, data: options.data, backups, damagedPacks: packs.damaged };
+  // A collection takes packs away; only where something is missing it matters that one is gone.
+  const damagedPacks = ok ? packs.damaged : [...packs.damaged, ...packs.gone];
+  return { ok, data: options.data, backups, damagedPacks };
 }
 
 /** The first thing that is wrong with a stream, and how many chunks are missing. */
@@ -59,15 +68,27 @@ async function checkStream(
   content: Parameters<typeof referencedChunks>[1],
   options: CallOptions,
 ): Promise<string | null> {
-  let lost = 0;
+  let lost: Buffer[] = [];
   try {
     for await (const { id } of referencedChunks(new ChunkReader(context, index), content, options))
-      if (!(await isGood(index, packs, id))) lost++;
+      if (!(await isGood(index, packs, id))) lost.push(id);
+    // A collection may have moved them since the index was read.
+    while (lost.length > 0 && (await hasNewPacks(index, options))) lost = await notGood(index, packs, lost);
   } catch (error) {
     if (!(error instanceof RepositoryError)) throw error;
     return messageOf(error);
   }
-  return lost === 0 ? null : `${lost} chunks are missing or damaged`;
+  return lost.length === 0 ? null : `${lost.length} chunks are missing or damaged`;
+}
+
+async function hasNewPacks(index: ChunkIndex, options: CallOptions): Promise<boolean> {
+  return (await index.refresh(options)) || (await index.readUnknownPacks(options)).length > 0;
+}
+
+async function notGood(index: ChunkIndex, packs: PackVerdicts, ids: readonly Buffer[]): Promise<Buffer[]> {
+  const bad: Buffer[] = [];
+  for (const id of ids) if (!(await isGood(index, packs, id))) bad.push(id);
+  return bad;
 }
 
 /** One good place is enough. */
@@ -83,7 +104,9 @@ class PackVerdicts {
   readonly #options: CallOptions & { readonly data: boolean };
   /** `null`: all of it is good; otherwise the slots that are. */
   readonly #good = new Map<number, ReadonlySet<number> | null>();
-  readonly damaged: { id: Buffer; reason: string }[] = [];
+  readonly damaged: PackProblem[] = [];
+  /** An index named them. */
+  readonly gone: PackProblem[] = [];
 
   constructor(
     context: RepositoryContext,
@@ -107,12 +130,11 @@ class PackVerdicts {
     const name = packName(id);
     if (!this.#options.data) {
       const there = await backend.size(name, this.#options);
-      return there === sizeBytes
-        ? null
-        : this.#condemn(id, there === null ? 'it is gone' : `it has ${there} bytes`);
+      if (there === null) return this.#gone(id);
+      return there === sizeBytes ? null : this.#condemn(id, `it has ${there} bytes`);
     }
     const bytes = await backend.read(name, this.#options);
-    if (bytes === null) return this.#condemn(id, 'it is gone');
+    if (bytes === null) return this.#gone(id);
     try {
       await checkWholePack(bytes, id, this.#context.namer, this.#context);
       return null;
@@ -136,6 +158,11 @@ class PackVerdicts {
       }
     }
     return slots;
+  }
+
+  #gone(id: Buffer): ReadonlySet<number> {
+    this.gone.push({ id, reason: 'it is gone' });
+    return new Set();
   }
 
   #condemn(id: Buffer, reason: string): ReadonlySet<number> {

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import t from 'tap';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
 import { contentsOf } from '../../storage/repository/backupManifest.ts';
-import { listBackups } from '../../storage/repository/backups.ts';
+import { deleteBackup, listBackups } from '../../storage/repository/backups.ts';
+import { collect } from '../../storage/repository/collectionFixture.ts';
 import { parseKeyFile } from '../../storage/repository/keySlot.ts';
 import { parseRecoveryKey } from '../../storage/repository/recoveryKey.ts';
 import { Repository } from '../../storage/repository/repository.ts';
@@ -13,6 +14,7 @@ import {
   testSecret,
   initTestRepository,
   someVolume,
+  testTime,
 } from '../../storage/repository/repositoryFixture.ts';
 import { verifyRepository } from '../../storage/repository/verifyRepository.ts';
 import { IndependentReader, openSlot, packKey, packTable, unseal } from './independentReader.ts';
@@ -64,6 +66,21 @@ void t.test('what this version writes is read by the other program, too', async 
   const repository = await initTestRepository(new FileBackend(root));
   const volume = someVolume(6, 1234);
   const { manifest } = await backUp(repository, volume);
+  const secret = { keyFile: testSecret.kind === 'keyFile' ? testSecret.key.toString('hex') : '' };
+  t.same(digests(new IndependentReader(root, secret)), [
+    { id: manifest.id, streams: { vda: sha256(volume), definition: sha256(Buffer.from('<domain/>')) } },
+  ]);
+});
+
+void t.test('what a collection left is read by the other program, too', async (t) => {
+  const root = t.testdir();
+  const repository = await initTestRepository(new FileBackend(root));
+  const volume = someVolume(6, 1234);
+  const { manifest: gone } = await backUp(repository, Buffer.concat([volume, someVolume(2)]));
+  const { manifest } = await backUp(repository, volume);
+  await deleteBackup(repository.context, gone.id, testTime);
+  const report = await collect(repository);
+  t.ok(report.packsDeleted > 0 && report.packsRepacked > 0);
   const secret = { keyFile: testSecret.kind === 'keyFile' ? testSecret.key.toString('hex') : '' };
   t.same(digests(new IndependentReader(root, secret)), [
     { id: manifest.id, streams: { vda: sha256(volume), definition: sha256(Buffer.from('<domain/>')) } },

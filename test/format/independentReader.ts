@@ -314,9 +314,10 @@ export class IndependentReader {
   }
 
   #chunk(id: string, type: number, chunkSizeBytes: number): Buffer {
-    const [place] = this.#places.get(id) ?? [];
-    if (place === undefined) throw new Error(`chunk ${id} is in no index`);
-    const pack = readFileSync(join(this.#root, 'packs', place.pack.slice(0, 2), place.pack));
+    const pathOf = ({ pack }: Place) => join(this.#root, 'packs', pack.slice(0, 2), pack);
+    const place = this.#places.get(id)?.find((candidate) => existsSync(pathOf(candidate)));
+    if (place === undefined) throw new Error(`chunk ${id} is in no pack that is in an index`);
+    const pack = readFileSync(pathOf(place));
     check(sha256(pack).toString('hex') === place.pack, 'the name of a pack');
     const content = this.readBlob(pack, place.slot, place.offset, place.entry);
     check(place.entry.readUInt8(32) === type, 'the type of a chunk');

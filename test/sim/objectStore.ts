@@ -5,6 +5,7 @@ import {
   type ReadOptions,
 } from '../../storage/backends/backend.ts';
 import { StorageError } from '../../storage/errors.ts';
+import type { Turns } from './turns.ts';
 
 /*
  * A store of objects in memory, with faults that come from a seed. The fault model:
@@ -16,7 +17,9 @@ import { StorageError } from '../../storage/errors.ts';
  *   bytes only: no store may do that, and yet nothing may be believed because of it.
  * - A listing misses objects that were created just now, and shows ones that were deleted just now (`staleListing`).
  * - A read gives bytes with one bit turned (`flippedRead`), the next one may be right again; `damage` turns one for good.
- * - A create finds the store full (`full`).
+ * - A call is rejected, and its effect happens later all the same (`late`): a hung mount that thaws.
+ * - A create finds the store full (`full`, or more than `capacityBytes` would be in it).
+ * - A long listing is made in pieces, and others change the store between them.
  * Creating is atomic and exclusive, and what a read by name finds is always the newest: what is not in this list, the
  * format relies on.
  */
@@ -39,6 +42,9 @@ export interface Faults {
   readonly staleListing?: number;
   readonly flippedRead?: number;
   readonly full?: number;
+  readonly late?: number;
+  /** Suspends the client before its call of this number, counted from 1, until it resolves. */
+  readonly suspend?: (call: number) => Promise<void>;
   /** The client dies at its call of this number, counted from 1. */
   readonly crashAtCall?: number;
   /** The effect of that call happens. */
@@ -54,16 +60,52 @@ export class SimulatedCrash extends Error {
 
 /** A listing may be this many calls behind. */
 const staleCalls = 12;
+/** A late effect comes up to so many calls later. */
+const lateCalls = 300;
 
 interface StoredObject {
   readonly bytes: Buffer;
   readonly createdAtCall: number;
+  /** In the order of their making. */
+  readonly number: number;
 }
 
 export class ObjectStore {
   readonly objects = new Map<string, StoredObject>();
-  readonly deleted = new Map<string, { readonly sizeBytes: number; readonly atCall: number }>();
+  readonly deleted = new Map<string, { readonly object: StoredObject; readonly atCall: number }>();
+  created = 0;
   calls = 0;
+  /** Objects of one piece of a listing. */
+  pageObjects = 1000;
+  /** Bytes of all objects. */
+  capacityBytes = Number.POSITIVE_INFINITY;
+  /** Who may call when; without it everybody calls at once. */
+  turns: Turns | null = null;
+  #late: { readonly atCall: number; readonly effect: () => void }[] = [];
+
+  get usedBytes(): number {
+    return [...this.objects.values()].reduce((total, { bytes }) => total + bytes.length, 0);
+  }
+
+  /** Has an effect happen some calls from now. */
+  postpone(calls: number, effect: () => void): void {
+    this.#late.push({ atCall: this.calls + calls, effect });
+  }
+
+  /** Has everything that is late by now happen. */
+  settle(untilCall = this.calls): void {
+    const due = this.#late.filter(({ atCall }) => atCall <= untilCall);
+    this.#late = this.#late.filter(({ atCall }) => atCall > untilCall);
+    for (const { effect } of due) effect();
+  }
+
+  /** Another store with the same objects. */
+  copy(): ObjectStore {
+    const other = new ObjectStore();
+    for (const [name, object] of this.objects) other.objects.set(name, object);
+    other.created = this.created;
+    return other;
+  }
 
   /** A client of this store, with faults of its own. */
   client(faults: Faults = {}, seed = 1): SimulatedClient {
@@ -85,11 +127,21 @@ export class ObjectStore {
   }
 }
 
+/** What a call does to the store. */
+interface Effect<T> {
+  run(): T;
+  /** Of a create: a part of it. */
+  tear?(): void;
+  /** Of a call that changes something, when nobody waits for it any more. */
+  late?(): void;
+}
+
 export class SimulatedClient implements Backend {
   readonly location = 'simulated store';
   readonly #store: ObjectStore;
   readonly #faults: Faults;
   readonly #random: () => number;
+  readonly #turns: Turns | null;
   #crashed = false;
   /** Calls of this client. */
   calls = 0;
@@ -98,6 +150,7 @@ export class SimulatedClient implements Backend {
     this.#store = store;
     this.#faults = faults;
     this.#random = random;
+    this.#turns = store.turns;
   }
 
   async create(
@@ -109,17 +162,20 @@ export class SimulatedClient implements Backend {
     const bytes = Buffer.concat(parts);
     const effect = (content: Buffer): 'created' | 'exists' => {
       if (this.#store.objects.has(name)) return 'exists';
-      this.#store.objects.set(name, { bytes: content, createdAtCall: this.#store.calls });
+      const number = this.#store.created++;
+      this.#store.objects.set(name, { bytes: content, createdAtCall: this.#store.calls, number });
       this.#store.deleted.delete(name);
       return 'created';
     };
     return this.#call(`creating ${name}`, options, {
       run: () => {
-        if (this.#happens(this.#faults.full))
+        const isFull = this.#store.usedBytes + bytes.length > this.#store.capacityBytes;
+        if ((isFull && !this.#store.objects.has(name)) || this.#happens(this.#faults.full))
           throw new StorageError('STORAGE_FULL', `creating ${name}: no space`);
         return effect(bytes);
       },
       tear: () => void effect(bytes.subarray(0, Math.floor(this.#random() * bytes.length))),
+      late: () => void effect(bytes),
     });
   }
 
@@ -154,51 +210,71 @@ export class SimulatedClient implements Backend {
   async *list(prefix: string, options: ReadOptions = {}): AsyncIterable<ListedObject> {
     if (!prefix.endsWith('/')) throw new StorageError('NAME_INVALID', `${prefix} does not end in a slash`);
     assertObjectName(prefix.slice(0, -1));
-    yield* await this.#call(`listing ${prefix}`, options, { run: () => this.#listed(prefix) });
+    // Nobody may rely on an order: the newest first, or the oldest, and with it what comes into being meanwhile.
+    const direction = this.#random() < 0.5 ? 1 : -1;
+    let after = direction * Number.NEGATIVE_INFINITY;
+    for (;;) {
+      const from = after;
+      const piece = await this.#call(`listing ${prefix}`, options, {
+        run: () => this.#listed(prefix, direction, from),
+      });
+      yield* piece.map(({ name, sizeBytes }) => ({ name, sizeBytes }));
+      const last = piece.at(-1);
+      if (last === undefined || piece.length < this.#store.pageObjects) return;
+      after = last.number;
+    }
   }
 
   async delete(name: string, options: ReadOptions = {}): Promise<void> {
     assertObjectName(name);
-    await this.#call(`deleting ${name}`, options, {
-      run: () => {
-        const object = this.#store.objects.get(name);
-        if (object === undefined) return;
-        this.#store.objects.delete(name);
-        this.#store.deleted.set(name, { sizeBytes: object.bytes.length, atCall: this.#store.calls });
-      },
-    });
+    const effect = (): void => {
+      const object = this.#store.objects.get(name);
+      if (object === undefined) return;
+      this.#store.objects.delete(name);
+      this.#store.deleted.set(name, { object, atCall: this.#store.calls });
+    };
+    await this.#call(`deleting ${name}`, options, { run: effect, late: effect });
   }
 
-  #listed(prefix: string): readonly ListedObject[] {
+  /** A piece of a listing: what comes behind the object of a number. */
+  #listed(
+    prefix: string,
+    direction: number,
+    after: number,
+  ): readonly (ListedObject & { readonly number: number })[] {
     const isRecent = (call: number) => this.#store.calls - call <= staleCalls;
-    const found: ListedObject[] = [];
-    for (const [name, { bytes, createdAtCall }] of this.#store.objects) {
-      if (!name.startsWith(prefix)) continue;
-      if (isRecent(createdAtCall) && this.#happens(this.#faults.staleListing)) continue;
-      found.push({ name, sizeBytes: bytes.length });
-    }
-    for (const [name, { sizeBytes, atCall }] of this.#store.deleted)
-      if (name.startsWith(prefix) && isRecent(atCall) && this.#happens(this.#faults.staleListing))
-        found.push({ name, sizeBytes });
-    // Nobody may rely on an order: the newest first is the one that is least expected.
-    return found.toReversed();
+    const isStale = (call: number) => isRecent(call) && this.#happens(this.#faults.staleListing);
+    const there = [...this.#store.objects].filter(([, { createdAtCall }]) => !isStale(createdAtCall));
+    const gone = [...this.#store.deleted].filter(([, { atCall }]) => isStale(atCall));
+    return [...there, ...gone.map(([name, { object }]): [string, StoredObject] => [name, object])]
+      .filter(([name, { number }]) => name.startsWith(prefix) && (number - after) * direction > 0)
+      .map(([name, { bytes, number }]) => ({ name, sizeBytes: bytes.length, number }))
+      .toSorted((one, other) => (one.number - other.number) * direction)
+      .slice(0, this.#store.pageObjects);
   }
 
-  async #call<T>(what: string, options: ReadOptions, effect: { run(): T; tear?(): void }): Promise<T> {
+  async #call<T>(what: string, options: ReadOptions, effect: Effect<T>): Promise<T> {
     options.signal?.throwIfAborted();
     // As with a real store, others get their turn in between.
-    await Promise.resolve();
+    await (this.#turns === null ? Promise.resolve() : this.#turns.take(this));
+    await this.#faults.suspend?.(this.calls + 1);
     this.#store.calls++;
+    // Who looks at the store between two turns of others finds it standing still.
+    if (this.#turns === this.#store.turns) this.#store.settle();
     this.calls++;
     if (this.calls === this.#faults.crashAtCall) this.#crash(effect);
     if (this.#crashed) throw new SimulatedCrash(`crashed before ${what}`);
     if (this.#happens(this.#faults.failBefore)) throw unreachable(what);
+    if (effect.late !== undefined && this.#happens(this.#faults.late)) {
+      this.#store.postpone(Math.floor(this.#random() * lateCalls), () => effect.late?.());
+      throw unreachable(what);
+    }
     const result = effect.run();
     if (this.#happens(this.#faults.lostAnswer)) throw unreachable(what);
     return result;
   }
 
-  #crash(effect: { run(): unknown; tear?(): void }): void {
+  #crash(effect: Effect<unknown>): void {
     this.#crashed = true;
     if (this.#faults.torn === true && effect.tear !== undefined) effect.tear();
     else if (this.#faults.crashAfterEffect === true) effect.run();

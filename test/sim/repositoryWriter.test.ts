@@ -2,17 +2,24 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import t from 'tap';
+import { listAll } from '../../storage/backends/backend.ts';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
-import { listBackups } from '../../storage/repository/backups.ts';
+import { deleteBackup, listBackups } from '../../storage/repository/backups.ts';
+import { collect } from '../../storage/repository/collectionFixture.ts';
 import { killedVolume } from './repositoryWriter.ts';
 import { Repository } from '../../storage/repository/repository.ts';
-import { initTestRepository, readVolume, testSecret } from '../../storage/repository/repositoryFixture.ts';
+import {
+  initTestRepository,
+  readVolume,
+  testSecret,
+  testTime,
+} from '../../storage/repository/repositoryFixture.ts';
 import { verifyRepository } from '../../storage/repository/verifyRepository.ts';
 
-const rounds = 6;
+const rounds = 10;
 
 void t.test(
-  'a writer that is killed loses nothing that it was told, and leaves a repository that goes on',
+  'a writer and collector that is killed loses nothing that it was told, and leaves a repository that goes on',
   async (t) => {
     const root = t.testdir();
     await initTestRepository(new FileBackend(root), 128 * 1024);
@@ -29,17 +36,19 @@ void t.test(
       let doomed = false;
       child.stdout.on('data', (data: Buffer) => {
         said += data.toString();
-        if (doomed || said.split('\n').length < 3) return;
+        // At first between two backups, then while it deletes and collects.
+        if (doomed || said.split('\n').length < (round < 4 ? 3 : 4)) return;
         doomed = true;
-        // Some time into the next backup: the delay differs in each round, and so does the call it meets.
-        setTimeout(() => child.kill('SIGKILL'), round * 3);
+        // The delay differs in each round, and so does the call it meets.
+        setTimeout(() => child.kill('SIGKILL'), (round < 4 ? round : round - 4) * 3);
       });
       await once(child, 'close');
       const lines = said.split('\n').slice(0, -1);
       t.ok(lines.length >= 2, 'backups were acknowledged');
       for (const line of lines) {
-        const [id = '', seed] = line.split(' ');
-        told.set(id, Number(seed));
+        const [first = '', second = ''] = line.split(' ');
+        if (first === 'deleting') told.delete(second);
+        else told.set(first, Number(second));
       }
       const repository = await Repository.open(new FileBackend(root), testSecret);
       const listed = new Map((await listBackups(repository.context)).map((backup) => [backup.id, backup]));
@@ -48,7 +57,7 @@ void t.test(
         if (manifest === null) t.fail(`${id} was acknowledged, and is not there`);
         else t.ok((await readVolume(repository, manifest)).equals(killedVolume(seed)), id);
       }
-      // At most one more per kill: committed, and not told.
+      // At most one more per kill: committed and not told, or not deleted yet.
       t.ok(listed.size <= told.size + round + 1);
       const report = await verifyRepository(repository.context, await repository.index(), { data: true });
       t.same(
@@ -57,5 +66,15 @@ void t.test(
       );
       t.same(report.damagedPacks, []);
     }
+    const repository = await Repository.open(new FileBackend(root), testSecret);
+    for (let round = 0; round < 2; round++) await collect(repository);
+    for (const { id } of await listBackups(repository.context))
+      await deleteBackup(repository.context, id, testTime);
+    await collect(repository);
+    t.same(
+      await listAll(new FileBackend(root), 'packs/'),
+      [],
+      'nothing is left that a collection does not find',
+    );
   },
 );

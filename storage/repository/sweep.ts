@@ -1,0 +1,82 @@
+import { type CallOptions, listAll } from '../backends/backend.ts';
+import { StorageError } from '../errors.ts';
+import { type Collector, putSwept } from './collectionRecords.ts';
+import { replaceIndexes } from './indexReplacement.ts';
+import { presentPacks } from './liveChunks.ts';
+import { backupIdOf, manifestName, numberOf, packName, prefixes, quarantinedPackOf } from './names.ts';
+import type { RepositoryContext } from './objects.ts';
+import { openSessions } from './openSessions.ts';
+
+export interface SweepReport {
+  readonly packsDeleted: number;
+  readonly freedBytes: number;
+}
+
+/**
+ * Deletes packs on which a verdict was given, first from the indexes, and ends the collection. Repeating it, also by
+ * several at once, does the same again: no pack ever comes back under its name.
+ *
+ * @param convicted ids (hex)
+ */
+export async function sweep(
+  context: RepositoryContext,
+  collection: number,
+  convicted: ReadonlySet<string>,
+  options: CallOptions & { readonly collector: Collector },
+): Promise<SweepReport> {
+  const indexesAreDone = await tryWithoutSpace(async () => replaceIndexes(context, convicted, options));
+  const present = await presentPacks(context, options);
+  const doomed = [...convicted].filter((pack) => present.has(pack));
+  for (const pack of doomed) await context.backend.delete(packName(Buffer.from(pack, 'hex')), options);
+  if (!indexesAreDone) await replaceIndexes(context, convicted, options);
+  await removeRemains(context, options);
+  await putSwept(context, collection, options.collector, options);
+  await removeRecords(context, collection, options);
+  const freedBytes = doomed.reduce((total, pack) => total + (present.get(pack) ?? 0), 0);
+  return { packsDeleted: doomed.length, freedBytes };
+}
+
+/**
+ * In a store that is full the packs go first: an index that names what is gone costs a look, and there is no other
+ * way to make the room for a better one.
+ */
+async function tryWithoutSpace(work: () => Promise<void>): Promise<boolean> {
+  try {
+    await work();
+    return true;
+  } catch (error) {
+    if (error instanceof StorageError && error.code === 'STORAGE_FULL') return false;
+    throw error;
+  }
+}
+
+/** Removes what tells of packs and backups that are gone for good. */
+async function removeRemains(context: RepositoryContext, options: CallOptions): Promise<void> {
+  const { backend } = context;
+  for (const { name } of await listAll(backend, prefixes.quarantine, options)) {
+    const pack = quarantinedPackOf(name);
+    if (pack !== null && (await backend.size(packName(pack), options)) === null)
+      await backend.delete(name, options);
+  }
+  // Sessions whose backups are decided.
+  await openSessions(context, options);
+  // A deletion that ended half way leaves a manifest, and so does a writer that comes back late.
+  const manifests = new Set((await listAll(backend, prefixes.manifests, options)).map(({ name }) => name));
+  for (const { name } of await listAll(backend, prefixes.deletions, options)) {
+    const id = backupIdOf(name, prefixes.deletions);
+    if (id !== null && manifests.has(manifestName(id))) await backend.delete(manifestName(id), options);
+  }
+}
+
+/** Marks and verdicts of collections that have ended; only that they have must be known for ever. */
+async function removeRecords(
+  context: RepositoryContext,
+  collection: number,
+  options: CallOptions,
+): Promise<void> {
+  for (const prefix of [prefixes.marks, prefixes.verdicts])
+    for (const { name } of await listAll(context.backend, prefix, options)) {
+      const number = numberOf(name, prefix);
+      if (number !== null && number <= collection) await context.backend.delete(name, options);
+    }
+}
