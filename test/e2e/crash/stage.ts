@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto';
-import { stat, writeFile } from 'node:fs/promises';
+import { readdir, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { stringify } from 'yaml';
-import { rememberedOwner } from '../../../common/xattr.ts';
+import { listXattrs, rememberedOwner, setXattr } from '../../../common/xattr.ts';
 import { DirectoryStorage } from '../../../storage/directory/directoryStorage.ts';
 import {
   eventually,
@@ -188,7 +188,7 @@ export class CrashStage implements AsyncDisposable {
 
   /**
    * Kills QEMU and libvirtd at one blow, as a crash of the host does; the caller kills the agent. With `newBoot`
-   * what a host loses is lost too: RAM disks, libvirt's record of what runs, and the id of the boot.
+   * what a host loses is lost too: RAM disks, libvirt's record of what runs and who uses images, and the id of the boot.
    */
   async crashHost(options: { readonly newBoot: boolean }): Promise<void> {
     // A libvirtd that sees its QEMU go would begin to give the images their owners back; a host takes both at once.
@@ -202,12 +202,27 @@ export class CrashStage implements AsyncDisposable {
     }
     if (!options.newBoot) return;
     await this.lab.run('rm', ['-rf', `${this.lab.ramDir}/stillpoint`, '/run/libvirt/qemu']);
+    await this.#ageLibvirtMarks();
     const bootId = path.join(this.lab.root, 'tmp', 'boot-id');
     await writeFile(bootId, `${randomUUID()}\n`);
     // Seen inside of the laboratory only. Once: mounts on top of each other double, with shared propagation, each time.
     if (this.#bootIdMounted) return;
     await this.lab.run('mount', ['--bind', bootId, '/proc/sys/kernel/random/boot_id']);
     this.#bootIdMounted = true;
+  }
+
+  /**
+   * What libvirt notes at images counts until the next boot only, by the time of the boot that it notes with it: who
+   * uses them would otherwise use them for ever (libvirt, virSecurityValidateTimestamp).
+   */
+  async #ageLibvirtMarks(): Promise<void> {
+    for (const entry of await readdir(this.lab.imagesDir, { recursive: true, withFileTypes: true })) {
+      const file = path.join(entry.parentPath, entry.name);
+      const marks = entry.isFile() ? await listXattrs(file) : [];
+      for (const mark of marks)
+        if (mark.startsWith('trusted.libvirt.security.timestamp_'))
+          await setXattr(file, mark, Buffer.from('1'));
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
