@@ -132,9 +132,8 @@ export class RepositorySession implements ChunkSink {
     } catch (error) {
       this.#state = 'failed';
       // Of a session that was fenced the packs may be gone, and that is no damage.
-      if (error instanceof RepositoryError && error.code !== 'BACKUP_FENCED')
-        await assertPossible(this.#context, this.backupId, options);
-      throw error;
+      const fence = error instanceof RepositoryError ? await this.#fence(options) : null;
+      throw fence ?? error;
     }
   }
 
@@ -255,6 +254,16 @@ export class RepositorySession implements ChunkSink {
     if (there === null || there.type === 'fence') throw fenced(this.backupId, 'somebody took it for dead');
     // The same job has committed before it crashed; the first commit is the one that counts.
     return decodeManifest(there.content, name);
+  }
+
+  /** Why this backup can never exist; `null` also when that cannot be found out, and what failed first says more. */
+  async #fence(options: CallOptions): Promise<RepositoryError | null> {
+    try {
+      await assertPossible(this.#context, this.backupId, options);
+      return null;
+    } catch (error) {
+      return error instanceof RepositoryError && error.code === 'BACKUP_FENCED' ? error : null;
+    }
   }
 
   async #takeBack(options: CallOptions): Promise<unknown> {
