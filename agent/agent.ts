@@ -34,6 +34,7 @@ import type { ReadPlan } from './snapshot/readPlan.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
 import { Pruner } from './pruning.ts';
+import { Repositories } from './repositories.ts';
 import { StoredBackups } from './storedBackups.ts';
 
 /** What a job is parked with when libvirt was away for long, or an operation of it failed. */
@@ -81,11 +82,13 @@ export class Agent {
   readonly parts: AgentParts;
   readonly backups: StoredBackups;
   readonly pruner: Pruner;
+  readonly repositories: Repositories;
   readonly #kinds: JobKinds;
 
   constructor(parts: AgentParts) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
+    this.repositories = new Repositories(parts.config, parts.configPath);
     this.#kinds = new JobKinds(parts, (name) => this.storage(name));
     this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
@@ -158,9 +161,14 @@ export class Agent {
   }
 
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
-  async planRestore(request: RestoreRequest & { readonly backup: string }): Promise<RestorePlan> {
+  async planRestore(
+    request: RestoreRequest & { readonly backup: string; readonly storage?: string | undefined },
+  ): Promise<RestorePlan> {
     const runDirectory = dirname(this.parts.config.agent.socket);
-    return planRestore(this.parts.hypervisor, await this.backups.find(request.backup), request, runDirectory);
+    if (request.storage !== undefined) this.storage(request.storage);
+    const entry = await this.backups.find(request.backup, request.storage);
+    const storage = this.storage(entry.storage);
+    return planRestore(this.parts.hypervisor, entry, request, runDirectory, storage);
   }
 
   /** Writes a confirmed restore down and takes the machine for it; `run` does it. */

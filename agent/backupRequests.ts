@@ -94,7 +94,9 @@ function settingsFor(
   config: Config,
   storages: readonly string[],
 ): SettingsOf {
+  const runDirectory = dirname(config.agent.socket);
   const common = {
+    runDirectory,
     storages: [...storages],
     retainDirectory: policy.retainDirectory,
     ramDisk: config.agent.ramDisk,
@@ -108,7 +110,6 @@ function settingsFor(
     labels: { ...request.labels },
     incremental: policy.incremental,
   };
-  const runDirectory = dirname(config.agent.socket);
   const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
   const { live } = policy;
   return (mode, modeReason, template) => {
@@ -121,10 +122,10 @@ function settingsFor(
         whenNotConverging: live.whenNotConverging,
         longestPauseMs: live.longestPauseSeconds * 1000,
       };
-      return { ...settings, mode, group: request.group, runDirectory, rereadReason, ...how };
+      return { ...settings, mode, group: request.group, rereadReason, ...how };
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
-    return { ...settings, mode, group: request.group, template, runDirectory, freeze, rereadReason };
+    return { ...settings, mode, group: request.group, template, freeze, rereadReason };
   };
 }
 

@@ -3,6 +3,8 @@ import { StillpointError } from '../common/errors.ts';
 export type AgentErrorCode =
   /** A command or a job names a storage that the configuration does not have. */
   | 'STORAGE_NOT_CONFIGURED'
+  /** What was asked for can be done to storages of another kind only. */
+  | 'STORAGE_UNSUITABLE'
   | 'MACHINE_EXCLUDED'
   /** A template cannot have the name of a machine: their backups would not be told apart. */
   | 'TEMPLATE_NAME_TAKEN'

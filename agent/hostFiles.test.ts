@@ -10,7 +10,11 @@ const file = 'network-inner.xml';
 const definition = '<network><name>inner</name></network>\n';
 
 /** A stored backup of a host with one network. */
-async function stored(test: Test): Promise<{ readonly manifest: HostManifest; readonly directory: string }> {
+async function stored(test: Test): Promise<{
+  readonly storage: DirectoryStorage;
+  readonly manifest: HostManifest;
+  readonly directory: string;
+}> {
   const sha256 = createHash('sha256').update(definition).digest('hex');
   const sizeBytes = definition.length;
   const manifest: HostManifest = {
@@ -26,13 +30,13 @@ async function stored(test: Test): Promise<{ readonly manifest: HostManifest; re
   await storage.addHostBackup(manifest, new Map([[file, definition]]));
   const [entry] = await storage.hostBackups();
   if (entry?.manifest == null) throw new Error('it was not stored');
-  return { manifest: entry.manifest, directory: entry.directory };
+  return { storage, manifest: entry.manifest, directory: entry.directory };
 }
 
 void t.test('a restored host has its definitions and what says which file is what', async (t) => {
   const backup = await stored(t);
   const target = join(t.testdirName, 'restored');
-  await writeHostFiles(backup, target);
+  await writeHostFiles(backup.storage, backup, target);
   t.same((await readdir(target)).toSorted(), ['host.json', file]);
   t.equal(await readFile(join(target, file), 'utf8'), definition);
   const manifest = await readFile(join(target, 'host.json'), 'utf8');
@@ -44,12 +48,15 @@ void t.test('nothing is written over a manifest, or of files that were changed',
   const backup = await stored(t);
   const taken = join(t.testdirName, '~hosts');
   await writeFile(join(taken, 'host.json'), 'of another host');
-  await t.rejects(writeHostFiles(backup, taken), { code: 'BACKUP_EXISTS', message: /host\.json exists/ });
+  await t.rejects(writeHostFiles(backup.storage, backup, taken), {
+    code: 'BACKUP_EXISTS',
+    message: /host\.json exists/,
+  });
   t.same((await readdir(taken)).toSorted(), ['host.json', 'node-1']);
   t.equal(await readFile(join(taken, 'host.json'), 'utf8'), 'of another host');
 
   await writeFile(join(backup.directory, file), 'changed');
   const target = join(t.testdirName, 'restored');
-  await t.rejects(writeHostFiles(backup, target), { code: 'MANIFEST_INVALID' });
+  await t.rejects(writeHostFiles(backup.storage, backup, target), { code: 'MANIFEST_INVALID' });
   await t.rejects(readdir(target), { code: 'ENOENT' });
 });

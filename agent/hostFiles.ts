@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { exists, makeDirectoryDurable, writeFileDurable } from '../common/files.ts';
 import { formatHostManifest, type HostManifest, hostManifestFileName } from '../storage/hostManifest.ts';
 import { StorageError } from '../storage/errors.ts';
+import type { Storage } from '../storage/storage.ts';
 
 /**
  * Writes the files of a host's backup into a directory, and last its manifest, which says what each of them is and
@@ -12,12 +12,13 @@ import { StorageError } from '../storage/errors.ts';
  * stored, BACKUP_EXISTS for one that is there already
  */
 export async function writeHostFiles(
+  storage: Pick<Storage, 'hostFile'>,
   backup: { readonly manifest: HostManifest; readonly directory: string },
   target: string,
 ): Promise<void> {
   const files = new Map<string, Buffer>();
   for (const { file, sha256 } of backup.manifest.items) {
-    const content = await readFile(join(backup.directory, file));
+    const content = await storage.hostFile(backup, file);
     if (createHash('sha256').update(content).digest('hex') !== sha256)
       throw new StorageError('MANIFEST_INVALID', `${file} is not what was stored: its digest differs`, {
         hint: 'nothing was written; take another one: stillpoint list --host',

@@ -4,14 +4,12 @@ import type { LoadedConfig } from '../config/config.ts';
 import { exists } from '../common/files.ts';
 import { activeTestSwitches } from '../common/testSwitches.ts';
 import type { Logger } from '../common/log.ts';
-import { DeadlineStorage } from '../storage/deadlines.ts';
-import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
-import type { Storage } from '../storage/storage.ts';
 import { Agent } from './agent.ts';
 import { LibvirtHypervisor } from './hypervisor/libvirt/libvirtHypervisor.ts';
 import { crashPointOf } from './jobs/crashPoint.ts';
 import { Engine, type EngineListener, type EngineOptions } from './jobs/engine.ts';
 import { Journal } from './jobs/journal.ts';
+import { storagesOf } from './storages.ts';
 
 export interface OpenAgentOptions {
   readonly loaded: LoadedConfig;
@@ -48,15 +46,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
       ? new Journal(':memory:')
       : new Journal(journalFile, { readOnly });
   const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
-  const storages = new Map<string, Storage>(
-    Object.entries(config.storages).map(([name, { path, stallSeconds }]) => [
-      name,
-      new DeadlineStorage(new DirectoryStorage({ name, path }), {
-        answerMs: Math.min(stallSeconds, 30) * 1000,
-        stallMs: stallSeconds * 1000,
-      }),
-    ]),
-  );
+  const storages = storagesOf(config);
   const engine = new Engine({
     journal,
     listener: logged(log, options.listener),

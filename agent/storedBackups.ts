@@ -1,8 +1,8 @@
 import { stat } from 'node:fs/promises';
+import { StillpointError } from '../common/errors.ts';
 import { exists } from '../common/files.ts';
 import { storageLines } from '../config/config.ts';
 import { ConfigError } from '../config/errors.ts';
-import { StorageError } from '../storage/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 
 /** Hears of a storage that does not answer. */
@@ -39,24 +39,26 @@ export class StoredBackups {
   /**
    * One backup by id, `MACHINE@latest` or `MACHINE@T1`, from the first storage that has it; of several latest
    * ones the newest.
+   * @param only the storage to look in
    * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
    */
-  async find(reference: string): Promise<BackupEntry> {
+  async find(reference: string, only?: string): Promise<BackupEntry> {
     let found: BackupEntry | undefined;
     const failures: unknown[] = [];
     for (const storage of this.#storages.values()) {
+      if (only !== undefined && storage.name !== only) continue;
       try {
         const entry = await storage.find(reference);
         if (found === undefined || entry.pointInTime > found.pointInTime) found = entry;
       } catch (error) {
         // A storage that is out of order must not hide a backup that another one has.
-        if (!(error instanceof StorageError) || error.code === 'BACKUP_AMBIGUOUS') throw error;
+        if (!(error instanceof StillpointError) || error.code === 'BACKUP_AMBIGUOUS') throw error;
         failures.push(error);
       }
     }
     if (found !== undefined) return found;
     const worse = failures.find(
-      (error) => error instanceof StorageError && error.code !== 'BACKUP_NOT_FOUND',
+      (error) => error instanceof StillpointError && error.code !== 'BACKUP_NOT_FOUND',
     );
     throw worse ?? failures[0] ?? noStorage(this.#configPath);
   }
@@ -79,6 +81,7 @@ export class StoredBackups {
 
   /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
   async isLocal(entry: BackupEntry): Promise<boolean> {
+    if (this.#storages.get(entry.storage)?.kind === 'repository') return false;
     for (const { source } of entry.manifest?.volumes ?? []) {
       if (!(await exists(source)) || !(await isOnSameDevice(source, entry.directory))) return false;
     }

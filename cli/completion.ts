@@ -8,9 +8,13 @@ function longOf({ flags }: VerbOption): string {
 
 const globals = globalOptions.map(longOf);
 const firstWords = [...new Set(verbs.map(({ name }) => name.split(' ')[0] ?? name))];
-const jobWords = verbs
-  .filter(({ name }) => name.startsWith('job '))
-  .map(({ name }) => name.slice('job '.length));
+/** Verbs of two words: what may come after the first. */
+function secondWords(word: string): readonly string[] {
+  return verbs
+    .filter(({ name }) => name.startsWith(`${word} `))
+    .map(({ name }) => name.slice(word.length + 1));
+}
+const groups = firstWords.filter((word) => secondWords(word).length > 0);
 
 /** Options of all verbs that begin with a word. */
 function optionsOf(word: string): readonly string[] {
@@ -50,8 +54,7 @@ function bash(): readonly string[] {
     '  case "$verb" in',
     `    "") words="${[...firstWords, ...globals, '--version', '--help'].join(' ')}" ;;`,
     ...firstWords.map(
-      (word) =>
-        `    ${word}) words="${[...(word === 'job' ? jobWords : []), ...optionsOf(word)].join(' ')}" ;;`,
+      (word) => `    ${word}) words="${[...secondWords(word), ...optionsOf(word)].join(' ')}" ;;`,
     ),
     '  esac',
     '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
@@ -69,9 +72,12 @@ function fish(): readonly string[] {
     ...globalOptions.map((item) => option('', item)),
     ...firstWords.map(
       (word) =>
-        `complete -c stillpoint -n __fish_use_subcommand -a ${word} -d '${say(verbs.find(({ name }) => name === word)?.summary ?? 'one job')}'`,
+        `complete -c stillpoint -n __fish_use_subcommand -a ${word} -d '${say(verbs.find(({ name }) => name === word)?.summary ?? `${word}: ${secondWords(word).join(', ')}`)}'`,
     ),
-    `complete -c stillpoint -n '__fish_seen_subcommand_from job' -a '${jobWords.join(' ')}'`,
+    ...groups.map(
+      (word) =>
+        `complete -c stillpoint -n '__fish_seen_subcommand_from ${word}' -a '${secondWords(word).join(' ')}'`,
+    ),
     ...verbs.flatMap(({ name, options }) =>
       options.map((item) =>
         option(` -n '__fish_seen_subcommand_from ${name.split(' ').at(-1) ?? name}'`, item),

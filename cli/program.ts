@@ -104,10 +104,15 @@ function addVerb(program: Command, verb: Verb, write: (text: string) => void, on
 function groupOf(program: Command, name: string, write: (text: string) => void): Command {
   const existing = program.commands.find((command) => command.name() === name);
   if (existing !== undefined) return existing;
-  const group = program.command(name).description('one job: show, watch, cancel, retry');
+  const group = program.command(name).description(groupSummaries[name] ?? name);
   configure(group, write);
   return group;
 }
+
+const groupSummaries: Readonly<Record<string, string>> = {
+  job: 'one job: show, watch, cancel, retry',
+  storage: 'the storages: list, init, show, gc, check, keys',
+};
 
 function buildOption({ flags, description, choices, laterChoices, many }: VerbOption): Option {
   const option = new Option(

@@ -148,6 +148,7 @@ export const verbs: readonly Verb[] = [
     summary: 'brings a machine back to the instant of a backup; shows the plan and asks first',
     changes: true,
     options: [
+      { flags: '-s, --storage <name>', description: 'from the copy in this storage' },
       { flags: '--as <name>', description: 'as a new machine of this name' },
       {
         flags: '--in-place',
@@ -331,6 +332,87 @@ export const verbs: readonly Verb[] = [
     load: async () => (await import('./commands/release.ts')).release,
   },
   {
+    name: 'storage list',
+    arguments: '',
+    summary: 'the storages of the configuration, and whether they can be used',
+    changes: false,
+    options: [],
+    examples: ['storage list'],
+    load: async () => (await import('./commands/storage.ts')).storageList,
+  },
+  {
+    name: 'storage init',
+    arguments: '<NAME>',
+    summary:
+      'makes the repository of a storage, its key file where there is none, and a recovery key to print',
+    changes: true,
+    options: [
+      {
+        flags: '--no-recovery-key',
+        description: 'only the key file opens it: who loses that has lost the backups',
+      },
+    ],
+    examples: ['storage init vault'],
+    load: async () => (await import('./commands/storageInit.ts')).storageInit,
+  },
+  {
+    name: 'storage show',
+    arguments: '<NAME>',
+    summary: 'what a repository holds: stored, referenced and shared bytes, and each machine',
+    changes: false,
+    options: [],
+    examples: ['storage show vault'],
+    load: async () => (await import('./commands/storageShow.ts')).storageShow,
+  },
+  {
+    name: 'storage gc',
+    arguments: '<NAME>',
+    summary: 'frees what no backup in a repository needs any more; others may go on writing',
+    changes: true,
+    options: [
+      {
+        flags: '--fence',
+        description:
+          'give up backups that were begun and not ended: their agents are dead, or fail when they commit',
+      },
+      {
+        flags: '--repack <percent>',
+        description: 'copy what is needed of packs of which less than this is needed (default: 50; 0: none)',
+      },
+    ],
+    examples: ['storage gc vault', 'storage gc vault --fence'],
+    load: async () => (await import('./commands/storageGc.ts')).storageGc,
+  },
+  {
+    name: 'storage check',
+    arguments: '<NAME>',
+    summary: 'checks a whole repository: every backup, and with --data every byte that one needs',
+    changes: true,
+    options: [
+      { flags: '-d, --data', description: 'read every byte and compare it' },
+      { flags: '--rebuild-index', description: 'make index objects for packs that none names' },
+    ],
+    examples: ['storage check vault', 'storage check vault --data'],
+    load: async () => (await import('./commands/storageCheck.ts')).storageCheck,
+  },
+  {
+    name: 'storage keys',
+    arguments: '<NAME>',
+    summary: 'what opens a repository; makes or removes a way into it',
+    changes: true,
+    options: [
+      { flags: '--add-recovery', description: 'make another recovery key, and print it once' },
+      { flags: '--add-file <path>', description: 'let another key file open it; made where there is none' },
+      { flags: '--remove <id>', description: 'this one opens it no more; never the last one' },
+    ],
+    examples: [
+      'storage keys vault',
+      'storage keys vault --add-recovery',
+      'storage keys vault --remove 1f0c2a',
+    ],
+    load: async () => (await import('./commands/storageKeys.ts')).storageKeys,
+  },
+  {
     name: 'repair-offline',
     arguments: '',
     summary: 'after a crash of the host, before libvirt starts: completes images that a lost merge left',
@@ -374,4 +456,4 @@ export const globalOptions: readonly VerbOption[] = [
 ];
 
 /** Words that belong to Stillpoint and that this version does not know. */
-export const laterWords: ReadonlySet<string> = new Set(['storage', 'sync', 'controller']);
+export const laterWords: ReadonlySet<string> = new Set(['sync', 'controller']);

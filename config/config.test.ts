@@ -105,14 +105,27 @@ void t.test('what is not YAML, or would be misread, is refused with its place', 
   t.end();
 });
 
-void t.test('what a later version will do is refused with a code of its own', (t) => {
-  const repository = refusal(
-    'storages:\n  vault: { kind: repository, url: "file:///srv/vault", keyFile: /k }\n',
-  );
-  t.equal(repository.code, 'CONFIG_NOT_AVAILABLE');
-  t.match(repository.problems.map(formatProblem), [
-    'c.yaml:2:12: storages.vault.kind: storages of kind repository are not available in this version; use kind: directory with a path',
+void t.test('a repository has a place and a key file, and on S3 what a server wants to know', (t) => {
+  const repository = (keys: string): string =>
+    `storages:\n  vault: { kind: repository, keyFile: /k, ${keys} }\n`;
+  const s3 = 'url: "s3://bucket/prefix", endpoint: "https://s3.example.net"';
+  for (const keys of ['url: "file:///srv/vault"', `${s3}, credentialsFile: /c, region: eu-1`])
+    t.match(parseConfig(repository(keys), 'c.yaml').config.storages['vault'], { kind: 'repository' });
+  t.match(problemsOf(repository(s3)), [
+    /storages\.vault\.credentialsFile: a storage of s3: needs credentialsFile/,
   ]);
+  t.match(problemsOf(repository('url: "file:///srv/vault", region: eu-1')), [
+    /storages\.vault\.region: a storage of file: has no region/,
+  ]);
+  for (const url of ['/srv/vault', 'file://host/srv', 'http://bucket'])
+    t.match(problemsOf(repository(`url: "${url}"`)), [/expected file:\/\/\/PATH or s3:\/\/BUCKET/], url);
+  t.match(problemsOf('storages: { vault: { kind: bucket } }'), [
+    /expected kind: directory or kind: repository/,
+  ]);
+  t.match(
+    problemsOf(`${repository('url: "file:///srv/vault"')}  other: { kind: directory, path: /srv/vault }\n`),
+    [/storages\.other\.path: storage vault is the same place/],
+  );
   t.match(problemsOf('policies: { default: { mode: fast } }'), [/expected one of auto, save, live/]);
   t.end();
 });

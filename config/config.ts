@@ -4,7 +4,7 @@ import type { z } from 'zod';
 import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import type { ConfigProblem } from './errors.ts';
-import { configSchema, inactiveKeys, notAvailableMark } from './schema.ts';
+import { configSchema, inactiveKeys } from './schema.ts';
 import type { Config } from './schema.ts';
 import { ConfigSource, ConfigSources } from './source.ts';
 import type { KeyPath } from './source.ts';
@@ -96,16 +96,11 @@ function refuseIfAny(problems: readonly ConfigProblem[]): void {
   const sorted = problems.toSorted(
     (a, b) => a.file.localeCompare(b.file) || a.line - b.line || a.column - b.column,
   );
-  const onlyLater = problems.every(({ notAvailable }) => notAvailable);
   const lines = sorted.map(formatProblem).join('\n');
-  throw new ConfigError(
-    onlyLater ? 'CONFIG_NOT_AVAILABLE' : 'CONFIG_INVALID',
-    `the configuration is refused:\n${lines}`,
-    {
-      problems: sorted,
-      hint: `correct ${first.file} (every key is explained in config/stillpoint.yaml), then: stillpoint doctor`,
-    },
-  );
+  throw new ConfigError('CONFIG_INVALID', `the configuration is refused:\n${lines}`, {
+    problems: sorted,
+    hint: `correct ${first.file} (every key is explained in config/stillpoint.yaml), then: stillpoint doctor`,
+  });
 }
 
 type Issue = z.core.$ZodIssue;
@@ -127,7 +122,7 @@ function problemsOf(sources: ConfigSources, issue: Issue): readonly ConfigProble
   }
   const message = issue.code === 'invalid_key' ? (issue.issues[0]?.message ?? issue.message) : issue.message;
   const missing = !sources.has(path) && path.length > 0 ? ' (it is missing)' : '';
-  return [sources.problemAt(path, `${message}${missing}`, message.includes(notAvailableMark))];
+  return [sources.problemAt(path, `${message}${missing}`)];
 }
 
 /** Policies and storages that are referred to and are not there. */
@@ -145,14 +140,12 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
     }
   }
   for (const [index, name] of storages.entries()) {
-    const same = storages
-      .slice(0, index)
-      .find((other) => config.storages[other]?.path === config.storages[name]?.path);
+    const same = storages.slice(0, index).find((other) => placeOf(config, other) === placeOf(config, name));
     if (same === undefined) continue;
     problems.push(
       sources.problemAt(
-        ['storages', name, 'path'],
-        `storage ${same} is the same directory: that would be one copy, not two`,
+        ['storages', name, config.storages[name]?.kind === 'repository' ? 'url' : 'path'],
+        `storage ${same} is the same place: that would be one copy, not two`,
       ),
     );
   }
@@ -167,6 +160,15 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
   return problems;
 }
 
+/** What two storages must not have in common. */
+function placeOf({ storages }: Config, name: string): string {
+  const storage = storages[name];
+  if (storage?.kind !== 'repository') return storage?.path ?? '';
+  return storage.url.startsWith('file://')
+    ? storage.url.slice('file://'.length)
+    : `${storage.endpoint} ${storage.url}`;
+}
+
 function inactiveIn(sources: ConfigSources, config: Config): readonly ConfigProblem[] {
   return inactiveKeys.flatMap(({ key, reason }) => {
     const paths =
@@ -175,6 +177,6 @@ function inactiveIn(sources: ConfigSources, config: Config): readonly ConfigProb
         : [key];
     return paths
       .filter((path) => sources.has(path))
-      .map((path) => sources.problemAt(path, `not active in this version: ${reason}`, true));
+      .map((path) => sources.problemAt(path, `not active in this version: ${reason}`));
   });
 }

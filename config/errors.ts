@@ -6,9 +6,7 @@ export type ConfigErrorCode =
   | 'CONFIG_UNREADABLE'
   | 'CONFIG_INVALID'
   /** It names no storage. */
-  | 'NO_STORAGE'
-  /** All that is wrong is that it asks for what this version cannot do. */
-  | 'CONFIG_NOT_AVAILABLE';
+  | 'NO_STORAGE';
 
 /** One thing that is wrong in a configuration, and where. Lines and columns count from 1. */
 export interface ConfigProblem {
@@ -18,8 +16,6 @@ export interface ConfigProblem {
   /** Dotted path of the key, such as `policies.default.mode`; empty for the whole file. */
   readonly key: string;
   readonly message: string;
-  /** The key means something that this version cannot do yet. */
-  readonly notAvailable: boolean;
 }
 
 /** A configuration that cannot be used; names everything that is wrong with it at once. */

@@ -2,9 +2,6 @@ import { z } from 'zod';
 import { logLevels } from '../common/log.ts';
 import { spanPattern } from '../common/span.ts';
 
-/** Marks a message that speaks of what a later version will do. */
-export const notAvailableMark = 'not available in this version';
-
 const absolutePath = z
   .string('expected an absolute path')
   .startsWith('/', 'expected an absolute path')
@@ -33,14 +30,7 @@ const agent = z.strictObject({
     .describe('The environment variable STILLPOINT_LOG wins over it.'),
 });
 
-const directoryStorage = z.strictObject({
-  kind: z.literal('directory', {
-    error: ({ input }) =>
-      input === 'repository'
-        ? `storages of kind repository are ${notAvailableMark}; use kind: directory with a path`
-        : 'expected kind: directory',
-  }),
-  path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
+const ofEveryStorage = {
   stallSeconds: seconds
     .default(600)
     .describe('Without a sign of life for this long it counts as unreachable: a network mount can hang.'),
@@ -50,6 +40,58 @@ const directoryStorage = z.strictObject({
     .describe(
       'So many backups at a time write into it, of all commands together; as many as the host allows unless told.',
     ),
+};
+
+const directoryStorage = z.strictObject({
+  kind: z.literal('directory'),
+  path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
+  ...ofEveryStorage,
+});
+
+const repositoryStorage = z
+  .strictObject({
+    kind: z.literal('repository'),
+    url: z
+      .string()
+      .regex(
+        /^(?:file:\/\/\/[^\0]*|s3:\/\/[^/\0]+(?:\/[^\0]*)?)$/,
+        'expected file:///PATH or s3://BUCKET/PREFIX',
+      )
+      .describe('Where it is: file:///PATH, on any file system, or s3://BUCKET/PREFIX.'),
+    keyFile: absolutePath.describe(
+      'A file of 64 hexadecimal digits that opens the repository; `stillpoint storage init` makes it. Keep a copy elsewhere, or the recovery key: without either nobody can read the backups.',
+    ),
+    endpoint: z.string().optional().describe('s3: https://HOST or https://HOST:PORT.'),
+    region: z.string().optional().describe('s3: us-east-1 unless told.'),
+    addressing: z
+      .enum(['path', 'virtualHost'], { error: 'expected path or virtualHost' })
+      .optional()
+      .describe('s3: whether the bucket stands in the path (unless told) or before the host.'),
+    caFile: absolutePath
+      .optional()
+      .describe('s3: certificates (PEM) to trust instead of those of the system.'),
+    credentialsFile: absolutePath
+      .optional()
+      .describe(
+        's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
+      ),
+    ...ofEveryStorage,
+  })
+  .superRefine((storage, context) => {
+    const isS3 = storage.url.startsWith('s3:');
+    for (const key of s3Keys) {
+      const isNeeded = isS3 && (key === 'endpoint' || key === 'credentialsFile');
+      if (isNeeded && storage[key] === undefined)
+        context.addIssue({ code: 'custom', path: [key], message: `a storage of s3: needs ${key}` });
+      if (!isS3 && storage[key] !== undefined)
+        context.addIssue({ code: 'custom', path: [key], message: `a storage of file: has no ${key}` });
+    }
+  });
+
+const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile'] as const;
+
+const storage = z.discriminatedUnion('kind', [directoryStorage, repositoryStorage], {
+  error: 'expected kind: directory or kind: repository',
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
@@ -197,7 +239,7 @@ const template = z.strictObject({
 /** The whole configuration. Every key has a default. */
 export const configSchema = z.strictObject({
   agent: agent.prefault({}),
-  storages: z.record(name, directoryStorage).default({}),
+  storages: z.record(name, storage).default({}),
   policies: z.record(name, policy).default({}),
   hostBackups: z
     .strictObject({

@@ -56,9 +56,9 @@ export class ConfigSource {
   }
 
   /** A problem at a key, or at the nearest thing above it that is there. */
-  problemAt(path: KeyPath, message: string, notAvailable = false, shownPath: KeyPath = path): ConfigProblem {
+  problemAt(path: KeyPath, message: string, shownPath: KeyPath = path): ConfigProblem {
     const known = path.slice(0, path.findLastIndex((_, index) => this.has(path.slice(0, index + 1))) + 1);
-    return { ...this.#problem(this.#offset(known), shownPath.map(String).join('.'), message), notAvailable };
+    return this.#problem(this.#offset(known), shownPath.map(String).join('.'), message);
   }
 
   /** Where the key of the last part of a path stands, or the item of a list. */
@@ -83,7 +83,6 @@ export class ConfigSource {
       column: Math.max(col, 1),
       key,
       message,
-      notAvailable: false,
     };
   }
 }
@@ -128,9 +127,9 @@ export class ConfigSources {
   }
 
   /** A problem at a key of the merged configuration, in the file that it comes from. */
-  problemAt(path: KeyPath, message: string, notAvailable = false): ConfigProblem {
+  problemAt(path: KeyPath, message: string): ConfigProblem {
     const { source, localPath } = this.#origin(path);
-    return source.problemAt(localPath, message, notAvailable, path);
+    return source.problemAt(localPath, message, path);
   }
 
   has(path: KeyPath): boolean {

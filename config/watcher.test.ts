@@ -15,18 +15,18 @@ void t.test('a changed file is followed, and an invalid one is refused and the o
     changed: () => events.emit('changed'),
     refused: (error) => events.emit('refused', error),
   });
-  t.equal(watcher.current.config.storages['local']?.path, '/one');
+  t.match(watcher.current.config.storages['local'], { path: '/one' });
 
   const refused = once(events, 'refused', { signal });
   await writeFile(file, 'storages: [');
   t.match(await refused, [{ code: 'CONFIG_INVALID' }]);
-  t.equal(watcher.current.config.storages['local']?.path, '/one');
+  t.match(watcher.current.config.storages['local'], { path: '/one' });
 
   const changed = once(events, 'changed', { signal });
   await writeFile(join(directory, 'new'), text('/two'));
   await rename(join(directory, 'new'), file);
   await changed;
-  t.equal(watcher.current.config.storages['local']?.path, '/two');
+  t.match(watcher.current.config.storages['local'], { path: '/two' });
 });
 
 void t.test('drop-ins are followed too', async (t) => {
@@ -40,7 +40,7 @@ void t.test('drop-ins are followed too', async (t) => {
   const changed = once(events, 'changed', { signal });
   await writeFile(join(directory, '20.yaml'), text('/two'));
   await changed;
-  t.equal(watcher.current.config.storages['local']?.path, '/two');
+  t.match(watcher.current.config.storages['local'], { path: '/two' });
 });
 
 void t.test('a service does not start with an invalid configuration', async (t) => {

@@ -11,7 +11,7 @@ import { makeSample, storeSample } from './directory/fixture.ts';
 import { piecesInFlight } from './directory/qcow2Writer.ts';
 import { GeneratedSource, turns } from './directory/volumeFixture.ts';
 import { type HostManifest, hostManifestVersion } from './hostManifest.ts';
-import type { BackupWriter } from './storage.ts';
+import type { BackupWriter, Storage } from './storage.ts';
 
 const patience = { answerMs: 50, stallMs: 150 };
 const machine = { name: 'vm', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
@@ -41,11 +41,11 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
   const work = t.testdir({ root: {} });
   const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
   const entry = await storeSample(real, await makeSample(work));
-  const storage = new DeadlineStorage(hanging(real), patience);
+  const storage = new DeadlineStorage(hanging<Storage>(real), patience);
   const calls: Record<string, () => Promise<unknown>> = {
     sameFileSystemAs: () => storage.sameFileSystemAs('/'),
     sharesBlocks: () => storage.sharesBlocks(),
-    begin: () => storage.begin({ jobId: 'j', machine }),
+    begin: () => storage.begin({ jobId: 'j', backupId: newId(), machine }),
     findCommitted: () => storage.findCommitted('id'),
     list: () => storage.list(),
     find: () => storage.find('id'),
@@ -58,6 +58,10 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
         { at: new Date().toISOString(), ok: true, start: 'boot', evidence: null, detail: '', durationMs: 1 },
         null,
       ),
+    copyOut: () => storage.copyOut({ path: 'f', sizeBytes: 1, sha256: 'x' }, 'to', { as: 'file' }),
+    readText: () => storage.readText({ path: 'f', sha256: 'x' }),
+    isSameAs: () => storage.isSameAs({ sha256: 'x' }, 'f'),
+    hostFile: () => storage.hostFile({ directory: work }, 'f'),
     reading: () => storage.reading('a file', () => Promise.resolve()),
     addHostBackup: () => storage.addHostBackup(hostManifest, new Map()),
     hostBackups: () => storage.hostBackups(),
@@ -103,13 +107,13 @@ void t.test(
 
 void t.test('a copy that goes on takes as long as it takes; one that stands still is given up', async (t) => {
   const work = t.testdir({ root: {} });
-  const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
-  const writer = await real.begin({ jobId: 'j', machine });
+  const real: Storage = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
+  const writer = await real.begin({ jobId: 'j', backupId: newId(), machine });
   const digest = { sizeBytes: 1, sha256: 'x' };
   const storeWith = async (addByCopy: BackupWriter['addByCopy']): Promise<FileDigest> => {
     const begin = (): Promise<BackupWriter> => Promise.resolve(hanging<BackupWriter>(writer, { addByCopy }));
     const storage = new DeadlineStorage(hanging(real, { begin }), patience);
-    return (await storage.begin({ jobId: 'j', machine })).addByCopy('/a', 'b', {});
+    return (await storage.begin({ jobId: 'j', backupId: newId(), machine })).addByCopy('/a', 'b', {});
   };
   const slow: BackupWriter['addByCopy'] = async (_from, _name, options) => {
     for (let block = 0; block < 8; block += 1) {
@@ -127,7 +131,11 @@ void t.test('a copy that goes on takes as long as it takes; one that stands stil
   await t.rejects(storeWith(stuck), { code: 'STORAGE_UNREACHABLE' });
   t.equal(signal?.aborted, true, 'what hangs is told to stop when it wakes up');
   const begin = (): Promise<BackupWriter> => Promise.resolve(hanging<BackupWriter>(writer));
-  const begun = await new DeadlineStorage(hanging(real, { begin }), patience).begin({ jobId: 'j', machine });
+  const begun = await new DeadlineStorage(hanging(real, { begin }), patience).begin({
+    jobId: 'j',
+    backupId: newId(),
+    machine,
+  });
   const { manifest } = await makeSample(work);
   const calls: readonly (() => Promise<unknown>)[] = [
     () => begun.addByRename('/a', 'b'),
@@ -161,9 +169,9 @@ void t.test('a copy that wakes up late does not meet the one that was begun afte
 
 void t.test('a volume may take long, from a slow source too, but not stand still', async (t) => {
   const work = t.testdir({ root: {} });
-  const real = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
+  const real: Storage = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
   const storage = new DeadlineStorage(real, { answerMs: 5000, stallMs: 300 });
-  const writer = await storage.begin({ jobId: 'j', machine });
+  const writer = await storage.begin({ jobId: 'j', backupId: newId(), machine });
   const size = 16 * 1024 * 1024;
   const good = new GeneratedSource(size, turns([size], false));
   let asked = 0;

@@ -13,15 +13,21 @@ import type {
   BackupEntry,
   BackupWriter,
   BeginRequest,
+  CopiedOut,
+  CopyOutOptions,
   Increment,
   PartialBackup,
   Protection,
   ReadWatch,
   Storage,
   StorageCheck,
+  StoredFile,
   VerifyOptions,
   VerifyReport,
 } from './storage.ts';
+
+/** How often bringing to the disk what was read counts as a sign of life. */
+const aliveMs = 1000;
 
 /** How long a storage may be silent, in milliseconds. */
 export interface StoragePatience {
@@ -123,6 +129,34 @@ export class DeadlineStorage implements Storage {
     );
   }
 
+  async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
+    let afterwards: NodeJS.Timeout | undefined;
+    try {
+      return await withDeadline(this, `reading ${artifact.path}`, this.#patience.stallMs, (watch) =>
+        this.#storage.copyOut(artifact, to, {
+          ...options,
+          signal: watch.signalWith(options.signal),
+          onProgress: (bytesDone) => {
+            watch.alive();
+            // Once its last byte was read the storage has no part in what may still take long.
+            if (bytesDone >= artifact.sizeBytes) afterwards ??= setInterval(() => watch.alive(), aliveMs);
+            options.onProgress?.(bytesDone);
+          },
+        }),
+      );
+    } finally {
+      clearInterval(afterwards);
+    }
+  }
+
+  readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
+    return this.#stall(`reading ${artifact.path}`, () => this.#storage.readText(artifact));
+  }
+
+  isSameAs(artifact: Pick<StoredFile, 'sha256'>, hostFile: string): Promise<boolean> {
+    return this.#stall(`comparing ${hostFile}`, () => this.#storage.isSameAs(artifact, hostFile));
+  }
+
   reading<T>(what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {
     return withDeadline(this, what, this.#patience.stallMs, (watch) =>
       this.#storage.reading(what, (inner) =>
@@ -145,6 +179,10 @@ export class DeadlineStorage implements Storage {
 
   hostBackups(): Promise<readonly HostBackupEntry[]> {
     return this.#stall('the list of backups of hosts', () => this.#storage.hostBackups());
+  }
+
+  hostFile(entry: Pick<HostBackupEntry, 'directory'>, file: string): Promise<Buffer> {
+    return this.#stall(`reading ${file}`, () => this.#storage.hostFile(entry, file));
   }
 
   deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void> {
@@ -171,7 +209,7 @@ class DeadlineWriter implements BackupWriter {
     this.#patience = patience;
   }
 
-  get directory(): string {
+  get directory(): string | null {
     return this.#writer.directory;
   }
 
@@ -207,6 +245,12 @@ class DeadlineWriter implements BackupWriter {
   ): Promise<FileDigest> {
     return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
       this.#writer.addIncrement(answering(source, alive), increment, fileName, { ...options, ...watched }),
+    );
+  }
+
+  flush({ signal }: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
+    return withDeadline(this.#storage, 'bringing it to the disk', this.#patience.stallMs, (watch) =>
+      this.#writer.flush({ signal: watch.signalWith(signal) }),
     );
   }
 

@@ -1,3 +1,4 @@
+import type { DigestKind } from '../common/chunkSums.ts';
 import type { FileDigest, HashOptions } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
@@ -9,10 +10,11 @@ import type { Verification } from './verification.ts';
 /**
  * The port to a place for backups. Rejections are `StorageError`, or the reason of an AbortSignal.
  */
-export interface Storage {
+export interface Storage extends StoredFiles {
   /** Its name in the configuration. */
   readonly name: string;
-  readonly kind: 'directory';
+  /** `directory`: artifacts are files that stand at their paths. `repository`: streams, which must be copied out. */
+  readonly kind: 'directory' | 'repository';
   /** Where it is, for people. */
   readonly location: string;
 
@@ -86,8 +88,54 @@ export interface Storage {
   addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string>;
   /** Every backup of a host, oldest first. */
   hostBackups(): Promise<readonly HostBackupEntry[]>;
+  /** A file of the backup of a host, as it was stored. Rejects with BACKUP_NOT_FOUND. */
+  hostFile(entry: Pick<HostBackupEntry, 'directory'>, file: string): Promise<Buffer>;
   /** Removes the backup of a host, for good. Rejects with BACKUP_NOT_FOUND. */
   deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void>;
+}
+
+/** The artifacts of backups, as who restores them reads them. */
+export interface StoredFiles {
+  /**
+   * Writes an artifact to a new file, which is on the disk then: a volume as a standalone qcow2 file. What was read is
+   * what was stored; whether the file reads back so is the caller's to prove.
+   *
+   * Rejects with BACKUP_DAMAGED.
+   */
+  copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut>;
+  /** A definition, compared with its digest. Rejects with BACKUP_DAMAGED. */
+  readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string>;
+  /** True when a file of the host holds what an artifact holds that is no volume. */
+  isSameAs(artifact: Pick<StoredFile, 'sha256'>, hostFile: string): Promise<boolean>;
+}
+
+/** An artifact of a backup. */
+export interface StoredFile {
+  /** Where the storage keeps files, the file; otherwise what people may call it. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  /** Its digest as the manifest has it; in a repository the id of the root of its stream. */
+  readonly sha256: string;
+}
+
+export interface CopyOutOptions {
+  /**
+   * `volume`: what the guest saw, to be written as qcow2. `opaque volume`: an image that is stored as it stood, because
+   * it is encrypted.
+   */
+  readonly as: 'volume' | 'opaque volume' | 'file';
+  readonly signal?: AbortSignal | undefined;
+  /** Counts bytes of the artifact. */
+  readonly onProgress?: ((bytesDone: number) => void) | undefined;
+}
+
+/** What was written. */
+export interface CopiedOut {
+  /** Of the new file. */
+  readonly sha256: string;
+  readonly digest: DigestKind;
+  /** It shares the blocks of what was read: there is nothing that could have been written wrongly. */
+  readonly isShared: boolean;
 }
 
 /** The backup of a host's definitions. */
@@ -116,6 +164,8 @@ export interface MachineIdentity {
 
 export interface BeginRequest {
   readonly jobId: string;
+  /** What the backup is going to be called. */
+  readonly backupId: string;
   readonly machine: MachineIdentity;
 }
 
@@ -124,8 +174,8 @@ export interface BeginRequest {
  * name only when it is complete and on the disk.
  */
 export interface BackupWriter {
-  /** The directory in which the files gather. */
-  readonly directory: string;
+  /** The directory in which the files gather; `null` where no files are kept. */
+  readonly directory: string | null;
 
   /** True when this file is complete. */
   has(fileName: string): Promise<boolean>;
@@ -159,6 +209,8 @@ export interface BackupWriter {
     fileName: string,
     options?: AddOptions,
   ): Promise<FileDigest>;
+  /** Makes what was added outlive this process, so that `commit` of another one can do the rest. */
+  flush(options?: { readonly signal?: AbortSignal | undefined }): Promise<void>;
   /**
    * Makes it a backup. Every file of the manifest must be there with its size.
    *
@@ -186,7 +238,7 @@ export interface AddOptions extends HashOptions {
 /** A backup, or what is left of one. */
 export interface BackupEntry {
   readonly storage: string;
-  /** Absolute path of its directory. */
+  /** Absolute path of its directory; in a repository, what people may call it. */
   readonly directory: string;
   /** `null` when the manifest cannot be read. */
   readonly id: string | null;

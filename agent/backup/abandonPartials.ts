@@ -4,6 +4,7 @@ import type { StepContext } from '../jobs/step.ts';
 
 /** What is known of any backup job: whose it is and where it goes. */
 interface AnyBackup {
+  readonly backupId: string;
   readonly machine: { readonly uuid: string; readonly name: string };
   readonly settings: { readonly storages: readonly string[] };
 }
@@ -18,7 +19,8 @@ export async function abandonPartials(
     try {
       const storage = storageOf(name);
       const begun = (await storage.partials()).some((partial) => partial.jobId === jobId);
-      if (begun) await (await storage.begin({ jobId, machine: facts.machine })).abandon();
+      if (begun)
+        await (await storage.begin({ jobId, backupId: facts.backupId, machine: facts.machine })).abandon();
     } catch (error) {
       if (!(error instanceof StillpointError)) throw error;
       // The storage is away, or was taken out of the configuration: the job must be able to end all the same.

@@ -49,7 +49,7 @@ export async function commitManifests<Facts extends CommitFacts>(
     if ((await storage.findCommitted(facts.backupId)) !== null) continue;
     const retained = facts.retained?.[storageName];
     if (retained === undefined) throw new Error(`nothing was retained in ${storageName}`);
-    const writer = await storage.begin({ jobId, machine });
+    const writer = await storage.begin({ jobId, backupId: facts.backupId, machine });
     const steps = stepRows(jobId).flatMap(({ name, durationMs }) =>
       durationMs === null ? [] : [{ name, durationMs }],
     );

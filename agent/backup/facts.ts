@@ -10,6 +10,8 @@ export const backupSettingsSchema = z.object({
   /** `null`: `.stillpoint/` beside each image. */
   retainDirectory: z.string().nullable(),
   ramDisk: z.string().nullable(),
+  /** Where sockets are made. */
+  runDirectory: z.string().default('/run/stillpoint'),
   mergeBandwidthBytesPerSecond: z.number().nonnegative(),
   readBandwidthBytesPerSecond: z.number().nonnegative(),
   /** Merge a shared base into the machine too. */

@@ -1,3 +1,5 @@
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Storage } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
@@ -10,8 +12,11 @@ import { mergeOffline } from '../merge/offline.ts';
 import { streamVolumes } from '../merge/stream.ts';
 import { describeBackup } from '../retain/manifest.ts';
 import { namesFor, orderStorages, type Retained, retainInto } from '../retain/retain.ts';
+import type { OpenVolume } from '../retain/retainVolume.ts';
 import { guardMachine, readOwnerSettings, unguardMachine } from '../snapshot/guard.ts';
-import type { SavePlan } from '../snapshot/plan.ts';
+import { ImageExport } from '../snapshot/imageExport.ts';
+import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
+import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { removeStateFile } from '../snapshot/stateFile.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { commitManifests } from './commitManifests.ts';
@@ -20,6 +25,9 @@ import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
 import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
+
+/** A server that gives no sign of life for so long counts as dead. */
+const answerMs = 120_000;
 
 export interface LaterStepDependencies {
   readonly hypervisor: Hypervisor;
@@ -137,14 +145,17 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
     const plan = planOf(facts);
     const { settings } = facts;
     const names = namesFor(plan.machine.name, pointInTimeOf(facts));
-    const retained: Record<string, Retained> = {};
+    const retained: Record<string, Retained> = { ...facts.retained };
+    const directory = join(settings.runDirectory, jobId);
     const storages = await orderStorages(
       settings.storages.map((name) => dependencies.storage(name)),
       plan,
     );
     for (const storage of storages) {
       if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-      const writer = await storage.begin({ jobId, machine: plan.machine });
+      const writer = await storage.begin({ jobId, backupId: facts.backupId, machine: plan.machine });
+      // Files can be looked at again; of what went elsewhere it is known that it is all there.
+      if (writer.directory === null && retained[storage.name] !== undefined) continue;
       const mayTake = storage === storages.at(-1);
       retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
         signal: context.signal,
@@ -152,8 +163,12 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
         deadlineMs: settings.retainDeadlineMs,
         onProgress: (file, doneBytes, totalBytes) =>
           context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),
+        openFrozen: (volume) => openFrozen(volume, directory, context.signal),
       });
+      // The next storage may take the frozen images away.
+      context.commit({ retained: { ...retained } });
     }
+    await rm(directory, { recursive: true, force: true });
     context.learn({ retained });
   };
 
@@ -202,6 +217,20 @@ export async function dropOwnCheckpoint(
 export async function removeWork(plan: SavePlan): Promise<void> {
   await removeStateFile(plan.stateFile);
   await removeWorkDirectories(plan);
+}
+
+/** Serves a frozen image for reading. */
+async function openFrozen(
+  { target, frozen }: PlannedVolume,
+  directory: string,
+  signal: AbortSignal,
+): Promise<OpenVolume> {
+  await makeRunDirectory(directory);
+  const exported = await ImageExport.open({ target, file: frozen, format: 'qcow2' }, directory, {
+    answerMs,
+    signal,
+  });
+  return { source: exported.volume, [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose]() };
 }
 
 function pointInTimeOf(facts: BackupFacts): string {

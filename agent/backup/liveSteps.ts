@@ -208,7 +208,10 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
     const plan = livePlanOf(context.facts);
     const writers = new Map<string, BackupWriter>();
     for (const name of facts.settings.storages)
-      writers.set(name, await dependencies.storage(name).begin({ jobId, machine: plan.machine }));
+      writers.set(
+        name,
+        await dependencies.storage(name).begin({ jobId, backupId: facts.backupId, machine: plan.machine }),
+      );
     const directory = join(facts.settings.runDirectory, jobId);
     await makeRunDirectory(directory);
     try {

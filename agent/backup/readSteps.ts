@@ -112,7 +112,8 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const plan = planOf(context.facts);
     const writers = new Map<string, BackupWriter>();
     for (const name of context.facts.settings.storages) {
-      const request = { jobId: context.jobId, machine: plan.machine };
+      const { backupId } = context.facts;
+      const request = { jobId: context.jobId, backupId, machine: plan.machine };
       writers.set(name, await dependencies.storage(name).begin(request));
     }
     const read =

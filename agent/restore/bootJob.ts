@@ -1,6 +1,7 @@
 import { chmod, chown, mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { errorRecord, type StillpointError } from '../../common/errors.ts';
 import { createOverlay } from '../../common/qemuImage.ts';
+import { filesByPath } from '../../storage/directory/filesByPath.ts';
 import type { Verification } from '../../storage/verification.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { patiently } from '../hypervisor/patience.ts';
@@ -12,7 +13,6 @@ import { stageFile } from './files.ts';
 import { statusOf } from './machineStatus.ts';
 import { rewriteSaveImage } from './saveImage.ts';
 import { endServer, ensureServed } from './served.ts';
-import { readStoredDefinition } from './storedDefinition.ts';
 
 type Context = StepContext<BootFacts>;
 
@@ -91,7 +91,7 @@ async function prepare(hypervisor: Hypervisor, context: Context): Promise<void> 
     await ensureServed({ target, artifact, format, socket }, user);
     await createOverlay(overlay, { path: url, format: 'raw' }, virtualSizeBytes);
   }
-  if (plan.nvram !== null) await stageFile(plan.nvram.artifact, plan.nvram.path, { signal });
+  if (plan.nvram !== null) await stageFile(filesByPath, plan.nvram.artifact, plan.nvram.path, { signal });
   await writeFile(plan.serialLog, '', { mode: 0o600 });
   await chown(plan.serialLog, user.uid, user.gid);
   if (plan.memory === null) return;
@@ -115,7 +115,7 @@ async function startAndWatch(
   const { uuid } = plan.machine;
   try {
     if (plan.memory === null) {
-      await hypervisor.startTransient(isolatedDefinition(plan, await readStoredDefinition(plan.definition)));
+      await hypervisor.startTransient(isolatedDefinition(plan, await filesByPath.readText(plan.definition)));
     } else {
       await hypervisor.restoreState({
         file: plan.memory.staged,

@@ -5,12 +5,12 @@ import { freeBytes } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
 import { nvramOf } from '../../storage/manifest.ts';
+import { filesByPath } from '../../storage/directory/filesByPath.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { nbdUrl } from '../hypervisor/domainDisk.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { RestoreError } from './errors.ts';
 import { requireInstant } from './instantPlan.ts';
-import { readStoredDefinition } from './storedDefinition.ts';
 
 const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
 
@@ -136,7 +136,7 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
     expect: request.expect ?? null,
     deadlineMs: request.deadlineMs,
   };
-  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, await readStoredDefinition(plan.definition))));
+  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, await filesByPath.readText(plan.definition))));
   await requireRoom(plan, request.workDirectory);
   return plan;
 }

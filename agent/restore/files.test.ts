@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 
 import { hashFile } from '../../common/copy.ts';
+import { filesByPath } from '../../storage/directory/filesByPath.ts';
 import { markOf, putInPlace, type Replacement, stageFile, type StagedMarks, takeOut } from './files.ts';
 
 /** A staged file with content `new`, and at its place what was there before, if anything. */
@@ -93,8 +94,9 @@ void t.test('a copy that reads back differently is not restored', async (t) => {
   const path = join(directory, 'artifact');
   const content = Buffer.alloc(100_000, 7);
   await writeFile(path, content);
-  const { sha256 } = await hashFile(path, { digest: 'chunks' });
-  const digest = 'chunks';
+  const { sha256, sizeBytes } = await hashFile(path, { digest: 'chunks' });
+  const artifact = { path, sizeBytes, sha256 };
+  const as = 'volume';
   const staged = join(directory, 'work', 'staged');
   // As a device that takes the bytes and keeps others.
   const onProgress = (): void => {
@@ -103,10 +105,10 @@ void t.test('a copy that reads back differently is not restored', async (t) => {
     closeSync(file);
   };
   const { signal } = new AbortController();
-  await t.rejects(stageFile({ path, sha256 }, staged, { signal, onProgress, digest }), {
+  await t.rejects(stageFile(filesByPath, artifact, staged, { signal, onProgress, as }), {
     code: 'WRITTEN_DIFFERS',
   });
   t.same(await readdir(join(directory, 'work')), [], 'nothing of it is left');
-  await stageFile({ path, sha256 }, staged, { signal, digest });
+  await stageFile(filesByPath, artifact, staged, { signal, as });
   t.ok(content.equals(await readFile(staged)));
 });

@@ -1,7 +1,6 @@
 import { chown, chmod, link, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import type { DigestKind } from '../../common/chunkSums.ts';
-import { copyFileDurable, hashFile } from '../../common/copy.ts';
+import { hashFile } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
 import { convertToRaw, sameContent } from '../../common/qemuImage.ts';
@@ -9,6 +8,7 @@ import { isSameFile } from '../snapshot/workFiles.ts';
 import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
 import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
+import type { CopyOutOptions, StoredFile, StoredFiles } from '../../storage/storage.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 
 /** Time for writing one volume anew. */
@@ -65,31 +65,25 @@ export function plainFilesOf(
 /**
  * Copies a stored file beside its destination and proves both: what was read is what was stored, and what was
  * written is what was read.
- * @throws RestoreError BACKUP_DAMAGED, WRITTEN_DIFFERS; or the reason of `signal`
+ * @throws StorageError BACKUP_DAMAGED; RestoreError WRITTEN_DIFFERS; or the reason of `signal`
  */
 export async function stageFile(
-  artifact: { readonly path: string; readonly sha256: string },
+  stored: Pick<StoredFiles, 'copyOut'>,
+  artifact: StoredFile,
   staged: string,
   options: {
     readonly signal: AbortSignal;
-    /** What the artifact's digest is of; `whole` unless told. */
-    readonly digest?: DigestKind;
+    /** `file` unless told. */
+    readonly as?: CopyOutOptions['as'];
     readonly owner?: { readonly uid: number; readonly gid: number; readonly mode: number };
     readonly onProgress?: (bytesDone: number) => void;
   },
 ): Promise<void> {
   await makeDirectoryDurable(dirname(staged), workDirectoryMode);
   await rm(staged, { force: true });
-  const { signal, onProgress, digest } = options;
-  const from = artifact.path;
-  const copied = await copyFileDurable({ from, to: staged, mode: 0o600, signal, onProgress, digest });
-  if (copied.sha256 !== artifact.sha256) {
-    await rm(staged, { force: true });
-    throw new RestoreError('BACKUP_DAMAGED', `${artifact.path} is not what was stored: its digest differs`, {
-      hint: 'nothing was changed; stillpoint verify --data BACKUP; take another backup: stillpoint list',
-    });
-  }
-  if (copied.method === 'copy' && (await hashFile(staged, { signal, digest })).sha256 !== artifact.sha256) {
+  const { signal, onProgress, as = 'file' } = options;
+  const { sha256, digest, isShared } = await stored.copyOut(artifact, staged, { as, signal, onProgress });
+  if (!isShared && (await hashFile(staged, { signal, digest })).sha256 !== sha256) {
     await rm(staged, { force: true });
     throw new RestoreError('WRITTEN_DIFFERS', `${staged} reads back differently from what was written`, {
       hint: `the file system or its device is at fault: dmesg; findmnt -T ${dirname(staged)}`,

@@ -9,6 +9,8 @@ export const restoredVolumeSchema = z.object({
   /** The machine opens it as raw: the checked copy is written anew as that. */
   asRaw: z.boolean().default(false),
   artifact,
+  /** It is stored as it stood. */
+  encrypted: z.boolean().default(false),
   /** The definition leads to the image by its storage pool, and goes on doing so. */
   keepsPool: z.boolean().default(false),
   /** Where the machine expects it. */

@@ -1,8 +1,7 @@
 import { basename, dirname, join } from 'node:path';
-import { hashFile } from '../../common/copy.ts';
 import { exists } from '../../common/files.ts';
 import { isFileExtra, type Manifest, type ManifestFileExtra } from '../../storage/manifest.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
+import type { BackupEntry, StoredFiles } from '../../storage/storage.ts';
 import { retainDirectoryName } from '../snapshot/workspace.ts';
 import type { Conflict, RestoredExtra, RestorePlan } from './plan.ts';
 import { type Naming, safetyCopyOf } from './planFiles.ts';
@@ -23,6 +22,7 @@ export interface PlannedExtras {
  * machine's too. Restored as files, all of it goes into the directory.
  */
 export async function planExtras(
+  stored: Pick<StoredFiles, 'isSameAs'>,
   entry: BackupEntry,
   manifest: Manifest,
   naming: Naming,
@@ -48,7 +48,7 @@ export async function planExtras(
       if (!(await exists(extra.source))) {
         const work = join(dirname(extra.source), retainDirectoryName, jobId);
         extras.push({ ...placed(artifact, extra.source, work), mode: publicMode });
-      } else if ((await hashFile(extra.source)).sha256 !== extra.sha256) {
+      } else if (!(await stored.isSameAs(artifact, extra.source))) {
         conflicts.push({
           kind: 'path',
           message: `the ${extra.kind} ${extra.source} is another one than at that time, and stays; that of the backup is ${artifact.path}`,

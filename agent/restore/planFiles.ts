@@ -52,6 +52,7 @@ export async function planVolume(
       sizeBytes: volume.storedBytes,
       sha256: volume.sha256,
     },
+    encrypted: volume.encrypted === true,
     keepsPool:
       pool !== undefined && naming.kind === 'in-place' && naming.sockets === null && image === volume.source,
     image,

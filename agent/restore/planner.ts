@@ -5,7 +5,8 @@ import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import { isTemplate } from '../../storage/template.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
+import { filesByPath } from '../../storage/directory/filesByPath.ts';
+import type { BackupEntry, StoredFiles } from '../../storage/storage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { foreignCheckpointNames } from '../hypervisor/ourCheckpoints.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
@@ -18,12 +19,12 @@ import type { RestoredVolume, RestorePlan } from './plan.ts';
 import { planExtras } from './planExtras.ts';
 import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './planFiles.ts';
 import { isOff, kindOf, refuseIdleNetworks, type RestoreRequest, startOf, volumesOf } from './request.ts';
-import { readStoredDefinition } from './storedDefinition.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
 
 /**
  * Plans a restore and finds everything that stands in its way. Changes nothing.
  * @param runDirectory where the sockets of an instant restore are made
+ * @param stored how the artifacts of the backup's storage are read
  * @throws RestoreError with what is in the way and what to type
  */
 export async function planRestore(
@@ -31,6 +32,7 @@ export async function planRestore(
   entry: BackupEntry,
   request: RestoreRequest,
   runDirectory = '/run/stillpoint',
+  stored: StoredFiles = filesByPath,
 ): Promise<RestorePlan> {
   const { manifest } = entry;
   if (manifest === null || entry.state !== 'Active') {
@@ -52,8 +54,8 @@ export async function planRestore(
   refuseIdleNetworks(request, isWhole);
   const chosen = volumesOf(request, manifest);
   const start = startOf(request, kind, manifest, present);
-  const stored = DomainXml.parse(
-    await readStoredDefinition({
+  const definitionThen = DomainXml.parse(
+    await stored.readText({
       path: join(entry.directory, manifest.definition.file),
       sha256: manifest.definition.sha256,
     }),
@@ -67,7 +69,7 @@ export async function planRestore(
   const definition =
     replaced !== undefined && scope === 'volumes'
       ? DomainXml.parse(await hypervisor.definition(replaced.uuid, 'persistent'))
-      : stored;
+      : definitionThen;
 
   const { to, map = {}, safetyCopy = true } = request;
   const instant = request.instant ?? false;
@@ -80,11 +82,11 @@ export async function planRestore(
   await requireUnused(volumes, uuid);
   const first = volumes[0];
   if (first === undefined) throw new Error('a manifest without volumes');
-  const others = await planExtras(entry, manifest, naming, uuid);
+  const others = await planExtras(stored, entry, manifest, naming, uuid);
   const wantsMemory = scope === 'machine' && (start === 'resume' || kind === 'files');
   const { interfaces } = definition;
   const { networks, missing } = isWhole
-    ? await planNetworks(hypervisor, stored, request.networks ?? {}, start !== 'none')
+    ? await planNetworks(hypervisor, definitionThen, request.networks ?? {}, start !== 'none')
     : { networks: [], missing: [] };
   const plan: RestorePlan = {
     jobId,

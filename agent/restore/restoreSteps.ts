@@ -28,7 +28,6 @@ import { isProcessorRefusal } from './processor.ts';
 import { type Reading, readStored } from './readStored.ts';
 import { requireRestoredImages } from './restoredImages.ts';
 import { readSaveImage, rewriteSaveImage } from './saveImage.ts';
-import { readStoredDefinition } from './storedDefinition.ts';
 import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
@@ -37,8 +36,11 @@ type Context = StepContext<RestoreFacts>;
 export interface RestoreDependencies {
   readonly hypervisor: Hypervisor;
   /** A storage by its name. */
-  readonly storage: (name: string) => Pick<Storage, 'reading'>;
+  readonly storage: (name: string) => RestoreStorage;
 }
+
+/** What a restore asks of the storage that it reads. */
+export type RestoreStorage = Pick<Storage, 'kind' | 'reading' | 'copyOut' | 'readText'>;
 
 /** Where the definition that a restore replaces stands until it has succeeded. It holds secrets. */
 export function keptDefinitionFile(plan: RestorePlan): string {
@@ -74,51 +76,54 @@ async function stage({ hypervisor, storage }: RestoreDependencies, context: Cont
   }
   const others = [...(plan.nvram === null ? [] : [plan.nvram]), ...plainFilesOf(plan)];
   for (const { artifact, staged } of others)
-    await readStored(stored, artifact, { signal, onProgress }, (reading) =>
-      stageFile(artifact, staged, reading),
-    );
+    await stageFile(stored, artifact, staged, { signal, onProgress });
   for (const { artifact, staged, mode } of plan.extras)
-    await readStored(stored, artifact, { signal, onProgress }, (reading) =>
-      stageFile(artifact, staged, { ...reading, owner: { uid: 0, gid: 0, mode } }),
-    );
-  const { memory } = plan;
-  if (memory !== null && plan.kind !== 'files')
-    await readStored(stored, memory.artifact, { signal, onProgress }, (reading) =>
-      stageMemory(plan, memory, reading),
-    );
+    await stageFile(stored, artifact, staged, { signal, onProgress, owner: { uid: 0, gid: 0, mode } });
+  if (plan.memory !== null && plan.kind !== 'files')
+    await stageMemory(stored, plan, plan.memory, { signal, onProgress });
   const stagedMarks: Record<string, string> = {};
   for (const { staged } of replacementsOf(plan)) stagedMarks[staged] = await markOf(staged);
   context.learn({ staged: true, stagedMarks });
 }
 
-async function stageVolume(
-  stored: Pick<Storage, 'reading'>,
-  volume: RestoredVolume,
-  options: Reading,
-): Promise<void> {
-  const { artifact, staged, owner } = volume;
-  await readStored(stored, artifact, options, (reading) =>
-    stageFile(artifact, staged, { ...reading, owner, digest: 'chunks' }),
-  );
+async function stageVolume(stored: RestoreStorage, volume: RestoredVolume, options: Reading): Promise<void> {
+  const { artifact, staged, owner, encrypted } = volume;
+  const as = encrypted ? 'opaque volume' : 'volume';
+  await stageFile(stored, artifact, staged, { ...options, owner, as });
   await requireStandalone(volume);
   if (volume.asRaw) await makeRaw(volume, options.signal);
 }
 
 async function stageMemory(
+  stored: RestoreStorage,
   plan: RestorePlan,
   memory: NonNullable<RestorePlan['memory']>,
-  { signal, onProgress }: Reading,
+  reading: Reading,
 ): Promise<void> {
-  if (!memory.adapted) return stageFile(memory.artifact, memory.staged, { signal, onProgress });
-  await rm(memory.staged, { force: true });
-  await rewriteSaveImage({
-    from: memory.artifact.path,
-    to: memory.staged,
-    sha256: memory.artifact.sha256,
-    definition: (original) => restoredDefinition(plan, original),
-    signal,
-    onProgress,
-  });
+  const { artifact, staged } = memory;
+  if (!memory.adapted) return stageFile(stored, artifact, staged, reading);
+  await rm(staged, { force: true });
+  const rewrite = (from: string, sha256: string, { signal, onProgress }: Reading): Promise<void> =>
+    rewriteSaveImage({
+      from,
+      to: staged,
+      sha256,
+      definition: (original) => restoredDefinition(plan, original),
+      signal,
+      onProgress,
+    });
+  if (stored.kind === 'directory')
+    return readStored(stored, artifact, reading, (watched) =>
+      rewrite(artifact.path, artifact.sha256, watched),
+    );
+  const whole = `${staged}.stored`;
+  await rm(whole, { force: true });
+  try {
+    const { sha256 } = await stored.copyOut(artifact, whole, { as: 'file', ...reading });
+    await rewrite(whole, sha256, { ...reading, onProgress: () => undefined });
+  } finally {
+    await rm(whole, { force: true });
+  }
 }
 
 /** The steps of a restore to a machine, in their only order. */
@@ -226,16 +231,8 @@ async function define({ hypervisor, storage }: RestoreDependencies, context: Con
     present.removeBackingStores(plan.volumes.map(({ target }) => target));
     return hypervisor.define(present.toString());
   }
-  let stored = '';
   // The machine is off: a storage that does not answer any more must not keep it so.
-  await readStored(
-    storage(plan.backup.storage),
-    plan.definition,
-    { signal: context.signal, onProgress: () => undefined },
-    async () => {
-      stored = await readStoredDefinition(plan.definition);
-    },
-  );
+  const stored = await storage(plan.backup.storage).readText(plan.definition);
   const definition = DomainXml.parse(restoredDefinition(plan, stored));
   // Stored definitions hold no secrets; the memory state and the machine as it was have them.
   if (plan.memory !== null)

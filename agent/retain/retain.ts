@@ -12,6 +12,7 @@ import { artifactNames } from '../../storage/directory/names.ts';
 import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
 import { isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
+import type { OpenVolume } from './retainVolume.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
@@ -183,6 +184,12 @@ export async function orderStorages(
   return ranked.toSorted((a, b) => a.shared - b.shared).map(({ storage }) => storage);
 }
 
+/** What a save's volumes need to be stored. */
+export interface RetainSaveOptions extends RetainOptions {
+  /** Serves a frozen image, with what it stands on, to a storage that keeps no files. */
+  openFrozen(volume: PlannedVolume): Promise<OpenVolume>;
+}
+
 export interface RetainOptions {
   readonly signal: AbortSignal;
   readonly bandwidthBytesPerSecond: number;
@@ -205,7 +212,7 @@ export async function retainInto(
   plan: SavePlan,
   names: ArtifactNames,
   mayTake: boolean,
-  options: RetainOptions,
+  options: RetainSaveOptions,
 ): Promise<Retained> {
   const stateFile = await currentStateFile(plan);
   if (!(await exists(stateFile)) && !(await writer.has(names.memory))) {
@@ -234,6 +241,7 @@ export async function retainInto(
   await add(stateFile, names.memory, mayTake);
   await add(definitionFile(plan), names.definition, false);
   for (const { name, from } of extraFilesOf(plan, names)) await add(from, name, false);
+  await writer.flush(options);
   return retained;
 }
 
@@ -241,13 +249,17 @@ async function addVolume(
   writer: BackupWriter,
   volume: PlannedVolume,
   name: string,
-  options: RetainOptions & { readonly owner: Ownership; readonly mayTake: boolean },
+  options: RetainSaveOptions & { readonly owner: Ownership; readonly mayTake: boolean },
 ): Promise<FileDigest> {
   const progress = {
     ...progressOf(volume.target, volume.allocatedBytes, options),
     ownership: options.owner,
     digest: 'chunks',
   } as const;
+  if (writer.directory === null) {
+    await using opened = await options.openFrozen(volume);
+    return await writer.addVolume(opened.source, name, progress);
+  }
   await stripBitmaps(volume.frozen);
   if (volume.base !== null) {
     // The artifact must stand alone: what the template holds is written into it.

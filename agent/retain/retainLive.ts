@@ -58,6 +58,7 @@ export async function retainLive(
   await copy(await stateFileOf(plan), names.memory, 'memory', plan.memoryBytes);
   await copy(definitionFileOf(plan), names.definition, 'definition', 0);
   for (const { name, from, about } of extraFilesOf(plan, names)) await copy(from, name, about.kind, 0);
+  for (const writer of writers.values()) await writer.flush(options);
   return { files: kept.files, virtualSizeBytes, plan: { ...plan, volumes } };
 }
 
@@ -68,7 +69,7 @@ async function share(
   name: string,
   options: AddOptions,
 ): Promise<FileDigest | null> {
-  if (!volume.copyable) return null;
+  if (!volume.copyable || writer.directory === null) return null;
   if (await writer.has(name)) return writer.addByCopy(volume.file, name, options);
   const clone = join(writer.directory, `.${volume.target}.tmp`);
   await rm(clone, { force: true });

@@ -56,6 +56,7 @@ export async function retainRead(
       kept.add(storage, name, stored, secretOwnership);
     }
   }
+  for (const writer of writers.values()) await writer.flush(options);
   return { files: kept.files, virtualSizeBytes, plan: { ...plan, volumes } };
 }
 

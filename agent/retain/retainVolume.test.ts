@@ -67,7 +67,11 @@ async function retain(
 
 async function requireWhole(test: Test, place: Place, source: GeneratedSource): Promise<void> {
   for (const [storage, { directory }] of place.writers) {
-    const problem = await problemOfVolume(join(directory, name), source, join(place.directory, 'reference'));
+    const problem = await problemOfVolume(
+      join(directory ?? '', name),
+      source,
+      join(place.directory, 'reference'),
+    );
     test.equal(problem, null, `${storage} holds the volume`);
   }
 }

@@ -38,8 +38,8 @@ export type OtherWay = (writer: BackupWriter, options: AddOptions) => Promise<Fi
 
 /**
  * Brings a volume into every storage, and reads it once: what has changed goes to all storages that have something
- * that it can be added to at the same time; the others copy the whole from the first that has it then, and only
- * where none has is the whole read.
+ * that it can be added to at the same time; the others copy the whole from the first that has it as a file then, and
+ * only where none has is the whole read. A storage that keeps no files reads it for itself.
  * @throws NbdError, StorageError, or the reason of the signal
  */
 export async function retainVolume(
@@ -63,14 +63,14 @@ export async function retainVolume(
       continue;
     }
     files[storage] = increment;
-    first ??= { writer, digest: increment };
+    first ??= storedIn(writer, increment);
   }
   for (const [storage, writer] of writers) {
     if (files[storage] !== undefined) continue;
     const digest = await addWhole({ storage, writer, volume, name, options }, opened, first, otherWay);
     files[storage] = digest;
     reads[storage] ??= { reason: 'no increments are made' };
-    first ??= { writer, digest };
+    first ??= storedIn(writer, digest);
   }
   return { files, reads };
 }
@@ -117,20 +117,24 @@ async function addIncrements(
   return added.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
 }
 
-/** A volume that a storage has already. */
+/** A volume that a storage has already, as a file. */
 interface Stored {
-  readonly writer: BackupWriter;
+  readonly directory: string;
   readonly digest: FileDigest;
+}
+
+function storedIn({ directory }: BackupWriter, digest: FileDigest): Stored | undefined {
+  return directory === null ? undefined : { directory, digest };
 }
 
 /** What stands in one storage already, copied into another, and compared with what was written there. */
 async function copyFrom(
-  { writer: from, digest }: Stored,
+  { directory, digest }: Stored,
   writer: BackupWriter,
   name: string,
   options: AddOptions,
 ): Promise<FileDigest> {
-  const path = join(from.directory, name);
+  const path = join(directory, name);
   const copied = await writer.addByCopy(path, name, options);
   if (copied.sha256 === digest.sha256) return copied;
   throw new StorageError('STORAGE_FAILED', `${path} does not hold any more what was just written to it`, {
@@ -186,5 +190,6 @@ async function addWhole(
   };
   const other = await otherWay(writer, about);
   if (other !== null) return other;
-  return first === undefined ? writer.addVolume(source, name, about) : copyFrom(first, writer, name, about);
+  if (first === undefined || writer.directory === null) return writer.addVolume(source, name, about);
+  return copyFrom(first, writer, name, about);
 }

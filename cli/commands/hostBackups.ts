@@ -70,9 +70,11 @@ export async function deleteEveryCopy(
 export function restoreHost(cli: Cli, reference: string, to: string): Promise<ExitCode> {
   return reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
-    const { manifest, directory } = good(await findHostBackup(cli, agent.parts, reference, unreachable.tell));
+    const { manifest, directory, storage } = good(
+      await findHostBackup(cli, agent.parts, reference, unreachable.tell),
+    );
     const target = resolve(to);
-    await writeHostFiles({ manifest, directory }, target);
+    await writeHostFiles(agent.storage(storage), { manifest, directory }, target);
     if (cli.terminal.json) cli.terminal.object({ id: manifest.id, directory: target, items: manifest.items });
     else {
       cli.terminal.out(

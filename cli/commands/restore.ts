@@ -23,7 +23,8 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
   return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);
-    const plan = await agent.planRestore({ backup, ...requestOf(options) });
+    const storage = options.text('storage');
+    const plan = await agent.planRestore({ backup, storage, ...requestOf(options) });
     const { terminal } = cli;
     if (terminal.json) terminal.object({ plan });
     else printPlan((...parts) => terminal.out(...parts), plan);

@@ -28,12 +28,12 @@ export const show: RunVerb = (cli, [reference = ''], options) => {
       unreachable.tell,
     );
     if (cli.terminal.json) cli.terminal.object(backupJson(backup));
-    else printBackup(cli, backup);
+    else printBackup(cli, backup, agent.storage(backup.entry.storage).kind === 'directory');
     return backup.state === 'Active' ? unreachable.code : 5;
   });
 };
 
-function printBackup(cli: Cli, backup: Backup): void {
+function printBackup(cli: Cli, backup: Backup, keepsFiles: boolean): void {
   const { terminal } = cli;
   const { entry, storages, localOnly } = backup;
   const field = (name: string, value: string): void => terminal.out(styled('bold', name.padEnd(16)), value);
@@ -64,6 +64,8 @@ function printBackup(cli: Cli, backup: Backup): void {
   const { manifest } = entry;
   if (manifest === null) return;
   printManifest(field, manifest, storedBytes(entry));
+  // What is in a repository nobody reads by hand.
+  if (!keepsFiles) return;
   terminal.out('');
   terminal.out(
     styled('bold', 'Restore by hand'),

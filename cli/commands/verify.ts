@@ -1,5 +1,5 @@
 import type { Agent } from '../../agent/agent.ts';
-import { StorageError } from '../../storage/errors.ts';
+import { StillpointError } from '../../common/errors.ts';
 import type { BackupEntry, VerifyReport } from '../../storage/storage.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { OnUnreachable } from '../../agent/storedBackups.ts';
@@ -39,7 +39,7 @@ export const verify: RunVerb = (cli, references, options) => {
         const report = await verifyCopy(cli, agent, entry, data);
         if (!report.ok) damaged += 1;
       } catch (error) {
-        if (!(error instanceof StorageError)) throw error;
+        if (!(error instanceof StillpointError)) throw error;
         unreachable.tell(entry.storage, error);
       }
     }

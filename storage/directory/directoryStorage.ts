@@ -18,14 +18,16 @@ import { protectedError } from '../protection.ts';
 import type {
   HostBackupEntry,
   BackupEntry,
-  BackupWriter,
   BeginRequest,
+  CopiedOut,
+  CopyOutOptions,
   MachineIdentity,
   PartialBackup,
   Protection,
   ReadWatch,
   Storage,
   StorageCheck,
+  StoredFile,
   VerifyOptions,
   VerifyReport,
 } from '../storage.ts';
@@ -38,8 +40,9 @@ import {
   readEntry,
   resolveRoot,
 } from './entries.ts';
+import { filesByPath } from './filesByPath.ts';
 import { selectEntry } from './find.ts';
-import { addHostBackup, deleteHostBackup, hostBackups } from './hostBackups.ts';
+import { addHostBackup, deleteHostBackup, hostBackups, hostFile } from './hostBackups.ts';
 import {
   deletingDirectoryName,
   encodeMachineName,
@@ -92,7 +95,7 @@ export class DirectoryStorage implements Storage {
     return this.#run('trying to share blocks', canReflink);
   }
 
-  async begin({ jobId, machine }: BeginRequest): Promise<BackupWriter> {
+  async begin({ jobId, machine }: Omit<BeginRequest, 'backupId'>): Promise<DirectoryBackupWriter> {
     return this.#run(`beginning a backup of ${machine.name}`, async (root) => {
       const directory = await this.#partialDirectory(root, partialDirectoryName(jobId), machine);
       return new DirectoryBackupWriter({
@@ -159,6 +162,18 @@ export class DirectoryStorage implements Storage {
 
   async find(idOrName: string): Promise<BackupEntry> {
     return selectEntry(await this.list(), idOrName);
+  }
+
+  copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
+    return filesByPath.copyOut(artifact, to, options);
+  }
+
+  readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
+    return filesByPath.readText(artifact);
+  }
+
+  isSameAs(artifact: Pick<StoredFile, 'sha256'>, file: string): Promise<boolean> {
+    return filesByPath.isSameAs(artifact, file);
   }
 
   async verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
@@ -263,6 +278,10 @@ export class DirectoryStorage implements Storage {
 
   hostBackups(): Promise<readonly HostBackupEntry[]> {
     return this.#run('listing the backups of hosts', (root) => hostBackups(this.name, root));
+  }
+
+  hostFile(entry: Pick<HostBackupEntry, 'directory'>, file: string): Promise<Buffer> {
+    return this.#run(`reading ${file}`, () => hostFile(entry, file));
   }
 
   deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void> {

@@ -1,7 +1,7 @@
 import { mkdir, readFile, rename, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { createHash } from 'node:crypto';
-import { messageOf } from '../../common/errors.ts';
+import { isErrno, messageOf } from '../../common/errors.ts';
 import {
   exists,
   fsyncDirectory,
@@ -20,6 +20,7 @@ import {
 import type { HostBackupEntry } from '../storage.ts';
 import { directoriesIn } from './entries.ts';
 import {
+  assertArtifactName,
   decodeMachineName,
   deletingDirectoryName,
   encodeMachineName,
@@ -116,6 +117,20 @@ export async function hostBackups(storage: string, root: string): Promise<readon
     }
   }
   return found.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1));
+}
+
+/** A file of the backup of a host. @throws StorageError BACKUP_NOT_FOUND */
+export async function hostFile({ directory }: { readonly directory: string }, file: string): Promise<Buffer> {
+  assertArtifactName(file);
+  try {
+    return await readFile(join(directory, file));
+  } catch (error) {
+    if (!isErrno(error, 'ENOENT')) throw error;
+    throw new StorageError('BACKUP_NOT_FOUND', `${join(directory, file)} is not there any more`, {
+      cause: error,
+      hint: 'stillpoint list --host',
+    });
+  }
 }
 
 async function readHostBackup(

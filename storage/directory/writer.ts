@@ -114,6 +114,11 @@ export class DirectoryBackupWriter implements BackupWriter {
     });
   }
 
+  /** Whatever is added is on the disk already. */
+  flush(): Promise<void> {
+    return Promise.resolve();
+  }
+
   async addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     return this.#write(fileName, options, (to) => writeQcow2(source, to, options));
   }

@@ -45,7 +45,10 @@ const schema = shape
   )
   .refine(
     ({ volumes: all }) =>
-      all.every(({ content, virtualSizeBytes }) => content.sizeBytes === virtualSizeBytes),
+      all.every(
+        ({ content, virtualSizeBytes, encrypted }) =>
+          encrypted === true || content.sizeBytes === virtualSizeBytes,
+      ),
     'a volume has another size than its content',
   );
 
@@ -56,16 +59,21 @@ export type BackupManifest = z.infer<typeof shape>;
 export interface BackupContent {
   /** For people, such as `volume vda`. */
   readonly name: string;
+  readonly kind: 'volume' | 'memory' | 'definition' | BackupManifest['extras'][number]['kind'];
   readonly content: ContentReference;
 }
 
 /** Every stream of a backup. */
 export function contentsOf(manifest: BackupManifest): readonly BackupContent[] {
   return [
-    ...manifest.volumes.map(({ target, content }) => ({ name: `volume ${target}`, content })),
-    ...(manifest.memory === undefined ? [] : [{ name: 'memory', content: manifest.memory.content }]),
-    { name: 'definition', content: manifest.definition.content },
-    ...manifest.extras.map(({ kind, content }) => ({ name: kind, content })),
+    ...manifest.volumes.map(
+      ({ target, content }) => ({ name: `volume ${target}`, kind: 'volume', content }) as const,
+    ),
+    ...(manifest.memory === undefined
+      ? []
+      : [{ name: 'memory', kind: 'memory' as const, content: manifest.memory.content }]),
+    { name: 'definition', kind: 'definition' as const, content: manifest.definition.content },
+    ...manifest.extras.map(({ kind, content }) => ({ name: kind, kind, content })),
   ];
 }
 

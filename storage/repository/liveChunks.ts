@@ -160,8 +160,8 @@ async function neededContents(
   for (const { name } of await listAll(context.backend, prefixes.manifests, options)) {
     const id = backupIdOf(name, prefixes.manifests);
     const manifest = id === null ? null : await readManifest(context, id, options);
-    for (const { name: stream, content } of manifest === null ? [] : contentsOf(manifest))
-      contents.push({ name: `${stream} of backup ${id}`, content });
+    for (const stream of manifest === null ? [] : contentsOf(manifest))
+      contents.push({ ...stream, name: `${stream.name} of backup ${id}` });
   }
   return contents;
 }

@@ -10,6 +10,8 @@ export const prefixes = {
   marks: 'marks/',
   verdicts: 'verdicts/',
   quarantine: 'quarantine/',
+  protections: 'protections/',
+  hosts: 'hosts/',
 } as const;
 
 export function packName(id: Buffer): string {
@@ -60,6 +62,23 @@ export function sessionName(backupId: string): string {
 export function backupIdOf(name: string, prefix: string): string | null {
   const id = name.slice(prefix.length);
   return name.startsWith(prefix) && /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id) ? id : null;
+}
+
+/** The backup of a host. */
+export function hostName(id: string): string {
+  return `${prefixes.hosts}${id}`;
+}
+
+/** Whether a backup is protected is said by numbered records. @param number from 1 on */
+export function protectionName(backupId: string, number: number): string {
+  return `${prefixes.protections}${backupId}/${String(number).padStart(8, '0')}`;
+}
+
+/** What a record of a protection is about, or `null` when nothing of ours is called so. */
+export function protectionOf(name: string): { readonly backupId: string; readonly number: number } | null {
+  const match = /^(protections\/[^/]+)\/([0-9]{8})$/.exec(name);
+  const backupId = backupIdOf(match?.[1] ?? '', prefixes.protections);
+  return backupId === null ? null : { backupId, number: Number(match?.[2]) };
 }
 
 /** What collections leave is numbered. */

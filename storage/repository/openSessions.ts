@@ -6,7 +6,12 @@ import { objectBytesMax } from './limits.ts';
 import { backupIdOf, deletionName, manifestName, prefixes, sessionName } from './names.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
 
-const announcementSchema = z.object({ host: z.string(), processId: z.number(), startedAt: z.string() });
+const announcementSchema = z.object({
+  host: z.string(),
+  jobId: z.string().optional(),
+  processId: z.number(),
+  startedAt: z.string(),
+});
 
 /** A backup that is being written, or whose writer is gone: nobody can tell the two apart for certain. */
 export interface OpenSession {

@@ -23,6 +23,7 @@ import {
 } from './repositoryConfig.ts';
 import { RepositorySession } from './session.ts';
 import { StreamReader } from './streamReader.ts';
+import { decodeRoot } from './streamRoot.ts';
 
 export interface InitOptions {
   readonly secret: Secret;
@@ -152,7 +153,11 @@ export class Repository {
 
   /** Begins a backup. Rejects with BACKUP_FENCED, STORE_WEAKENED. */
   async begin(
-    backup: { readonly backupId: string; readonly startedAt: string },
+    backup: {
+      readonly backupId: string;
+      readonly jobId?: string | undefined;
+      readonly startedAt: string;
+    },
     call: CallOptions = {},
   ): Promise<RepositorySession> {
     await this.#assertExclusive(call);
@@ -184,6 +189,14 @@ export class Repository {
 
   async reader(call: CallOptions = {}): Promise<ChunkReader> {
     return new ChunkReader(this.context, await this.index(call));
+  }
+
+  /** The stream that a root belongs to. Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED. */
+  async contentOf(root: string, call: CallOptions = {}): Promise<ContentReference> {
+    const { chunkSizeBytes } = this.config;
+    const id = Buffer.from(root, 'hex');
+    const bytes = await (await this.reader(call)).read(id, { type: 'root', chunkSizeBytes }, call);
+    return { root, sizeBytes: decodeRoot(bytes, `root ${root}`).sizeBytes, chunkSizeBytes };
   }
 
   /** Opens a stream of a backup for reading. Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED. */

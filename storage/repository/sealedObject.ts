@@ -27,7 +27,9 @@ export type ObjectType =
   | 'fence'
   | 'quarantine'
   | 'swept'
-  | 'verdict';
+  | 'verdict'
+  | 'protection'
+  | 'host';
 
 const typeNumbers = {
   manifest: 1,
@@ -39,6 +41,8 @@ const typeNumbers = {
   quarantine: 7,
   swept: 8,
   verdict: 9,
+  protection: 10,
+  host: 11,
 } as const satisfies Record<ObjectType, number>;
 
 /** What changes what can be restored is signed. */
@@ -49,6 +53,8 @@ const signedTypes: ReadonlySet<ObjectType> = new Set([
   'deletion',
   'fence',
   'quarantine',
+  'protection',
+  'host',
 ]);
 
 const codecNumbers = { none: 0, zstd: 1 } as const;

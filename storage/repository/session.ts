@@ -17,6 +17,8 @@ import type { ChunkSink } from './streamWriter.ts';
 /** Who writes a backup. */
 export interface SessionOptions {
   readonly backupId: string;
+  /** What the writer calls its work. */
+  readonly jobId?: string | undefined;
   readonly host: string;
   readonly startedAt: string;
   /** Of a pack's body, at which it is closed. */
@@ -77,11 +79,12 @@ export class RepositorySession implements ChunkSink {
     options: SessionOptions & { loadIndex(): Promise<ChunkIndex> },
     call: CallOptions = {},
   ): Promise<RepositorySession> {
-    const { backupId, host, startedAt } = options;
+    const { backupId, jobId, host, startedAt } = options;
     await assertPossible(context, backupId, call);
     const announcement = JSON.stringify({
       formatVersion: 1,
       backupId,
+      jobId,
       host,
       processId: process.pid,
       startedAt,

@@ -1,14 +1,17 @@
 import { messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
-import { contentsOf } from './backupManifest.ts';
-import { listBackups } from './backups.ts';
+import type { ManifestExtra } from '../manifest.ts';
+import type { VerifyOptions } from '../storage.ts';
+import { type BackupManifest, contentsOf } from './backupManifest.ts';
+import { listBackups, readManifest } from './backups.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import { RepositoryError } from './errors.ts';
-import { deletionName, packName } from './names.ts';
+import { deletionName, manifestName, packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { checkWholePack } from './packReader.ts';
 import { referencedChunks } from './references.ts';
+import type { Repository } from './repository.ts';
 
 /** What is wrong with a backup. */
 export interface BackupReport {
@@ -60,6 +63,55 @@ export async function verifyRepository(
   return { ok, data: options.data, backups, damagedPacks };
 }
 
+/** What of a backup is looked at: a stream, and how it came out. */
+export interface VerifiedStream {
+  readonly file: string;
+  readonly kind: 'volume' | 'memory' | 'definition' | ManifestExtra['kind'] | 'manifest';
+  readonly verdict: 'ok' | 'digest' | 'missing';
+  readonly detail: string | null;
+}
+
+/**
+ * Checks one backup as `verifyRepository` does all of them; with `data`, every byte of the packs that it needs, each
+ * once. Damage is in the report; only a store that does not answer rejects.
+ */
+export async function verifyBackup(
+  repository: Pick<Repository, 'context' | 'index'>,
+  backupId: string,
+  options: CallOptions & {
+    readonly data: boolean;
+    readonly onProgress?: VerifyOptions['onProgress'];
+  },
+): Promise<readonly VerifiedStream[]> {
+  const report = (detail: string): readonly VerifiedStream[] => [
+    { file: manifestName(backupId), kind: 'manifest', verdict: 'missing', detail },
+  ];
+  const { context } = repository;
+  let manifest: BackupManifest | null;
+  try {
+    manifest = await readManifest(context, backupId, options);
+  } catch (error) {
+    if (error instanceof RepositoryError) return report(messageOf(error));
+    throw error;
+  }
+  if (manifest === null) return report('it is not there any more');
+  const index = await repository.index(options);
+  await index.readUnknownPacks(options);
+  const bytesTotal = contentsOf(manifest).reduce((sum, { content }) => sum + content.sizeBytes, 0);
+  let bytesDone = 0;
+  const packs = new PackVerdicts(context, index, options, () =>
+    options.onProgress?.({ bytesDone, bytesTotal }),
+  );
+  const streams: VerifiedStream[] = [];
+  for (const { name, kind, content } of contentsOf(manifest)) {
+    const detail = await checkStream(context, index, packs, content, options);
+    streams.push({ file: name, kind, verdict: detail === null ? 'ok' : 'digest', detail });
+    bytesDone += content.sizeBytes;
+    options.onProgress?.({ bytesDone, bytesTotal });
+  }
+  return streams;
+}
+
 /** The first thing that is wrong with a stream, and how many chunks are missing. */
 async function checkStream(
   context: RepositoryContext,
@@ -103,6 +155,7 @@ class PackVerdicts {
   readonly #index: ChunkIndex;
   readonly #options: CallOptions & { readonly data: boolean };
   /** `null`: all of it is good; otherwise the slots that are. */
+  readonly #onPack: () => void;
   readonly #good = new Map<number, ReadonlySet<number> | null>();
   readonly damaged: PackProblem[] = [];
   /** An index named them. */
@@ -112,14 +165,19 @@ class PackVerdicts {
     context: RepositoryContext,
     index: ChunkIndex,
     options: CallOptions & { readonly data: boolean },
+    onPack: () => void = () => undefined,
   ) {
+    this.#onPack = onPack;
     this.#context = context;
     this.#index = index;
     this.#options = options;
   }
 
   async isGood(pack: number, slot: number): Promise<boolean> {
-    if (!this.#good.has(pack)) this.#good.set(pack, await this.#look(pack));
+    if (!this.#good.has(pack)) {
+      this.#good.set(pack, await this.#look(pack));
+      this.#onPack();
+    }
     const slots = this.#good.get(pack);
     return slots === null || slots?.has(slot) === true;
   }

@@ -34,6 +34,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       storages: ['local'],
       retainDirectory: null,
       ramDisk: null,
+      runDirectory: '/run/stillpoint',
       mergeBandwidthBytesPerSecond: 0,
       readBandwidthBytesPerSecond: 0,
       includeSharedBase: false,

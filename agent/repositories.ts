@@ -1,0 +1,218 @@
+import { rm } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { exists, freeBytes } from '../common/files.ts';
+import type { Config } from '../config/schema.ts';
+import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { listBackups } from '../storage/repository/backups.ts';
+import { contentsOf } from '../storage/repository/backupManifest.ts';
+import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
+import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
+import type { KeySlot } from '../storage/repository/keySlot.ts';
+import { openSessions } from '../storage/repository/openSessions.ts';
+import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
+import { formatRecoveryKey, newRecoveryKey } from '../storage/repository/recoveryKey.ts';
+import { Repository } from '../storage/repository/repository.ts';
+import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
+import { AgentError } from './errors.ts';
+import { backendOf, pathOf, type RepositoryConfig } from './storages.ts';
+
+/** A repository that was made. */
+export interface MadeRepository {
+  readonly location: string;
+  readonly keyFile: string;
+  readonly keyFileMade: boolean;
+  /** To be printed and put away: it is shown this once. */
+  readonly recoveryKey: string | null;
+}
+
+/** What a machine has in a repository. */
+export interface MachineUsage {
+  readonly name: string;
+  readonly uuid: string;
+  readonly backups: number;
+  /** What its backups would take without deduplication and compression, zeros left out. */
+  readonly referencedBytes: number;
+}
+
+/** What a repository holds. */
+export interface RepositoryUsage {
+  readonly location: string;
+  readonly freeBytes: number | null;
+  readonly createdAt: string;
+  readonly backups: number;
+  readonly damagedBackups: number;
+  readonly packs: number;
+  readonly chunks: number;
+  /** What all packs take. */
+  readonly storedBytes: number;
+  readonly referencedBytes: number;
+  readonly machines: readonly MachineUsage[];
+  readonly openSessions: number;
+}
+
+/** The storages of a host that are repositories: making them, looking at them, keeping them in order. */
+export class Repositories {
+  readonly #config: Config;
+  readonly #configPath: string;
+
+  constructor(config: Config, configPath: string) {
+    this.#config = config;
+    this.#configPath = configPath;
+  }
+
+  /**
+   * Makes the repository of a storage, and its key file where that is not there.
+   * @throws RepositoryError REPOSITORY_EXISTS, KEY_WRONG; StorageError
+   */
+  async init(name: string, options: { readonly recoveryKey: boolean }): Promise<MadeRepository> {
+    const settings = this.#settings(name);
+    const backend = await backendOf(settings);
+    if (backend instanceof FileBackend) await backend.prepare();
+    const { keyFile } = settings;
+    const made = (await exists(keyFile)) ? null : await makeKeyFile(keyFile);
+    const createdAt = new Date().toISOString();
+    try {
+      const secret = made ?? (await readKeyFile(keyFile));
+      const repository = await Repository.init(backend, {
+        secret,
+        label: `key file of ${hostname()}`,
+        createdAt,
+      });
+      const key = options.recoveryKey ? newRecoveryKey() : null;
+      if (key !== null)
+        await repository.slots.add({ kind: 'recovery', key }, { label: 'recovery key', createdAt });
+      return {
+        location: backend.location,
+        keyFile,
+        keyFileMade: made !== null,
+        recoveryKey: key === null ? null : formatRecoveryKey(key),
+      };
+    } catch (error) {
+      // It opens nothing, and would stand in the way of the right one.
+      if (made !== null) await rm(keyFile, { force: true });
+      throw error;
+    }
+  }
+
+  /** What a repository holds. @throws RepositoryError, StorageError */
+  async usage(name: string): Promise<RepositoryUsage> {
+    const { repository, settings } = await this.#open(name);
+    const { context } = repository;
+    const index = await repository.index();
+    const machines = new Map<string, MachineUsage>();
+    const backups = await listBackups(context);
+    for (const { manifest } of backups) {
+      if (manifest === null) continue;
+      const { name: machineName, uuid } = manifest.machine;
+      const before = machines.get(uuid) ?? { name: machineName, uuid, backups: 0, referencedBytes: 0 };
+      const volumes = manifest.volumes.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
+      const others = contentsOf(manifest)
+        .filter(({ kind }) => kind !== 'volume')
+        .reduce((sum, { content }) => sum + content.sizeBytes, 0);
+      machines.set(uuid, {
+        ...before,
+        backups: before.backups + 1,
+        referencedBytes: before.referencedBytes + volumes + others,
+      });
+    }
+    const path = pathOf(settings);
+    const sums = [...machines.values()];
+    return {
+      location: context.backend.location,
+      freeBytes: path === null ? null : await freeBytes(path),
+      createdAt: repository.config.createdAt,
+      backups: backups.length,
+      damagedBackups: backups.filter(({ manifest }) => manifest === null).length,
+      packs: index.packs.length,
+      chunks: index.chunkCount,
+      storedBytes: index.packs.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+      referencedBytes: sums.reduce((sum, { referencedBytes }) => sum + referencedBytes, 0),
+      machines: sums.toSorted((one, other) => one.name.localeCompare(other.name)),
+      openSessions: (await openSessions(context)).length,
+    };
+  }
+
+  /**
+   * Frees what no backup needs.
+   * @param options.fence what becomes of backups that were begun and not ended
+   * @throws RepositoryError COLLECTION_UNSAFE, …
+   */
+  async collect(
+    name: string,
+    options: {
+      readonly fence: boolean;
+      readonly repackBelow: number;
+      readonly signal?: AbortSignal | undefined;
+    },
+  ): Promise<CollectionReport> {
+    const { repository } = await this.#open(name);
+    return collectGarbage(repository, {
+      collector: { host: hostname(), at: new Date().toISOString() },
+      repackBelow: options.repackBelow,
+      signal: options.signal,
+      onOpenSession: () => Promise.resolve(options.fence ? 'fence' : 'leave'),
+    });
+  }
+
+  /** Checks every backup of a repository. */
+  async verify(
+    name: string,
+    options: { readonly data: boolean; readonly signal?: AbortSignal | undefined },
+  ): Promise<RepositoryReport> {
+    const { repository } = await this.#open(name);
+    return verifyRepository(repository.context, await repository.index(options), options);
+  }
+
+  /** Makes index objects for packs that none names. */
+  async rebuildIndex(name: string, options: { readonly dryRun: boolean }): Promise<RebuildReport> {
+    const { repository } = await this.#open(name);
+    return rebuildIndex(repository.context, options);
+  }
+
+  /** What opens a repository. */
+  async keys(name: string): Promise<readonly KeySlot[]> {
+    return (await this.#open(name)).repository.slots.list();
+  }
+
+  /** Makes another recovery key, which is told this once. */
+  async addRecoveryKey(name: string): Promise<string> {
+    const { repository } = await this.#open(name);
+    const key = newRecoveryKey();
+    const createdAt = new Date().toISOString();
+    await repository.slots.add({ kind: 'recovery', key }, { label: 'recovery key', createdAt });
+    return formatRecoveryKey(key);
+  }
+
+  /** Lets another key file open it. */
+  async addKeyFile(name: string, path: string): Promise<void> {
+    const { repository } = await this.#open(name);
+    const secret = (await makeKeyFile(path)) ?? (await readKeyFile(path));
+    await repository.slots.add(secret, { label: path, createdAt: new Date().toISOString() });
+  }
+
+  /** @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST */
+  async removeKey(name: string, slotId: string): Promise<void> {
+    await (await this.#open(name)).repository.slots.remove(slotId);
+  }
+
+  async #open(
+    name: string,
+  ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
+    const settings = this.#settings(name);
+    const secret = await readKeyFile(settings.keyFile);
+    return { repository: await Repository.open(await backendOf(settings), secret), settings };
+  }
+
+  /** @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_UNSUITABLE */
+  #settings(name: string): RepositoryConfig {
+    const settings = this.#config.storages[name];
+    if (settings === undefined)
+      throw new AgentError('STORAGE_NOT_CONFIGURED', `there is no storage "${name}" in ${this.#configPath}`, {
+        hint: `configured: ${Object.keys(this.#config.storages).join(', ') || 'none'}`,
+      });
+    if (settings.kind === 'repository') return settings;
+    throw new AgentError('STORAGE_UNSUITABLE', `storage ${name} is a directory, not a repository`, {
+      hint: 'a directory needs no such thing: stillpoint list, stillpoint verify --all, stillpoint prune',
+    });
+  }
+}

@@ -1,0 +1,52 @@
+import type { Config, StorageConfig } from '../config/schema.ts';
+import { freeBytes } from '../common/files.ts';
+import type { Backend } from '../storage/backends/backend.ts';
+import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { DeadlineStorage } from '../storage/deadlines.ts';
+import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { Repository } from '../storage/repository/repository.ts';
+import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
+import { readKeyFile } from '../storage/repository/keyFile.ts';
+import type { Storage } from '../storage/storage.ts';
+
+/** A repository as the configuration names it. */
+export type RepositoryConfig = Extract<StorageConfig, { readonly kind: 'repository' }>;
+
+/** The storages of a configuration, by name; nothing is opened yet. */
+export function storagesOf(config: Config): ReadonlyMap<string, Storage> {
+  return new Map(
+    Object.entries(config.storages).map(([name, settings]) => {
+      const { stallSeconds } = settings;
+      const patience = { answerMs: Math.min(stallSeconds, 30) * 1000, stallMs: stallSeconds * 1000 };
+      const storage =
+        settings.kind === 'directory'
+          ? new DirectoryStorage({ name, path: settings.path })
+          : repositoryOf(name, settings);
+      return [name, new DeadlineStorage(storage, patience)];
+    }),
+  );
+}
+
+function repositoryOf(name: string, settings: RepositoryConfig): RepositoryStorage {
+  const path = pathOf(settings);
+  return new RepositoryStorage({
+    name,
+    location: path ?? settings.url,
+    open: async () => Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile)),
+    freeBytes: async () => (path === null ? null : freeBytes(path)),
+  });
+}
+
+/** The place of a repository. @throws StorageError STORAGE_SETTINGS_INVALID */
+export async function backendOf(settings: RepositoryConfig): Promise<Backend> {
+  const path = pathOf(settings);
+  if (path !== null) return new FileBackend(path);
+  // Only who has such a storage pays for loading it.
+  const { openS3Backend } = await import('../storage/backends/openS3.ts');
+  return openS3Backend(settings);
+}
+
+/** The directory of a repository that is one. */
+export function pathOf({ url }: Pick<RepositoryConfig, 'url'>): string | null {
+  return url.startsWith('file://') ? url.slice('file://'.length) : null;
+}

@@ -1,0 +1,43 @@
+import { resolve } from 'node:path';
+import type { RunVerb } from '../cli.ts';
+import { CliError } from '../errors.ts';
+import { styled, type Text } from '../output.ts';
+import { reading } from '../session.ts';
+
+/** `stillpoint storage keys NAME`. */
+export const storageKeys: RunVerb = (cli, [name = ''], options) => {
+  const wanted = ['addRecovery', 'addFile', 'remove'].filter((option) => options.typed.includes(option));
+  if (wanted.length > 1)
+    throw new CliError('USAGE', 'add or remove one at a time', 'stillpoint storage keys --help');
+  return reading(cli, async ({ agent }) => {
+    const { terminal } = cli;
+    const { repositories } = agent;
+    const file = options.text('addFile');
+    const remove = options.text('remove');
+    const recoveryKey = options.flag('addRecovery') ? await repositories.addRecoveryKey(name) : null;
+    if (file !== undefined) await repositories.addKeyFile(name, resolve(file));
+    if (remove !== undefined) await repositories.removeKey(name, remove);
+    const slots = await repositories.keys(name);
+    if (terminal.json) {
+      const keys = slots.map(({ slotId, kind, label, createdAt }) => ({
+        id: slotId,
+        kind,
+        label,
+        createdAt,
+      }));
+      terminal.object({ storage: name, keys, recoveryKey });
+      return 0;
+    }
+    if (recoveryKey !== null) {
+      terminal.out('the recovery key, which is shown this once:');
+      terminal.out('');
+      terminal.out('  ', styled('bold', recoveryKey));
+      terminal.out('');
+    }
+    terminal.table(
+      [{ title: 'ID' }, { title: 'KIND' }, { title: 'LABEL' }, { title: 'MADE' }],
+      slots.map(({ slotId, kind, label, createdAt }): readonly Text[] => [slotId, kind, label, createdAt]),
+    );
+    return 0;
+  });
+};

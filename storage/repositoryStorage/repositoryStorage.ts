@@ -1,0 +1,316 @@
+import { createHash } from 'node:crypto';
+import { hostname } from 'node:os';
+import { errorRecord, messageOf } from '../../common/errors.ts';
+import type { CallOptions } from '../backends/backend.ts';
+import { selectEntry } from '../directory/find.ts';
+import { StorageError } from '../errors.ts';
+import type { HostManifest } from '../hostManifest.ts';
+import { protectedError } from '../protection.ts';
+import type {
+  BackupEntry,
+  BackupWriter,
+  BeginRequest,
+  CopiedOut,
+  CopyOutOptions,
+  HostBackupEntry,
+  PartialBackup,
+  Protection,
+  ReadWatch,
+  Storage,
+  StorageCheck,
+  StoredFile,
+  VerifyOptions,
+  VerifyReport,
+} from '../storage.ts';
+import type { Verification } from '../verification.ts';
+import { deleteBackup, listBackups, type StoredBackup } from '../repository/backups.ts';
+import { copyOut } from './copyOut.ts';
+import { RepositoryError } from '../repository/errors.ts';
+import { FileSource } from './fileSource.ts';
+import { deleteHost, listHosts, putHost, readHost } from '../repository/hostRecords.ts';
+import { toManifest } from './manifestTranslation.ts';
+import { openSessions } from '../repository/openSessions.ts';
+import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
+import type { Repository } from '../repository/repository.ts';
+import { RepositoryBackupWriter } from './writer.ts';
+import type { StreamReader } from '../repository/streamReader.ts';
+import { writeStream } from '../repository/streamWriter.ts';
+import { verifyBackup } from '../repository/verifyRepository.ts';
+
+/** Far more than libvirt writes for any machine. */
+const textBytesMax = 4 * 1024 * 1024;
+
+export interface RepositoryStorageOptions {
+  readonly name: string;
+  /** Where it is, for people. */
+  readonly location: string;
+  /** Opens the repository; called when something of it is needed, and again after a failure. */
+  readonly open: () => Promise<Repository>;
+  /** Room that is left in its place; `null` where that has no bounds. */
+  readonly freeBytes: () => Promise<number | null>;
+}
+
+/** A deduplicating, encrypted repository as a place for backups. */
+export class RepositoryStorage implements Storage {
+  readonly kind = 'repository';
+  readonly name: string;
+  readonly location: string;
+  readonly #options: RepositoryStorageOptions;
+  #opened: Promise<Repository> | null = null;
+
+  constructor(options: RepositoryStorageOptions) {
+    this.name = options.name;
+    this.location = options.location;
+    this.#options = options;
+  }
+
+  /** The repository, opened once. */
+  async repository(): Promise<Repository> {
+    this.#opened ??= this.#options.open();
+    try {
+      return await this.#opened;
+    } catch (error) {
+      this.#opened = null;
+      throw error;
+    }
+  }
+
+  async check(): Promise<StorageCheck> {
+    const about = { name: this.name, location: this.location };
+    try {
+      await this.repository();
+      return { ...about, ok: true, freeBytes: await this.#options.freeBytes(), problem: null };
+    } catch (error) {
+      return { ...about, ok: false, freeBytes: null, problem: errorRecord(error) };
+    }
+  }
+
+  /** Nothing can be moved into it. */
+  sameFileSystemAs(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
+  /** What is there already is not stored again. */
+  sharesBlocks(): Promise<boolean> {
+    return Promise.resolve(true);
+  }
+
+  async begin({ jobId, backupId }: BeginRequest): Promise<BackupWriter> {
+    const repository = await this.repository();
+    const session = await repository.begin({ backupId, jobId, startedAt: new Date().toISOString() });
+    return new RepositoryBackupWriter(repository, session, (id) => this.find(id));
+  }
+
+  async findCommitted(backupId: string): Promise<BackupEntry | null> {
+    return (await this.list()).find(({ id }) => id === backupId) ?? null;
+  }
+
+  async list(filter: { readonly machine?: string | undefined } = {}): Promise<readonly BackupEntry[]> {
+    const { context } = await this.repository();
+    const protections = await listProtections(context);
+    const entries = (await listBackups(context)).map((backup) =>
+      this.#entryOf(backup, protections.get(backup.id) ?? null),
+    );
+    return entries.filter(
+      ({ machine }) => filter.machine === undefined || [machine.name, machine.uuid].includes(filter.machine),
+    );
+  }
+
+  async find(idOrName: string): Promise<BackupEntry> {
+    return selectEntry(await this.list(), idOrName);
+  }
+
+  #entryOf({ id, manifest, problem }: StoredBackup, protection: Protection | null): BackupEntry {
+    const machine = manifest?.machine ?? { name: 'unknown', uuid: null };
+    const about = {
+      storage: this.name,
+      id,
+      machine,
+      problem,
+      protected: protection !== null,
+      protectedReason: protection?.reason ?? null,
+    };
+    if (manifest === null) {
+      // Its T1 is in the manifest that cannot be read; the time in its id comes near to it.
+      const pointInTime = new Date(Number.parseInt(id.replace('-', '').slice(0, 12), 16)).toISOString();
+      return { ...about, directory: `${this.name}:${id}`, pointInTime, state: 'Killed', manifest: null };
+    }
+    const { pointInTime } = manifest;
+    return {
+      ...about,
+      directory: `${this.name}:${manifest.machine.name}/${pointInTime}`,
+      pointInTime,
+      state: 'Active',
+      manifest: toManifest(manifest),
+    };
+  }
+
+  async verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
+    const { id } = entry;
+    const { data } = options;
+    if (id === null || entry.manifest === null) {
+      const detail = entry.problem;
+      return {
+        id,
+        ok: false,
+        data,
+        files: [{ file: entry.directory, kind: 'manifest', verdict: 'structure', detail }],
+      };
+    }
+    const repository = await this.repository();
+    const files = await verifyBackup(repository, id, {
+      data,
+      signal: options.signal,
+      onProgress: options.onProgress,
+    });
+    return { id, ok: files.every(({ verdict }) => verdict === 'ok'), data, files };
+  }
+
+  async delete(entry: BackupEntry): Promise<void> {
+    if (entry.id === null) return;
+    const { context } = await this.repository();
+    const protection = await readProtection(context, entry.id);
+    if (protection !== null) throw protectedError(entry, protection.reason);
+    await deleteBackup(context, entry.id, new Date().toISOString());
+  }
+
+  async setProtected(entry: BackupEntry, protection: Protection | null): Promise<void> {
+    const { context } = await this.repository();
+    const found = entry.id === null ? null : await this.findCommitted(entry.id);
+    if (found?.id === null || found === null) throw this.#notFound(entry.directory);
+    await writeProtection(context, found.id, protection);
+  }
+
+  addVerification(entry: BackupEntry): Promise<Verification> {
+    return Promise.reject(
+      new StorageError(
+        'STORAGE_FAILED',
+        `${entry.directory}: a repository keeps no results of a verify --boot yet`,
+      ),
+    );
+  }
+
+  reading<T>(_what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {
+    return read({ signal: new AbortController().signal, alive: () => undefined });
+  }
+
+  async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
+    return this.#reading(artifact, options, async (stream) => copyOut(stream, to, options));
+  }
+
+  async readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
+    return this.#reading(artifact, {}, async (stream) => {
+      if (stream.virtualSizeBytes <= textBytesMax) return (await stream.readAll()).toString('utf8');
+      throw new StorageError(
+        'BACKUP_DAMAGED',
+        `${artifact.path} is too large: ${stream.virtualSizeBytes} bytes`,
+      );
+    });
+  }
+
+  /** One content has one root, so the file's is computed, and nothing stored. */
+  async isSameAs({ sha256 }: Pick<StoredFile, 'sha256'>, hostFile: string): Promise<boolean> {
+    const { config, context } = await this.repository();
+    await using source = await FileSource.open(hostFile);
+    const { root } = await writeStream(
+      source,
+      { put: (domain, content) => Promise.resolve(context.namer.idOf(domain, content)) },
+      { chunkSizeBytes: config.chunkSizeBytes },
+    );
+    return root === sha256;
+  }
+
+  /** @throws StorageError BACKUP_DAMAGED */
+  async #reading<T>(
+    { path, sha256 }: Pick<StoredFile, 'path' | 'sha256'>,
+    call: CallOptions,
+    read: (stream: StreamReader) => Promise<T>,
+  ): Promise<T> {
+    const repository = await this.repository();
+    try {
+      return await read(await repository.openStream(await repository.contentOf(sha256, call), call));
+    } catch (error) {
+      if (!(error instanceof RepositoryError)) throw error;
+      throw new StorageError('BACKUP_DAMAGED', `${path} is not what was stored: ${messageOf(error)}`, {
+        cause: error,
+        hint: 'nothing was changed; stillpoint verify BACKUP --data tells what else is damaged; another copy, or an older backup, may be whole',
+      });
+    }
+  }
+
+  /** Sessions of this host; those of others are theirs to end. */
+  async partials(): Promise<readonly PartialBackup[]> {
+    const { context } = await this.repository();
+    const partials: PartialBackup[] = [];
+    for (const { backupId, announcement } of await openSessions(context)) {
+      if (announcement === null || announcement.host !== hostname()) continue;
+      partials.push({
+        jobId: announcement.jobId ?? backupId,
+        directory: `${this.name}:${backupId}`,
+        changedAt: announcement.startedAt,
+      });
+    }
+    return partials;
+  }
+
+  /** A deletion is one object: there is nothing to finish. */
+  cleanUp(): Promise<number> {
+    return Promise.resolve(0);
+  }
+
+  async addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string> {
+    const { context } = await this.repository();
+    await putHost(context, manifest, files);
+    return this.#hostPlace(manifest.id);
+  }
+
+  async hostBackups(): Promise<readonly HostBackupEntry[]> {
+    const { context } = await this.repository();
+    const entries = (await listHosts(context)).map(({ id, manifest, files, problem }): HostBackupEntry => {
+      const broken = manifest?.items.find(
+        ({ file, sha256 }) =>
+          createHash('sha256')
+            .update(files[file] ?? '')
+            .digest('hex') !== sha256,
+      );
+      return {
+        storage: this.name,
+        host: manifest?.host.name ?? 'unknown',
+        directory: this.#hostPlace(id),
+        pointInTime: manifest?.pointInTime ?? new Date(0).toISOString(),
+        manifest,
+        problem: problem ?? (broken === undefined ? null : `${broken.file} was damaged or changed`),
+      };
+    });
+    return entries.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1));
+  }
+
+  async hostFile({ directory }: Pick<HostBackupEntry, 'directory'>, file: string): Promise<Buffer> {
+    const { context } = await this.repository();
+    const host = await readHost(context, this.#hostIdOf(directory));
+    const text = host?.files[file];
+    if (text === undefined) throw this.#notFound(`${directory}/${file}`);
+    return Buffer.from(text, 'utf8');
+  }
+
+  async deleteHostBackup({ directory }: Pick<HostBackupEntry, 'directory'>): Promise<void> {
+    const { context } = await this.repository();
+    const id = this.#hostIdOf(directory);
+    if ((await readHost(context, id)) === null) throw this.#notFound(directory);
+    await deleteHost(context, id);
+  }
+
+  #hostPlace(id: string): string {
+    return `${this.name}:hosts/${id}`;
+  }
+
+  #hostIdOf(directory: string): string {
+    const id = directory.slice(this.#hostPlace('').length);
+    if (directory !== this.#hostPlace(id) || !/^[0-9a-f-]{36}$/.test(id)) throw this.#notFound(directory);
+    return id;
+  }
+
+  #notFound(what: string): StorageError {
+    return new StorageError('BACKUP_NOT_FOUND', `${what} is not there any more`, { hint: 'stillpoint list' });
+  }
+}

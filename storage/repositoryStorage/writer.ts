@@ -1,0 +1,117 @@
+import type { FileDigest } from '../../common/copy.ts';
+import { messageOf } from '../../common/errors.ts';
+import type { VolumeSource } from '../../common/volumeSource.ts';
+import { StorageError } from '../errors.ts';
+import type { Manifest } from '../manifest.ts';
+import type { AddOptions, BackupEntry, BackupWriter, Increment } from '../storage.ts';
+import { readManifest } from '../repository/backups.ts';
+import { RepositoryError } from '../repository/errors.ts';
+import { FileSource } from './fileSource.ts';
+import { toBackupManifest } from './manifestTranslation.ts';
+import { MeteredSource } from './meteredSource.ts';
+import type { Repository } from '../repository/repository.ts';
+import type { RepositorySession } from '../repository/session.ts';
+import type { StreamReader } from '../repository/streamReader.ts';
+import { type StreamOptions, writeStream } from '../repository/streamWriter.ts';
+
+/** A backup that is written into a repository: what other storages keep as files are streams of chunks there. */
+export class RepositoryBackupWriter implements BackupWriter {
+  readonly directory = null;
+  readonly #repository: Repository;
+  readonly #session: RepositorySession;
+  readonly #entryOf: (backupId: string) => Promise<BackupEntry>;
+
+  constructor(
+    repository: Repository,
+    session: RepositorySession,
+    entryOf: (backupId: string) => Promise<BackupEntry>,
+  ) {
+    this.#repository = repository;
+    this.#session = session;
+    this.#entryOf = entryOf;
+  }
+
+  /** Nothing has a name before the commit. */
+  has(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
+  addByRename(from: string): Promise<FileDigest> {
+    return Promise.reject(
+      new StorageError('CROSS_FILE_SYSTEM', `${from} cannot be moved into a repository, only copied`),
+    );
+  }
+
+  async addByCopy(from: string, _fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    await using source = await FileSource.open(from);
+    return await this.#add(source, options);
+  }
+
+  addVolume(source: VolumeSource, _fileName: string, options: AddOptions = {}): Promise<FileDigest> {
+    return this.#add(source, options);
+  }
+
+  async addIncrement(
+    source: VolumeSource,
+    { parent, changes }: Increment,
+    _fileName: string,
+    options: AddOptions = {},
+  ): Promise<FileDigest> {
+    const stream = await this.#parentOf(parent, source.virtualSizeBytes, options);
+    return this.#add(source, options, { parent: stream, changes });
+  }
+
+  async #add(
+    source: VolumeSource,
+    options: AddOptions,
+    increment?: StreamOptions['increment'],
+  ): Promise<FileDigest> {
+    const { chunkSizeBytes } = this.#repository.config;
+    const { signal } = options;
+    const metered = new MeteredSource(source, options);
+    const { root } = await writeStream(metered, this.#session, { chunkSizeBytes, signal, increment });
+    return { sizeBytes: await metered.dataBytes(signal), sha256: root };
+  }
+
+  /** @throws StorageError PARENT_UNUSABLE */
+  async #parentOf(
+    { backupId, target }: Increment['parent'],
+    sizeBytes: number,
+    { signal }: AddOptions,
+  ): Promise<StreamReader> {
+    const unusable = (why: string, cause?: unknown): StorageError =>
+      new StorageError('PARENT_UNUSABLE', `${target} of backup ${backupId} cannot be built on: ${why}`, {
+        cause,
+      });
+    try {
+      const manifest = await readManifest(this.#repository.context, backupId, { signal });
+      const content = manifest?.volumes.find((volume) => volume.target === target)?.content;
+      if (content === undefined) throw unusable('it is not there any more');
+      if (content.sizeBytes !== sizeBytes) throw unusable(`it has ${content.sizeBytes} bytes`);
+      if (content.chunkSizeBytes !== this.#repository.config.chunkSizeBytes)
+        throw unusable('it has chunks of another size');
+      const stream = await this.#repository.openStream(content, { signal });
+      // Every page, now: what is shared with the parent is never looked at again before the commit.
+      await stream.extents(signal);
+      return stream;
+    } catch (error) {
+      if (error instanceof RepositoryError) throw unusable(messageOf(error), error);
+      throw error;
+    }
+  }
+
+  flush(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
+    return this.#session.flush(options);
+  }
+
+  async commit(manifest: Manifest): Promise<BackupEntry> {
+    await this.#session.flush();
+    const described = await toBackupManifest(manifest, (root) => this.#repository.contentOf(root));
+    await this.#session.commit(described);
+    return this.#entryOf(manifest.id);
+  }
+
+  async abandon(): Promise<void> {
+    await this.#session.abandon();
+  }
+}

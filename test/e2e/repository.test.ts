@@ -1,0 +1,160 @@
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { z } from 'zod';
+import { type AgentResult, type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
+
+const storageSchema = z.object({ name: z.string(), directory: z.string() });
+const backupSchema = z.looseObject({
+  id: z.string(),
+  mode: z.string(),
+  storages: z.array(storageSchema),
+  volumes: z.array(z.looseObject({ read: z.string() })),
+});
+type Backup = z.infer<typeof backupSchema>;
+
+const targets = ['vda', 'vdb'] as const;
+
+function requireDone(test: Test, result: AgentResult): void {
+  test.equal(result.exitCode, 0, `${result.stdout}\n${result.stderr}`);
+}
+
+void t.test('a repository holds what a directory holds, of every mode', async (t) => {
+  await using lab: Lab = await startLab();
+  const vault = path.join(lab.root, 'vault');
+  const keyFile = path.join(lab.root, 'vault.key');
+  const local = path.join(lab.root, 'local');
+  const agent: LabAgent = await lab.installAgent({
+    storages: {
+      // The first one is what show tells of.
+      vault: { kind: 'repository', url: `file://${vault}`, keyFile },
+      local: { kind: 'directory', path: local },
+    },
+  });
+  await lab.run('mkdir', [local]);
+  const machine: LabMachine = await lab.createMachine({
+    name: 'sp-vault',
+    memoryMiB: 96,
+    volumes: targets.map((target) => ({ target, prefillMiB: 8 })),
+  });
+  await machine.waitUntilWriting({ rounds: 20 });
+
+  await t.test('which is made once, with a key file and a recovery key', async (t) => {
+    const before = await agent.run(['backup', 'sp-vault', '--mode', 'disk', '--json']);
+    t.match(
+      before,
+      { exitCode: 2, stderr: /KEY_WRONG.*storage init/ },
+      'nothing is backed up into what is not there',
+    );
+    const made = await agent.run(['storage', 'init', 'vault', '--json']);
+    requireDone(t, made);
+    t.match(made.json(), { keyFile, keyFileMade: true, recoveryKey: /^([0-9A-Z]{4}-){13}[0-9A-Z]{4}$/ });
+    t.equal((await lab.run('stat', ['-c', '%a', keyFile])).stdout.trim(), '600');
+    const again = await agent.run(['storage', 'init', 'vault', '--json']);
+    t.match(again, { exitCode: 8, stderr: /REPOSITORY_EXISTS/ });
+    t.match((await agent.run(['storage', 'list', '--json'])).json(), {
+      storages: [
+        { name: 'vault', kind: 'repository', ok: true },
+        { name: 'local', kind: 'directory', ok: true },
+      ],
+    });
+  });
+
+  const made: Backup[] = [];
+  const reads: string[] = [];
+  for (const mode of ['disk', 'disk', 'live', 'save', 'disk'] as const) {
+    await t.test(`mode ${mode}: both storages hold the same instant`, async (t) => {
+      await machine.waitUntilWriting({ rounds: 20 });
+      const result = await agent.run(['backup', 'sp-vault', '--mode', mode, '--json']);
+      requireDone(t, result);
+      const backup = backupSchema.parse(result.json());
+      t.same(backup.storages.map(({ name }) => name).toSorted(), ['local', 'vault']);
+      const to = path.join(lab.root, `out-${made.length}`);
+      await lab.run('mkdir', [to]);
+      const only = await agent.run([
+        'restore',
+        backup.id,
+        '--storage',
+        'vault',
+        '--to',
+        to,
+        '--yes',
+        '--json',
+      ]);
+      requireDone(t, only);
+      const stored = backup.storages.find(({ name }) => name === 'local')?.directory ?? '';
+      const names = (await lab.run('ls', [stored])).stdout.split('\n');
+      for (const target of targets) {
+        const artifact = names.find((name) => name.includes(`-${target}.qcow2`) && !name.endsWith('.sums'));
+        const restored = (await lab.run('find', [to, '-name', `*${target}*`])).stdout.trim();
+        const compared = await lab.run(
+          'qemu-img',
+          ['compare', '-f', 'qcow2', '-F', 'qcow2', path.join(stored, artifact ?? ''), restored],
+          { check: false },
+        );
+        t.equal(compared.exitCode, 0, `${target}: ${compared.stdout}${compared.stderr}`);
+      }
+      const state = names.find((name) => name.includes('.state.'));
+      t.equal(state !== undefined, mode === 'live' || mode === 'save', 'memory where the mode has it');
+      if (state !== undefined)
+        await lab.run('cmp', [path.join(stored, state), path.join(to, 'sp-vault.state')]);
+      made.push(backup);
+      reads.push(backup.volumes.map(({ read }) => read).join(' '));
+    });
+  }
+
+  t.same(reads, [
+    'full full',
+    'increment increment',
+    'increment increment',
+    'full full',
+    'increment increment',
+  ]);
+
+  await t.test('every byte of it is as it was stored', async (t) => {
+    requireDone(t, await agent.run(['verify', '--all', '--data', '--json']));
+    const checked = await agent.run(['storage', 'check', 'vault', '--data', '--json']);
+    requireDone(t, checked);
+    t.match(checked.json(), { ok: true, data: true, damagedPacks: [] });
+    t.match((await agent.run(['storage', 'show', 'vault', '--json'])).json(), {
+      backups: made.length,
+      machines: [{ name: 'sp-vault', backups: made.length }],
+      openSessions: 0,
+    });
+  });
+
+  await t.test('the machine is resumed from it in place, with the memory of then', async (t) => {
+    const before = await machine.writerStatus();
+    const live = made.find(({ mode }) => mode === 'live');
+    await lab.run('rm', ['-r', live?.storages.find(({ name }) => name === 'local')?.directory ?? '/none']);
+    requireDone(t, await agent.run(['restore', live?.id ?? '', '--in-place', '--yes', '--json']));
+    const now = await machine.waitUntilWriting({ rounds: 5 });
+    t.equal(now.runId, before.runId, 'it is the run of then');
+    t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, readErrors: 0 });
+  });
+
+  await t.test('and as a new machine, whose memory is given another definition', async (t) => {
+    const save = made.find(({ mode }) => mode === 'save');
+    await lab.run('rm', ['-r', save?.storages.find(({ name }) => name === 'local')?.directory ?? '/none']);
+    const to = path.join(lab.root, 'twin');
+    await lab.run('mkdir', [to]);
+    requireDone(
+      t,
+      await agent.run(['restore', save?.id ?? '', '--as', 'sp-twin', '--to', to, '--yes', '--json']),
+    );
+    t.match(await lab.virsh('domstate', 'sp-twin'), /running/);
+    await lab.virsh('destroy', 'sp-twin');
+    await lab.virsh('undefine', 'sp-twin', '--nvram');
+  });
+
+  await t.test('what no backup needs any more is freed, and nothing else', async (t) => {
+    const kept = made.at(-1)?.id ?? '';
+    for (const { id } of made)
+      if (id !== kept) requireDone(t, await agent.run(['delete', id, '--yes', '--json']));
+    const collected = await agent.run(['storage', 'gc', 'vault', '--json']);
+    requireDone(t, collected);
+    t.match(collected.json(), { waitingFor: [] });
+    const { packsDeleted } = z.looseObject({ packsDeleted: z.number() }).parse(collected.json());
+    t.ok(packsDeleted > 0, 'the memory states at least');
+    requireDone(t, await agent.run(['verify', kept, '--data', '--json']));
+  });
+});
