@@ -1,5 +1,5 @@
 import t from 'tap';
-import { momentBefore, spanPattern } from './span.ts';
+import { intervalMs, intervalPattern, momentBefore, spanPattern } from './span.ts';
 
 void t.test('a span leads back to the moment that people mean', (t) => {
   const cases: readonly (readonly [string, string, string])[] = [
@@ -24,6 +24,36 @@ void t.test('what is not a span is refused', (t) => {
   for (const text of ['', '14', 'd', '0d', '-1d', '1.5d', '14 d', '14D', '1m', '100000d', '14d6h', '1e3d']) {
     t.notOk(spanPattern.test(text), text);
     t.throws(() => momentBefore(new Date(), text), RangeError, text);
+  }
+  t.end();
+});
+
+void t.test('an interval has the length that it says, and what is none is refused', (t) => {
+  for (const [text, minutes] of [
+    ['1min', 1],
+    ['90min', 90],
+    ['4h', 240],
+    ['1d', 1440],
+    ['2w', 20_160],
+  ] as const)
+    t.equal(intervalMs(text), minutes * 60_000, text);
+  for (const text of [
+    '',
+    '4',
+    'h',
+    '0h',
+    '-1h',
+    '1.5h',
+    '4 h',
+    '4H',
+    '1m',
+    '1mo',
+    '1y',
+    '100000h',
+    '1h30min',
+  ]) {
+    t.notOk(intervalPattern.test(text), text);
+    t.throws(() => intervalMs(text), RangeError, text);
   }
   t.end();
 });

@@ -28,3 +28,18 @@ export function momentBefore(moment: Date, span: string): Date {
   before.setUTCDate(Math.min(moment.getUTCDate(), lastDay.getUTCDate()));
   return before;
 }
+
+/** How the time between two runs is written: a whole number and a unit of fixed length. */
+export const intervalPattern = /^([1-9]\d{0,4})(min|h|d|w)$/;
+
+/**
+ * Milliseconds of an interval such as `30min`, `4h`, `1d` or `2w`; a day has 24 hours, whatever the clocks do.
+ *
+ * @throws RangeError for what is not an interval; check it with `intervalPattern`
+ */
+export function intervalMs(interval: string): number {
+  const [, count = '', unit = ''] = intervalPattern.exec(interval) ?? [];
+  const unitMs = unit === 'min' ? hourMs / 60 : fixedUnits.get(unit);
+  if (unitMs === undefined) throw new RangeError(`not an interval of time: ${JSON.stringify(interval)}`);
+  return Number(count) * unitMs;
+}

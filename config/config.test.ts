@@ -194,6 +194,68 @@ void t.test('keys that nothing acts on yet are accepted and listed with their pl
   t.end();
 });
 
+void t.test(
+  'a schedule is a line of cron or more about it, and what is wrong with it is told where it stands',
+  (t) => {
+    const scheduleOf = (text: string) => {
+      const policies = `policies: { default: { schedule: ${text} } }`;
+      const decision = policyFor(parseConfig(storage + policies, 'c.yaml').config, 'vm-001', 'c.yaml');
+      return decision.kind === 'policy' ? decision.policy.schedule : undefined;
+    };
+    const defaults = {
+      jitterSeconds: 0,
+      windows: [],
+      blackouts: [],
+      retries: { count: 2, firstDelaySeconds: 300, factor: 3, maxDelaySeconds: 3600 },
+    };
+    t.same(scheduleOf('"0 2 * * *"'), { ...defaults, cron: '0 2 * * *' });
+    t.same(scheduleOf('"@daily"'), { ...defaults, cron: '@daily' });
+    t.same(scheduleOf('{ every: 4h, retries: { count: 0 } }'), {
+      ...defaults,
+      every: '4h',
+      retries: { ...defaults.retries, count: 0 },
+    });
+    const none = policyFor(parseConfig(storage, 'c.yaml').config, 'vm-001', 'c.yaml');
+    t.equal(none.kind === 'policy' && none.policy.schedule, null, 'none unless told');
+    t.match(
+      problemsOf(
+        [
+          'policies:',
+          '  a: { schedule: "0 25 * * *" }',
+          '  b: { schedule: 7 }',
+          '  c:',
+          '    schedule:',
+          '      cron: "0 2 * *"',
+          '      windows: ["22-06"]',
+          '      blackouts: ["2026-02-30"]',
+          '      jitter: 5',
+          '      retries: { factor: 0.5 }',
+          '  d: { schedule: { every: 4 } }',
+          '  e: { schedule: { every: 5m } }',
+          '  f: { schedule: { every: 4h, cron: "@daily" } }',
+          '  g: { schedule: {} }',
+        ].join('\n'),
+      ),
+      [
+        /^c\.yaml:2:8: policies\.a\.schedule: hour "25": "25" is not allowed \(allowed: 0 to 23;/,
+        /^c\.yaml:3:8: policies\.b\.schedule: expected the five fields of cron.* or \{ every/,
+        /^c\.yaml:6:7: policies\.c\.schedule\.cron: expected the five fields/,
+        /^c\.yaml:7:17: policies\.c\.schedule\.windows\.0: expected times such as/,
+        /^c\.yaml:8:19: policies\.c\.schedule\.blackouts\.0: there is no day 2026-02-30/,
+        /^c\.yaml:9:7: policies\.c\.schedule\.jitter: there is no such key/,
+        /^c\.yaml:10:18: policies\.c\.schedule\.retries\.factor: expected 1 or more/,
+        /^c\.yaml:11:20: policies\.d\.schedule\.every: expected an interval/,
+        /^c\.yaml:12:20: policies\.e\.schedule\.every: expected an interval/,
+        /^c\.yaml:13:8: policies\.f\.schedule: expected either cron or every/,
+        /^c\.yaml:14:8: policies\.g\.schedule: expected either cron or every/,
+      ],
+    );
+    const text = `${storage}policies: { p: { schedule: { every: 4h, windows: ["22:00-06:00"] } } }`;
+    t.match(parseConfig(text, 'c.yaml').inactive.map(formatProblem), [/policies\.p\.schedule: not active/]);
+    t.end();
+  },
+);
+
 void t.test('drop-ins are merged in the order of their names, and problems name their file', async (t) => {
   const directory = t.testdir({
     '10-storages.yaml': storage,

@@ -117,12 +117,23 @@ function withoutFollowUps(issues: readonly Issue[]): readonly Issue[] {
 
 function problemsOf(sources: ConfigSources, issue: Issue): readonly ConfigProblem[] {
   const { path } = issue;
+  if (issue.code === 'invalid_union') {
+    // Where the value is of the form of one of them, what is wrong with it says more than what the forms are.
+    const [only, ...others] = issue.errors.filter((issues) => !issues.some(isOfAnotherForm));
+    if (only !== undefined && others.length === 0)
+      return only.flatMap((inner) => problemsOf(sources, { ...inner, path: [...path, ...inner.path] }));
+  }
   if (issue.code === 'unrecognized_keys') {
     return issue.keys.map((key) => sources.problemAt([...path, key], 'there is no such key'));
   }
   const message = issue.code === 'invalid_key' ? (issue.issues[0]?.message ?? issue.message) : issue.message;
   const missing = !sources.has(path) && path.length > 0 ? ' (it is missing)' : '';
   return [sources.problemAt(path, `${message}${missing}`)];
+}
+
+/** The value as a whole is not what this one of several forms asks for. */
+function isOfAnotherForm({ code, path }: Issue): boolean {
+  return path.length === 0 && (code === 'invalid_type' || code === 'invalid_value');
 }
 
 /** Policies and storages that are referred to and are not there. */

@@ -1,14 +1,16 @@
 import { ConfigError } from './errors.ts';
 import { storageLines } from './config.ts';
-import { emptyPolicy } from './schema.ts';
-import type { Config, PolicyConfig } from './schema.ts';
+import { emptyPolicy, wholeSchedule } from './schema.ts';
+import type { Config, PolicyConfig, ScheduleConfig } from './schema.ts';
 
 /** How backups of one machine are made: a policy with everything decided. */
-export interface ResolvedPolicy extends Omit<PolicyConfig, 'storages'> {
+export interface ResolvedPolicy extends Omit<PolicyConfig, 'storages' | 'schedule'> {
   /** Name of the policy. */
   readonly name: string;
   /** Names of storages, at least one. */
   readonly storages: readonly string[];
+  /** When backups are made; null: by command only. */
+  readonly schedule: ScheduleConfig | null;
 }
 
 export type PolicyDecision =
@@ -31,7 +33,8 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   if (storages.length === 0) {
     throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }
-  return { kind: 'policy', policy: { ...policy, name, storages } };
+  const schedule = policy.schedule === undefined ? null : wholeSchedule(policy.schedule);
+  return { kind: 'policy', policy: { ...policy, name, storages, schedule } };
 }
 
 /** True when a name fits a pattern in which `*` stands for any characters and `?` for one. */

@@ -1,6 +1,8 @@
 import { z } from 'zod';
+import { parseClockPeriod } from '../common/clockPeriod.ts';
+import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
-import { spanPattern } from '../common/span.ts';
+import { intervalPattern, spanPattern } from '../common/span.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -114,6 +116,60 @@ const keep = z.strictObject({
     .describe('All that are younger.'),
 });
 
+const cron = z
+  .string('expected the five fields of cron, such as "0 2 * * *"')
+  .superRefine(saidBy(parseCron))
+  .describe(
+    'Minute, hour, day of the month, month, day of the week, as in crontab(5), or @hourly, @daily, @weekly, @monthly, @yearly. A time that the clocks jump over is due when they jump, one that they show twice is due once; a line for every hour is due in each hour that goes by.',
+  );
+const periods = z.array(
+  z.string('expected times such as "22:00-06:00"').superRefine(saidBy(parseClockPeriod)),
+);
+
+const schedule = z
+  .strictObject({
+    cron: cron.optional(),
+    every: z
+      .string('expected an interval such as "30min", "4h", "1d" or "2w"')
+      .regex(intervalPattern, 'expected an interval such as "30min", "4h", "1d" or "2w"')
+      .optional()
+      .describe('Instead of cron: so long after the last one began.'),
+    jitterSeconds: wholeNumber
+      .nonnegative('expected 0 or more')
+      .max(86_400, 'expected 86400 or less')
+      .default(0)
+      .describe(
+        'Each machine begins later by a part of this that is always the same; with every, only the first time.',
+      ),
+    windows: periods
+      .default([])
+      .describe(
+        'Backups begin only then: times such as "22:00-06:00" or "sat,sun 00:00-24:00" (days are those on which it begins), or dates such as "2026-12-24..2027-01-02". None: at any time.',
+      ),
+    blackouts: periods.default([]).describe('No backup begins then; what is due begins afterwards, once.'),
+    retries: z
+      .strictObject({
+        count: wholeNumber
+          .nonnegative('expected 0 or more')
+          .max(100, 'expected 100 or less')
+          .default(2)
+          .describe('So many more attempts after one that failed; none when the next backup comes first.'),
+        firstDelaySeconds: seconds.default(300),
+        factor: z
+          .number('expected a number')
+          .min(1, 'expected 1 or more')
+          .max(10, 'expected 10 or less')
+          .default(3)
+          .describe('Each delay is so many times as long as the one before.'),
+        maxDelaySeconds: seconds.default(3600),
+      })
+      .prefault({}),
+  })
+  .refine(
+    (settings) => (settings.cron === undefined) !== (settings.every === undefined),
+    'expected either cron or every',
+  );
+
 const policy = z.strictObject({
   mode: mode
     .default('auto')
@@ -139,14 +195,16 @@ const policy = z.strictObject({
     .optional()
     .describe('Names under `storages`; all of them unless told.'),
   schedule: z
-    .string()
-    .regex(/^\S+( \S+){4}$/, 'expected the five fields of cron, such as "0 2 * * *"')
-    .optional(),
+    .union([cron, schedule], {
+      error: 'expected the five fields of cron, such as "0 2 * * *", or { cron: … } or { every: … }',
+    })
+    .optional()
+    .describe('When backups are made: a line of cron, or more about it. None unless told.'),
   timeZone: z
     .string()
     .refine(isTimeZone, 'expected a time zone, such as Europe/Zurich')
     .optional()
-    .describe('What a day is for keep; that of the host unless told.'),
+    .describe('What a day is for keep, and the clocks of schedule; that of the host unless told.'),
   keep: keep
     .nullable()
     .default(null)
@@ -266,10 +324,16 @@ export type Config = z.output<typeof configSchema>;
 export type AgentConfig = Config['agent'];
 export type StorageConfig = Config['storages'][string];
 export type PolicyConfig = Config['policies'][string];
+export type ScheduleConfig = z.output<typeof schedule>;
 
 /** What a policy says that does not mention anything. */
 export function emptyPolicy(): PolicyConfig {
   return policy.parse({});
+}
+
+/** What a policy says about its schedule, with everything decided that it leaves out. */
+export function wholeSchedule(said: string | ScheduleConfig): ScheduleConfig {
+  return typeof said === 'string' ? schedule.parse({ cron: said }) : said;
 }
 
 /**
@@ -279,6 +343,18 @@ export function emptyPolicy(): PolicyConfig {
 export const inactiveKeys: readonly { readonly key: readonly string[]; readonly reason: string }[] = [
   { key: ['policies', '*', 'schedule'], reason: 'backups start by command only' },
 ];
+
+/** A check that says of a text what its parser does. */
+function saidBy(parse: (text: string) => unknown): (text: string, context: z.RefinementCtx) => void {
+  return (text, context) => {
+    try {
+      parse(text);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      context.addIssue({ code: 'custom', message: error.message });
+    }
+  };
+}
 
 function isTimeZone(text: string): boolean {
   try {
