@@ -124,17 +124,33 @@ void t.test('each option has the answer that the specification gives it', async 
   t.same(await ask(rawGo('vda')), ['3', '3', '1']);
   client.send({ command: 7, cookie: 1n, length: 512 });
   t.match((await client.structured(1)).get(1n), { errno: 22 }, 'the context was selected for another export');
+  using second = await greeted(socketPath);
+  for (const option of [
+    rawOption(8),
+    rawContexts('vda', ['base:allocation']),
+    rawContexts('vdb', []),
+    rawGo('vda'),
+  ])
+    await second.ask(option);
+  second.send({ command: 7, cookie: 1n, length: 512 });
+  t.match(
+    (await second.structured(1)).get(1n),
+    { errno: 22 },
+    'a selection that fails takes the one before away',
+  );
   t.same(errors, []);
 });
 
 void t.test('exports are opened in the old way, and a client that only asks leaves in peace', async (t) => {
-  const { socketPath, errors } = await serve(t);
+  const { server, socketPath, errors } = await serve(t);
+  const opened: RawClient[] = [];
   for (const [clientFlags, padding] of [
     [3, 0],
     [1, 124],
     [0, 124],
   ] as const) {
-    using client = await greeted(socketPath, u32(clientFlags));
+    const client = await greeted(socketPath, u32(clientFlags));
+    opened.push(client);
     client.write(rawOption(1, Buffer.from('Größe')));
     t.same(
       await client.read(10 + padding),
@@ -146,9 +162,14 @@ void t.test('exports are opened in the old way, and a client that only asks leav
   using asking = await greeted(socketPath);
   t.same(types(await asking.ask(rawOption(2))), ['1']);
   t.same(await asking.readToEnd(), Buffer.alloc(0));
+  using staying = await RawClient.connect(socketPath, true);
+  staying.write(rawClientFlags, rawOption(2));
+  await staying.readToEnd();
   using silent = await greeted(socketPath);
   silent.socket.end();
   await silent.closed;
+  for (const client of opened) client.socket.destroy();
+  await clientsLeft(server, 0); // also of him who keeps his end open
   t.same(errors, [], 'nobody has done anything wrong');
 });
 

@@ -69,8 +69,9 @@ export class RawClient {
     socket.on('close', end);
   }
 
-  static async connect(path: string): Promise<RawClient> {
-    const socket = connect(path);
+  /** @param allowHalfOpen keeps the connection open on this side when the server ends it */
+  static async connect(path: string, allowHalfOpen = false): Promise<RawClient> {
+    const socket = connect({ path, allowHalfOpen });
     await once(socket, 'connect');
     return new RawClient(socket);
   }

@@ -164,10 +164,16 @@ void t.test('a hole is none before the map is there, and a read does not wait fo
   const gate = new Gate();
   source.onMap = () => gate.pass();
   const { socketPath } = await serve(t, { vda: source });
+  await using first = await connectTo(socketPath);
+  t.same(await first.read(MiB - 1, 1), Buffer.alloc(1));
+  t.equal(source.mapsRead, 0, 'the map of a large volume is a lot to read for one who does not ask');
   await using client = await connectTo(socketPath, [allocation]);
+  await using other = await connectTo(socketPath);
+  t.same(await other.read(0, 1), Buffer.alloc(1));
+  t.equal(source.mapsRead, 1, 'who may ask for it will ask for it');
   const status = client.blockStatus(allocation, 0, MiB);
   t.same(await client.read(0, 4096), Buffer.alloc(4096));
-  t.same(source.reads, [0]);
+  t.same(source.reads, [768 * KiB, 0]);
   gate.open();
   t.same(await status, [{ offsetBytes: 0, lengthBytes: MiB, flags: 3 }]);
   t.equal(source.mapsRead, 1);
@@ -355,18 +361,26 @@ void t.test('a server that is put away ends what runs, and takes its socket with
   t.same(errors, [], 'nobody hears of reads that nobody waits for');
 });
 
-void t.test('a client that goes in the middle holds nobody up', async (t) => {
-  const source = bytesOf(MiB);
-  const gate = new Gate();
-  source.onRead = () => gate.pass();
-  const { server, socketPath, errors } = await serve(t, { vda: source });
-  const client = await RawClient.open(socketPath, 'vda');
-  client.send({ command: 0, cookie: 1n, length: 10 }, { command: 0, cookie: 2n, length: MiB });
-  await gate.reached(4);
-  client.socket.destroy();
-  await clientsLeft(server, 0);
-  gate.open();
-  await using other = await connectTo(socketPath);
-  t.same(await other.read(0, 10), source.content.subarray(0, 10));
-  t.same(errors, []);
-});
+void t.test(
+  'a client that goes in the middle holds nobody up, and what waited for its turn is not read',
+  async (t) => {
+    const source = bytesOf(MiB);
+    const gate = new Gate();
+    source.onRead = () => gate.pass();
+    const limits = { heldBytes: 512 * KiB };
+    const { server, socketPath, errors } = await serve(t, { vda: source, vdb: bytesOf(MiB) }, { limits });
+    const client = await RawClient.open(socketPath, 'vda');
+    for (const [index, length] of [10, 300 * KiB, MiB].entries())
+      client.send({ command: 0, cookie: BigInt(index), offset: 0, length });
+    await gate.reached(1);
+    client.socket.destroy();
+    await clientsLeft(server, 0);
+    gate.open();
+    await using other = await connectTo(socketPath, [], 'vdb');
+    for (let round = 0; round < 50; round += 1) await other.read(0, 10);
+    t.same(source.reads, [0]);
+    await using again = await connectTo(socketPath);
+    t.same(await again.read(0, 10), source.content.subarray(0, 10));
+    t.same(errors, []);
+  },
+);
