@@ -17,9 +17,13 @@ export type NbdErrorCode =
   /** The connection has ended, by the server or by us. */
   | 'NBD_CLOSED'
   /** The caller asked for bytes that the volume does not have. */
-  | 'NBD_RANGE_INVALID';
+  | 'NBD_RANGE_INVALID'
+  /** Our server cannot listen there: the path is too long, taken, or not ours to make. */
+  | 'NBD_SOCKET_UNUSABLE'
+  /** What our server serves could not be read; the client that asked has got EIO. */
+  | 'NBD_SOURCE_FAILED';
 
-/** An error of the NBD client. */
+/** An error of the NBD client or of our NBD server. */
 export class NbdError extends StillpointError<NbdErrorCode> {
   /** The error number that the server sent with a refused request, as the protocol numbers them. */
   readonly errno: number | undefined;

@@ -6,27 +6,63 @@ import { NbdError, protocolError } from './errors.ts';
  * length that a server names is compared with a cap before anybody makes room for it.
  */
 
-const greetingMagic = 0x4e42444d41474943n; // NBDMAGIC
-const optionMagic = 0x49484156454f5054n; // IHAVEOPT
-const optionReplyMagic = 0x3e889045565a9n;
-const requestMagic = 0x25609513;
-const simpleReplyMagic = 0x67446698;
-const structuredReplyMagic = 0x668e33ef;
+export const greetingMagic = 0x4e42444d41474943n; // NBDMAGIC
+export const optionMagic = 0x49484156454f5054n; // IHAVEOPT
+export const optionReplyMagic = 0x3e889045565a9n;
+export const requestMagic = 0x25609513;
+export const simpleReplyMagic = 0x67446698;
+export const structuredReplyMagic = 0x668e33ef;
 
-export const options = { go: 7, structuredReply: 8, listMetaContext: 9, setMetaContext: 10 } as const;
-export const optionReplies = { ack: 1, info: 3, metaContext: 4 } as const;
-const infos = { export: 0, blockSize: 3 } as const;
-export const commands = { read: 0, disconnect: 2, blockStatus: 7 } as const;
-export const chunks = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5, errorOffset: 0x8002 } as const;
+export const options = {
+  exportName: 1,
+  abort: 2,
+  list: 3,
+  info: 6,
+  go: 7,
+  structuredReply: 8,
+  listMetaContext: 9,
+  setMetaContext: 10,
+} as const;
+export const optionReplies = { ack: 1, server: 2, info: 3, metaContext: 4 } as const;
+/** Refusals of an option; each has the error bit of option replies, too. */
+export const optionRefusals = { unsupported: 1, invalid: 3, unknown: 6, tooBig: 9 } as const;
+export const infos = { export: 0, blockSize: 3 } as const;
+export const commands = {
+  read: 0,
+  write: 1,
+  disconnect: 2,
+  flush: 3,
+  trim: 4,
+  writeZeroes: 6,
+  blockStatus: 7,
+} as const;
+/** Flags of a request: one content chunk only (read), one descriptor only (status). */
+export const commandFlags = { dontFragment: 1 << 2, requestOne: 1 << 3 } as const;
+export const chunks = {
+  none: 0,
+  offsetData: 1,
+  offsetHole: 2,
+  blockStatus: 5,
+  error: 0x8001,
+  errorOffset: 0x8002,
+} as const;
+/** The protocol's error numbers, as far as our server sends them. */
+export const errnos = { EPERM: 1, EIO: 5, EINVAL: 22, EOVERFLOW: 75 } as const;
 
-const handshakeFlags = { fixedNewstyle: 1, noZeroes: 2 } as const;
+export const handshakeFlags = { fixedNewstyle: 1, noZeroes: 2 } as const;
 const ourFlags = handshakeFlags.fixedNewstyle | handshakeFlags.noZeroes;
-const transmissionFlags = { hasFlags: 1, readOnly: 1 << 1, canMultiConn: 1 << 8 } as const;
+export const transmissionFlags = {
+  hasFlags: 1,
+  readOnly: 1 << 1,
+  sendFlush: 1 << 2,
+  sendDontFragment: 1 << 7,
+  canMultiConn: 1 << 8,
+} as const;
 /** Set in every option reply that is an error. */
-const optionErrorBit = 0x8000_0000;
+export const optionErrorBit = 0x8000_0000;
 /** Set in every chunk type that is an error. */
 const chunkErrorBit = 0x8000;
-const chunkDone = 1;
+export const chunkDone = 1;
 
 /** Flags of a `base:allocation` descriptor. A hole that is not zero reads as anything. */
 export const allocation = { hole: 1, zero: 2 } as const;
@@ -34,7 +70,7 @@ export const allocation = { hole: 1, zero: 2 } as const;
 export const dirtyFlag = 1;
 
 /** What the protocol lets any string have. */
-const stringBytesMax = 4096;
+export const stringBytesMax = 4096;
 /** No client may ask for more, and no server has to send more, than this in one request. */
 export const payloadBytesMax = 32 * 1024 * 1024;
 /** The largest answer to an option that we know: a context or an error with their texts, with room to spare. */
@@ -46,6 +82,7 @@ export const greetingBytes = 18;
 export const optionReplyHeaderBytes = 20;
 export const chunkHeaderBytes = 20;
 export const chunkOffsetBytes = 8;
+export const requestBytes = 28;
 
 const bigMagic = (magic: bigint): string => `0x${magic.toString(16).padStart(16, '0')}`;
 
@@ -213,10 +250,10 @@ export interface RequestHeader {
   readonly lengthBytes: number;
 }
 
-const twoTo32 = 0x1_0000_0000;
+export const twoTo32 = 0x1_0000_0000;
 
 export function encodeRequest(request: RequestHeader): Buffer {
-  const bytes = Buffer.alloc(28); // the command's flags stay 0: of a status we want every extent
+  const bytes = Buffer.alloc(requestBytes); // the command's flags stay 0: of a status we want every extent
   bytes.writeUInt32BE(requestMagic, 0);
   bytes.writeUInt16BE(request.command, 6);
   bytes.writeUInt32BE(Math.floor(request.cookie / twoTo32), 8);
