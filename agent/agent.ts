@@ -168,7 +168,8 @@ export class Agent {
     if (request.storage !== undefined) this.storage(request.storage);
     const entry = await this.backups.find(request.backup, request.storage);
     const storage = this.storage(entry.storage);
-    return planRestore(this.parts.hypervisor, entry, request, runDirectory, storage);
+    const config = storage.kind === 'directory' ? null : this.parts.configPath;
+    return planRestore(this.parts.hypervisor, entry, request, { stored: storage, config, runDirectory });
   }
 
   /** Writes a confirmed restore down and takes the machine for it; `run` does it. */
@@ -196,8 +197,11 @@ export class Agent {
     request: Pick<BootRequest, 'start' | 'expect' | 'deadlineMs'>,
   ): Promise<BootPlan> {
     const runDirectory = dirname(this.parts.config.agent.socket);
+    const stored = this.storage(entry.storage);
     return planBoot(entry, {
       ...request,
+      stored,
+      config: stored.kind === 'directory' ? null : this.parts.configPath,
       runDirectory,
       workDirectory: this.parts.bootDirectory ?? bootDirectory,
     });

@@ -164,6 +164,7 @@ export class JobKinds {
   boot(): JobDefinition<BootFacts> {
     return bootJob({
       hypervisor: this.#parts.hypervisor,
+      storage: this.#storage,
       store: async ({ backup }, result, picture) => {
         const storage = this.#storage(backup.storage);
         await storage.addVerification(await storage.find(backup.id), result, picture);

@@ -14,7 +14,7 @@ import { formatRecoveryKey, newRecoveryKey } from '../storage/repository/recover
 import { Repository } from '../storage/repository/repository.ts';
 import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
-import { backendOf, pathOf, type RepositoryConfig } from './storages.ts';
+import { backendOf, openRepository, pathOf, type RepositoryConfig } from './storages.ts';
 
 /** A repository that was made. */
 export interface MadeRepository {
@@ -199,8 +199,7 @@ export class Repositories {
     name: string,
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
-    const secret = await readKeyFile(settings.keyFile);
-    return { repository: await Repository.open(await backendOf(settings), secret), settings };
+    return { repository: await openRepository(settings), settings };
   }
 
   /** @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_UNSUITABLE */

@@ -32,9 +32,14 @@ function repositoryOf(name: string, settings: RepositoryConfig): RepositoryStora
   return new RepositoryStorage({
     name,
     location: path ?? settings.url,
-    open: async () => Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile)),
+    open: () => openRepository(settings),
     freeBytes: async () => (path === null ? null : freeBytes(path)),
   });
+}
+
+/** @throws RepositoryError, StorageError */
+export async function openRepository(settings: RepositoryConfig): Promise<Repository> {
+  return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
 }
 
 /** The place of a repository. @throws StorageError STORAGE_SETTINGS_INVALID */

@@ -50,11 +50,13 @@ export async function requireComplete(
   );
 }
 
+type Stretch = Pick<ImageExtent, 'start' | 'length'>;
+
 /**
  * First byte of `needed` that no extent of `held` covers. Both in ascending order, as `qemu-img map` prints
  * them; one pass over both, however many extents there are.
  */
-export function firstGap(needed: readonly ImageExtent[], held: readonly ImageExtent[]): number | undefined {
+export function firstGap(needed: readonly Stretch[], held: readonly Stretch[]): number | undefined {
   let index = 0;
   for (const extent of needed) {
     let position = extent.start;

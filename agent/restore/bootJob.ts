@@ -1,7 +1,7 @@
 import { chmod, chown, mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { errorRecord, type StillpointError } from '../../common/errors.ts';
 import { createOverlay } from '../../common/qemuImage.ts';
-import { filesByPath } from '../../storage/directory/filesByPath.ts';
+import type { RestoreStorage } from './restoreSteps.ts';
 import type { Verification } from '../../storage/verification.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { patiently } from '../hypervisor/patience.ts';
@@ -11,7 +11,7 @@ import { type BootFacts, bootFactsSchema, type BootPlan, isolatedDefinition } fr
 import { takePicture, watchGuest } from './bootWatch.ts';
 import { stageFile } from './files.ts';
 import { statusOf } from './machineStatus.ts';
-import { rewriteSaveImage } from './saveImage.ts';
+import { stageAdapted } from './stagedMemory.ts';
 import { endServer, ensureServed } from './served.ts';
 
 type Context = StepContext<BootFacts>;
@@ -19,6 +19,8 @@ type Context = StepContext<BootFacts>;
 /** What a verification by starting needs beside the hypervisor. */
 export interface BootDependencies {
   readonly hypervisor: Hypervisor;
+  /** A storage by its name. */
+  readonly storage: (name: string) => RestoreStorage;
   /** Stores the result beside the backup. */
   readonly store: (
     plan: BootPlan,
@@ -37,13 +39,13 @@ export function bootJob(dependencies: BootDependencies): JobDefinition<BootFacts
   };
 }
 
-function bootSteps({ hypervisor, store }: BootDependencies): readonly Step<BootFacts>[] {
+function bootSteps({ hypervisor, storage, store }: BootDependencies): readonly Step<BootFacts>[] {
   return [
     {
       name: 'prepare',
       state: 'confirmed',
       cancellable: true,
-      act: (context) => prepare(hypervisor, context),
+      act: (context) => prepare(hypervisor, storage(context.facts.plan.backup.storage), context),
     },
     {
       name: 'watch',
@@ -52,7 +54,7 @@ function bootSteps({ hypervisor, store }: BootDependencies): readonly Step<BootF
       act: async (context) => {
         const { plan } = context.facts;
         const startedAt = performance.now();
-        const verdict = await startAndWatch(hypervisor, context);
+        const verdict = await startAndWatch(hypervisor, storage(plan.backup.storage), context);
         const picture = await takePicture(hypervisor, plan);
         if (picture !== null) await rename(picture.replace(/\.[a-z]+$/, ''), picture);
         const result = {
@@ -81,25 +83,31 @@ function bootSteps({ hypervisor, store }: BootDependencies): readonly Step<BootF
   ];
 }
 
-async function prepare(hypervisor: Hypervisor, context: Context): Promise<void> {
+async function prepare(hypervisor: Hypervisor, stored: RestoreStorage, context: Context): Promise<void> {
   const { plan } = context.facts;
   const { signal } = context;
   const user = await hypervisor.defaultUser();
   await mkdir(plan.directory, { mode: 0o711 });
   await chmod(plan.directory, 0o711);
-  for (const { target, artifact, format, socket, url, overlay, virtualSizeBytes } of plan.volumes) {
-    await ensureServed({ target, artifact, format, socket }, user);
+  for (const {
+    target,
+    artifact,
+    format,
+    socket,
+    url,
+    overlay,
+    virtualSizeBytes,
+    repository,
+  } of plan.volumes) {
+    await ensureServed({ target, artifact, format, socket, repository }, user);
     await createOverlay(overlay, { path: url, format: 'raw' }, virtualSizeBytes);
   }
-  if (plan.nvram !== null) await stageFile(filesByPath, plan.nvram.artifact, plan.nvram.path, { signal });
+  if (plan.nvram !== null) await stageFile(stored, plan.nvram.artifact, plan.nvram.path, { signal });
   await writeFile(plan.serialLog, '', { mode: 0o600 });
   await chown(plan.serialLog, user.uid, user.gid);
   if (plan.memory === null) return;
   const totalBytes = plan.memory.artifact.sizeBytes;
-  await rewriteSaveImage({
-    from: plan.memory.artifact.path,
-    to: plan.memory.staged,
-    sha256: plan.memory.artifact.sha256,
+  await stageAdapted(stored, plan.memory, {
     definition: (original) => isolatedDefinition(plan, original),
     signal,
     onProgress: (doneBytes) => context.report({ doneBytes, totalBytes }),
@@ -109,13 +117,14 @@ async function prepare(hypervisor: Hypervisor, context: Context): Promise<void> 
 /** A machine that libvirt or QEMU refuses is a result, and the one that matters most. */
 async function startAndWatch(
   hypervisor: Hypervisor,
+  stored: RestoreStorage,
   context: Context,
 ): Promise<Awaited<ReturnType<typeof watchGuest>>> {
   const { plan, restoreDeadlineMs } = context.facts;
   const { uuid } = plan.machine;
   try {
     if (plan.memory === null) {
-      await hypervisor.startTransient(isolatedDefinition(plan, await filesByPath.readText(plan.definition)));
+      await hypervisor.startTransient(isolatedDefinition(plan, await stored.readText(plan.definition)));
     } else {
       await hypervisor.restoreState({
         file: plan.memory.staged,

@@ -5,12 +5,12 @@ import { freeBytes } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';
 import { formatBytes } from '../../common/units.ts';
 import { nvramOf } from '../../storage/manifest.ts';
-import { filesByPath } from '../../storage/directory/filesByPath.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
+import type { BackupEntry, StoredFiles } from '../../storage/storage.ts';
 import { nbdUrl } from '../hypervisor/domainDisk.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { RestoreError } from './errors.ts';
 import { requireInstant } from './instantPlan.ts';
+import { servedStreamSchema } from './plan.ts';
 
 const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
 
@@ -27,6 +27,7 @@ export const bootPlanSchema = z.object({
     z.object({
       target: z.string(),
       artifact: z.string(),
+      repository: servedStreamSchema.nullable().default(null),
       format: z.enum(['qcow2', 'raw']),
       virtualSizeBytes: z.number(),
       socket: z.string(),
@@ -71,6 +72,10 @@ export interface BootRequest {
   /** Where overlays and the memory state stand meanwhile. */
   readonly workDirectory: string;
   readonly runDirectory: string;
+  /** How the artifacts of the backup's storage are read. */
+  readonly stored: StoredFiles;
+  /** File of the configuration, for what serves a backup that is not kept as files; `null` where it is. */
+  readonly config: string | null;
 }
 
 /** Room for what the guest writes while it is watched. */
@@ -89,7 +94,8 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
   const start = request.start ?? (manifest.memory === undefined ? 'boot' : 'resume');
   if (start === 'resume' && manifest.memory === undefined)
     throw new RestoreError('NO_MEMORY_STATE', 'the backup holds no memory state', { hint: '--start boot' });
-  await requireInstant(entry, manifest, { kind: 'new-machine', scope: 'machine', start });
+  const { config, stored } = request;
+  await requireInstant(entry, manifest, { kind: 'new-machine', scope: 'machine', start }, config === null);
   const jobId = newId();
   const directory = join(request.workDirectory, `stillpoint-verify-${jobId}`);
   const sockets = join(request.runDirectory, jobId);
@@ -107,12 +113,13 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
     start,
     directory,
     sockets,
-    volumes: manifest.volumes.map(({ target, file, format, virtualSizeBytes }) => {
+    volumes: manifest.volumes.map(({ target, file, format, virtualSizeBytes, sha256 }) => {
       const socket = join(sockets, target);
       const overlay = join(directory, `${target}.overlay`);
       return {
         target,
         artifact: at(file),
+        repository: config === null ? null : { config, storage: entry.storage, root: sha256 },
         format,
         virtualSizeBytes,
         socket,
@@ -136,7 +143,7 @@ export async function planBoot(entry: BackupEntry, request: BootRequest): Promis
     expect: request.expect ?? null,
     deadlineMs: request.deadlineMs,
   };
-  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, await filesByPath.readText(plan.definition))));
+  requireSigns(plan, DomainXml.parse(isolatedDefinition(plan, await stored.readText(plan.definition))));
   await requireRoom(plan, request.workDirectory);
   return plan;
 }

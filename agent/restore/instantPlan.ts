@@ -13,13 +13,15 @@ import type { RestoredVolume, RestorePlan } from './plan.ts';
 const socketPathBytesMax = 107;
 
 /**
- * A machine can start on a backup when that is a machine's, and its volumes are files that stand alone.
+ * A machine can start on a backup when that is a machine's, and its volumes stand alone.
+ * @param keepsFiles the storage has them as files
  * @throws RestoreError INSTANT_UNSUPPORTED
  */
 export async function requireInstant(
   entry: BackupEntry,
   manifest: Manifest,
   { kind, scope, start }: Pick<RestorePlan, 'kind' | 'scope' | 'start'>,
+  keepsFiles: boolean,
 ): Promise<void> {
   if (kind === 'files' || scope === 'volumes' || start === 'none')
     throw unsupported(
@@ -32,6 +34,7 @@ export async function requireInstant(
         `${target} is encrypted, and cannot be served without its key`,
         'restore without --instant',
       );
+    if (!keepsFiles) continue;
     const path = join(entry.directory, file);
     const { size } = await stat(path);
     const header = format === 'qcow2' ? await readQcow2Header(path) : undefined;
@@ -44,10 +47,19 @@ export async function requireInstant(
   }
 }
 
+/** Where the artifacts of a backup are served. */
+export interface ServingPlace {
+  /** Directory of the sockets. */
+  readonly sockets: string;
+  /** File of the configuration; `null` where artifacts are files, which a server reads by their paths. */
+  readonly config: string | null;
+  readonly storage: string;
+}
+
 /** Where a volume's artifact is served. @throws RestoreError INSTANT_UNSUPPORTED */
 export function planServed(
   volume: Manifest['volumes'][number],
-  sockets: string,
+  { sockets, config, storage }: ServingPlace,
   definition: DomainXml,
 ): RestoredVolume['served'] {
   const opened = definition.volumes.find(({ target }) => target === volume.target);
@@ -63,6 +75,7 @@ export function planServed(
     socket,
     url: nbdUrl(volume.target, socket),
     virtualSizeBytes: volume.virtualSizeBytes,
+    repository: config === null ? null : { config, storage, root: volume.sha256 },
     errorPolicies: { ...opened.errorPolicies },
   };
 }

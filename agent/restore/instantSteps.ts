@@ -7,6 +7,7 @@ import { createOverlay, readImageInfo, readImageMap } from '../../common/qemuIma
 import type { ProcessUser } from '../hypervisor/capabilitiesXml.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { NbdVolume } from '../../nbd/volume.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import { firstGap, headerState } from '../merge/completeness.ts';
 import { flushVolumes } from '../merge/flush.ts';
@@ -15,6 +16,9 @@ import { RestoreError } from './errors.ts';
 import { pullPlan, servedVolumes } from './instantPlan.ts';
 import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
 import { endServer, ensureServed } from './served.ts';
+
+/** A server that gives no sign of life for so long counts as dead. */
+const answerMs = 120_000;
 
 type Context = StepContext<RestoreFacts>;
 
@@ -29,7 +33,8 @@ export async function ensureAllServed(hypervisor: Hypervisor, plan: RestorePlan)
 async function serve(volume: RestoredVolume, user: ProcessUser): Promise<boolean> {
   const { target, artifact, format, served } = volume;
   if (served === null) return false;
-  return ensureServed({ target, artifact: artifact.path, format, socket: served.socket }, user);
+  const { socket, repository } = served;
+  return ensureServed({ target, artifact: artifact.path, format, socket, repository }, user);
 }
 
 /** Ends the servers of an instant restore, and takes the directory of their sockets away. */
@@ -45,8 +50,8 @@ export async function stageOverlay(hypervisor: Hypervisor, volume: RestoredVolum
   if (served === null) return;
   await serve(volume, await hypervisor.defaultUser());
   await rm(staged, { force: true });
-  const { layout } = await readImageInfo(artifact.path, format, { inUse: true });
-  const qcow2Layout = format === 'qcow2' ? layout : [];
+  const isImage = served.repository === null && format === 'qcow2';
+  const qcow2Layout = isImage ? (await readImageInfo(artifact.path, format, { inUse: true })).layout : [];
   await createOverlay(staged, { path: served.url, format: 'raw' }, served.virtualSizeBytes, qcow2Layout);
   await chown(staged, owner.uid, owner.gid);
   await chmod(staged, owner.mode & 0o777);
@@ -118,15 +123,29 @@ export async function requireLocal(plan: RestorePlan, { inUse }: { readonly inUs
 }
 
 /** First byte that an artifact holds and the image does not. */
-async function missingByte(
-  { artifact, format, file }: RestoredVolume,
-  inUse: boolean,
-): Promise<number | undefined> {
-  const stored = await readImageMap(artifact.path, format, { inUse: true });
-  const held = await readImageMap(file, 'qcow2', { inUse });
+async function missingByte(volume: RestoredVolume, inUse: boolean): Promise<number | undefined> {
+  const held = await readImageMap(volume.file, 'qcow2', { inUse });
   return firstGap(
-    stored.filter(({ data }) => data),
+    await storedData(volume),
     held.filter(({ present, depth }) => present && depth === 0),
+  );
+}
+
+/** Every stretch of a volume that its artifact holds; of a repository its server, which is still there, is asked. */
+async function storedData({
+  artifact,
+  format,
+  served,
+  target,
+}: RestoredVolume): Promise<readonly { readonly start: number; readonly length: number }[]> {
+  if (served === null || served.repository === null) {
+    const map = await readImageMap(artifact.path, format, { inUse: true });
+    return map.filter(({ data }) => data);
+  }
+  await using volume = await NbdVolume.open({ socketPath: served.socket, exportName: target, answerMs });
+  const extents = await volume.extents();
+  return extents.flatMap(({ zero, offsetBytes, lengthBytes }) =>
+    zero ? [] : [{ start: offsetBytes, length: lengthBytes }],
   );
 }
 
@@ -135,7 +154,9 @@ async function checkArtifacts(context: Context): Promise<void> {
   const { plan } = context.facts;
   const totalBytes = plan.volumes.reduce((sum, { artifact }) => sum + artifact.sizeBytes, 0);
   let before = 0;
-  for (const { artifact } of plan.volumes) {
+  for (const { artifact, served } of plan.volumes) {
+    // Of a repository nothing is handed out that was not compared.
+    if (served?.repository != null) continue;
     const onProgress = (bytesDone: number): void =>
       context.report({ doneBytes: before + bytesDone, totalBytes });
     try {

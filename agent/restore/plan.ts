@@ -2,6 +2,9 @@ import { z } from 'zod';
 
 const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
 
+/** Where a server finds a stream of a repository. */
+export const servedStreamSchema = z.object({ config: z.string(), storage: z.string(), root: z.string() });
+
 export const restoredVolumeSchema = z.object({
   target: z.string(),
   /** Of the stored file. */
@@ -29,6 +32,8 @@ export const restoredVolumeSchema = z.object({
       socket: z.string(),
       url: z.string(),
       virtualSizeBytes: z.number(),
+      /** Of a repository: where the server finds it. */
+      repository: servedStreamSchema.nullable().default(null),
       /** What the disk says of errors; while it depends on the server they must stop the guest, not reach it. */
       errorPolicies: z.object({ write: z.string().optional(), read: z.string().optional() }),
     })

@@ -8,7 +8,7 @@ import type { BackupEntry } from '../../storage/storage.ts';
 import type { DomainXml } from '../hypervisor/domainXml.ts';
 import { retainDirectoryName } from '../snapshot/workspace.ts';
 import { RestoreError } from './errors.ts';
-import { planServed } from './instantPlan.ts';
+import { planServed, type ServingPlace } from './instantPlan.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
 
 /** What decides where the files of a restore go. */
@@ -24,7 +24,7 @@ export interface Naming {
   /** Paths of single volumes, by target. */
   readonly map: Readonly<Record<string, string>>;
   /** Of an instant restore: where the artifacts are served. */
-  readonly sockets: string | null;
+  readonly serving: ServingPlace | null;
   /** What is replaced keeps a name for good. */
   readonly safetyCopy: boolean;
 }
@@ -54,14 +54,14 @@ export async function planVolume(
     },
     encrypted: volume.encrypted === true,
     keepsPool:
-      pool !== undefined && naming.kind === 'in-place' && naming.sockets === null && image === volume.source,
+      pool !== undefined && naming.kind === 'in-place' && naming.serving === null && image === volume.source,
     image,
     file,
     workDirectory,
     staged: join(workDirectory, `${volume.target}.staged`),
     kept: join(workDirectory, `${volume.target}.kept`),
     existed,
-    served: naming.sockets === null ? null : planServed(volume, naming.sockets, definition),
+    served: naming.serving === null ? null : planServed(volume, naming.serving, definition),
     safetyCopy: existed && naming.safetyCopy ? safetyCopyOf(file) : null,
     owner: volume.owner,
     presentOwner: existed ? await rememberedOwner(file) : null,
@@ -132,7 +132,7 @@ export function planMemory(
   entry: BackupEntry,
   manifest: Manifest,
   first: RestoredVolume,
-  { kind, to, map, sockets }: Naming,
+  { kind, to, map, serving }: Naming,
   reconnected: boolean,
 ): RestorePlan['memory'] {
   const { memory } = manifest;
@@ -150,7 +150,7 @@ export function planMemory(
     staged,
     adapted:
       kind === 'new-machine' ||
-      sockets !== null ||
+      serving !== null ||
       reconnected ||
       (kind === 'in-place' && (to !== undefined || Object.keys(map).length > 0)),
   };

@@ -21,18 +21,27 @@ import { type Naming, planMemory, planNvram, planVolume, safetyCopyOf } from './
 import { isOff, kindOf, refuseIdleNetworks, type RestoreRequest, startOf, volumesOf } from './request.ts';
 import { refuseTakenPaths, requireUnused } from './takenPaths.ts';
 
+/** What a plan must know of the host and of the storage that it restores from. */
+export interface RestoreSite {
+  readonly stored: StoredFiles;
+  /** File of the configuration, for what serves a backup that is not kept as files; `null` where it is. */
+  readonly config: string | null;
+  /** Where the sockets of an instant restore are made. */
+  readonly runDirectory: string;
+}
+
+const siteOfFiles: RestoreSite = { stored: filesByPath, config: null, runDirectory: '/run/stillpoint' };
+
 /**
  * Plans a restore and finds everything that stands in its way. Changes nothing.
- * @param runDirectory where the sockets of an instant restore are made
- * @param stored how the artifacts of the backup's storage are read
+ * @param site how this host is set up, and how the artifacts of the backup's storage are read
  * @throws RestoreError with what is in the way and what to type
  */
 export async function planRestore(
   hypervisor: Hypervisor,
   entry: BackupEntry,
   request: RestoreRequest,
-  runDirectory = '/run/stillpoint',
-  stored: StoredFiles = filesByPath,
+  { stored, config, runDirectory }: RestoreSite = siteOfFiles,
 ): Promise<RestorePlan> {
   const { manifest } = entry;
   if (manifest === null || entry.state !== 'Active') {
@@ -73,9 +82,9 @@ export async function planRestore(
 
   const { to, map = {}, safetyCopy = true } = request;
   const instant = request.instant ?? false;
-  if (instant) await requireInstant(entry, manifest, { kind, scope, start });
-  const sockets = instant ? join(runDirectory, jobId) : null;
-  const naming: Naming = { kind, scope, template, name, jobId, to, map, safetyCopy, sockets };
+  if (instant) await requireInstant(entry, manifest, { kind, scope, start }, config === null);
+  const serving = instant ? { sockets: join(runDirectory, jobId), config, storage: entry.storage } : null;
+  const naming: Naming = { kind, scope, template, name, jobId, to, map, safetyCopy, serving };
   const volumes = await Promise.all(chosen.map((volume) => planVolume(entry, volume, naming, definition)));
   refuseOnePlaceTwice(volumes);
   await refuseTakenPaths(hypervisor, machines, volumes, kind, uuid);

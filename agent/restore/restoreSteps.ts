@@ -25,9 +25,10 @@ import {
 import { ensureAllServed, instantSteps, stageOverlay } from './instantSteps.ts';
 import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
 import { isProcessorRefusal } from './processor.ts';
-import { type Reading, readStored } from './readStored.ts';
+import type { Reading } from './readStored.ts';
+import { stageAdapted } from './stagedMemory.ts';
 import { requireRestoredImages } from './restoredImages.ts';
-import { readSaveImage, rewriteSaveImage } from './saveImage.ts';
+import { readSaveImage } from './saveImage.ts';
 import { requireUnused } from './takenPaths.ts';
 
 type Context = StepContext<RestoreFacts>;
@@ -100,30 +101,12 @@ async function stageMemory(
   memory: NonNullable<RestorePlan['memory']>,
   reading: Reading,
 ): Promise<void> {
-  const { artifact, staged } = memory;
-  if (!memory.adapted) return stageFile(stored, artifact, staged, reading);
-  await rm(staged, { force: true });
-  const rewrite = (from: string, sha256: string, { signal, onProgress }: Reading): Promise<void> =>
-    rewriteSaveImage({
-      from,
-      to: staged,
-      sha256,
-      definition: (original) => restoredDefinition(plan, original),
-      signal,
-      onProgress,
-    });
-  if (stored.kind === 'directory')
-    return readStored(stored, artifact, reading, (watched) =>
-      rewrite(artifact.path, artifact.sha256, watched),
-    );
-  const whole = `${staged}.stored`;
-  await rm(whole, { force: true });
-  try {
-    const { sha256 } = await stored.copyOut(artifact, whole, { as: 'file', ...reading });
-    await rewrite(whole, sha256, { ...reading, onProgress: () => undefined });
-  } finally {
-    await rm(whole, { force: true });
-  }
+  if (!memory.adapted) return stageFile(stored, memory.artifact, memory.staged, reading);
+  await rm(memory.staged, { force: true });
+  await stageAdapted(stored, memory, {
+    ...reading,
+    definition: (original) => restoredDefinition(plan, original),
+  });
 }
 
 /** The steps of a restore to a machine, in their only order. */

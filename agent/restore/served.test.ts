@@ -23,7 +23,7 @@ async function artifactFor(test: Test, name = 'stored, with a comma.qcow2'): Pro
     await endServer(socket);
     await rm(directory, { recursive: true });
   });
-  return { target: 'vda', artifact, format: 'qcow2', socket };
+  return { target: 'vda', artifact, format: 'qcow2', socket, repository: null };
 }
 
 void t.test('an artifact is served read-only, once, to QEMU’s user alone', async (t) => {

@@ -3,19 +3,35 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { basename, dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { exists } from '../../common/files.ts';
 import type { ProcessUser } from '../hypervisor/capabilitiesXml.ts';
 import { RestoreError } from './errors.ts';
 
-/** An artifact of a backup that a `qemu-nbd` of its own serves, read-only, until it is told to end. */
+/** An artifact of a backup that a server of its own serves, read-only, until it is told to end. */
 export interface ServedArtifact {
   readonly target: string;
   readonly artifact: string;
   readonly format: 'qcow2' | 'raw';
   readonly socket: string;
+  /** It is a stream of a repository: a server of ours reads it. Otherwise a file, for `qemu-nbd`. */
+  readonly repository: ServedStream | null;
 }
+
+/** Where a server finds a stream of a repository. */
+export interface ServedStream {
+  /** File of the configuration, which has the storage. */
+  readonly config: string;
+  readonly storage: string;
+  readonly root: string;
+}
+
+/** In a checkout one directory up; built, all programs stand beside each other. */
+const serverFile = fileURLToPath(
+  new URL(import.meta.url.endsWith('.ts') ? '../serveVolume.ts' : './serveVolume.js', import.meta.url),
+);
 
 /** `qemu-nbd` opens an image, and goes, faster than this. */
 const startMs = 30_000;
@@ -37,7 +53,10 @@ export async function ensureServed(served: ServedArtifact, user: ProcessUser): P
   await endServer(served.socket);
   await makePassable(dirname(served.socket));
   try {
-    await startServer([...(await ownUnit(served.socket)), ...serverCommand(served)], logOf(served.socket));
+    const unit = await ownUnit(served.socket);
+    const log = logOf(served.socket);
+    if (served.repository === null) await startServer([...unit, ...serverCommand(served)], log);
+    else await startOurs([...unit, ...ourCommand(served, served.repository, user)], log);
     await chmod(served.socket, 0o600);
     await chown(served.socket, user.uid, user.gid);
   } catch (error) {
@@ -45,7 +64,10 @@ export async function ensureServed(served: ServedArtifact, user: ProcessUser): P
     const reason = said.trim().slice(0, 500) || messageOf(error);
     throw new RestoreError('CANNOT_SERVE', `${served.artifact} cannot be served: ${reason}`, {
       cause: error,
-      hint: `qemu-utils must be installed; try: qemu-img info ${served.artifact}; or restore without --instant`,
+      hint:
+        served.repository === null
+          ? `qemu-utils must be installed; try: qemu-img info ${served.artifact}; or restore without --instant`
+          : `stillpoint storage check ${served.repository.storage}; or restore without --instant`,
       retryable: true,
     });
   }
@@ -64,6 +86,43 @@ async function startServer(command: readonly string[], logFile: string): Promise
   } finally {
     await log.close();
   }
+}
+
+/** Starts a server of ours, which says when it listens and goes on without us. */
+async function startOurs(command: readonly string[], logFile: string): Promise<void> {
+  const [program = '', ...args] = command;
+  const { NODE_OPTIONS: _ofTheParent, ...env } = process.env;
+  const log = await open(logFile, 'w', 0o600);
+  try {
+    const child = spawn(program, args, { stdio: ['ignore', 'pipe', log.fd], env, detached: true });
+    const said = child.stdout;
+    if (said === null) throw new Error('the server has no output');
+    const ended = once(child, 'exit').then(([code, name]: unknown[]) => {
+      throw new Error(`the server ended with ${String(code ?? name)}`);
+    });
+    const late = AbortSignal.timeout(startMs);
+    try {
+      await Promise.race([once(said, 'data', { signal: late }), ended]);
+    } catch (error) {
+      child.kill('SIGKILL');
+      throw error;
+    } finally {
+      // That it ends later is no concern of ours.
+      ended.catch(() => undefined);
+      said.destroy();
+      child.unref();
+    }
+  } finally {
+    await log.close();
+  }
+}
+
+function ourCommand(
+  { socket, target }: ServedArtifact,
+  { config, storage, root }: ServedStream,
+  { uid, gid }: ProcessUser,
+): readonly string[] {
+  return [process.execPath, serverFile, socket, target, config, storage, root, String(uid), String(gid)];
 }
 
 /** Ends the server of a socket, if there is one, and takes the socket away. */
@@ -126,7 +185,8 @@ async function serversOf(socket: string): Promise<readonly number[]> {
   for (const entry of await readdir('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
     const args = ((await commandLine(entry)) ?? '').split('\0');
-    if (basename(args[0] ?? '') === 'qemu-nbd' && args.includes(socket)) pids.push(Number(entry));
+    const isServer = basename(args[0] ?? '') === 'qemu-nbd' || args[1] === serverFile;
+    if (isServer && args.includes(socket)) pids.push(Number(entry));
   }
   return pids;
 }

@@ -11,6 +11,7 @@ export const prefixes = {
   verdicts: 'verdicts/',
   quarantine: 'quarantine/',
   protections: 'protections/',
+  verifications: 'verifications/',
   hosts: 'hosts/',
 } as const;
 
@@ -75,9 +76,29 @@ export function protectionName(backupId: string, number: number): string {
 }
 
 /** What a record of a protection is about, or `null` when nothing of ours is called so. */
-export function protectionOf(name: string): { readonly backupId: string; readonly number: number } | null {
-  const match = /^(protections\/[^/]+)\/([0-9]{8})$/.exec(name);
-  const backupId = backupIdOf(match?.[1] ?? '', prefixes.protections);
+export function protectionOf(name: string): NumberedRecord | null {
+  return recordOf(name, prefixes.protections);
+}
+
+/** What came of starting a backup in isolation. @param number from 1 on */
+export function verificationName(backupId: string, number: number): string {
+  return `${prefixes.verifications}${backupId}/${String(number).padStart(8, '0')}`;
+}
+
+/** What a record of a verification is about, or `null` when nothing of ours is called so. */
+export function verificationOf(name: string): NumberedRecord | null {
+  return recordOf(name, prefixes.verifications);
+}
+
+/** One of the numbered records about a backup. */
+export interface NumberedRecord {
+  readonly backupId: string;
+  readonly number: number;
+}
+
+function recordOf(name: string, prefix: string): NumberedRecord | null {
+  const match = /^(.+)\/([0-9]{8})$/.exec(name);
+  const backupId = backupIdOf(match?.[1] ?? '', prefix);
   return backupId === null ? null : { backupId, number: Number(match?.[2]) };
 }
 

@@ -29,7 +29,8 @@ export type ObjectType =
   | 'swept'
   | 'verdict'
   | 'protection'
-  | 'host';
+  | 'host'
+  | 'verification';
 
 const typeNumbers = {
   manifest: 1,
@@ -43,6 +44,7 @@ const typeNumbers = {
   verdict: 9,
   protection: 10,
   host: 11,
+  verification: 12,
 } as const satisfies Record<ObjectType, number>;
 
 /** What changes what can be restored is signed. */

@@ -245,6 +245,22 @@ void t.test(
   },
 );
 
+void t.test('the last verification of a backup is told with it', async (t) => {
+  const place = await placeFor(t);
+  const { entry } = await store(place, someVolume());
+  const first = { at: '2026-11-22T10:00:00.000Z', ok: false, start: 'boot', evidence: null } as const;
+  await place.storage.addVerification(entry, { ...first, detail: 'dead', durationMs: 1 }, null);
+  const picture = join(place.directory, 'screen.png');
+  await writeFile(picture, 'a picture');
+  const second = { at: '2026-11-22T11:00:00.000Z', ok: true, start: 'resume', evidence: 'agent' } as const;
+  await place.other().addVerification(entry, { ...second, detail: 'it answers', durationMs: 2 }, picture);
+  t.match(await place.storage.list(), [{ id: entry.id, verified: { ...second, detail: 'it answers' } }]);
+  await place.storage.delete(entry);
+  await t.rejects(place.storage.addVerification(entry, { ...first, detail: '', durationMs: 1 }, null), {
+    code: 'BACKUP_NOT_FOUND',
+  });
+});
+
 void t.test('a backup that is given up is gone, and can never be committed', async (t) => {
   const place = await placeFor(t);
   const request = { jobId: newId(), backupId: newId(), machine };

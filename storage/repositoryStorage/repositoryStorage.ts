@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { errorRecord, messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
@@ -30,6 +31,7 @@ import { FileSource } from './fileSource.ts';
 import { deleteHost, listHosts, putHost, readHost } from '../repository/hostRecords.ts';
 import { toManifest } from './manifestTranslation.ts';
 import { openSessions } from '../repository/openSessions.ts';
+import { addVerification, listVerifications } from '../repository/verificationRecords.ts';
 import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
 import type { Repository } from '../repository/repository.ts';
 import { RepositoryBackupWriter } from './writer.ts';
@@ -108,9 +110,11 @@ export class RepositoryStorage implements Storage {
   async list(filter: { readonly machine?: string | undefined } = {}): Promise<readonly BackupEntry[]> {
     const { context } = await this.repository();
     const protections = await listProtections(context);
-    const entries = (await listBackups(context)).map((backup) =>
-      this.#entryOf(backup, protections.get(backup.id) ?? null),
-    );
+    const verifications = await listVerifications(context);
+    const entries = (await listBackups(context)).map((backup) => ({
+      ...this.#entryOf(backup, protections.get(backup.id) ?? null),
+      verified: verifications.get(backup.id) ?? null,
+    }));
     return entries.filter(
       ({ machine }) => filter.machine === undefined || [machine.name, machine.uuid].includes(filter.machine),
     );
@@ -181,13 +185,16 @@ export class RepositoryStorage implements Storage {
     await writeProtection(context, found.id, protection);
   }
 
-  addVerification(entry: BackupEntry): Promise<Verification> {
-    return Promise.reject(
-      new StorageError(
-        'STORAGE_FAILED',
-        `${entry.directory}: a repository keeps no results of a verify --boot yet`,
-      ),
-    );
+  async addVerification(
+    entry: BackupEntry,
+    verification: Omit<Verification, 'picture'>,
+    pictureFile: string | null,
+  ): Promise<Verification> {
+    const { context } = await this.repository();
+    const found = entry.id === null ? null : await this.findCommitted(entry.id);
+    if (found?.id === null || found === null) throw this.#notFound(entry.directory);
+    const picture = pictureFile === null ? null : await readFile(pictureFile);
+    return addVerification(context, found.id, verification, picture);
   }
 
   reading<T>(_what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {

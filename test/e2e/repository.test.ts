@@ -146,6 +146,66 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     await lab.virsh('undefine', 'sp-twin', '--nvram');
   });
 
+  await t.test('a machine runs on it at once, and is local in the end', async (t) => {
+    const disk = made.findLast(({ mode }) => mode === 'disk');
+    await lab.run('rm', ['-r', disk?.storages.find(({ name }) => name === 'local')?.directory ?? '/none']);
+    requireDone(
+      t,
+      await agent.run(['restore', disk?.id ?? '', '--in-place', '--instant', '--yes', '--json']),
+    );
+    const now = await machine.waitUntilWriting({ rounds: 5 });
+    t.equal(now.writeErrors, 0);
+    t.match(await machine.verifyFromInside(), { missing: 0, torn: 0, readErrors: 0 });
+    for (const { path: image } of machine.volumes)
+      t.notMatch(
+        (await lab.run('qemu-img', ['info', '-U', image])).stdout,
+        /backing file/,
+        'it stands alone',
+      );
+    const servers = await lab.run('pgrep', ['-fc', 'serveVolume'], { check: false });
+    t.equal(servers.stdout.trim(), '0', 'nobody serves it any more');
+  });
+
+  await t.test('agent and server that are killed meanwhile are followed by new ones', async (t) => {
+    const kept = made.at(-1)?.id ?? '';
+    const how = ['--as', 'sp-cut', '--to', lab.root, '--instant', '--start', 'boot', '--yes'];
+    const crashed = await agent.run(['restore', kept, ...how], {
+      env: { STILLPOINT_TEST_CRASH_AT: 'restore/before:pull' },
+    });
+    t.not(crashed.exitCode, 0, 'the agent died');
+    t.match(await lab.virsh('domstate', 'sp-cut'), /running/);
+    await lab.run('pkill', ['-9', '-f', 'serveVolume.*/vda']);
+    const recovered = await agent.run(['agent', '--once']);
+    requireDone(t, recovered);
+    t.match(await lab.virsh('domstate', 'sp-cut'), /running/);
+    const images = await lab.virsh('domblklist', 'sp-cut');
+    for (const image of images.match(/\/\S+/g) ?? [])
+      t.notMatch(
+        (await lab.run('qemu-img', ['info', '-U', image])).stdout,
+        /backing file/,
+        'it stands alone',
+      );
+    t.equal(images.match(/\/\S+/g)?.length, targets.length);
+    await lab.virsh('destroy', 'sp-cut');
+    await lab.virsh('undefine', 'sp-cut');
+  });
+
+  await t.test('it is started in isolation, and the result is kept with it', async (t) => {
+    const kept = made.at(-1)?.id ?? '';
+    const verified = await agent.run([
+      'verify',
+      kept,
+      '--boot',
+      '--expect',
+      'SP',
+      '--timeout',
+      '120',
+      '--json',
+    ]);
+    requireDone(t, verified);
+    t.match((await agent.run(['list', '--json'])).stdout, /"verified":\{[^}]*"ok":true/);
+  });
+
   await t.test('what no backup needs any more is freed, and nothing else', async (t) => {
     const kept = made.at(-1)?.id ?? '';
     for (const { id } of made)
