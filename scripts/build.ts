@@ -38,11 +38,11 @@ export NODE_COMPILE_CACHE UV_THREADPOOL_SIZE
 exec "$here/bin/node" "$here/lib/main.js" "$@"
 `;
 
-/** Bundles the program: the command and the child process that speaks with libvirt stand beside each other. */
+/** Bundles the program: the command, the child process that speaks with libvirt and the thread of repositories, in a row. */
 async function bundle(lib: string): Promise<Metafile> {
   const { metafile } = await build({
     absWorkingDir: repository,
-    entryPoints: ['cli/main.ts', 'agent/hypervisor/libvirt/worker.ts'],
+    entryPoints: ['cli/main.ts', 'agent/hypervisor/libvirt/worker.ts', 'storage/repository/chunkWorker.ts'],
     outdir: lib,
     entryNames: '[name]',
     bundle: true,
