@@ -38,11 +38,16 @@ export NODE_COMPILE_CACHE UV_THREADPOOL_SIZE
 exec "$here/bin/node" "$here/lib/main.js" "$@"
 `;
 
-/** Bundles the program: the command, the child process that speaks with libvirt, and the server of volumes stand beside each other. */
+/** Bundles the programs: the command, the child that speaks with libvirt, the server of volumes, the thread of repositories. */
 async function bundle(lib: string): Promise<Metafile> {
   const { metafile } = await build({
     absWorkingDir: repository,
-    entryPoints: ['cli/main.ts', 'agent/serveVolume.ts', 'agent/hypervisor/libvirt/worker.ts'],
+    entryPoints: [
+      'cli/main.ts',
+      'agent/serveVolume.ts',
+      'agent/hypervisor/libvirt/worker.ts',
+      'storage/repository/chunkWorker.ts',
+    ],
     outdir: lib,
     entryNames: '[name]',
     bundle: true,

@@ -23,7 +23,10 @@ export interface Backend {
    * does not promise it. Where it is not so, what was there before a call began stays all the same.
    */
   createsExclusively(options?: CallOptions): Promise<boolean>;
-  /** The content, or `null` when there is no such object. Of a range, what there is of it. */
+  /**
+   * The content, or `null` when there is no such object. Of a range, what there is of it. The buffer is the caller's, who
+   * may give its memory away.
+   */
   read(name: string, options?: ReadOptions): Promise<Buffer | null>;
   /** Length in bytes, or `null` when there is no such object. */
   size(name: string, options?: CallOptions): Promise<number | null>;

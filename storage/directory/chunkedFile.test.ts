@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import t from 'tap';
 import { ChunkedFile, pieceBytes } from './chunkedFile.ts';
-import { Run } from './run.ts';
+import { Run } from '../run.ts';
 
 void t.test('a run that is stopped while data go to the disk leaves no rejection behind', async (t) => {
   const unhandled: unknown[] = [];

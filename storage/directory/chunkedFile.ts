@@ -3,7 +3,7 @@ import { chunkBytes, chunkSha256, chunkSha256Beside, sumsOf } from '../../common
 import type { HashResult } from '../../common/copy.ts';
 import { clusterBytes } from '../../common/qcow2/layout.ts';
 import type { AddOptions } from '../storage.ts';
-import type { Run } from './run.ts';
+import type { Run } from '../run.ts';
 
 /**
  * What was written is brought to the disk in pieces of this size: one fsync at the end of a large volume would

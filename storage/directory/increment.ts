@@ -9,7 +9,7 @@ import type { AddOptions } from '../storage.ts';
 import { ChunkDamaged, EditedFile } from './editedFile.ts';
 import { Qcow2Editor } from './qcow2Editor.ts';
 import { ImageUnsuitable } from './qcow2Geometry.ts';
-import { Run } from './run.ts';
+import { Run } from '../run.ts';
 import { blockBytes, holdBack, type Piece, readInOrder } from './sourceReader.ts';
 
 /** Nothing can be built on this parent; the message says why. The volume must be read in full. */

@@ -7,7 +7,7 @@ import type { Qcow2Layout } from '../../common/qcow2/layout.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
 import { ChunkedFile, pieceBytes } from './chunkedFile.ts';
-import { Run } from './run.ts';
+import { Run } from '../run.ts';
 import { askSource, holdBack } from './sourceReader.ts';
 
 /** Pieces of the file that are read, hashed and written at the same time: 12 MiB of memory. */

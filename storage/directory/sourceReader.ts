@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
-import type { Run } from './run.ts';
+import type { Run } from '../run.ts';
 
 /** Bytes read at once. */
 export const blockBytes = 1024 * 1024;

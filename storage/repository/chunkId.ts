@@ -33,10 +33,11 @@ export class ChunkNamer {
   }
 
   idOf(domain: ChunkDomain, content: Uint8Array): Buffer {
-    return hmac(this.#keyOf(domain), content);
+    return hmac(this.keyOf(domain), content);
   }
 
-  #keyOf({ type, chunkSizeBytes }: ChunkDomain): Buffer {
+  /** The key of the HMAC that makes the ids of a domain. */
+  keyOf({ type, chunkSizeBytes }: ChunkDomain): Buffer {
     const label = `chunk-id/${chunkTypeNumbers[type]}/${chunkSizeBytes}`;
     let key = this.#keys.get(label);
     if (key === undefined) {

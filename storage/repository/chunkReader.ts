@@ -2,6 +2,7 @@ import type { CallOptions } from '../backends/backend.ts';
 import type { ChunkDomain } from './chunkId.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import type { ChunkPlace } from './chunkTable.ts';
+import type { ChunkWork } from './chunkWorkers.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
@@ -12,15 +13,30 @@ import { tagBytes } from './seal.ts';
 /** Keys of packs that are kept, the least recently used one goes first. */
 const packKeysMax = 4096;
 
+/** Blobs that are this near to each other in one pack are read with one call. */
+const gapBytesMax = 16 * 1024;
+/** Of one such call. */
+const rangeBytesMax = 4 * 1024 * 1024;
+
+/** A chunk that is to be read. */
+export interface WantedChunk {
+  readonly id: Buffer;
+  readonly domain: ChunkDomain;
+  /** Gets the content, of whose length it must be; in memory that all threads see, other threads fill it. */
+  readonly target: Buffer;
+}
+
 /** Reads chunks, from any pack that has them. What it returns is what was stored (invariant 9). */
 export class ChunkReader {
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
+  readonly #work: ChunkWork;
   readonly #keys = new Map<number, PackKeys>();
 
   constructor(context: RepositoryContext, index: ChunkIndex) {
     this.#context = context;
     this.#index = index;
+    this.#work = context.workers.begin();
   }
 
   /**
@@ -39,6 +55,92 @@ export class ChunkReader {
       if (await this.#index.refresh(options)) continue;
       if ((await this.#index.readUnknownPacks(options)).length > 0) continue;
       throw failure ?? missing(id, domain);
+    }
+  }
+
+  /**
+   * Reads several chunks at once: neighbours with one call, and unpacked on other threads. Gives a promise for each, which
+   * rejects as `read` does, and with REPOSITORY_DAMAGED for a content of another length than its target.
+   */
+  readMany(wanted: readonly WantedChunk[], options: CallOptions = {}): readonly Promise<void>[] {
+    const fast = new Map<WantedChunk, Promise<boolean>>();
+    for (const group of this.#groups(wanted)) {
+      const filled = this.#readGroup(group, options);
+      // Each of its chunks looks at it by itself.
+      filled.catch(() => undefined);
+      for (const [place, { chunk }] of group.entries())
+        fast.set(
+          chunk,
+          filled.then((good) => good[place] === true),
+        );
+    }
+    return wanted.map(async (chunk) => {
+      if ((await fast.get(chunk)) === true) return;
+      // All that can be done for a chunk is done one by one.
+      const { id, domain, target } = chunk;
+      const content = await this.read(id, domain, options);
+      if (content.length !== target.length)
+        throw damaged(`chunk ${id.toString('hex')}`, 'it has another length than its place in the stream');
+      target.set(content);
+    });
+  }
+
+  /** Chunks that are to be read with one call each, by the first place at which each of them is. */
+  #groups(wanted: readonly WantedChunk[]): readonly (readonly PlacedChunk[])[] {
+    const placed = wanted.flatMap((chunk): PlacedChunk[] => {
+      const [place] = this.#index.find(chunk.id);
+      return place === undefined || !isAsWanted(place, chunk) ? [] : [{ chunk, place }];
+    });
+    // As many groups as keep all threads busy.
+    const chunksMax = Math.max(2, Math.ceil(placed.length / this.#work.width));
+    const groups: PlacedChunk[][] = [];
+    const inOrder = placed.toSorted(
+      ({ place: one }, { place: other }) =>
+        one.pack - other.pack || one.entry.offsetBytes - other.entry.offsetBytes,
+    );
+    for (const next of inOrder) {
+      const group = groups.at(-1);
+      const [first] = group ?? [];
+      const last = group?.at(-1);
+      const joins =
+        group !== undefined &&
+        first !== undefined &&
+        last?.place.pack === next.place.pack &&
+        group.length < chunksMax &&
+        next.place.entry.offsetBytes - endOf(last) <= gapBytesMax &&
+        endOf(next) - first.place.entry.offsetBytes <= rangeBytesMax;
+      if (joins) group.push(next);
+      else groups.push([next]);
+    }
+    return groups;
+  }
+
+  /** Reads chunks of one pack into their targets. Returns of which that is done; the others are damaged there. */
+  async #readGroup(group: readonly PlacedChunk[], options: CallOptions): Promise<readonly boolean[]> {
+    const [first] = group;
+    const last = group.at(-1);
+    if (first === undefined || last === undefined) return [];
+    const name = packName(this.#index.pack(first.place.pack).id);
+    const startBytes = first.place.entry.offsetBytes;
+    try {
+      const keys = await this.#keysOf(first.place.pack, name, options);
+      const bytes = await this.#range(name, startBytes, endOf(last) - startBytes, options);
+      const blobs = group.map(({ chunk, place: { entry } }) => ({
+        offsetBytes: entry.offsetBytes - startBytes,
+        lengthBytes: entry.storedBytes + tagBytes,
+        key: keys.blobKey(entry.slot, entry),
+        codec: entry.codec,
+        rawBytes: entry.rawBytes,
+        id: chunk.id,
+        idKey: this.#context.namer.keyOf(chunk.domain),
+        target: chunk.target,
+      }));
+      const rawBytes = group.reduce((total, { place }) => total + place.entry.rawBytes, 0);
+      const faults = await this.#work.run({ kind: 'open', bytes, blobs }, rawBytes);
+      return group.map((_, place) => typeof faults !== 'string' && faults[place] === null);
+    } catch (error) {
+      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+      return group.map(() => false);
     }
   }
 
@@ -114,6 +216,21 @@ export class ChunkReader {
     if (bytes.length !== lengthBytes) throw damaged(name, 'it ends too early');
     return bytes;
   }
+}
+
+interface PlacedChunk {
+  readonly chunk: WantedChunk;
+  readonly place: ChunkPlace;
+}
+
+function endOf({ place: { entry } }: PlacedChunk): number {
+  return entry.offsetBytes + entry.storedBytes + tagBytes;
+}
+
+/** Whether a place holds what whoever refers to it says. */
+function isAsWanted({ entry }: ChunkPlace, { domain, target }: WantedChunk): boolean {
+  const { type, chunkSizeBytes } = entry.domain;
+  return type === domain.type && chunkSizeBytes === domain.chunkSizeBytes && entry.rawBytes === target.length;
 }
 
 function missing(id: Buffer, domain: ChunkDomain): RepositoryError {

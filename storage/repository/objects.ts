@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto';
 import type { Backend, CallOptions } from '../backends/backend.ts';
 import type { ChunkNamer } from './chunkId.ts';
+import type { ChunkWorkers } from './chunkWorkers.ts';
 import { damaged } from './errors.ts';
 import type { KeyRing } from './keyRing.ts';
 import { objectBytesMax } from './limits.ts';
@@ -14,6 +15,8 @@ export interface RepositoryContext {
   readonly repositoryId: Buffer;
   readonly keys: KeyRing;
   readonly namer: ChunkNamer;
+  /** Threads for what takes time. */
+  readonly workers: ChunkWorkers;
 }
 
 /** What index objects are bound to: their names are hashes of their bytes. */

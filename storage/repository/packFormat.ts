@@ -76,13 +76,13 @@ export function packKindOf(type: ChunkType): PackKind {
 /** The keys of one pack. */
 export class PackKeys {
   readonly #key: Buffer;
-  readonly #blobKey: Buffer;
+  readonly #blobSecret: Buffer;
 
   /** @param secret the repository's key for this kind of pack, or the shared secret of sealing `public` */
   constructor(header: PackHeader, secret: Uint8Array) {
     const info = Buffer.concat([Buffer.from('stillpoint/1/pack', 'latin1'), headerFields(header)]);
     this.#key = hkdf(secret, header.salt, info);
-    this.#blobKey = deriveKey(this.#key, 'blob');
+    this.#blobSecret = deriveKey(this.#key, 'blob');
   }
 
   /** The keys of a pack that was read; `null` when its header holds no key. */
@@ -94,8 +94,13 @@ export class PackKeys {
     return secret === null ? null : new PackKeys(header, secret);
   }
 
+  /** Of which the keys of all its blobs are made; see `blobKey`. */
+  get blobSecret(): Buffer {
+    return this.#blobSecret;
+  }
+
   blobKey(slot: number, entry: PackEntry): Buffer {
-    return hmac(this.#blobKey, new ByteWriter().u32(slot).bytes(encodeEntry(entry)).finish());
+    return blobKey(this.#blobSecret, slot, entry);
   }
 
   get tableKey(): Buffer {
@@ -105,6 +110,11 @@ export class PackKeys {
   headerMac(fields: Uint8Array): Buffer {
     return hmac(deriveKey(this.#key, 'header'), fields).subarray(0, 16);
   }
+}
+
+/** The key of one blob: of its slot, and of everything that the table says of it. */
+export function blobKey(blobSecret: Uint8Array, slot: number, entry: PackEntry): Buffer {
+  return hmac(blobSecret, new ByteWriter().u32(slot).bytes(encodeEntry(entry)).finish());
 }
 
 export function encodeHeader(header: PackHeader, keys: PackKeys): Buffer {

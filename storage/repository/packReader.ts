@@ -1,7 +1,8 @@
 import { hash } from 'node:crypto';
+import { type BlobFault, openCompared } from './blob.ts';
 import type { ChunkNamer } from './chunkId.ts';
-import { decode } from './codec.ts';
-import { damaged } from './errors.ts';
+import { type ChunkTask, perform, type ResultOf } from './chunkTasks.ts';
+import { damaged, type RepositoryError } from './errors.ts';
 import type { KeyRing } from './keyRing.ts';
 import { packBytesMax } from './limits.ts';
 import {
@@ -15,7 +16,7 @@ import {
   readTrailer,
   tailBytes,
 } from './packFormat.ts';
-import { decryptOnce, sealBytes, tagBytes } from './seal.ts';
+import { sealBytes, tagBytes } from './seal.ts';
 
 /** What it takes to read packs of a repository. */
 export interface PackContext {
@@ -65,16 +66,7 @@ export function packKeysOf(headerBytes: Buffer, what: string, context: PackConte
   return openHeader(headerBytes, what, context).keys;
 }
 
-/** The content of a blob: decrypted, unpacked, not yet compared with its id. */
-export function openBlob(blob: Buffer, entry: PlacedEntry, keys: PackKeys, what: string): Buffer {
-  const stored = decryptOnce(keys.blobKey(entry.slot, entry), blob);
-  if (stored === null) throw damaged(what, `the blob in slot ${entry.slot} is not authentic`);
-  const content = decode(stored, entry.codec, entry.rawBytes);
-  if (content === null) throw damaged(what, `the blob in slot ${entry.slot} does not unpack`);
-  return content;
-}
-
-/** As `openBlob`, and the content is what its id stands for (promise: every byte is compared when read). */
+/** The content of a blob, and it is what its id stands for (promise: every byte is compared when read). */
 export function openChunk(
   blob: Buffer,
   entry: PlacedEntry,
@@ -82,30 +74,62 @@ export function openChunk(
   namer: ChunkNamer,
   what: string,
 ): Buffer {
-  const content = openBlob(blob, entry, keys, what);
-  if (!namer.idOf(entry.domain, content).equals(entry.id))
-    throw damaged(what, `the content in slot ${entry.slot} is not that of its id`);
+  const { id, codec, rawBytes, slot } = entry;
+  const idKey = namer.keyOf(entry.domain);
+  const content = openCompared(blob, { key: keys.blobKey(slot, entry), codec, rawBytes, id, idKey });
+  if (typeof content === 'string') throw damagedBlob(what, slot, content);
   return content;
 }
+
+/** The error of a blob that is not what was stored. */
+export function damagedBlob(what: string, slot: number, fault: BlobFault): RepositoryError {
+  const subject = fault === 'is not that of its id' ? 'the content' : 'the blob';
+  return damaged(what, `${subject} in slot ${slot} ${fault}`);
+}
+
+/** Does a task somewhere; see `ChunkWork`. */
+export type RunTask = <Task extends ChunkTask>(task: Task, bytes: number) => Promise<ResultOf<Task>>;
 
 /**
  * Reads a whole pack and compares every byte: its name, its table and each chunk.
  *
+ * @param bytes are used up
  * @param id what its name says
+ * @param run does what takes time; here and now unless told
  */
 export async function checkWholePack(
   bytes: Buffer,
   id: Buffer,
   namer: ChunkNamer,
   context: PackContext,
+  run: RunTask = async (task) => perform(task),
 ): Promise<PackContents> {
   const what = `pack ${id.toString('hex')}`;
-  if (!hash('sha256', bytes, 'buffer').equals(id)) throw damaged(what, 'its bytes are not those of its name');
   const read: ReadRange = (offset, length) => Promise.resolve(bytes.subarray(offset, offset + length));
-  const contents = await readPackContents(bytes.length, read, what, context);
-  for (const entry of contents.entries) {
-    const blob = bytes.subarray(entry.offsetBytes, entry.offsetBytes + entry.storedBytes + tagBytes);
-    openChunk(blob, entry, contents.keys, namer, what);
+  let contents: PackContents;
+  try {
+    contents = await readPackContents(bytes.length, read, what, context);
+  } catch (error) {
+    // Says more, if it is so.
+    if (!hash('sha256', bytes, 'buffer').equals(id)) throw otherBytes(what);
+    throw error;
   }
+  const { keys, entries } = contents;
+  const blobs = entries.map((entry) => ({
+    offsetBytes: entry.offsetBytes,
+    lengthBytes: entry.storedBytes + tagBytes,
+    key: keys.blobKey(entry.slot, entry),
+    codec: entry.codec,
+    rawBytes: entry.rawBytes,
+    id: entry.id,
+    idKey: namer.keyOf(entry.domain),
+  }));
+  const faults = await run({ kind: 'open', bytes, blobs, digest: id }, bytes.length);
+  if (typeof faults === 'string') throw otherBytes(what);
+  for (const [slot, fault] of faults.entries()) if (fault !== null) throw damagedBlob(what, slot, fault);
   return contents;
+}
+
+function otherBytes(what: string): RepositoryError {
+  return damaged(what, 'its bytes are not those of its name');
 }

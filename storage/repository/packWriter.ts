@@ -1,12 +1,13 @@
 import { createHash, randomBytes } from 'node:crypto';
+import { type BlobOrder, openBody, type SealedBlob, sealBlob } from './blob.ts';
 import type { ChunkDomain } from './chunkId.ts';
-import { encode } from './codec.ts';
 import { ephemeralKey, type KeyRing } from './keyRing.ts';
 import { packEntriesMax } from './limits.ts';
+import { giveBack } from './ownMemory.ts';
+import { PackBody, PackMemory } from './packBody.ts';
 import {
   encodeHeader,
   encodeTable,
-  type PackEntry,
   type PackHeader,
   PackKeys,
   type PackKind,
@@ -16,17 +17,20 @@ import {
   packKindOf,
   packSaltBytes,
 } from './packFormat.ts';
-import { openBlob } from './packReader.ts';
-import { encryptOnce } from './seal.ts';
+import { tagBytes } from './seal.ts';
 
-/** A pack that is complete; its id is the SHA-256 of all its bytes, so its name tells what must be in it. */
-export interface FinishedPack {
-  readonly id: Buffer;
+/** A pack that is complete, but for its name. */
+export interface SealedPack {
   readonly kind: PackKind;
   readonly sizeBytes: number;
   /** The file, to be put together in this order. */
   readonly parts: readonly Buffer[];
   readonly entries: readonly PlacedEntry[];
+}
+
+/** A pack with its id, the SHA-256 of all its bytes: its name tells what must be in it. */
+export interface FinishedPack extends SealedPack {
+  readonly id: Buffer;
 }
 
 export interface PackWriterOptions {
@@ -36,102 +40,167 @@ export interface PackWriterOptions {
   readonly keys: KeyRing | { readonly generation: number; readonly publicKey: Buffer };
   /** Of zstd. */
   readonly level?: number | undefined;
+  /** Where the pack gathers; of its own unless told. */
+  readonly memory?: PackMemory | undefined;
   /** Random; told by tests and test vectors only. */
   readonly salt?: Buffer | undefined;
   readonly ephemeralSecret?: Buffer | undefined;
 }
 
-/** Collects chunks into a pack, in memory. */
+/** A place in a pack for a chunk that is still being worked on. */
+export interface Reservation {
+  readonly slot: number;
+  readonly order: BlobOrder;
+}
+
+/** For whoever makes few packs, and lets go of them. */
+const segmentBytesDefault = 256 * 1024;
+
+/**
+ * Collects chunks into a pack, in memory. A slot is given out at once and in order; its blob may come later and in any
+ * order, from another thread: its key is made of the slot, not of the place in the file, which follows from the lengths
+ * of the blobs before it.
+ */
 export class PackWriter {
   readonly kind: PackKind;
-  readonly #header: PackHeader;
   readonly #keys: PackKeys;
   readonly #headerBytes: Buffer;
   readonly #options: PackWriterOptions;
+  /** Those whose blobs stand in the body. */
   readonly #entries: PlacedEntry[] = [];
-  readonly #blobs: Buffer[] = [];
-  #endBytes = packHeaderBytes;
+  readonly #body: PackBody;
+  /** By slot: what was reserved and stands not yet in the body. */
+  readonly #reserved = new Map<number, Reserved>();
+  readonly #complete = Promise.withResolvers<void>();
+  #slots = 0;
+  /** If nothing that is still to come can be compressed. */
+  #endBytesMost = packHeaderBytes;
+  #isClosed = false;
 
   constructor(options: PackWriterOptions) {
     this.kind = options.kind;
     this.#options = options;
     const { header, secret } = newHeader(options);
-    this.#header = header;
     this.#keys = new PackKeys(header, secret);
     this.#headerBytes = encodeHeader(header, this.#keys);
+    this.#body = new PackBody(options.memory ?? new PackMemory(segmentBytesDefault));
+    this.#body.append(this.#headerBytes);
+    // Who does not wait for it is told by `place` or `fail` all the same.
+    this.#complete.promise.catch(() => undefined);
   }
 
-  /** How long it is, without what its end takes. */
+  /** How long it is at the most, without what its end takes. */
   get bodyBytes(): number {
-    return this.#endBytes;
+    return this.#endBytesMost;
   }
 
   get isEmpty(): boolean {
-    return this.#entries.length === 0;
+    return this.#slots === 0;
   }
 
   get isFull(): boolean {
-    return this.#entries.length >= packEntriesMax;
+    return this.#slots >= packEntriesMax;
   }
 
-  /**
-   * Compresses, encrypts and appends a chunk, then decrypts it again and compares: memory that fails is noticed
-   * while the data can still be read from its source.
-   */
-  add(id: Buffer, domain: ChunkDomain, content: Buffer): void {
-    if (packKindOf(domain.type) !== this.kind || this.isFull)
+  /** Gives out the next slot. Each must be filled by `place`, or the pack is lost. */
+  reserve(id: Buffer, domain: ChunkDomain, rawBytes: number): Reservation {
+    if (packKindOf(domain.type) !== this.kind || this.isFull || this.#isClosed)
       throw new Error('the chunk is not for this pack');
-    const encoded = encode(content, this.#options.level);
-    const entry: PackEntry = {
-      id,
-      domain,
-      codec: encoded.codec,
-      level: encoded.level,
-      rawBytes: content.length,
-      storedBytes: encoded.bytes.length,
-    };
-    const slot = this.#entries.length;
-    const blob = encryptOnce(this.#keys.blobKey(slot, entry), encoded.bytes);
-    const placed = { ...entry, slot, offsetBytes: this.#endBytes };
-    if (!openBlob(blob, placed, this.#keys, 'a chunk on its way into a pack').equals(content))
-      throw new Error(
-        'a chunk that was packed does not unpack to what it was: check the memory of this host',
-      );
-    this.#entries.push(placed);
-    this.#blobs.push(blob);
-    this.#endBytes += blob.length;
+    const slot = this.#slots++;
+    this.#reserved.set(slot, { id, domain, rawBytes, blob: null });
+    this.#endBytesMost += rawBytes + tagBytes;
+    const { level } = this.#options;
+    return { slot, order: { blobSecret: this.#keys.blobSecret, slot, id, domain, level } };
+  }
+
+  /** Fills a slot. The blob's memory is taken over. */
+  place(slot: number, blob: SealedBlob): void {
+    const reserved = this.#reserved.get(slot);
+    if (reserved === undefined || reserved.blob !== null || blob.body.length !== blob.storedBytes)
+      throw new Error(`slot ${slot} does not wait for this blob`);
+    this.#reserved.set(slot, { ...reserved, blob });
+    this.#endBytesMost -= reserved.rawBytes - blob.storedBytes;
+    for (let next = this.#entries.length; this.#append(next); next++);
+    if (this.#isClosed && this.#reserved.size === 0) this.#complete.resolve();
+  }
+
+  /** A slot can never be filled. */
+  fail(error: unknown): void {
+    this.#complete.reject(error);
+  }
+
+  /** Compresses, encrypts, compares and appends a chunk here and now. */
+  add(id: Buffer, domain: ChunkDomain, content: Buffer): void {
+    const { slot, order } = this.reserve(id, domain, content.length);
+    this.place(slot, sealBlob(content, order));
+  }
+
+  /** No slot is given out any more. Resolves when all are filled; rejects as one of them fails. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    if (this.#reserved.size === 0) this.#complete.resolve();
+    await this.#complete.promise;
   }
 
   /** The same chunks, to be stored under another salt, and so under another name. */
   renewed(): PackWriter {
     const { salt: _salt, ephemeralSecret: _secret, ...options } = this.#options;
     const other = new PackWriter(options);
-    for (const [slot, entry] of this.#entries.entries()) {
-      const blob = this.#blobs[slot];
-      if (blob === undefined) throw new Error(`there is no blob ${slot}`);
-      other.add(entry.id, entry.domain, openBlob(blob, entry, this.#keys, 'a pack that is sealed again'));
+    for (const entry of this.#entries) {
+      const { offsetBytes, storedBytes } = entry;
+      const blob = this.#body.slice(offsetBytes, storedBytes + tagBytes);
+      const how = { ...entry, key: this.#keys.blobKey(entry.slot, entry) };
+      const parts = { body: blob.subarray(0, storedBytes), tag: blob.subarray(storedBytes) };
+      const content = openBody(parts, how);
+      if (typeof content === 'string') throw new Error(`a pack in memory has a blob that ${content}`);
+      other.add(entry.id, entry.domain, content);
     }
     return other;
   }
 
+  /** Appends the table. Then the pack has all of its bytes, and its name is their hash. */
+  seal(): SealedPack {
+    if (this.isEmpty || this.#reserved.size > 0) throw new Error('a pack is never empty, and has no gap');
+    this.#isClosed = true;
+    this.#body.append(encodeTable(this.#headerBytes, this.#entries, this.#keys));
+    const { parts, sizeBytes } = this.#body;
+    return { kind: this.kind, sizeBytes, parts, entries: this.#entries };
+  }
+
   finish(): FinishedPack {
-    if (this.isEmpty) throw new Error('a pack is never empty');
-    const parts = [
-      this.#headerBytes,
-      ...this.#blobs,
-      encodeTable(this.#headerBytes, this.#entries, this.#keys),
-    ];
+    const pack = this.seal();
     // Part by part: a copy of the whole pack would take its size once more.
     const digest = createHash('sha256');
-    for (const part of parts) digest.update(part);
-    return {
-      id: digest.digest(),
-      kind: this.#header.kind,
-      sizeBytes: parts.reduce((total, part) => total + part.length, 0),
-      parts,
-      entries: this.#entries,
-    };
+    for (const part of pack.parts) digest.update(part);
+    return { ...pack, id: digest.digest() };
   }
+
+  /** Gives back its memory; the parts of the pack are not valid any more. */
+  giveBack(): void {
+    this.#body.giveBack();
+  }
+
+  /** Appends a slot if its blob is there; the slots before it are. */
+  #append(slot: number): boolean {
+    const reserved = this.#reserved.get(slot);
+    if (reserved?.blob == null) return false;
+    const { id, domain, rawBytes, blob } = reserved;
+    const { codec, level, storedBytes } = blob;
+    const offsetBytes = this.#body.sizeBytes;
+    this.#entries.push({ id, domain, codec, level, rawBytes, storedBytes, slot, offsetBytes });
+    this.#body.append(blob.body);
+    this.#body.append(blob.tag);
+    giveBack(blob.body);
+    this.#reserved.delete(slot);
+    return true;
+  }
+}
+
+interface Reserved {
+  readonly id: Buffer;
+  readonly domain: ChunkDomain;
+  readonly rawBytes: number;
+  readonly blob: SealedBlob | null;
 }
 
 function newHeader(options: PackWriterOptions): { readonly header: PackHeader; readonly secret: Buffer } {

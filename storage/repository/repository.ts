@@ -2,6 +2,7 @@ import { hostname } from 'node:os';
 import { randomUUID } from 'node:crypto';
 import type { Backend, CallOptions } from '../backends/backend.ts';
 import { ChunkNamer } from './chunkId.ts';
+import { type ChunkWorkers, processWorkers } from './chunkWorkers.ts';
 import { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ContentReference } from './backupManifest.ts';
@@ -35,6 +36,11 @@ export interface InitOptions {
   readonly scryptCost?: ScryptCost | undefined;
 }
 
+export interface OpenOptions extends CallOptions {
+  /** Threads to work with; those that all of this process share unless told. */
+  readonly workers?: ChunkWorkers | undefined;
+}
+
 /** A repository that is open. See docs/FORMAT.md for what it is and for its invariants. */
 export class Repository {
   readonly config: RepositoryConfig;
@@ -43,13 +49,19 @@ export class Repository {
   readonly context: RepositoryContext;
   #index: Promise<ChunkIndex> | null = null;
 
-  private constructor(backend: Backend, config: RepositoryConfig, keys: KeyRing) {
+  private constructor(
+    backend: Backend,
+    config: RepositoryConfig,
+    keys: KeyRing,
+    workers: ChunkWorkers = processWorkers,
+  ) {
     this.config = config;
     this.context = {
       backend,
       repositoryId: uuidBytes(config.repositoryId),
       keys,
       namer: new ChunkNamer(keys.dedupKey),
+      workers,
     };
     this.slots = new KeySlots(backend, config, keys);
   }
@@ -59,7 +71,7 @@ export class Repository {
    *
    * Rejects with REPOSITORY_EXISTS.
    */
-  static async init(backend: Backend, options: InitOptions, call: CallOptions = {}): Promise<Repository> {
+  static async init(backend: Backend, options: InitOptions, call: OpenOptions = {}): Promise<Repository> {
     if ((await backend.size(configName(1), call)) !== null) throw existsError(backend);
     const capabilities = await probeCapabilities(backend, call);
     const keys = KeyRing.generate();
@@ -75,7 +87,7 @@ export class Repository {
       packSizeBytes: options.packSizeBytes ?? packBytesDefault,
       capabilities,
     };
-    const repository = new Repository(backend, config, keys);
+    const repository = new Repository(backend, config, keys, call.workers);
     const { createdAt, label, scryptCost } = options;
     const slotId = await repository.slots.add(options.secret, { label, createdAt, cost: scryptCost }, call);
     const bytes = formatConfig(config, keys);
@@ -89,13 +101,14 @@ export class Repository {
   }
 
   /** Rejects with REPOSITORY_NOT_FOUND, REPOSITORY_TOO_NEW, REPOSITORY_DAMAGED, KEY_WRONG. */
-  static async open(backend: Backend, secret: Secret, call: CallOptions = {}): Promise<Repository> {
+  static async open(backend: Backend, secret: Secret, call: OpenOptions = {}): Promise<Repository> {
     const unproved = await readConfig(backend, call);
     const rings = await KeySlots.open(backend, unproved.config.repositoryId, secret, call);
     let failure: unknown = null;
     for (const ring of rings) {
       try {
-        return new Repository(backend, unproved.prove(ring), ring.upTo(unproved.config.keyGeneration));
+        const config = unproved.prove(ring);
+        return new Repository(backend, config, ring.upTo(config.keyGeneration), call.workers);
       } catch (error) {
         if (!(error instanceof RepositoryError)) throw error;
         failure ??= error;
@@ -114,7 +127,7 @@ export class Repository {
     const { backend } = this.context;
     const revision = this.config.revision + 1;
     const config = { ...this.config, revision, keyGeneration: keys.newestGeneration };
-    const next = new Repository(backend, config, keys);
+    const next = new Repository(backend, config, keys, this.context.workers);
     const old = await this.slots.list(call);
     const added: string[] = [];
     for (const { secret, label } of secrets)
@@ -185,6 +198,11 @@ export class Repository {
       `${backend.location} does not create objects exclusively any more, as it did when the repository was made`,
       { hint: `look what has changed about the server of ${backend.location}; reading is safe` },
     );
+  }
+
+  /** Ends threads that have nothing to do. Not closing it does no harm: they end by themselves after some seconds. */
+  async close(): Promise<void> {
+    await this.context.workers.rest();
   }
 
   async reader(call: CallOptions = {}): Promise<ChunkReader> {

@@ -33,22 +33,33 @@ export function hmac(key: Uint8Array, ...parts: readonly Uint8Array[]): Buffer {
   return state.digest();
 }
 
-/** AES-256-GCM with a key that encrypts nothing else: ciphertext, then the tag. */
-export function encryptOnce(key: Uint8Array, text: Uint8Array, bound?: Uint8Array): Buffer {
+/** A ciphertext and its tag, which stands behind it wherever it is stored. */
+export interface Encrypted {
+  /** As long as the text; memory of its own. */
+  readonly body: Buffer;
+  readonly tag: Buffer;
+}
+
+/** AES-256-GCM with a key that encrypts nothing else. */
+export function encryptParts(key: Uint8Array, text: Uint8Array, bound?: Uint8Array): Encrypted {
   const cipher = createCipheriv('aes-256-gcm', key, zeroNonce);
   if (bound !== undefined) cipher.setAAD(bound);
   const body = cipher.update(text);
-  return Buffer.concat([body, cipher.final(), cipher.getAuthTag()]);
+  // Of GCM, the end gives no bytes but the tag.
+  cipher.final();
+  return { body, tag: cipher.getAuthTag() };
 }
 
 /** The text, or `null` when key, bound data or ciphertext are not the ones it was encrypted with. */
-export function decryptOnce(key: Uint8Array, stored: Uint8Array, bound?: Uint8Array): Buffer | null {
-  if (stored.length < tagBytes) return null;
-  const split = stored.length - tagBytes;
+export function decryptParts(
+  key: Uint8Array,
+  { body, tag }: { readonly body: Uint8Array; readonly tag: Uint8Array },
+  bound?: Uint8Array,
+): Buffer | null {
   const decipher = createDecipheriv('aes-256-gcm', key, zeroNonce, { authTagLength: tagBytes });
   if (bound !== undefined) decipher.setAAD(bound);
-  decipher.setAuthTag(stored.subarray(split));
-  const text = decipher.update(stored.subarray(0, split));
+  decipher.setAuthTag(tag);
+  const text = decipher.update(body);
   try {
     decipher.final();
   } catch {
@@ -56,6 +67,19 @@ export function decryptOnce(key: Uint8Array, stored: Uint8Array, bound?: Uint8Ar
     return null;
   }
   return text;
+}
+
+/** As `encryptParts`: the ciphertext, then the tag. */
+export function encryptOnce(key: Uint8Array, text: Uint8Array, bound?: Uint8Array): Buffer {
+  const { body, tag } = encryptParts(key, text, bound);
+  return Buffer.concat([body, tag]);
+}
+
+/** The text, or `null`, as `decryptParts`. */
+export function decryptOnce(key: Uint8Array, stored: Uint8Array, bound?: Uint8Array): Buffer | null {
+  if (stored.length < tagBytes) return null;
+  const split = stored.length - tagBytes;
+  return decryptParts(key, { body: stored.subarray(0, split), tag: stored.subarray(split) }, bound);
 }
 
 /** Encrypts a text, and authenticates it with the data that it is bound to (docs/FORMAT.md, "Sealing"). */

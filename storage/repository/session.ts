@@ -2,15 +2,17 @@ import type { CallOptions } from '../backends/backend.ts';
 import { type BackupManifest, contentsOf, decodeManifest, encodeManifest } from './backupManifest.ts';
 import type { ChunkDomain } from './chunkId.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
+import type { ChunkWork } from './chunkWorkers.ts';
 import { ChunkReader } from './chunkReader.ts';
 import { condemnedPacks, quarantinedPacks } from './condemned.ts';
-import { damaged, RepositoryError } from './errors.ts';
+import { RepositoryError } from './errors.ts';
 import { encodeIndex, type IndexedPack } from './indexObject.ts';
 import { deletionName, manifestName, packName, sessionName } from './names.ts';
-import { createOnce, getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
-import { type PackKind, packKindOf } from './packFormat.ts';
-import { PackWriter } from './packWriter.ts';
+import { getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
 import { fenceBackup } from './openSessions.ts';
+import { asBuffer } from './ownMemory.ts';
+import { packKindOf } from './packFormat.ts';
+import { PackQueue } from './packQueue.ts';
 import { checkReferences } from './references.ts';
 import type { ChunkSink } from './streamWriter.ts';
 
@@ -43,13 +45,15 @@ export class RepositorySession implements ChunkSink {
   readonly backupId: string;
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
-  readonly #options: SessionOptions;
   readonly #excluded: Set<string>;
-  readonly #writers = new Map<PackKind, PackWriter>();
-  /** Chunks in packs that are not closed yet. */
+  readonly #work: ChunkWork;
+  readonly #packs: PackQueue;
+  /** Chunks in packs that are not stored yet. */
   readonly #pending = new Set<string>();
   /** Packs that were there when they were asked for. */
   readonly #seen = new Set<number>();
+  /** Packs that are being asked for. */
+  readonly #looks = new Map<number, Promise<boolean>>();
   readonly #newPacks: IndexedPack[] = [];
   #packsIndexed = 0;
   #state: 'open' | 'committed' | 'failed' = 'open';
@@ -63,9 +67,14 @@ export class RepositorySession implements ChunkSink {
   ) {
     this.#context = context;
     this.#index = index;
-    this.#options = options;
     this.backupId = options.backupId;
     this.#excluded = excluded;
+    this.#work = context.workers.begin();
+    this.#packs = new PackQueue(context, {
+      packSizeBytes: options.packSizeBytes,
+      work: this.#work,
+      onStored: (pack) => this.#onStored(pack),
+    });
   }
 
   /**
@@ -103,12 +112,23 @@ export class RepositorySession implements ChunkSink {
     return this.#statistics;
   }
 
-  /** Stores a chunk, unless the repository has it already. */
+  /** Memory that packs have taken so far; it is used again. */
+  get packMemoryBytes(): number {
+    return this.#packs.memoryBytes;
+  }
+
+  /**
+   * Stores a chunk, unless the repository has it already. Several may be on their way; what is equal is stored once.
+   *
+   * Rejects with what kept a pack from being stored, which may be one of chunks that were put before.
+   */
   async put(domain: ChunkDomain, content: Buffer, signal?: AbortSignal): Promise<Buffer> {
     this.#assertOpen();
-    const id = this.#context.namer.idOf(domain, content);
+    signal?.throwIfAborted();
+    const idKey = this.#context.namer.keyOf(domain);
+    const id = asBuffer(await this.#work.run({ kind: 'identify', idKey, content }, content.length));
     this.#statistics = { ...this.#statistics, chunks: this.#statistics.chunks + 1 };
-    if (!(await this.#has(id, { signal }))) await this.#append(id, domain, content, { signal });
+    await this.#store(id, domain, content, { signal });
     return id;
   }
 
@@ -140,14 +160,14 @@ export class RepositorySession implements ChunkSink {
     }
   }
 
-  /** Closes the packs and makes them known to others: what was stored so far is not sent again after a crash. */
+  /** Stores the packs and makes them known to others: what was stored so far is not sent again after a crash. */
   async flush(options: CallOptions = {}): Promise<void> {
     this.#assertOpen();
-    for (const kind of this.#writers.keys()) await this.#close(kind, options);
+    await this.#packs.flush(options);
     const packs = this.#newPacks.slice(this.#packsIndexed);
     if (packs.length === 0) return;
     await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
-    this.#packsIndexed = this.#newPacks.length;
+    this.#packsIndexed += packs.length;
   }
 
   /**
@@ -157,6 +177,7 @@ export class RepositorySession implements ChunkSink {
   async abandon(options: CallOptions = {}): Promise<'abandoned' | 'committed'> {
     if (this.#state === 'committed') throw stateError('the backup is committed');
     this.#state = 'failed';
+    await this.#packs.settled(options.signal);
     // Before the announcement goes: without one, and without a fence, somebody who still writes would be in danger.
     const outcome = await fenceBackup(this.#context, this.backupId, options);
     await this.#context.backend.delete(sessionName(this.backupId), options);
@@ -172,7 +193,20 @@ export class RepositorySession implements ChunkSink {
 
   /** An index may name a pack that is gone; that costs a look, and must not cost the backup. */
   async #isThere(pack: number, options: CallOptions): Promise<boolean> {
+    for (let look = this.#looks.get(pack); !this.#seen.has(pack) && look !== undefined; ) {
+      // Of somebody else, whose call it is that may be cancelled.
+      const there = await look.catch(() => null);
+      options.signal?.throwIfAborted();
+      if (there !== null) return there;
+      look = this.#looks.get(pack);
+    }
     if (this.#seen.has(pack)) return true;
+    const look = this.#look(pack, options).finally(() => this.#looks.delete(pack));
+    this.#looks.set(pack, look);
+    return look;
+  }
+
+  async #look(pack: number, options: CallOptions): Promise<boolean> {
     const { id, sizeBytes } = this.#index.pack(pack);
     const isThere = (await this.#context.backend.size(packName(id), options)) === sizeBytes;
     if (isThere) this.#seen.add(pack);
@@ -184,45 +218,31 @@ export class RepositorySession implements ChunkSink {
     return !this.#excluded.has(this.#index.pack(pack).id.toString('hex'));
   }
 
-  async #append(id: Buffer, domain: ChunkDomain, content: Buffer, options: CallOptions): Promise<void> {
-    // Somebody else may have stored it while the store was asked for a pack.
-    if (this.#pending.has(id.toString('latin1'))) return;
+  /** Adds a chunk to a pack, unless it is somewhere already. */
+  async #store(id: Buffer, domain: ChunkDomain, content: Buffer, options: CallOptions): Promise<void> {
     const kind = packKindOf(domain.type);
-    const { repositoryId, keys } = this.#context;
-    const writer = this.#writers.get(kind) ?? new PackWriter({ kind, repositoryId, keys });
-    this.#writers.set(kind, writer);
-    const before = writer.bodyBytes;
-    writer.add(id, domain, content);
+    for (;;) {
+      const stored = this.#newPacks.length;
+      if (await this.#has(id, options)) return;
+      if (!this.#packs.hasRoom(kind)) await this.#packs.room(kind, options);
+      // As long as no pack was stored since, somebody who had the same chunk meanwhile is among the pending.
+      else if (stored === this.#newPacks.length) break;
+    }
+    if (this.#pending.has(id.toString('latin1'))) return;
     this.#pending.add(id.toString('latin1'));
+    const newBytes = await this.#packs.add(id, domain, content, options);
     this.#statistics = {
       ...this.#statistics,
       newChunks: this.#statistics.newChunks + 1,
-      newBytes: this.#statistics.newBytes + writer.bodyBytes - before,
+      newBytes: this.#statistics.newBytes + newBytes,
     };
-    if (writer.isFull || writer.bodyBytes >= this.#options.packSizeBytes) await this.#close(kind, options);
   }
 
-  /** Stores a pack. Only then its chunks are known to be there. */
-  async #close(kind: PackKind, options: CallOptions): Promise<void> {
-    const writer = this.#writers.get(kind);
-    if (writer === undefined || writer.isEmpty) return;
-    const pack = writer.finish();
-    const name = packName(pack.id);
-    try {
-      if ((await createOnce(this.#context.backend, name, pack.parts, options)) === 'taken')
-        throw damaged(name, 'its place is taken by something else');
-    } catch (error) {
-      // It may stand there all the same. Whoever tries again does so under another name: one that a collection has
-      // disposed of must never come back.
-      this.#writers.set(kind, writer.renewed());
-      throw error;
-    }
-    this.#writers.delete(kind);
-    const { id, sizeBytes, entries } = pack;
-    const indexed = { id, kind, sizeBytes, entries };
-    this.#newPacks.push(indexed);
-    this.#index.addPack(indexed);
-    for (const entry of entries) this.#pending.delete(entry.id.toString('latin1'));
+  /** A pack is in the store. Only then its chunks are known to be there. */
+  #onStored(pack: IndexedPack): void {
+    this.#newPacks.push(pack);
+    this.#index.addPack(pack);
+    for (const entry of pack.entries) this.#pending.delete(entry.id.toString('latin1'));
   }
 
   /**
@@ -241,7 +261,7 @@ export class RepositorySession implements ChunkSink {
       if (result.lostChunks.length === 0) return;
       for (const { id, domain } of result.lostChunks) {
         if (await this.#has(id, options)) continue;
-        await this.#append(id, domain, await reader.read(id, domain, options), options);
+        await this.#store(id, domain, await reader.read(id, domain, options), options);
       }
       await this.flush(options);
     }

@@ -1,8 +1,10 @@
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import type { CallOptions } from '../backends/backend.ts';
+import { unlessAborted } from '../run.ts';
 import type { ContentReference } from './backupManifest.ts';
 import { zeroId } from './chunkId.ts';
-import type { ChunkReader } from './chunkReader.ts';
+import type { ChunkReader, WantedChunk } from './chunkReader.ts';
+import { ChunkWindow } from './chunkWindow.ts';
 import { damaged } from './errors.ts';
 import { idsPerPage } from './limits.ts';
 import {
@@ -14,9 +16,14 @@ import {
   type StreamRoot,
 } from './streamRoot.ts';
 
-/** Chunks and pages that are kept while a stream is read. */
-const chunksKept = 8;
+/** Pages that are kept while a stream is read. */
 const pagesKept = 64;
+/** Chunks in memory take so much, or so many of them. */
+const windowBytes = 16 * 1024 * 1024;
+const windowChunksMin = 3;
+const windowChunksMax = 64;
+/** Reads in a row after which more is expected. */
+const streakMin = 2;
 
 /**
  * Reads a stream: a volume, a memory state or a file of a backup. Whatever is missing or not authentic rejects;
@@ -26,13 +33,22 @@ export class StreamReader implements VolumeSource {
   readonly virtualSizeBytes: number;
   readonly root: StreamRoot;
   readonly #reader: ChunkReader;
-  readonly #chunks = new Map<number, Promise<Buffer | null>>();
+  readonly #window: ChunkWindow;
   readonly #pages = new Map<number, Promise<readonly Buffer[]>>();
+  /** How many reads in a row each began where the one before it ended, and where the last one ended. */
+  #streak = 0;
+  #streakEnd = 0;
+  #isReadingAhead = false;
+  /** Up to where was read ahead. */
+  #aheadEnd = 0;
 
   private constructor(reader: ChunkReader, root: StreamRoot) {
     this.#reader = reader;
     this.root = root;
     this.virtualSizeBytes = root.sizeBytes;
+    const { sizeBytes, chunkSizeBytes } = root;
+    const slots = Math.max(windowChunksMin, Math.floor(windowBytes / chunkSizeBytes));
+    this.#window = new ChunkWindow(Math.min(sizeBytes, chunkSizeBytes), Math.min(slots, windowChunksMax));
   }
 
   /** Rejects with REPOSITORY_DAMAGED, CHUNK_MISSING. */
@@ -57,7 +73,7 @@ export class StreamReader implements VolumeSource {
 
   /** Ids on a page. */
   async pageIds(page: number, signal?: AbortSignal): Promise<readonly Buffer[]> {
-    return kept(this.#pages, pagesKept, page, async () => {
+    return kept(this.#pages, pagesKept, page, signal, async () => {
       const id = this.root.pageIds[page];
       if (id === undefined) throw new RangeError(`there is no page ${page}`);
       const count = idCountOf(this.root, page);
@@ -92,20 +108,29 @@ export class StreamReader implements VolumeSource {
     return extents;
   }
 
+  /** Buffers of chunks that there are. */
+  get chunkBuffers(): number {
+    return this.#window.buffers;
+  }
+
+  /**
+   * As `VolumeSource.readInto`. Several chunks are read at once; who reads one stretch after the other has the next ones
+   * read ahead.
+   */
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     if (offsetBytes < 0 || offsetBytes + target.length > this.virtualSizeBytes)
       throw new RangeError(`${target.length} bytes at ${offsetBytes} are not in the stream`);
+    if (target.length === 0) return;
     const { chunkSizeBytes } = this.root;
-    let filled = 0;
-    while (filled < target.length) {
-      const position = offsetBytes + filled;
-      const number = Math.floor(position / chunkSizeBytes);
-      const start = position - number * chunkSizeBytes;
-      const length = Math.min(target.length - filled, chunkLengthOf(this.root, number) - start);
-      const chunk = await this.#chunk(number, signal);
-      if (chunk === null) target.fill(0, filled, filled + length);
-      else chunk.copy(target, filled, start, start + length);
-      filled += length;
+    const first = Math.floor(offsetBytes / chunkSizeBytes);
+    const last = Math.floor((offsetBytes + target.length - 1) / chunkSizeBytes);
+    const isStreak = await this.#noteRead(first, last, signal);
+    const request = { reader: {}, signal, until: isStreak ? this.chunkCount - 1 : last };
+    for (let chunk = first; chunk <= last; chunk++) {
+      const start = Math.max(offsetBytes, chunk * chunkSizeBytes);
+      const end = Math.min(offsetBytes + target.length, (chunk + 1) * chunkSizeBytes);
+      const piece = target.subarray(start - offsetBytes, end - offsetBytes);
+      await this.#copyChunk(chunk, start - chunk * chunkSizeBytes, piece, request);
     }
   }
 
@@ -116,18 +141,124 @@ export class StreamReader implements VolumeSource {
     return content;
   }
 
-  /** `null` for zeros. */
-  async #chunk(number: number, signal?: AbortSignal): Promise<Buffer | null> {
-    return kept(this.#chunks, chunksKept, number, async () => {
-      const id = await this.chunkId(number, signal);
-      if (id.equals(zeroId)) return null;
-      const { chunkSizeBytes } = this.root;
-      const content = await this.#reader.read(id, { type: 'data', chunkSizeBytes }, { signal });
-      if (content.length !== chunkLengthOf(this.root, number))
-        throw damaged(`chunk ${id.toString('hex')}`, 'it has another length than its place in the stream');
-      return content;
-    });
+  async #copyChunk(chunk: number, startBytes: number, piece: Buffer, request: ReadRequest): Promise<void> {
+    const { signal } = request;
+    for (;;) {
+      signal?.throwIfAborted();
+      if ((await this.chunkId(chunk, signal)).equals(zeroId)) {
+        piece.fill(0);
+        return;
+      }
+      const held = this.#window.hold(chunk);
+      if (held === null) {
+        await this.#fetchOrWait(chunk, request);
+        continue;
+      }
+      try {
+        this.#readAhead(chunk + 1, request);
+        await unlessAborted(held.ready, signal);
+        held.buffer.copy(piece, 0, startBytes, startBytes + piece.length);
+        return;
+      } catch (error) {
+        // Of a reading that somebody else began, and may have cancelled, one's own tells what is true.
+        if (held.reader === request.reader || signal?.aborted === true) throw error;
+      } finally {
+        this.#window.release(held);
+      }
+    }
   }
+
+  async #fetchOrWait(chunk: number, request: ReadRequest): Promise<void> {
+    const { changes } = this.#window;
+    const { added } = await this.#fetch(chunk, request);
+    const isLeft = added === 0 && !this.#window.has(chunk) && this.#window.changes === changes;
+    if (isLeft) await this.#window.change(request.signal);
+  }
+
+  /**
+   * Has the next chunks from one on be read for which there is room, and that are no zeros. Returns how many, and up to
+   * which chunk it has looked.
+   */
+  async #fetch(
+    from: number,
+    { reader, signal, until }: ReadRequest,
+  ): Promise<{ readonly added: number; readonly end: number }> {
+    const countMax = Math.ceil(this.#window.slotsMax / 2);
+    const wanted: { readonly number: number; readonly id: Buffer }[] = [];
+    let end = from;
+    for (; end <= until && end < from + idsPerPage && wanted.length < countMax; end++) {
+      const page = Math.floor(end / idsPerPage);
+      // A page that is still to be read can wait until somebody comes near it.
+      if (wanted.length > 0 && !this.#pages.has(page)) break;
+      const id = (await this.pageIds(page, signal))[end % idsPerPage];
+      if (id !== undefined && !id.equals(zeroId)) wanted.push({ number: end, id });
+    }
+    const { chunkSizeBytes } = this.root;
+    const added: { readonly number: number; readonly chunk: WantedChunk }[] = [];
+    for (const { number, id } of wanted) {
+      if (this.#window.has(number)) continue;
+      const slot = this.#window.add(number, reader);
+      if (slot === null) {
+        end = number;
+        break;
+      }
+      const target = slot.buffer.subarray(0, chunkLengthOf(this.root, number));
+      added.push({ number, chunk: { id, domain: { type: 'data', chunkSizeBytes }, target } });
+    }
+    const chunks = added.map(({ chunk }) => chunk);
+    for (const [place, reading] of this.#reader.readMany(chunks, { signal }).entries()) {
+      const number = added[place]?.number;
+      if (number !== undefined) void this.#window.settle(number, reading);
+    }
+    return { added: added.length, end };
+  }
+
+  /** Sees to it that chunks are on their way before somebody waits for them. */
+  #readAhead(from: number, request: ReadRequest): void {
+    if (this.#isReadingAhead || from > request.until) return;
+    const isNear = from <= this.#aheadEnd && this.#aheadEnd <= from + idsPerPage;
+    const start = isNear ? this.#aheadEnd : from;
+    if (start > from + this.#window.slotsMax / 4) return;
+    this.#isReadingAhead = true;
+    void this.#fetchAhead(start, request);
+  }
+
+  async #fetchAhead(start: number, request: ReadRequest): Promise<void> {
+    try {
+      this.#aheadEnd = (await this.#fetch(start, request)).end;
+    } catch {
+      // Whatever keeps it from it will also be told to who wants that chunk.
+    } finally {
+      this.#isReadingAhead = false;
+    }
+  }
+
+  /** Whether reads follow one behind the other, with nothing but zeros left out. */
+  async #noteRead(first: number, last: number, signal: AbortSignal | undefined): Promise<boolean> {
+    const from = this.#streakEnd;
+    this.#streakEnd = last;
+    const follows = first >= from && (first <= from + 1 || (await this.#areZeros(from + 1, first, signal)));
+    this.#streak = follows ? this.#streak + 1 : 0;
+    return this.#streak >= streakMin;
+  }
+
+  async #areZeros(from: number, end: number, signal: AbortSignal | undefined): Promise<boolean> {
+    for (let chunk = from; chunk < end; chunk++) {
+      const page = Math.floor(chunk / idsPerPage);
+      if (this.root.pageIds[page]?.equals(zeroId) === true) chunk = (page + 1) * idsPerPage - 1;
+      else if (!(await this.chunkId(chunk, signal)).equals(zeroId)) return false;
+    }
+    return true;
+  }
+}
+
+/** What one call reads. */
+interface ReadRequest {
+  /** Stands for the call. */
+  readonly reader: object;
+  readonly signal: AbortSignal | undefined;
+  /** The last chunk that may be read with those it wants. */
+  readonly until: number;
 }
 
 /** Keeps what was read last; several that ask for one thing at once wait for one read; a failure is not kept. */
@@ -135,20 +266,25 @@ async function kept<Item>(
   cache: Map<number, Promise<Item>>,
   max: number,
   key: number,
+  signal: AbortSignal | undefined,
   read: () => Promise<Item>,
 ): Promise<Item> {
-  const known = cache.get(key);
-  const item = known ?? read();
-  cache.delete(key);
-  cache.set(key, item);
-  for (const oldest of cache.keys()) {
-    if (cache.size <= max) break;
-    cache.delete(oldest);
-  }
-  try {
-    return await item;
-  } catch (error) {
-    if (cache.get(key) === item) cache.delete(key);
-    throw error;
+  for (;;) {
+    const known = cache.get(key);
+    const item = known ?? read();
+    cache.delete(key);
+    cache.set(key, item);
+    for (const oldest of cache.keys()) {
+      if (cache.size <= max) break;
+      cache.delete(oldest);
+    }
+    try {
+      return await unlessAborted(item, signal);
+    } catch (error) {
+      if (signal?.aborted === true && known !== undefined) throw error;
+      if (cache.get(key) === item) cache.delete(key);
+      // Who began it may have cancelled it; one's own reading tells what is true.
+      if (known === undefined) throw error;
+    }
   }
 }

@@ -1,14 +1,19 @@
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
+import { Run } from '../run.ts';
 import type { ContentReference } from './backupManifest.ts';
 import { type ChunkDomain, zeroId } from './chunkId.ts';
 import { RepositoryError } from './errors.ts';
+import { Lanes } from './lanes.ts';
 import { idsPerPage, pagesMax } from './limits.ts';
 import type { StreamReader } from './streamReader.ts';
 import { chunkCountOf, chunkLengthOf, encodePage, encodeRoot, idCountOf, pageCountOf } from './streamRoot.ts';
 
 /** Where the chunks of a stream go. */
 export interface ChunkSink {
-  /** Stores a chunk unless it is there, and returns its id. The buffer belongs to the caller again afterwards. */
+  /**
+   * Stores a chunk unless it is there, and returns its id. The buffer belongs to the caller again afterwards; in memory
+   * that is shared between threads it is not copied. Several may be on their way.
+   */
   put(domain: ChunkDomain, content: Buffer, signal?: AbortSignal): Promise<Buffer>;
 }
 
@@ -29,74 +34,105 @@ export interface StreamOptions {
 }
 
 /**
- * Stores a stream. Chunks that are zeros are not stored; of an increment, pages without a change are shared with the
- * parent, and only chunks with a change are read.
+ * Stores a stream, several chunks at once: while some are read, others are worked on. Chunks that are zeros are not
+ * stored; of an increment, pages without a change are shared with the parent, and only chunks with a change are read.
  *
  * Rejects with the source's own error, with what the sink rejects with, and with CHUNK_MISSING or REPOSITORY_DAMAGED
- * when the parent's pages cannot be read.
+ * when the parent's pages cannot be read: the first failure counts, and what is under way then is left to itself.
  */
 export async function writeStream(
   source: VolumeSource,
   sink: ChunkSink,
   options: StreamOptions,
 ): Promise<ContentReference> {
-  const { chunkSizeBytes, signal, increment } = options;
+  const { chunkSizeBytes, increment } = options;
   const shape = { sizeBytes: source.virtualSizeBytes, chunkSizeBytes };
   assertFits(shape, increment?.parent);
-  const extents = await source.extents(signal);
-  const holdsData = markChunks(
+  const run = new Run(options.signal);
+  const extents = await run.unlessStopped(source.extents(run.signal));
+  const data = extents.filter(({ zero }) => !zero);
+  const stream: StreamWork = {
+    source,
+    sink,
     shape,
-    extents.filter(({ zero }) => !zero),
-  );
-  const changed = increment === undefined ? null : markChunks(shape, increment.changes);
-  const buffer = Buffer.alloc(chunkSizeBytes);
+    run,
+    signal: options.signal,
+    holdsData: markChunks(shape, data),
+    changed: increment === undefined ? null : markChunks(shape, increment.changes),
+    parent: increment?.parent,
+    lanes: new Lanes(Math.min(shape.sizeBytes, chunkSizeBytes)),
+    progress: (chunk) => options.onProgress?.(Math.min(shape.sizeBytes, chunk * chunkSizeBytes)),
+  };
   const pageIds: Buffer[] = [];
-  for (let page = 0; page < pageCountOf(shape.sizeBytes, chunkSizeBytes); page++) {
-    const first = page * idsPerPage;
-    const count = idCountOf(shape, page);
-    const parentPage = increment?.parent.root.pageIds[page];
-    if (
-      parentPage !== undefined &&
-      changed?.subarray(first, first + count).every((flag) => flag === 0) === true
-    ) {
-      pageIds.push(parentPage);
-    } else {
-      const ids = increment === undefined ? [] : [...(await increment.parent.pageIds(page, signal))];
-      for (let chunk = first; chunk < first + count; chunk++) {
-        if (changed !== null && changed[chunk] === 0) continue;
-        const content = buffer.subarray(0, chunkLengthOf(shape, chunk));
-        ids[chunk - first] =
-          holdsData[chunk] === 0
-            ? zeroId
-            : await putChunk(source, sink, chunk * chunkSizeBytes, content, options);
-        options.onProgress?.(Math.min(shape.sizeBytes, (chunk + 1) * chunkSizeBytes));
-      }
-      pageIds.push(await putPage(sink, ids, options));
-    }
-    options.onProgress?.(Math.min(shape.sizeBytes, (first + count) * chunkSizeBytes));
+  for (let page = 0; page < pageCountOf(shape.sizeBytes, chunkSizeBytes); page++)
+    pageIds.push(await writePage(stream, page));
+  const root = encodeRoot({ ...shape, pageIds });
+  const rootId = await run.unlessStopped(sink.put({ type: 'root', chunkSizeBytes }, root, options.signal));
+  return { root: rootId.toString('hex'), ...shape };
+}
+
+/** A stream on its way. */
+interface StreamWork {
+  readonly source: VolumeSource;
+  readonly sink: ChunkSink;
+  readonly shape: { readonly sizeBytes: number; readonly chunkSizeBytes: number };
+  readonly run: Run;
+  /** The caller's: what is put is not taken back because something else failed. */
+  readonly signal: AbortSignal | undefined;
+  /** By chunk: whether it must be read. */
+  readonly holdsData: Uint8Array;
+  /** By chunk: whether it may differ from the parent's; `null` without a parent. */
+  readonly changed: Uint8Array | null;
+  readonly parent: StreamReader | undefined;
+  readonly lanes: Lanes;
+  /** Everything before this chunk is done. */
+  readonly progress: (chunk: number) => void;
+}
+
+/** Stores a page and the chunks on it, several of them at once. Returns its id. */
+async function writePage(stream: StreamWork, page: number): Promise<Buffer> {
+  const { shape, holdsData, changed, parent, run, sink, signal, progress } = stream;
+  const first = page * idsPerPage;
+  const count = idCountOf(shape, page);
+  const parentPage = parent?.root.pageIds[page];
+  if (
+    parentPage !== undefined &&
+    changed?.subarray(first, first + count).every((flag) => flag === 0) === true
+  ) {
+    progress(first + count);
+    return parentPage;
   }
-  const root = await sink.put({ type: 'root', chunkSizeBytes }, encodeRoot({ ...shape, pageIds }), signal);
-  return { root: root.toString('hex'), ...shape };
+  const known = parent === undefined ? [] : await run.unlessStopped(parent.pageIds(page, run.signal));
+  const ids: (Buffer | undefined)[] = Array.from({ length: count }, (_, place) => {
+    if (changed?.[first + place] === 0) return known[place];
+    return holdsData[first + place] === 0 ? zeroId : undefined;
+  });
+  let doneBefore = 0;
+  const advance = (): void => {
+    const before = doneBefore;
+    while (doneBefore < count && ids[doneBefore] !== undefined) doneBefore++;
+    if (doneBefore > before) progress(first + doneBefore);
+  };
+  const toRead = ids.flatMap((id, place) => (id === undefined ? [place] : [])).values();
+  advance();
+  await stream.lanes.run(run, toRead, async (place, buffer) => {
+    ids[place] = await putChunk(stream, first + place, buffer);
+    advance();
+  });
+  const found = ids.filter((id) => id !== undefined);
+  if (found.length !== count) throw new Error(`page ${page} has ${found.length} ids where ${count} stand`);
+  if (found.every((id) => id.equals(zeroId))) return zeroId;
+  const { chunkSizeBytes } = shape;
+  return run.unlessStopped(sink.put({ type: 'page', chunkSizeBytes }, encodePage(found), signal));
 }
 
-async function putChunk(
-  source: VolumeSource,
-  sink: ChunkSink,
-  offsetBytes: number,
-  content: Buffer,
-  { chunkSizeBytes, signal }: StreamOptions,
-): Promise<Buffer> {
-  await source.readInto(content, offsetBytes, signal);
+async function putChunk(stream: StreamWork, chunk: number, buffer: Buffer): Promise<Buffer> {
+  const { source, sink, shape, run, signal } = stream;
+  const { chunkSizeBytes } = shape;
+  const content = buffer.subarray(0, chunkLengthOf(shape, chunk));
+  await source.readInto(content, chunk * chunkSizeBytes, run.signal);
+  run.signal.throwIfAborted();
   return isZero(content) ? zeroId : sink.put({ type: 'data', chunkSizeBytes }, content, signal);
-}
-
-async function putPage(
-  sink: ChunkSink,
-  ids: readonly Buffer[],
-  { chunkSizeBytes, signal }: StreamOptions,
-): Promise<Buffer> {
-  if (ids.every((id) => id.equals(zeroId))) return zeroId;
-  return sink.put({ type: 'page', chunkSizeBytes }, encodePage(ids), signal);
 }
 
 /** For each chunk 1 if a stretch touches it. Throws for a stretch that is not in the stream. */

@@ -1,11 +1,13 @@
 import { messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import type { ManifestExtra } from '../manifest.ts';
+import { Run } from '../run.ts';
 import type { VerifyOptions } from '../storage.ts';
 import { type BackupManifest, contentsOf } from './backupManifest.ts';
 import { listBackups, readManifest } from './backups.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
+import type { ChunkWork } from './chunkWorkers.ts';
 import { RepositoryError } from './errors.ts';
 import { deletionName, manifestName, packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
@@ -121,9 +123,15 @@ async function checkStream(
   options: CallOptions,
 ): Promise<string | null> {
   let lost: Buffer[] = [];
+  let batch: Buffer[] = [];
   try {
-    for await (const { id } of referencedChunks(new ChunkReader(context, index), content, options))
-      if (!(await isGood(index, packs, id))) lost.push(id);
+    for await (const { id } of referencedChunks(new ChunkReader(context, index), content, options)) {
+      batch.push(id);
+      if (batch.length < batchChunks) continue;
+      lost.push(...(await notGood(index, packs, batch)));
+      batch = [];
+    }
+    lost.push(...(await notGood(index, packs, batch)));
     // A collection may have moved them since the index was read.
     while (lost.length > 0 && (await hasNewPacks(index, options))) lost = await notGood(index, packs, lost);
   } catch (error) {
@@ -138,6 +146,7 @@ async function hasNewPacks(index: ChunkIndex, options: CallOptions): Promise<boo
 }
 
 async function notGood(index: ChunkIndex, packs: PackVerdicts, ids: readonly Buffer[]): Promise<Buffer[]> {
+  await packs.look(ids.flatMap((id) => [...index.find(id)].slice(0, 1).map(({ pack }) => pack)));
   const bad: Buffer[] = [];
   for (const id of ids) if (!(await isGood(index, packs, id))) bad.push(id);
   return bad;
@@ -149,14 +158,20 @@ async function isGood(index: ChunkIndex, packs: PackVerdicts, id: Buffer): Promi
   return false;
 }
 
+/** Chunks whose packs are looked at together. */
+const batchChunks = 1024;
+/** Packs that are looked at at once: while one is read others are compared, each in memory; or questions for lengths. */
+const looksMax = { data: 3, size: 16 } as const;
+
 /** What was found out about packs. */
 class PackVerdicts {
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
   readonly #options: CallOptions & { readonly data: boolean };
-  /** `null`: all of it is good; otherwise the slots that are. */
   readonly #onPack: () => void;
+  /** `null`: all of it is good; otherwise the slots that are. */
   readonly #good = new Map<number, ReadonlySet<number> | null>();
+  readonly #work: ChunkWork;
   readonly damaged: PackProblem[] = [];
   /** An index named them. */
   readonly gone: PackProblem[] = [];
@@ -171,15 +186,34 @@ class PackVerdicts {
     this.#context = context;
     this.#index = index;
     this.#options = options;
+    this.#work = context.workers.begin();
+  }
+
+  /** Looks at packs that were not looked at yet, several at once. */
+  async look(numbers: readonly number[]): Promise<void> {
+    const unknown = [...new Set(numbers)].filter((number) => !this.#good.has(number)).values();
+    const run = new Run(this.#options.signal);
+    const lane = async (): Promise<void> => {
+      for (const number of unknown) {
+        run.signal.throwIfAborted();
+        await this.#settle(number);
+      }
+    };
+    const count = this.#options.data ? looksMax.data : looksMax.size;
+    const lanes = Array.from({ length: count }, () => lane().catch((error: unknown) => run.fail(error)));
+    await run.unlessStopped(Promise.all(lanes));
+    run.signal.throwIfAborted();
   }
 
   async isGood(pack: number, slot: number): Promise<boolean> {
-    if (!this.#good.has(pack)) {
-      this.#good.set(pack, await this.#look(pack));
-      this.#onPack();
-    }
+    if (!this.#good.has(pack)) await this.#settle(pack);
     const slots = this.#good.get(pack);
     return slots === null || slots?.has(slot) === true;
+  }
+
+  async #settle(pack: number): Promise<void> {
+    this.#good.set(pack, await this.#look(pack));
+    this.#onPack();
   }
 
   async #look(number: number): Promise<ReadonlySet<number> | null> {
@@ -194,7 +228,8 @@ class PackVerdicts {
     const bytes = await backend.read(name, this.#options);
     if (bytes === null) return this.#gone(id);
     try {
-      await checkWholePack(bytes, id, this.#context.namer, this.#context);
+      const run = this.#work.run.bind(this.#work);
+      await checkWholePack(bytes, id, this.#context.namer, this.#context, run);
       return null;
     } catch (error) {
       if (!(error instanceof RepositoryError)) throw error;

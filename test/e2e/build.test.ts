@@ -1,4 +1,4 @@
-import { mkdir, readdir, rename, writeFile } from 'node:fs/promises';
+import { access, mkdir, readdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import { type Lab, startLab } from '../lab/lab.ts';
@@ -28,6 +28,11 @@ void t.test('what is built backs up a machine at any place, without this checkou
   const verified = await agent.run(['verify', '--all', '--data']);
   t.equal(verified.exitCode, 0, `${verified.stdout}${verified.stderr}`);
   t.equal((verified.stdout.match(/every byte is as stored/g) ?? []).length, 2, verified.stdout);
+
+  await t.resolves(
+    access(join(place, 'lib/chunkWorker.js')),
+    'the thread of repositories is where it is looked for',
+  );
 
   const licences = await readdir(join(place, 'licences'));
   for (const name of ['node', 'koffi', 'zod', 'yaml', 'pino'])

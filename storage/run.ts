@@ -16,14 +16,20 @@ export class Run {
 
   /** Waits for something that may not listen to the signal. */
   async unlessStopped<T>(work: Promise<T>): Promise<T> {
-    const { promise: stopped, reject } = Promise.withResolvers<never>();
-    const stop = (): void => reject(this.signal.reason);
-    this.signal.addEventListener('abort', stop);
-    if (this.signal.aborted) stop();
-    try {
-      return await Promise.race([work, stopped]);
-    } finally {
-      this.signal.removeEventListener('abort', stop);
-    }
+    return unlessAborted(work, this.signal);
+  }
+}
+
+/** Waits for something that may not listen to a signal; it is left to itself when the signal comes first. */
+export async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return work;
+  const { promise: stopped, reject } = Promise.withResolvers<never>();
+  const stop = (): void => reject(signal.reason);
+  signal.addEventListener('abort', stop);
+  if (signal.aborted) stop();
+  try {
+    return await Promise.race([work, stopped]);
+  } finally {
+    signal.removeEventListener('abort', stop);
   }
 }
