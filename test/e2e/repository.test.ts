@@ -197,7 +197,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
       kept,
       '--boot',
       '--expect',
-      'SP',
+      'writer:',
       '--timeout',
       '120',
       '--json',
