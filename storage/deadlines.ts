@@ -254,9 +254,12 @@ class DeadlineWriter implements BackupWriter {
     );
   }
 
-  commit(manifest: Manifest): Promise<BackupEntry> {
-    return withDeadline(this.#storage, 'the commit', this.#patience.stallMs, () =>
-      this.#writer.commit(manifest),
+  commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry> {
+    return withDeadline(this.#storage, 'the commit', this.#patience.stallMs, (watch) =>
+      this.#writer.commit(manifest, () => {
+        watch.alive();
+        onProgress?.();
+      }),
     );
   }
 

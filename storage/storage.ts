@@ -215,8 +215,10 @@ export interface BackupWriter {
    * Makes it a backup. Every file of the manifest must be there with its size.
    *
    * Rejects with BACKUP_EXISTS when the machine has another backup of the same T1.
+   *
+   * @param onProgress is called while there is much to do
    */
-  commit(manifest: Manifest): Promise<BackupEntry>;
+  commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry>;
   /** Gives it up and removes what was gathered. */
   abandon(): Promise<void>;
 }

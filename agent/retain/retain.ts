@@ -81,7 +81,7 @@ export async function requireStoragesForRead(
   },
   memoryBytes = 0,
 ): Promise<readonly string[]> {
-  refuseTooLarge(plan.volumes);
+  refuseTooLarge(storages, plan.volumes);
   let everyLocal = true;
   for (const storage of storages) {
     let neededBytes = memoryBytes;
@@ -100,7 +100,11 @@ export async function requireStoragesForRead(
 }
 
 /** What would fail only after hours. */
-function refuseTooLarge(volumes: readonly Pick<ReadVolume, 'target' | 'allocatedBytes'>[]): void {
+function refuseTooLarge(
+  storages: readonly Storage[],
+  volumes: readonly Pick<ReadVolume, 'target' | 'allocatedBytes'>[],
+): void {
+  if (storages.every(({ kind }) => kind === 'repository')) return;
   const large = volumes.find(({ allocatedBytes }) => allocatedBytes > summedBytesMax);
   if (large === undefined) return;
   throw new StorageError(
@@ -119,7 +123,7 @@ export async function requireStorages(
   storages: readonly Storage[],
   plan: SavePlan,
 ): Promise<readonly string[]> {
-  refuseTooLarge(plan.volumes);
+  refuseTooLarge(storages, plan.volumes);
   const checks = new Map<Storage, StorageCheck>();
   for (const storage of storages) checks.set(storage, await requireUsable(storage));
   let everyLocal = true;

@@ -28,7 +28,7 @@ export async function listBackups(
   for (const { name } of await listAll(context.backend, prefixes.manifests, call)) {
     const id = backupIdOf(name, prefixes.manifests);
     if (id === null || deleted.has(id)) continue;
-    const backup = await readEntry(context, id, call);
+    const backup = await readBackup(context, id, call);
     if (backup !== null) backups.push(backup);
   }
   return backups.toSorted((one, other) => (orderOf(one) < orderOf(other) ? -1 : 1));
@@ -64,10 +64,11 @@ export async function deleteBackup(
   await context.backend.delete(manifestName(backupId), call);
 }
 
-async function readEntry(
+/** One backup, or `null` when it does not exist; damage is told in it. */
+export async function readBackup(
   context: RepositoryContext,
   id: string,
-  call: CallOptions,
+  call: CallOptions = {},
 ): Promise<StoredBackup | null> {
   try {
     const manifest = await readManifest(context, id, call);

@@ -45,7 +45,7 @@ export async function checkReferences(
   index: ChunkIndex,
   reader: ChunkReader,
   contents: readonly ContentReference[],
-  options: CallOptions & { isUsable(pack: number): boolean },
+  options: CallOptions & { isUsable(pack: number): boolean; readonly onLook?: (() => void) | undefined },
 ): Promise<ReferenceCheck> {
   const present = new Map<number, boolean>();
   const seen = new Set<string>();
@@ -53,6 +53,7 @@ export async function checkReferences(
   for (const content of contents) {
     for await (const chunk of referencedChunks(reader, content, options)) {
       const key = chunk.id.toString('latin1');
+      options.onLook?.();
       if (seen.has(key)) continue;
       seen.add(key);
       if (!(await isThere(chunk.id))) lostChunks.push(chunk);

@@ -27,6 +27,12 @@ export interface SessionOptions {
   readonly packSizeBytes: number;
 }
 
+/** How a backup is committed. */
+export interface CommitOptions extends CallOptions {
+  /** Called again and again: of a large volume there is much to look at. */
+  readonly onLook?: (() => void) | undefined;
+}
+
 /** What a session has stored. */
 export interface SessionStatistics {
   /** Chunks that were asked to be stored, and those that were not there yet. */
@@ -141,7 +147,7 @@ export class RepositorySession implements ChunkSink {
    */
   async commit(
     manifest: BackupManifest,
-    options: CallOptions = {},
+    options: CommitOptions = {},
   ): Promise<{ readonly manifest: BackupManifest; readonly leftBehind: unknown }> {
     this.#assertOpen();
     if (manifest.id !== this.backupId) throw new RangeError('the manifest is that of another backup');
@@ -249,7 +255,7 @@ export class RepositorySession implements ChunkSink {
    * Invariants 1 and 5. What is not there any more is read from elsewhere and stored again; where that is impossible the
    * backup ends. Marks that were made since the session began do not matter: who made them waits for this session.
    */
-  async #checkReferences(manifest: BackupManifest, options: CallOptions): Promise<void> {
+  async #checkReferences(manifest: BackupManifest, options: CommitOptions): Promise<void> {
     const reader = new ChunkReader(this.#context, this.#index);
     for (;;) {
       const contents = contentsOf(manifest).map(({ content }) => content);

@@ -24,7 +24,7 @@ import type {
   VerifyReport,
 } from '../storage.ts';
 import type { Verification } from '../verification.ts';
-import { deleteBackup, listBackups, type StoredBackup } from '../repository/backups.ts';
+import { deleteBackup, listBackups, readBackup, type StoredBackup } from '../repository/backups.ts';
 import { copyOut } from './copyOut.ts';
 import { RepositoryError } from '../repository/errors.ts';
 import { FileSource } from './fileSource.ts';
@@ -100,11 +100,19 @@ export class RepositoryStorage implements Storage {
   async begin({ jobId, backupId }: BeginRequest): Promise<BackupWriter> {
     const repository = await this.repository();
     const session = await repository.begin({ backupId, jobId, startedAt: new Date().toISOString() });
-    return new RepositoryBackupWriter(repository, session, (id) => this.find(id));
+    return new RepositoryBackupWriter(repository, session, (id) => this.#committed(id));
   }
 
   async findCommitted(backupId: string): Promise<BackupEntry | null> {
-    return (await this.list()).find(({ id }) => id === backupId) ?? null;
+    const { context } = await this.repository();
+    const backup = await readBackup(context, backupId);
+    return backup === null ? null : this.#entryOf(backup, await readProtection(context, backupId));
+  }
+
+  async #committed(backupId: string): Promise<BackupEntry> {
+    const entry = await this.findCommitted(backupId);
+    if (entry === null) throw this.#notFound(`backup ${backupId}`);
+    return entry;
   }
 
   async list(filter: { readonly machine?: string | undefined } = {}): Promise<readonly BackupEntry[]> {

@@ -104,10 +104,10 @@ export class RepositoryBackupWriter implements BackupWriter {
     return this.#session.flush(options);
   }
 
-  async commit(manifest: Manifest): Promise<BackupEntry> {
+  async commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry> {
     await this.#session.flush();
     const described = await toBackupManifest(manifest, (root) => this.#repository.contentOf(root));
-    await this.#session.commit(described);
+    await this.#session.commit(described, { onLook: onProgress });
     return this.#entryOf(manifest.id);
   }
 
