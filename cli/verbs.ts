@@ -332,6 +332,24 @@ export const verbs: readonly Verb[] = [
     load: async () => (await import('./commands/release.ts')).release,
   },
   {
+    name: 'replicate',
+    arguments: '[MACHINE...]',
+    summary:
+      'copies backups from one storage to another that does not have them; only what is new there is sent',
+    changes: true,
+    options: [
+      { flags: '--from <name>', description: 'the storage that has them' },
+      { flags: '--to <name>', description: 'the storage that gets them' },
+      {
+        flags: '--older',
+        description: 'also those older than the newest one there, which may have been pruned there',
+      },
+      { flags: '-n, --dry-run', description: 'only say what would be copied' },
+    ],
+    examples: ['replicate --from local --to vault', 'replicate web-1 --from vault --to cloud --dry-run'],
+    load: async () => (await import('./commands/replicate.ts')).replicate,
+  },
+  {
     name: 'storage list',
     arguments: '',
     summary: 'the storages of the configuration, and whether they can be used',

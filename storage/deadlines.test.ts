@@ -59,6 +59,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
         null,
       ),
     copyOut: () => storage.copyOut({ path: 'f', sizeBytes: 1, sha256: 'x' }, 'to', { as: 'file' }),
+    open: () => storage.open({ path: 'f', sha256: 'x' }),
     readText: () => storage.readText({ path: 'f', sha256: 'x' }),
     isSameAs: () => storage.isSameAs({ sha256: 'x' }, 'f'),
     hostFile: () => storage.hostFile({ directory: work }, 'f'),

@@ -9,6 +9,7 @@ import type { Manifest } from './manifest.ts';
 import type { Verification } from './verification.ts';
 import type {
   HostBackupEntry,
+  OpenArtifact,
   AddOptions,
   BackupEntry,
   BackupWriter,
@@ -147,6 +148,10 @@ export class DeadlineStorage implements Storage {
     } finally {
       clearInterval(afterwards);
     }
+  }
+
+  open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact | null> {
+    return this.#stall(`opening ${artifact.path}`, () => this.#storage.open(artifact));
   }
 
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {

@@ -103,10 +103,19 @@ export interface StoredFiles {
    * Rejects with BACKUP_DAMAGED.
    */
   copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut>;
+  /** Opens an artifact for reading; `null` where it is a file that can be opened by its path. */
+  open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact | null>;
   /** A definition, compared with its digest. Rejects with BACKUP_DAMAGED. */
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string>;
   /** True when a file of the host holds what an artifact holds that is no volume. */
   isSameAs(artifact: Pick<StoredFile, 'sha256'>, hostFile: string): Promise<boolean>;
+}
+
+/** An artifact that is open. All that it hands out was compared with what was stored. */
+export interface OpenArtifact {
+  readonly source: VolumeSource;
+  /** Every stretch in which it differs, or may differ, from another artifact of the same size. @param sha256 of that */
+  changesSince(sha256: string): Promise<readonly Extent[]>;
 }
 
 /** An artifact of a backup. */

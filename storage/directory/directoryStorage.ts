@@ -168,6 +168,10 @@ export class DirectoryStorage implements Storage {
     return filesByPath.copyOut(artifact, to, options);
   }
 
+  open(): Promise<null> {
+    return Promise.resolve(null);
+  }
+
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
     return filesByPath.readText(artifact);
   }

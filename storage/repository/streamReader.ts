@@ -117,6 +117,32 @@ export class StreamReader implements VolumeSource {
    * As `VolumeSource.readInto`. Several chunks are read at once; who reads one stretch after the other has the next ones
    * read ahead.
    */
+  /**
+   * Every stretch in which this stream differs from another one of its size, by whole chunks: what is equal has one id.
+   * Pages that are shared are not read.
+   */
+  async changesSince(before: StreamReader, signal?: AbortSignal): Promise<readonly Extent[]> {
+    const { sizeBytes, chunkSizeBytes, pageIds } = this.root;
+    if (before.root.sizeBytes !== sizeBytes || before.root.chunkSizeBytes !== chunkSizeBytes)
+      throw new RangeError('the streams are of different shapes');
+    const changes: Extent[] = [];
+    for (const [page, pageId] of pageIds.entries()) {
+      const other = before.root.pageIds[page];
+      if (other?.equals(pageId)) continue;
+      const old = await before.pageIds(page, signal);
+      for (const [place, id] of (await this.pageIds(page, signal)).entries()) {
+        if (old[place]?.equals(id)) continue;
+        const chunk = page * idsPerPage + place;
+        changes.push({
+          offsetBytes: chunk * chunkSizeBytes,
+          lengthBytes: chunkLengthOf(this.root, chunk),
+          zero: id.equals(zeroId),
+        });
+      }
+    }
+    return changes;
+  }
+
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     if (offsetBytes < 0 || offsetBytes + target.length > this.virtualSizeBytes)
       throw new RangeError(`${target.length} bytes at ${offsetBytes} are not in the stream`);

@@ -14,6 +14,7 @@ import type {
   CopiedOut,
   CopyOutOptions,
   HostBackupEntry,
+  OpenArtifact,
   PartialBackup,
   Protection,
   ReadWatch,
@@ -211,6 +212,14 @@ export class RepositoryStorage implements Storage {
 
   async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
     return this.#reading(artifact, options, async (stream) => copyOut(stream, to, options));
+  }
+
+  open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact> {
+    return this.#reading(artifact, {}, async (source) => ({
+      source,
+      changesSince: (sha256) =>
+        this.#reading({ path: artifact.path, sha256 }, {}, (before) => source.changesSince(before)),
+    }));
   }
 
   async readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {

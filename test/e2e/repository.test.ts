@@ -28,7 +28,9 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
       // The first one is what show tells of.
       vault: { kind: 'repository', url: `file://${vault}`, keyFile },
       local: { kind: 'directory', path: local },
+      second: { kind: 'repository', url: `file://${lab.root}/second`, keyFile: `${lab.root}/second.key` },
     },
+    rest: { policies: { default: { storages: ['vault', 'local'] } } },
   });
   await lab.run('mkdir', [local]);
   const machine: LabMachine = await lab.createMachine({
@@ -55,6 +57,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
       storages: [
         { name: 'vault', kind: 'repository', ok: true },
         { name: 'local', kind: 'directory', ok: true },
+        { name: 'second', ok: false, problem: { code: 'KEY_WRONG' } },
       ],
     });
   });
@@ -120,6 +123,22 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
       machines: [{ name: 'sp-vault', backups: made.length }],
       openSessions: 0,
     });
+  });
+
+  await t.test('a second repository gets all of them, and keeps them when the first is lost', async (t) => {
+    requireDone(t, await agent.run(['storage', 'init', 'second', '--no-recovery-key', '--json']));
+    const replicate = ['replicate', '--from', 'vault', '--to', 'second', '--json'];
+    const copied = await agent.run(replicate);
+    requireDone(t, copied);
+    t.equal(copied.stdout.trim().split('\n').length, made.length);
+    t.match(await agent.run(replicate), { exitCode: 0, stdout: '' }, 'nothing is copied twice');
+    const checked = await agent.run(['storage', 'check', 'second', '--data', '--json']);
+    t.match(checked.json(), { ok: true, backups: made.map(() => ({ problems: [] })) });
+    const [one] = made;
+    const to = path.join(lab.root, 'from-second');
+    await lab.run('mkdir', [to]);
+    requireDone(t, await agent.run(['restore', one?.id ?? '', '--storage', 'second', '--to', to, '--yes']));
+    await lab.run('rm', ['-r', path.join(lab.root, 'second')]);
   });
 
   await t.test('the machine is resumed from it in place, with the memory of then', async (t) => {

@@ -1,0 +1,143 @@
+import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import t, { type Test } from 'tap';
+import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { copiedVolume, placeFor, someVolume, store } from '../storage/repositoryStorage/fixture.ts';
+import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { copyBackup, type CopyOptions, planReplication } from './replication.ts';
+
+/** The path of a socket must be short. */
+async function optionsFor(test: Test): Promise<CopyOptions> {
+  const runDirectory = await mkdtemp(join(tmpdir(), 'stillpoint-run-'));
+  test.teardown(() => rm(runDirectory, { recursive: true }));
+  return { signal: new AbortController().signal, runDirectory, onProgress: () => undefined };
+}
+
+async function replicateAll(
+  from: Storage,
+  to: Storage,
+  options: CopyOptions,
+): Promise<readonly BackupEntry[]> {
+  const copies: BackupEntry[] = [];
+  for (const entry of await planReplication({ machines: [], from, to, older: false }))
+    copies.push(await copyBackup(from, to, entry, options));
+  return copies;
+}
+
+void t.test(
+  'backups go from a repository to another one, to a directory and back, and are the same',
+  async (t) => {
+    const first = await placeFor(t);
+    const second = await placeFor(t, 'second', first.directory);
+    const third = await placeFor(t, 'third', first.directory);
+    const root = join(first.directory, 'plain');
+    await mkdir(root);
+    const plain = new DirectoryStorage({ name: 'plain', path: root });
+    const options = await optionsFor(t);
+
+    const volumes = [someVolume(), someVolume()];
+    volumes[1]?.fill(0, 0, 500_000);
+    const stored = [
+      await store(first, volumes[0] ?? Buffer.alloc(0), { time: '2026-11-22T10:00:00.000Z' }),
+      await store(first, volumes[1] ?? Buffer.alloc(0), { time: '2026-11-22T11:00:00.000Z' }),
+    ];
+    for (const [from, to] of [
+      [first.storage, second.storage],
+      [second.other(), plain],
+      [plain, third.storage],
+    ] as const) {
+      const copies = await replicateAll(from, to, options);
+      t.same(
+        copies.map(({ id }) => id),
+        stored.map(({ entry }) => entry.id),
+        `${from.name} to ${to.name}`,
+      );
+      for (const copy of copies) t.match(await to.verify(copy, { data: true }), { ok: true });
+      t.same(await planReplication({ machines: [], from, to, older: true }), [], 'nothing is left to copy');
+    }
+    for (const [index, { entry, memory }] of stored.entries()) {
+      const back = await third.other().find(entry.id ?? '');
+      t.ok((await copiedVolume(third, third.storage, back)).equals(volumes[index] ?? Buffer.alloc(0)));
+      t.match(back.manifest, {
+        machine: entry.machine,
+        definition: { autostart: true },
+        labels: { why: 'test' },
+      });
+      const to = join(first.directory, `state-${index}`);
+      const { path = 'm', sha256 = '' } = { sha256: back.manifest?.memory?.sha256 };
+      await third.storage.copyOut({ path, sizeBytes: 0, sha256 }, to, { as: 'file' });
+      t.ok((await readFile(to)).equals(memory));
+    }
+  },
+);
+
+void t.test('of a volume that a repository has copied before, only what differs is read', async (t) => {
+  const first = await placeFor(t);
+  const second = await placeFor(t, 'second', first.directory);
+  const options = await optionsFor(t);
+  const before = someVolume();
+  await store(first, before, { time: '2026-11-22T10:00:00.000Z' });
+  await replicateAll(first.storage, second.storage, options);
+  const after = Buffer.from(before);
+  after.fill(7, 0, 4096);
+  await store(first, after, { time: '2026-11-22T11:00:00.000Z' });
+  // What both have needs not be there any more: it would be noticed if it were read.
+  const opened = await first.other().open({ path: 'v', sha256: await rootOf(first.storage, 1) });
+  const changes = await opened.changesSince(await rootOf(first.storage, 0));
+  t.same(changes, [{ offsetBytes: 0, lengthBytes: 65_536, zero: false }]);
+  const [copy] = await replicateAll(first.other(), second.other(), options);
+  if (copy === undefined) throw new Error('nothing was copied');
+  t.ok((await copiedVolume(second, second.other(), copy)).equals(after));
+});
+
+async function rootOf(storage: Storage, index: number): Promise<string> {
+  return (await storage.list())[index]?.manifest?.volumes[0]?.sha256 ?? '';
+}
+
+void t.test(
+  'what is damaged is not copied, and what is older than the newest copy only if asked for',
+  async (t) => {
+    const { directory, storage } = await placeFor(t);
+    const target = await placeFor(t, 'second', directory);
+    const root = join(directory, 'plain');
+    await mkdir(root);
+    const plain = new DirectoryStorage({ name: 'plain', path: root });
+    const options = await optionsFor(t);
+    await store({ directory, storage, other: () => storage }, someVolume(), {
+      time: '2026-11-22T10:00:00.000Z',
+    });
+    await replicateAll(storage, plain, options);
+    const [machine = ''] = await readdir(root);
+    const [time = ''] = await readdir(join(root, machine));
+    const volume =
+      (await readdir(join(root, machine, time))).find((name) => /qcow2\.[^.]+\.[^.]+$/.test(name)) ?? '';
+    const file = join(root, machine, time, volume);
+    await execa('qemu-io', ['-c', 'write -P 9 0 4k', file]);
+    const [entry] = await plain.list();
+    if (entry === undefined) throw new Error('it was not copied');
+    await t.rejects(copyBackup(plain, target.storage, entry, options), {
+      code: 'BACKUP_DAMAGED',
+      hint: /verify/,
+    });
+    t.same(await target.storage.list(), []);
+
+    await store(target, someVolume(), { time: '2026-11-22T12:00:00.000Z' });
+    const request = { machines: [], from: storage, to: target.storage };
+    t.same(await planReplication({ ...request, older: false }), []);
+    t.equal((await planReplication({ ...request, older: true })).length, 1);
+    t.same(await planReplication({ ...request, older: true, machines: ['another'] }), []);
+  },
+);
+
+void t.test('a backup that was deleted there does not come back', async (t) => {
+  const first = await placeFor(t);
+  const second = await placeFor(t, 'second', first.directory);
+  const options = await optionsFor(t);
+  const { entry } = await store(first, someVolume());
+  const [copy] = await replicateAll(first.storage, second.storage, options);
+  if (copy === undefined) throw new Error('nothing was copied');
+  await second.storage.delete(copy);
+  await t.rejects(copyBackup(first.storage, second.storage, entry, options), { code: 'BACKUP_FENCED' });
+});

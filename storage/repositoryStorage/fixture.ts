@@ -1,0 +1,147 @@
+import { randomBytes } from 'node:crypto';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import type { Test } from 'tap';
+import { newId } from '../../common/ids.ts';
+import type { Extent } from '../../common/volumeSource.ts';
+import { FileBackend } from '../backends/fileBackend.ts';
+import type { Manifest } from '../manifest.ts';
+import type { BackupEntry, BackupWriter } from '../storage.ts';
+import { initTestRepository, testSecret, volumeSource } from '../repository/repositoryFixture.ts';
+import { Repository } from '../repository/repository.ts';
+import { RepositoryStorage } from './repositoryStorage.ts';
+
+/** What the tests of repositories as storages share. */
+export const machine = { name: 'web 1', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
+export const owner = { uid: 0, gid: 0, mode: 0o600 };
+
+export interface Place {
+  readonly directory: string;
+  readonly storage: RepositoryStorage;
+  /** The same repository, as another process sees it. */
+  readonly other: () => RepositoryStorage;
+}
+
+/** @param directory where it is made; a new one unless told */
+export async function placeFor(test: Test, name = 'vault', directory = test.testdir()): Promise<Place> {
+  const root = join(directory, name);
+  await mkdir(root);
+  await initTestRepository(new FileBackend(root));
+  const open = (): RepositoryStorage =>
+    new RepositoryStorage({
+      name,
+      location: root,
+      open: () => Repository.open(new FileBackend(root), testSecret),
+      freeBytes: () => Promise.resolve(1),
+    });
+  return { directory, storage: open(), other: open };
+}
+
+const whole = (volume: Buffer): readonly Extent[] => [
+  { offsetBytes: 0, lengthBytes: volume.length, zero: false },
+];
+
+/** Half of it is zeros. */
+export function someVolume(): Buffer {
+  return Buffer.concat([randomBytes(700_416), Buffer.alloc(1_048_576), randomBytes(348_160)]);
+}
+
+export interface Stored {
+  readonly entry: BackupEntry;
+  readonly memory: Buffer;
+}
+
+export async function store(
+  place: Place,
+  volume: Buffer,
+  options: {
+    readonly parent?: string;
+    readonly changes?: readonly Extent[];
+    readonly time?: string;
+    /** Where the commit is made, when not by the writer itself. */
+    readonly committer?: (
+      writer: BackupWriter,
+      request: { jobId: string; backupId: string },
+    ) => Promise<BackupWriter>;
+  } = {},
+): Promise<Stored> {
+  const request = { jobId: newId(), backupId: newId(), machine };
+  const writer = await place.storage.begin(request);
+  const memory = randomBytes(200_001);
+  const files = { memory: join(place.directory, 'memory'), xml: join(place.directory, 'xml') };
+  await writeFile(files.memory, memory);
+  await writeFile(files.xml, '<domain/>');
+  const source = volumeSource(volume);
+  const parent = { backupId: options.parent ?? '', target: 'vda' };
+  const stored =
+    options.parent === undefined
+      ? await writer.addVolume(source, 'v')
+      : await writer.addIncrement(source, { parent, changes: options.changes ?? whole(volume) }, 'v');
+  const state = await writer.addByCopy(files.memory, 'm');
+  const definition = await writer.addByCopy(files.xml, 'd');
+  await writer.flush();
+  const manifest: Manifest = {
+    formatVersion: 1,
+    id: request.backupId,
+    writer: 'test',
+    machine,
+    host: { name: 'h', libvirt: '9.0.0', qemu: '7.2.0' },
+    pointInTime: options.time ?? '2026-11-22T10:00:00.000Z',
+    mode: 'live',
+    modeReason: 'asked for',
+    consistency: 'memory',
+    pauseMs: 1,
+    volumes: [
+      {
+        target: 'vda',
+        file: 'v',
+        format: 'qcow2',
+        virtualSizeBytes: volume.length,
+        storedBytes: stored.sizeBytes,
+        sha256: stored.sha256,
+        source: '/images/web.qcow2',
+        owner,
+        read: options.parent === undefined ? 'full' : 'increment',
+      },
+    ],
+    memory: { file: 'm', sizeBytes: state.sizeBytes, sha256: state.sha256, running: true },
+    definition: { file: 'd', sha256: definition.sha256, autostart: true },
+    extras: [
+      {
+        kind: 'nvram',
+        file: 'n',
+        sizeBytes: definition.sizeBytes,
+        sha256: definition.sha256,
+        source: '/nvram/web',
+      },
+      {
+        kind: 'network',
+        file: 'w',
+        sizeBytes: definition.sizeBytes,
+        sha256: definition.sha256,
+        name: 'default',
+      },
+    ],
+    steps: [],
+    labels: { why: 'test' },
+  };
+  const committer = (await options.committer?.(writer, request)) ?? writer;
+  return { entry: await committer.commit(manifest), memory };
+}
+
+export async function copiedVolume(
+  { directory }: Place,
+  storage: RepositoryStorage,
+  entry: BackupEntry,
+): Promise<Buffer> {
+  const volume = entry.manifest?.volumes[0];
+  if (volume === undefined) throw new Error('it has no volume');
+  const name = newId();
+  const [to, raw] = [join(directory, `${name}.qcow2`), join(directory, `${name}.raw`)];
+  const artifact = { path: 'v', sizeBytes: volume.storedBytes, sha256: volume.sha256 };
+  await storage.copyOut(artifact, to, { as: 'volume' });
+  await execa('qemu-img', ['check', '-q', to]);
+  await execa('qemu-img', ['convert', '-O', 'raw', to, raw]);
+  return readFile(raw);
+}
