@@ -5,6 +5,7 @@ import type { Config } from '../config/schema.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { listBackups } from '../storage/repository/backups.ts';
 import { contentsOf } from '../storage/repository/backupManifest.ts';
+import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
 import type { KeySlot } from '../storage/repository/keySlot.ts';
@@ -154,13 +155,17 @@ export class Repositories {
     });
   }
 
-  /** Checks every backup of a repository. */
+  /** Checks every backup of a repository. Nothing in a damaged pack is reused afterwards. */
   async verify(
     name: string,
     options: { readonly data: boolean; readonly signal?: AbortSignal | undefined },
   ): Promise<RepositoryReport> {
     const { repository } = await this.#open(name);
-    return verifyRepository(repository.context, await repository.index(options), options);
+    const { context } = repository;
+    return verifyRepository(context, await repository.index(options), {
+      ...options,
+      onDamagedPack: (problem) => quarantineFound(context, problem),
+    });
   }
 
   /** Makes index objects for packs that none names. */

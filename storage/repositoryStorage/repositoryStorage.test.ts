@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
@@ -44,6 +44,19 @@ const whole = (volume: Buffer): readonly Extent[] => [
 /** Half of it is zeros. */
 function someVolume(): Buffer {
   return Buffer.concat([randomBytes(700_416), Buffer.alloc(1_048_576), randomBytes(348_160)]);
+}
+
+/** Changes a bit of each pack with data. */
+async function damagePacks(packs: string): Promise<void> {
+  for (const name of await readdir(packs, { recursive: true })) {
+    const path = join(packs, name);
+    const status = await stat(path);
+    if (!status.isFile() || status.size < 100_000) continue;
+    const bytes = await readFile(path);
+    bytes.writeUInt8(bytes.readUInt8(bytes.length >> 1) ^ 1, bytes.length >> 1);
+    await chmod(path, 0o600);
+    await writeFile(path, bytes);
+  }
 }
 
 interface Stored {
@@ -226,6 +239,33 @@ void t.test('an increment on what is not there, or is of another size, is refuse
   await place.storage.delete(entry);
   await t.rejects(store(place, volume, { parent: entry.id ?? '' }), { code, message: /not there any more/ });
 });
+
+void t.test(
+  'what a check finds damaged is used by no later backup, which heals the earlier one',
+  async (t) => {
+    const place = await placeFor(t);
+    const volume = someVolume();
+    const { entry } = await store(place, volume);
+    const packs = join(place.directory, 'vault', 'packs');
+    await damagePacks(packs);
+    t.match(await place.other().verify(entry, { data: true }), { ok: false });
+    const code = 'PARENT_UNUSABLE';
+    const message = /damaged or gone/;
+    await t.rejects(store(place, volume, { parent: entry.id ?? '', changes: [] }), { code, message });
+    const { entry: anew } = await store(place, volume);
+    t.match(await place.other().verify(anew, { data: true }), { ok: true });
+    // Its memory was random, and is nowhere else.
+    const files = [{ file: 'volume vda', verdict: 'ok' }];
+    t.match(await place.other().verify(entry, { data: true }), { files }, 'its volume is there once more');
+    t.ok((await copiedVolume(place, place.other(), entry)).equals(volume));
+    await rm(packs, { recursive: true });
+    await t.rejects(
+      store(place, volume, { parent: anew.id ?? '', changes: [] }),
+      { code },
+      'nor what is gone',
+    );
+  },
+);
 
 void t.test(
   'a protected backup is not deleted, whatever the entry says, until that is taken off',

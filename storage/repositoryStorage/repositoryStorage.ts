@@ -25,6 +25,7 @@ import type {
 } from '../storage.ts';
 import type { Verification } from '../verification.ts';
 import { deleteBackup, listBackups, type StoredBackup } from '../repository/backups.ts';
+import { quarantineFound } from '../repository/condemned.ts';
 import { copyOut } from './copyOut.ts';
 import { RepositoryError } from '../repository/errors.ts';
 import { FileSource } from './fileSource.ts';
@@ -166,6 +167,7 @@ export class RepositoryStorage implements Storage {
       data,
       signal: options.signal,
       onProgress: options.onProgress,
+      onDamagedPack: (problem) => quarantineFound(repository.context, problem),
     });
     return { id, ok: files.every(({ verdict }) => verdict === 'ok'), data, files };
   }
