@@ -312,6 +312,33 @@ void t.test('a backup that is given up is gone, and can never be committed', asy
   t.same(await place.storage.list(), []);
 });
 
+void t.test(
+  'an encrypted volume comes out as what its machine opens: qcow2 as it stood, LUKS in qcow2',
+  async (t) => {
+    const place = await placeFor(t);
+    const writer = await place.storage.begin({ jobId: newId(), backupId: newId(), machine });
+    const luks = Buffer.concat([
+      Buffer.from('LUKS\u00ba\u00be', 'latin1'),
+      randomBytes(70_000),
+      Buffer.alloc(61_066),
+    ]);
+    const container = await writer.addVolume(volumeSource(luks), 'luks');
+    const image = join(place.directory, 'image.qcow2');
+    await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image, '1M']);
+    const qcow2 = await writer.addByCopy(image, 'qcow2');
+    await writer.flush();
+    const out = async (sha256: string, name: string): Promise<string> => {
+      const to = join(place.directory, name);
+      await place.other().copyOut({ path: name, sizeBytes: 1, sha256 }, to, { as: 'opaque volume' });
+      return to;
+    };
+    t.ok((await readFile(await out(qcow2.sha256, 'q'))).equals(await readFile(image)), 'as it stood');
+    const raw = join(place.directory, 'raw');
+    await execa('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', await out(container.sha256, 'l'), raw]);
+    t.ok((await readFile(raw)).equals(luks));
+  },
+);
+
 void t.test('damage is told by what it touches, and never comes out as data', async (t) => {
   const place = await placeFor(t);
   const { entry } = await store(place, someVolume());
