@@ -5,12 +5,14 @@ import type { Config } from '../config/schema.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { listBackups } from '../storage/repository/backups.ts';
 import { contentsOf } from '../storage/repository/backupManifest.ts';
+import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
 import type { KeySlot } from '../storage/repository/keySlot.ts';
 import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
-import { formatRecoveryKey, newRecoveryKey } from '../storage/repository/recoveryKey.ts';
+import { formatRecoveryKey, newRecoveryKey, parseRecoveryKey } from '../storage/repository/recoveryKey.ts';
+import { RepositoryError } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
@@ -88,8 +90,10 @@ export class Repositories {
         recoveryKey: key === null ? null : formatRecoveryKey(key),
       };
     } catch (error) {
-      // It opens nothing, and would stand in the way of the right one.
-      if (made !== null) await rm(keyFile, { force: true });
+      // It opens nothing, and would stand in the way of the right one. After any other failure there may be a repository
+      // that only this key opens.
+      const isOthers = error instanceof RepositoryError && error.code === 'REPOSITORY_EXISTS';
+      if (made !== null && isOthers) await rm(keyFile, { force: true });
       throw error;
     }
   }
@@ -154,13 +158,17 @@ export class Repositories {
     });
   }
 
-  /** Checks every backup of a repository. */
+  /** Checks every backup of a repository. Nothing in a damaged pack is reused afterwards. */
   async verify(
     name: string,
     options: { readonly data: boolean; readonly signal?: AbortSignal | undefined },
   ): Promise<RepositoryReport> {
     const { repository } = await this.#open(name);
-    return verifyRepository(repository.context, await repository.index(options), options);
+    const { context } = repository;
+    return verifyRepository(context, await repository.index(options), {
+      ...options,
+      onDamagedPack: (problem) => quarantineFound(context, problem),
+    });
   }
 
   /** Makes index objects for packs that none names. */
@@ -181,6 +189,20 @@ export class Repositories {
     const createdAt = new Date().toISOString();
     await repository.slots.add({ kind: 'recovery', key }, { label: 'recovery key', createdAt });
     return formatRecoveryKey(key);
+  }
+
+  /**
+   * Lets the configured key file open it again, which is made where there is none, with the recovery key that was typed.
+   * @throws RepositoryError KEY_WRONG
+   */
+  async recover(name: string, typed: string): Promise<void> {
+    const settings = this.#settings(name);
+    const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
+    const repository = await Repository.open(await backendOf(settings), secret);
+    const { keyFile } = settings;
+    const file = (await makeKeyFile(keyFile)) ?? (await readKeyFile(keyFile));
+    const createdAt = new Date().toISOString();
+    await repository.slots.add(file, { label: `key file of ${hostname()}`, createdAt });
   }
 
   /** Lets another key file open it. */

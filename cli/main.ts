@@ -36,11 +36,24 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
     const { run, args, options, globals } = parsed.invocation;
     terminal = terminalFor(globals.flag('json'), globals.flag('quiet'), globals.flag('color'));
     return await run(cliFor(globals, terminal), args, options);
-  } catch (error) {
+  } catch (thrown) {
+    const error = isAbort(thrown) ? interrupted() : thrown;
     terminal.live([]);
     terminal.error(error);
     return exitCodeOf(errorRecord(error).code);
   }
+}
+
+/** What a signal of ours cut short, where that is no job. */
+function isAbort(error: unknown): boolean {
+  return error instanceof Error && error.name === 'AbortError';
+}
+
+function interrupted(): CliError {
+  return new CliError(
+    'INTERRUPTED',
+    'the command was interrupted: it has changed nothing, or what it began goes on with the same command',
+  );
 }
 
 const lostOutput = outliveReaders([process.stdout, process.stderr]);

@@ -421,12 +421,18 @@ export const verbs: readonly Verb[] = [
     options: [
       { flags: '--add-recovery', description: 'make another recovery key, and print it once' },
       { flags: '--add-file <path>', description: 'let another key file open it; made where there is none' },
+      {
+        flags: '--recover',
+        description:
+          'with the recovery key, asked for or read from stdin: make the key file anew, or let the one that is there open it',
+      },
       { flags: '--remove <id>', description: 'this one opens it no more; never the last one' },
     ],
     examples: [
       'storage keys vault',
       'storage keys vault --add-recovery',
-      'storage keys vault --remove 1f0c2a',
+      'storage keys vault --recover',
+      'storage keys vault --remove 1f0c2a4b5d6e7f80',
     ],
     load: async () => (await import('./commands/storageKeys.ts')).storageKeys,
   },

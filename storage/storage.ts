@@ -129,8 +129,8 @@ export interface StoredFile {
 
 export interface CopyOutOptions {
   /**
-   * `volume`: what the guest saw, to be written as qcow2. `opaque volume`: an image that is stored as it stood, because
-   * it is encrypted.
+   * `volume`: what the guest saw, to be written as qcow2. `opaque volume`: a qcow2 image that is stored as it
+   * stood because it is encrypted, or a container that the guest's disk is in, to be written as qcow2.
    */
   readonly as: 'volume' | 'opaque volume' | 'file';
   readonly signal?: AbortSignal | undefined;

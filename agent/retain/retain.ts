@@ -161,7 +161,9 @@ function requireRoom(storage: Storage, freeBytes: number | null, neededBytes: nu
   throw new StorageError(
     'STORAGE_FULL',
     `storage ${storage.name} has ${formatBytes(freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
-    { hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP` },
+    {
+      hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP${storage.kind === 'repository' ? `, then stillpoint storage gc ${storage.name}` : ''}`,
+    },
   );
 }
 

@@ -31,7 +31,7 @@ export const storageList: RunVerb = (cli) =>
           ok ? styled('green', 'usable') : styled('red', problem?.code ?? 'unusable'),
         ]),
       );
-    for (const { name, problem } of checks) if (problem !== null) terminal.error(problem, `storage ${name}`);
+    for (const { name, problem } of checks) if (problem !== null) terminal.record(problem, `storage ${name}`);
     const first = checks.find(({ problem }) => problem !== null)?.problem;
     return first == null ? 0 : exitCodeOf(first.code);
   });

@@ -6,7 +6,9 @@ import { reading } from '../session.ts';
 
 /** `stillpoint storage keys NAME`. */
 export const storageKeys: RunVerb = (cli, [name = ''], options) => {
-  const wanted = ['addRecovery', 'addFile', 'remove'].filter((option) => options.typed.includes(option));
+  const wanted = ['addRecovery', 'addFile', 'recover', 'remove'].filter((option) =>
+    options.typed.includes(option),
+  );
   if (wanted.length > 1)
     throw new CliError('USAGE', 'add or remove one at a time', 'stillpoint storage keys --help');
   return reading(cli, async ({ agent }) => {
@@ -14,6 +16,7 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
     const { repositories } = agent;
     const file = options.text('addFile');
     const remove = options.text('remove');
+    if (options.flag('recover')) await repositories.recover(name, await terminal.ask('The recovery key:'));
     const recoveryKey = options.flag('addRecovery') ? await repositories.addRecoveryKey(name) : null;
     if (file !== undefined) await repositories.addKeyFile(name, resolve(file));
     if (remove !== undefined) await repositories.removeKey(name, remove);

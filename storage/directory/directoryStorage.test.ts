@@ -125,6 +125,18 @@ void t.test('an image that needs or names other files is refused before any tool
   t.match(await detail(), /not a qcow2/);
 });
 
+void t.test('an encrypted volume is whole when it is said to be encrypted, and only then', async (t) => {
+  const work = t.testdir({ root: {} });
+  const storage = new DirectoryStorage({ name: 'local', path: join(work, 'root') });
+  const sample = await makeSample(work, { encrypted: true });
+  const entry = await storeSample(storage, sample);
+  t.match(await storage.verify(entry, { data: true }), { ok: true });
+  const manifest = structuredClone(sample.manifest);
+  for (const volume of manifest.volumes) delete volume.encrypted;
+  await writeFile(join(entry.directory, 'manifest.json'), JSON.stringify(manifest));
+  t.match(await storage.verify(entry, { data: true }), { ok: false });
+});
+
 void t.test('one damaged entry never hides the others', async (t) => {
   const { storage, root, work, sample } = await stored(t);
   const directory = (ms: number): string => join(root, 'vm-001', `20261120T160000.00${ms}Z`);

@@ -36,7 +36,11 @@ function chunksDigest(data: Buffer): string {
 /** Creates the files of a sample in `directory`. */
 export async function makeSample(
   directory: string,
-  options: { readonly machine?: MachineIdentity; readonly time?: Date } = {},
+  options: {
+    readonly machine?: MachineIdentity;
+    readonly time?: Date;
+    readonly encrypted?: boolean;
+  } = {},
 ): Promise<Sample> {
   const owner = options.machine ?? machine;
   const time = options.time ?? firstTime;
@@ -44,8 +48,17 @@ export async function makeSample(
   const jobId = newId();
   const image = join(directory, `image-${jobId}.qcow2`);
   const state = join(directory, `state-${jobId}`);
-  await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image, '16M'], { timeout: 30_000 });
-  await execa('qemu-io', ['-c', 'write -P 7 0 1M', image], { timeout: 30_000 });
+  const encrypted = options.encrypted === true;
+  const secret = [
+    '--object',
+    'secret,id=s,data=not-secret',
+    '-o',
+    'encrypt.format=luks,encrypt.key-secret=s',
+  ];
+  const how = encrypted ? [...secret, '-o', 'encrypt.iter-time=10'] : [];
+  await execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...how, image, '16M'], { timeout: 30_000 });
+  // Without its key nothing can be written to the other.
+  if (!encrypted) await execa('qemu-io', ['-c', 'write -P 7 0 1M', image], { timeout: 30_000 });
   await writeFile(state, randomBytes(300_000));
   const definition = join(directory, `definition-${jobId}`);
   await writeFile(definition, `<domain><name>${owner.name}</name></domain>`);
@@ -77,6 +90,7 @@ export async function makeSample(
         source: '/var/lib/libvirt/images/vm-001.qcow2',
         owner: { uid, gid, mode: mode & 0o7777 },
         read: 'full',
+        ...(encrypted ? { encrypted: true as const } : {}),
       },
     ],
     memory: { file: names.memory, sizeBytes: stateData.length, sha256: digest(stateData), running: true },

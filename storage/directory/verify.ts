@@ -120,7 +120,7 @@ async function problemOfImage(path: string, volume: ManifestVolume): Promise<str
   if (header === null) return 'it is not a qcow2 image';
   if (header.hasBackingFile) return 'it needs a backing file';
   if (header.hasDataFile) return 'it keeps its data in another file';
-  if (header.isEncrypted) return 'it is encrypted';
+  if (header.isEncrypted && volume.encrypted !== true) return 'it is encrypted';
   if (header.isCorrupt) return 'it is marked corrupt';
   if (header.virtualSizeBytes !== BigInt(volume.virtualSizeBytes)) {
     return `its virtual size is ${header.virtualSizeBytes} instead of ${volume.virtualSizeBytes}`;

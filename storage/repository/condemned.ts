@@ -1,4 +1,5 @@
 import { type CallOptions, listAll } from '../backends/backend.ts';
+import { StorageError } from '../errors.ts';
 import { currentCollection, readMark } from './collectionRecords.ts';
 import { prefixes, quarantinedPackOf, quarantineName } from './names.ts';
 import { putObject, type RepositoryContext } from './objects.ts';
@@ -38,4 +39,17 @@ export async function quarantine(
   const record = { formatVersion: 1, packId: pack.toString('hex'), ...why };
   // Somebody may have found it before, with other words.
   await putObject(context, 'quarantine', quarantineName(pack), Buffer.from(JSON.stringify(record)));
+}
+
+/** The same for what a check finds, which goes on where nothing can be written: then no backup can reuse it, either. */
+export async function quarantineFound(
+  context: RepositoryContext,
+  { id, reason }: { readonly id: Buffer; readonly reason: string },
+): Promise<void> {
+  try {
+    await quarantine(context, id, { reason, at: new Date().toISOString() });
+  } catch (error) {
+    // The damage itself is in the report; the next check tries again.
+    if (!(error instanceof StorageError)) throw error;
+  }
 }

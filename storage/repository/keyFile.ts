@@ -28,14 +28,23 @@ export async function readKeyFile(path: string): Promise<Secret> {
     if (uid !== 0 && uid !== process.geteuid?.())
       throw unusable(path, 'it belongs to somebody else', `chown root ${path}`);
     if ((mode & 0o077) !== 0) throw unusable(path, 'others may read it', `chmod 600 ${path}`);
-    return { kind: 'keyFile', key: parseKeyFile(await file.readFile('latin1')) };
+    return { kind: 'keyFile', key: parseIn(path, await file.readFile('latin1')) };
   } catch (error) {
     if (error instanceof RepositoryError) throw error;
     throw unusable(
       path,
       messageOf(error),
-      `ls -l ${path}; stillpoint storage init makes one that is not there`,
+      `ls -l ${path}; of a new repository, stillpoint storage init NAME makes it; if it was lost, stillpoint storage keys NAME --recover makes it anew with the recovery key`,
     );
+  }
+}
+
+/** A file that was cut short must not be filled with another key: its backups would still need the first one. */
+function parseIn(path: string, text: string): Buffer {
+  try {
+    return parseKeyFile(text);
+  } catch (error) {
+    throw unusable(path, messageOf(error), `put a copy of it in its place: ls -l ${path}`);
   }
 }
 

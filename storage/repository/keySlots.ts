@@ -50,7 +50,7 @@ export class KeySlots {
       'KEY_WRONG',
       `no key slot of the repository at ${backend.location} opens with this key`,
       {
-        hint: 'use another passphrase or key file, or the recovery key',
+        hint: 'put the right key file in its place; or make it anew with the recovery key: stillpoint storage keys NAME --recover',
       },
     );
   }

@@ -1,5 +1,11 @@
 import type { CallOptions } from '../backends/backend.ts';
-import { type BackupManifest, contentsOf, decodeManifest, encodeManifest } from './backupManifest.ts';
+import {
+  type BackupManifest,
+  type ContentReference,
+  contentsOf,
+  decodeManifest,
+  encodeManifest,
+} from './backupManifest.ts';
 import type { ChunkDomain } from './chunkId.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import type { ChunkWork } from './chunkWorkers.ts';
@@ -13,7 +19,7 @@ import { fenceBackup } from './openSessions.ts';
 import { asBuffer } from './ownMemory.ts';
 import { packKindOf } from './packFormat.ts';
 import { PackQueue } from './packQueue.ts';
-import { checkReferences } from './references.ts';
+import { checkReferences, referencedChunks } from './references.ts';
 import type { ChunkSink } from './streamWriter.ts';
 
 /** Who writes a backup. */
@@ -164,6 +170,14 @@ export class RepositorySession implements ChunkSink {
       const fence = error instanceof RepositoryError ? await this.#fence(options) : null;
       throw fence ?? error;
     }
+  }
+
+  /** Whether everything that a stream refers to can be reused: it is there, and in no pack that was found damaged. */
+  async holds(content: ContentReference, options: CallOptions = {}): Promise<boolean> {
+    const reader = new ChunkReader(this.#context, this.#index);
+    for await (const { id } of referencedChunks(reader, content, options))
+      if (!(await this.#has(id, options))) return false;
+    return true;
   }
 
   /** Stores the packs and makes them known to others: what was stored so far is not sent again after a crash. */

@@ -43,7 +43,7 @@ export interface PackProblem {
 export async function verifyRepository(
   context: RepositoryContext,
   index: ChunkIndex,
-  options: CallOptions & { readonly data: boolean },
+  options: PackVerdictOptions,
 ): Promise<RepositoryReport> {
   // What no index names counts as well.
   await index.readUnknownPacks(options);
@@ -80,10 +80,7 @@ export interface VerifiedStream {
 export async function verifyBackup(
   repository: Pick<Repository, 'context' | 'index'>,
   backupId: string,
-  options: CallOptions & {
-    readonly data: boolean;
-    readonly onProgress?: VerifyOptions['onProgress'];
-  },
+  options: PackVerdictOptions & { readonly onProgress?: VerifyOptions['onProgress'] },
 ): Promise<readonly VerifiedStream[]> {
   const report = (detail: string): readonly VerifiedStream[] => [
     { file: manifestName(backupId), kind: 'manifest', verdict: 'missing', detail },
@@ -163,11 +160,17 @@ const batchChunks = 1024;
 /** Packs that are looked at at once: while one is read others are compared, each in memory; or questions for lengths. */
 const looksMax = { data: 3, size: 16 } as const;
 
+interface PackVerdictOptions extends CallOptions {
+  readonly data: boolean;
+  /** Called for each pack in which something is damaged, when that is found. */
+  readonly onDamagedPack?: ((problem: PackProblem) => Promise<void>) | undefined;
+}
+
 /** What was found out about packs. */
 class PackVerdicts {
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
-  readonly #options: CallOptions & { readonly data: boolean };
+  readonly #options: PackVerdictOptions;
   readonly #onPack: () => void;
   /** `null`: all of it is good; otherwise the slots that are. */
   readonly #good = new Map<number, ReadonlySet<number> | null>();
@@ -179,7 +182,7 @@ class PackVerdicts {
   constructor(
     context: RepositoryContext,
     index: ChunkIndex,
-    options: CallOptions & { readonly data: boolean },
+    options: PackVerdictOptions,
     onPack: () => void = () => undefined,
   ) {
     this.#onPack = onPack;
@@ -233,7 +236,7 @@ class PackVerdicts {
       return null;
     } catch (error) {
       if (!(error instanceof RepositoryError)) throw error;
-      this.#condemn(id, messageOf(error));
+      await this.#condemn(id, messageOf(error));
       return this.#readableSlots(number);
     }
   }
@@ -258,8 +261,9 @@ class PackVerdicts {
     return new Set();
   }
 
-  #condemn(id: Buffer, reason: string): ReadonlySet<number> {
+  async #condemn(id: Buffer, reason: string): Promise<ReadonlySet<number>> {
     this.damaged.push({ id, reason });
+    await this.#options.onDamagedPack?.({ id, reason });
     return new Set();
   }
 }

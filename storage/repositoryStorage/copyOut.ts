@@ -8,6 +8,7 @@ import { SourceFailure } from '../directory/sourceReader.ts';
 import type { CopiedOut, CopyOutOptions } from '../storage.ts';
 
 const pieceBytes = 4 * 1024 * 1024;
+const qcow2Magic = Buffer.from('QFI\u00fb', 'latin1');
 
 /**
  * Writes a stream to a new file, which is on the disk then; what is zeros becomes holes. Removes its own unfinished
@@ -16,14 +17,27 @@ const pieceBytes = 4 * 1024 * 1024;
  */
 export async function copyOut(stream: VolumeSource, to: string, options: CopyOutOptions): Promise<CopiedOut> {
   try {
-    const copied =
-      options.as === 'volume' ? await asQcow2(stream, to, options) : await asFile(stream, to, options);
+    const copied = (await isGuestView(stream, options))
+      ? await asQcow2(stream, to, options)
+      : await asFile(stream, to, options);
     await fsyncDirectory(dirname(to));
     return copied;
   } catch (error) {
     await rm(to, { force: true });
     throw error instanceof SourceFailure ? error.cause : error;
   }
+}
+
+/**
+ * What is to become a qcow2 image around it. An opaque volume is an encrypted qcow2 image already, or a LUKS container,
+ * which in a directory stands in a qcow2 image, too.
+ */
+async function isGuestView(stream: VolumeSource, { as, signal }: CopyOutOptions): Promise<boolean> {
+  if (as !== 'opaque volume') return as === 'volume';
+  if (stream.virtualSizeBytes < qcow2Magic.length) return true;
+  const magic = Buffer.alloc(qcow2Magic.length);
+  await stream.readInto(magic, 0, signal);
+  return !magic.equals(qcow2Magic);
 }
 
 async function asQcow2(

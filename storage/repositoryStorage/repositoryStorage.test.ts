@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { readFile, writeFile } from 'node:fs/promises';
+import { chmod, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
@@ -9,6 +9,19 @@ import { Repository } from '../repository/repository.ts';
 import { testSecret, volumeSource } from '../repository/repositoryFixture.ts';
 import { copiedVolume, machine, owner, placeFor, someVolume, store } from './fixture.ts';
 import { RepositoryStorage } from './repositoryStorage.ts';
+
+/** Changes a bit of each pack with data. */
+async function damagePacks(packs: string): Promise<void> {
+  for (const name of await readdir(packs, { recursive: true })) {
+    const path = join(packs, name);
+    const status = await stat(path);
+    if (!status.isFile() || status.size < 100_000) continue;
+    const bytes = await readFile(path);
+    bytes.writeUInt8(bytes.readUInt8(bytes.length >> 1) ^ 1, bytes.length >> 1);
+    await chmod(path, 0o600);
+    await writeFile(path, bytes);
+  }
+}
 
 void t.test('a backup comes out of a repository as it went in, also for another process', async (t) => {
   const place = await placeFor(t);
@@ -93,6 +106,33 @@ void t.test('an increment on what is not there, or is of another size, is refuse
 });
 
 void t.test(
+  'what a check finds damaged is used by no later backup, which heals the earlier one',
+  async (t) => {
+    const place = await placeFor(t);
+    const volume = someVolume();
+    const { entry } = await store(place, volume);
+    const packs = join(place.directory, 'vault', 'packs');
+    await damagePacks(packs);
+    t.match(await place.other().verify(entry, { data: true }), { ok: false });
+    const code = 'PARENT_UNUSABLE';
+    const message = /damaged or gone/;
+    await t.rejects(store(place, volume, { parent: entry.id ?? '', changes: [] }), { code, message });
+    const { entry: anew } = await store(place, volume);
+    t.match(await place.other().verify(anew, { data: true }), { ok: true });
+    // Its memory was random, and is nowhere else.
+    const files = [{ file: 'volume vda', verdict: 'ok' }];
+    t.match(await place.other().verify(entry, { data: true }), { files }, 'its volume is there once more');
+    t.ok((await copiedVolume(place, place.other(), entry)).equals(volume));
+    await rm(packs, { recursive: true });
+    await t.rejects(
+      store(place, volume, { parent: anew.id ?? '', changes: [] }),
+      { code },
+      'nor what is gone',
+    );
+  },
+);
+
+void t.test(
   'a protected backup is not deleted, whatever the entry says, until that is taken off',
   async (t) => {
     const place = await placeFor(t);
@@ -136,6 +176,33 @@ void t.test('a backup that is given up is gone, and can never be committed', asy
   await t.rejects(place.storage.begin(request), { code: 'BACKUP_FENCED' });
   t.same(await place.storage.list(), []);
 });
+
+void t.test(
+  'an encrypted volume comes out as what its machine opens: qcow2 as it stood, LUKS in qcow2',
+  async (t) => {
+    const place = await placeFor(t);
+    const writer = await place.storage.begin({ jobId: newId(), backupId: newId(), machine });
+    const luks = Buffer.concat([
+      Buffer.from('LUKS\u00ba\u00be', 'latin1'),
+      randomBytes(70_000),
+      Buffer.alloc(61_066),
+    ]);
+    const container = await writer.addVolume(volumeSource(luks), 'luks');
+    const image = join(place.directory, 'image.qcow2');
+    await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image, '1M']);
+    const qcow2 = await writer.addByCopy(image, 'qcow2');
+    await writer.flush();
+    const out = async (sha256: string, name: string): Promise<string> => {
+      const to = join(place.directory, name);
+      await place.other().copyOut({ path: name, sizeBytes: 1, sha256 }, to, { as: 'opaque volume' });
+      return to;
+    };
+    t.ok((await readFile(await out(qcow2.sha256, 'q'))).equals(await readFile(image)), 'as it stood');
+    const raw = join(place.directory, 'raw');
+    await execa('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', await out(container.sha256, 'l'), raw]);
+    t.ok((await readFile(raw)).equals(luks));
+  },
+);
 
 void t.test('damage is told by what it touches, and never comes out as data', async (t) => {
   const place = await placeFor(t);

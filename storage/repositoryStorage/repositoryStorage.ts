@@ -26,6 +26,7 @@ import type {
 } from '../storage.ts';
 import type { Verification } from '../verification.ts';
 import { deleteBackup, listBackups, readBackup, type StoredBackup } from '../repository/backups.ts';
+import { quarantineFound } from '../repository/condemned.ts';
 import { copyOut } from './copyOut.ts';
 import { RepositoryError } from '../repository/errors.ts';
 import { FileSource } from './fileSource.ts';
@@ -175,6 +176,7 @@ export class RepositoryStorage implements Storage {
       data,
       signal: options.signal,
       onProgress: options.onProgress,
+      onDamagedPack: (problem) => quarantineFound(repository.context, problem),
     });
     return { id, ok: files.every(({ verdict }) => verdict === 'ok'), data, files };
   }

@@ -93,6 +93,9 @@ export class RepositoryBackupWriter implements BackupWriter {
       const stream = await this.#repository.openStream(content, { signal });
       // Every page, now: what is shared with the parent is never looked at again before the commit.
       await stream.extents(signal);
+      // Nobody reads its data again: an increment would be as damaged as its parent.
+      if (!(await this.#session.holds(content, { signal })))
+        throw unusable('some of its data is damaged or gone');
       return stream;
     } catch (error) {
       if (error instanceof RepositoryError) throw unusable(messageOf(error), error);

@@ -44,10 +44,21 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
       { exitCode: 2, stderr: /KEY_WRONG.*storage init/ },
       'nothing is backed up into what is not there',
     );
+    const listed = await agent.run(['storage', 'list']);
+    t.match(
+      listed,
+      { exitCode: 2, stderr: /^KEY_WRONG: storage vault: .*\nhint: / },
+      'and why it is not usable',
+    );
     const made = await agent.run(['storage', 'init', 'vault', '--json']);
     requireDone(t, made);
     t.match(made.json(), { keyFile, keyFileMade: true, recoveryKey: /^([0-9A-Z]{4}-){13}[0-9A-Z]{4}$/ });
     t.equal((await lab.run('stat', ['-c', '%a', keyFile])).stdout.trim(), '600');
+    const { recoveryKey } = z.looseObject({ recoveryKey: z.string() }).parse(made.json());
+    await lab.run('rm', [keyFile]);
+    t.match(await agent.run(['storage', 'show', 'vault']), { exitCode: 2, stderr: /--recover/ });
+    requireDone(t, await agent.run(['storage', 'keys', 'vault', '--recover'], { input: `${recoveryKey}\n` }));
+    requireDone(t, await agent.run(['storage', 'show', 'vault']));
     const again = await agent.run(['storage', 'init', 'vault', '--json']);
     t.match(again, { exitCode: 8, stderr: /REPOSITORY_EXISTS/ });
     t.match((await agent.run(['storage', 'list', '--json'])).json(), {
