@@ -2,6 +2,7 @@ import type { JobDefinition, Step } from '../jobs/step.ts';
 import { abandonPartials } from './abandonPartials.ts';
 import { planOf, type SaveStepDependencies, saveSteps } from './saveSteps.ts';
 import { type BackupFacts, backupFactsSchema } from './facts.ts';
+import { isCancelTooLate } from './lateCancel.ts';
 import {
   dropOwnCheckpoint,
   type LaterStepDependencies,
@@ -45,7 +46,12 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
       await snapshot.close();
       const { hypervisor, storage } = dependencies;
       const abandon = (given: typeof context): Promise<void> => abandonPartials(storage, given);
-      return settleBackup({ hypervisor, abandonPartials: abandon }, context, cause);
+      const isTooLate = (given: typeof context): Promise<boolean> => isCancelTooLate(storage, given);
+      return settleBackup(
+        { hypervisor, abandonPartials: abandon, isCancelTooLate: isTooLate },
+        context,
+        cause,
+      );
     },
   };
 }
