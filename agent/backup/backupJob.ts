@@ -7,6 +7,7 @@ import {
   dropOwnCheckpoint,
   type LaterStepDependencies,
   mergeSteps,
+  removeSockets,
   removeWork,
   retainSteps,
 } from './laterSteps.ts';
@@ -28,6 +29,7 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
     cancellable: false,
     act: async (context) => {
       await dropOwnCheckpoint(dependencies.hypervisor, context);
+      await removeSockets(context);
       await removeWork(planOf(context.facts));
     },
   };
