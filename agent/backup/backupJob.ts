@@ -2,10 +2,12 @@ import type { JobDefinition, Step } from '../jobs/step.ts';
 import { abandonPartials } from './abandonPartials.ts';
 import { planOf, type SaveStepDependencies, saveSteps } from './saveSteps.ts';
 import { type BackupFacts, backupFactsSchema } from './facts.ts';
+import { isCancelTooLate } from './lateCancel.ts';
 import {
   dropOwnCheckpoint,
   type LaterStepDependencies,
   mergeSteps,
+  removeSockets,
   removeWork,
   retainSteps,
 } from './laterSteps.ts';
@@ -27,6 +29,7 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
     cancellable: false,
     act: async (context) => {
       await dropOwnCheckpoint(dependencies.hypervisor, context);
+      await removeSockets(context);
       await removeWork(planOf(context.facts));
     },
   };
@@ -45,7 +48,12 @@ export function backupJob(dependencies: BackupDependencies): JobDefinition<Backu
       await snapshot.close();
       const { hypervisor, storage } = dependencies;
       const abandon = (given: typeof context): Promise<void> => abandonPartials(storage, given);
-      return settleBackup({ hypervisor, abandonPartials: abandon }, context, cause);
+      const isTooLate = (given: typeof context): Promise<boolean> => isCancelTooLate(storage, given);
+      return settleBackup(
+        { hypervisor, abandonPartials: abandon, isCancelTooLate: isTooLate },
+        context,
+        cause,
+      );
     },
   };
 }

@@ -151,24 +151,27 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
       settings.storages.map((name) => dependencies.storage(name)),
       plan,
     );
-    for (const storage of storages) {
-      if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-      const writer = await storage.begin({ jobId, backupId: facts.backupId, machine: plan.machine });
-      // Files can be looked at again; of what went elsewhere it is known that it is all there.
-      if (writer.directory === null && retained[storage.name] !== undefined) continue;
-      const mayTake = storage === storages.at(-1);
-      retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
-        signal: context.signal,
-        bandwidthBytesPerSecond: settings.readBandwidthBytesPerSecond,
-        deadlineMs: settings.retainDeadlineMs,
-        onProgress: (file, doneBytes, totalBytes) =>
-          context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),
-        openFrozen: (volume) => openFrozen(volume, directory, context.signal),
-      });
-      // The next storage may take the frozen images away.
-      context.commit({ retained: { ...retained } });
+    try {
+      for (const storage of storages) {
+        if ((await storage.findCommitted(facts.backupId)) !== null) continue;
+        const writer = await storage.begin({ jobId, backupId: facts.backupId, machine: plan.machine });
+        // Files can be looked at again; of what went elsewhere it is known that it is all there.
+        if (writer.directory === null && retained[storage.name] !== undefined) continue;
+        const mayTake = storage === storages.at(-1);
+        retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
+          signal: context.signal,
+          bandwidthBytesPerSecond: settings.readBandwidthBytesPerSecond,
+          deadlineMs: settings.retainDeadlineMs,
+          onProgress: (file, doneBytes, totalBytes) =>
+            context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),
+          openFrozen: (volume) => openFrozen(volume, directory, context.signal),
+        });
+        // The next storage may take the frozen images away.
+        context.commit({ retained: { ...retained } });
+      }
+    } finally {
+      await rm(directory, { recursive: true, force: true });
     }
-    await rm(directory, { recursive: true, force: true });
     context.learn({ retained });
   };
 
@@ -211,6 +214,14 @@ export async function dropOwnCheckpoint(
   const { plan, checkpointBegun } = context.facts;
   if (plan === undefined || plan.checkpoint === null || checkpointBegun !== true) return;
   await dropFailed(hypervisor, context, plan.machine, plan.checkpoint);
+}
+
+/** What a killed agent has left of servers of frozen images. */
+export async function removeSockets({
+  facts,
+  jobId,
+}: Pick<StepContext<BackupFacts>, 'facts' | 'jobId'>): Promise<void> {
+  await rm(join(facts.settings.runDirectory, jobId), { recursive: true, force: true });
 }
 
 /** Removes the memory state and the job's directories; may be started again after a crash. */

@@ -1,5 +1,6 @@
 import type { JobDefinition } from '../jobs/step.ts';
 import { abandonPartials } from './abandonPartials.ts';
+import { isCancelTooLate } from './lateCancel.ts';
 import { type LiveFacts, liveFactsSchema } from './liveFacts.ts';
 import { settleLive } from './liveRecovery.ts';
 import {
@@ -36,7 +37,11 @@ export function liveJob(dependencies: LiveStepDependencies): JobDefinition<LiveF
     settle: (context, cause) => {
       const { hypervisor, storage } = dependencies;
       return settleLive(
-        { hypervisor, abandonPartials: (given) => abandonPartials(storage, given) },
+        {
+          hypervisor,
+          abandonPartials: (given) => abandonPartials(storage, given),
+          isCancelTooLate: (given) => isCancelTooLate(storage, given),
+        },
         context,
         cause,
       );

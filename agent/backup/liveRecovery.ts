@@ -39,6 +39,8 @@ export interface LiveRecoveryDependencies {
   readonly hypervisor: Hypervisor;
   /** Gives up what a job has gathered in its storages. */
   readonly abandonPartials: (context: StepContext<LiveFacts>) => Promise<void>;
+  /** Whether it is a backup already, in one of its storages. */
+  readonly isCancelTooLate: (context: StepContext<LiveFacts>) => Promise<boolean>;
 }
 
 type Context = StepContext<LiveFacts>;
@@ -203,14 +205,22 @@ async function undo(
 
 /** The machine is safe: finish the backup, or (given up) only the merge. */
 async function goOn(
-  { abandonPartials }: LiveRecoveryDependencies,
+  { abandonPartials, isCancelTooLate }: LiveRecoveryDependencies,
   context: Context,
   cause: StillpointError | undefined,
   repair: Extract<LiveRepair, { readonly kind: 'go-on' }>,
 ): Promise<Settlement> {
   const { facts } = context;
   await removeRunDirectory(context);
-  const cancelled = isCancelled(context, cause);
+  const isTooLate =
+    cause === undefined &&
+    context.cancelRequested &&
+    facts.givenUp === undefined &&
+    facts.merged === true &&
+    (await isCancelTooLate(context));
+  // What a storage refuses since can be given up all the same.
+  const isRefused = cause !== undefined && context.cancelRequested && facts.merged === true;
+  const cancelled = !isTooLate && (isRefused || isCancelled(context, cause));
   if (facts.givenUp === undefined && !facts.committed) {
     // Nothing is waited for while a guest writes to an overlay: what cannot be stored now is given up.
     const unstored = cause !== undefined && facts.retained === undefined;

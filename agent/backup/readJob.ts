@@ -13,6 +13,7 @@ import { cannotThaw } from '../snapshot/freeze.ts';
 import { endPullBackup, resumeAfterFull, standsStill } from '../snapshot/pullBackup.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { abandonPartials } from './abandonPartials.ts';
+import { isCancelTooLate } from './lateCancel.ts';
 import { thawInRecovery } from './freezing.ts';
 import { type ReadFacts, readFactsSchema } from './readFacts.ts';
 import { type ReadStepDependencies, readSteps } from './readSteps.ts';
@@ -49,7 +50,12 @@ async function settleRead(
   cause: StillpointError | undefined,
 ): Promise<Settlement> {
   const { facts } = context;
-  const cancelled = isCancel(cause) || context.cancelRequested;
+  const isTooLate =
+    cause === undefined &&
+    context.cancelRequested &&
+    facts.retained !== undefined &&
+    (await isCancelTooLate(dependencies.storage, context));
+  const cancelled = !isTooLate && (isCancel(cause) || context.cancelRequested);
   // A machine that stands still comes before everything; nor can its agent thaw anything.
   await letGo(dependencies.hypervisor, context);
   if (facts.retained !== undefined && (facts.committed || !cancelled)) {

@@ -35,6 +35,8 @@ export interface RecoveryDependencies {
   readonly hypervisor: Hypervisor;
   /** Gives up what a job has gathered in its storages. */
   readonly abandonPartials: (context: StepContext<BackupFacts>) => Promise<void>;
+  /** Whether it is a backup already, in one of its storages. */
+  readonly isCancelTooLate: (context: StepContext<BackupFacts>) => Promise<boolean>;
 }
 
 type Context = StepContext<BackupFacts>;
@@ -330,7 +332,14 @@ async function goOn(
   repair: GoOn,
 ): Promise<Settlement> {
   const { facts } = context;
-  const cancelled = isCancel(cause) || context.cancelRequested;
+  // Not when a storage refuses it since: nobody may be kept from giving it up.
+  const isTooLate =
+    cause === undefined &&
+    context.cancelRequested &&
+    facts.givenUp === undefined &&
+    facts.flushed === true &&
+    (await dependencies.isCancelTooLate(context));
+  const cancelled = !isTooLate && (isCancel(cause) || context.cancelRequested);
   if (facts.givenUp === undefined && !facts.committed) {
     if (cancelled) {
       context.commit({ givenUp: { cancelled: true, error: errorRecord(cause ?? agentDied()) } });
@@ -354,7 +363,8 @@ async function goOn(
       error: stops >= mergeStopsMax ? mergeStopsMachine(facts, cause) : errorRecord(cause),
     };
   }
-  return { kind: 'continue', from: repair.from };
+  // A step that can be cancelled would be.
+  return { kind: 'continue', from: isTooLate && repair.from === 'unguard' ? 'commit' : repair.from };
 }
 
 /** A merge that makes QEMU crash must not be tried on the running machine again and again. */

@@ -36,7 +36,11 @@ async function partialDirectories(agent: Agent, known: ReadonlySet<string>): Pro
     for (const { jobId, directory, changedAt } of await storage.partials()) {
       if (known.has(jobId)) continue;
       const message = `${directory} belongs to no unfinished job (last change ${changedAt})`;
-      checks.push(warn('leftovers', message, `look into it, then remove it: rm -r ${quote(directory)}`));
+      const hint =
+        storage.kind === 'directory'
+          ? `look into it, then remove it: rm -r ${quote(directory)}`
+          : `stillpoint storage gc ${quote(storage.name)} --fence gives it up, with all backups that others have begun there`;
+      checks.push(warn('leftovers', message, hint));
     }
   }
   return checks;

@@ -200,6 +200,12 @@ export class Repository {
     );
   }
 
+  /** Looks whether it is still where it was opened. Rejects with REPOSITORY_NOT_FOUND, and what the place says. */
+  async requireThere(call: CallOptions = {}): Promise<void> {
+    const { backend } = this.context;
+    if ((await backend.size(configName(1), call)) === null) throw notFoundError(backend);
+  }
+
   /** Ends threads that have nothing to do. Not closing it does no harm: they end by themselves after some seconds. */
   async close(): Promise<void> {
     await this.context.workers.rest();
@@ -233,7 +239,11 @@ async function readConfig(backend: Backend, call: CallOptions): Promise<Unproved
     newest = parseConfig(bytes, revision);
   }
   if (newest !== null) return newest;
-  throw new RepositoryError('REPOSITORY_NOT_FOUND', `there is no repository at ${backend.location}`, {
+  throw notFoundError(backend);
+}
+
+function notFoundError(backend: Backend): RepositoryError {
+  return new RepositoryError('REPOSITORY_NOT_FOUND', `there is no repository at ${backend.location}`, {
     hint: `look whether ${backend.location} is mounted and is the right place`,
   });
 }

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { chmod, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
@@ -280,4 +280,17 @@ void t.test('a repository that cannot be opened says why, and is tried again', a
   });
   t.match(await storage.check(), { ok: false, problem: { message: /gone/ } });
   t.match(await storage.check(), { ok: true, freeBytes: null });
+});
+
+void t.test('one that goes away after it was opened is told to be away, and back', async (t) => {
+  const { storage, directory } = await placeFor(t);
+  t.match(await storage.check(), { ok: true, freeBytes: 1 });
+  const [root, elsewhere] = [join(directory, 'vault'), join(directory, 'elsewhere')];
+  await rename(root, elsewhere);
+  t.match(await storage.check(), { ok: false, problem: { code: 'STORAGE_UNREACHABLE' } });
+  // A mount point without its file system.
+  await mkdir(root);
+  t.match(await storage.check(), { ok: false, problem: { code: 'REPOSITORY_NOT_FOUND' } });
+  await rename(elsewhere, root);
+  t.match(await storage.check(), { ok: true });
 });

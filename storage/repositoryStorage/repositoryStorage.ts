@@ -82,7 +82,8 @@ export class RepositoryStorage implements Storage {
   async check(): Promise<StorageCheck> {
     const about = { name: this.name, location: this.location };
     try {
-      await this.repository();
+      // One that was opened long ago may be away by now.
+      await (await this.repository()).requireThere();
       return { ...about, ok: true, freeBytes: await this.#options.freeBytes(), problem: null };
     } catch (error) {
       return { ...about, ok: false, freeBytes: null, problem: errorRecord(error) };

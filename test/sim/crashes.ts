@@ -5,7 +5,14 @@ import type { JobRow } from '../../agent/jobs/job.ts';
 import { exists } from '../../common/files.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import { readGuestSequences } from './images.ts';
-import { brokenPromises, isSafetyCopy, listed, sequenceAtPointOf } from './invariants.ts';
+import {
+  brokenPromises,
+  isSafetyCopy,
+  listed,
+  type Promised,
+  sequenceAtPointOf,
+  withFiles,
+} from './invariants.ts';
 import type { LivingAgent, Site } from './site.ts';
 
 export type Victim = 'agent' | 'libvirtd' | 'qemu' | 'host';
@@ -23,6 +30,7 @@ export type JobRequest =
   | 'live'
   | 'live-increment'
   | 'disk'
+  | 'offline'
   | 'increment'
   | 'in-place'
   | 'instant'
@@ -49,7 +57,7 @@ const recoveriesMax = 5;
 
 /** Requests that make a backup. An increment is the same mode again, after a backup that went well. */
 export function isBackup(request: JobRequest): boolean {
-  return ['backup', 'live', 'live-increment', 'disk', 'increment'].includes(request);
+  return ['backup', 'live', 'live-increment', 'disk', 'increment', 'offline'].includes(request);
 }
 
 export type Meanwhile = (moment: string, self: LivingAgent) => Promise<void> | void;
@@ -96,7 +104,7 @@ export class Fate {
 
   readonly listen = async (moment: string, self: LivingAgent): Promise<void> => {
     this.#self = self;
-    if (!moment.startsWith('file/') && !moment.startsWith('libvirt/')) this.points.push(moment);
+    if (!/^(?:file|libvirt|vault)\//.test(moment)) this.points.push(moment);
     if (moment === 'restore/before:pull') await goOnInstantly(this.#site);
     if (writesAt.includes(moment)) await this.#site.write();
     await this.#meanwhile?.(moment, self);
@@ -203,6 +211,7 @@ async function create(living: LivingAgent, site: Site, request: JobRequest): Pro
     return living.agent.createBackup({ machine: 'm', mode: 'live' });
   if (request === 'disk' || request === 'increment')
     return living.agent.createBackup({ machine: 'm', mode: 'disk' });
+  if (request === 'offline') return living.agent.createBackup({ machine: 'm', mode: 'offline' });
   if (request === 'verify') {
     const entry = await living.agent.backups.find('m@latest');
     return living.agent.createBoot(await living.agent.planBoot(entry, { expect: 'never', deadlineMs: 1 }));
@@ -246,12 +255,12 @@ async function judge(site: Site, { request, victims, pointsAtHit, before, row }:
   const rolledBack = isOver && !isFinished;
   const problems = await brokenPromises(site, {
     machine: promisedState(site, request, victims, pointsAtHit),
-    memoryKept: !cold && !rolledBack && !booted,
+    memoryKept: !cold && !rolledBack && !booted && request !== 'offline',
     ...before,
   });
   problems.push(...safetyProblems);
   const made = (await listed(site)).length - before.backups;
-  const promisedBackups = isBackup(request) && isFinished ? Object.keys(site.storagePaths).length : 0;
+  const promisedBackups = isBackup(request) && isFinished ? site.storageNames.length : 0;
   if (made !== promisedBackups)
     problems.push(
       `${made} backups instead of ${promisedBackups} (job ${row?.state}: ${row?.error?.message})`,
@@ -269,7 +278,8 @@ function promisedState(
   request: JobRequest,
   victims: readonly Victim[],
   pointsAtHit: readonly string[],
-): 'running' | 'suspended' | 'either' {
+): Promised['machine'] {
+  if (request === 'offline') return victims.includes('host') ? 'either' : 'off';
   if (victims.includes('host') && (site.options.suspended || victims.includes('qemu'))) return 'either';
   if (victims.includes('host')) return site.world.machine('m').autostart ? 'running' : 'either';
   if (site.options.suspended) return victims.includes('qemu') ? 'either' : 'suspended';
@@ -303,7 +313,7 @@ async function judgeCheckpoints(site: Site): Promise<string[]> {
   const strays = checkpoints
     .filter((name) => !named.includes(name))
     .map((name) => `stray checkpoint ${name}`);
-  const most = Object.keys(site.storagePaths).length;
+  const most = site.storageNames.length;
   return checkpoints.length > most ? [...strays, `${checkpoints.length} checkpoints`] : strays;
 }
 
@@ -314,7 +324,7 @@ async function newestBackup(site: Site): Promise<BackupEntry | undefined> {
 
 async function sequenceAtPoint(site: Site): Promise<number> {
   const newest = await newestBackup(site);
-  return newest === undefined ? -1 : sequenceAtPointOf(newest);
+  return newest === undefined ? -1 : withFiles(site, newest, sequenceAtPointOf);
 }
 
 async function hasMemory(site: Site): Promise<boolean> {

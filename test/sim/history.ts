@@ -39,7 +39,14 @@ export async function randomHistory(seed: number): Promise<string[]> {
     ramDisk: random() < 0.5,
     suspended: random() < 0.15,
     targets: random() < 0.6 ? ['vda', 'vdb'] : ['vda'],
-    storages: pick([['near'], ['far'], ['near', 'far'], ['far', 'near']] as const),
+    storages: pick([
+      ['near'],
+      ['far'],
+      ['near', 'far'],
+      ['far', 'near'],
+      ['vault'],
+      ['vault', 'near'],
+    ] as const),
   });
   const story = [JSON.stringify(site.options)];
   let hasBackup = false;

@@ -1,11 +1,10 @@
-import { readdir, stat } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import { Journal } from '../../agent/jobs/journal.ts';
 import { isErrno } from '../../common/errors.ts';
-import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
+import type { BackupEntry, Storage } from '../../storage/storage.ts';
 import { readGuestSequences } from './images.ts';
 import { readSaveImage } from './saveImage.ts';
 import type { Site } from './site.ts';
@@ -106,9 +105,10 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
   for (const { name } of await site.world.connect().machines())
     if (name.startsWith('stillpoint-verify-')) problems.push(`a machine is left: ${name}`);
   for (const name of await readdir(site.runDirectory)) problems.push(`stray socket directory: ${name}`);
+  // In a vault these are the sessions that are open.
+  for (const [name, storage] of site.openStorages())
+    for (const partial of await storage.partials()) problems.push(`partial in ${name}: ${partial.jobId}`);
   for (const [name, path] of Object.entries(site.storagePaths)) {
-    for (const partial of await new DirectoryStorage({ name, path }).partials())
-      problems.push(`partial in ${name}: ${partial.jobId}`);
     for (const machine of await readdir(path)) {
       for (const file of await readdir(join(path, machine)))
         if (file.startsWith('.')) problems.push(`stray in ${name}: ${file}`);
@@ -124,9 +124,7 @@ export function isSafetyCopy(name: string): boolean {
 
 /** Every backup that the storages of a site list. */
 export async function listed(site: Site): Promise<BackupEntry[]> {
-  const storages = Object.entries(site.storagePaths).map(
-    ([name, path]) => new DirectoryStorage({ name, path }),
-  );
+  const storages = [...site.openStorages().values()];
   return (await Promise.all(storages.map((storage) => storage.list()))).flat();
 }
 
@@ -135,23 +133,53 @@ async function backupProblems(site: Site, entry: BackupEntry): Promise<string[]>
   const { manifest } = entry;
   if (manifest === null || entry.state !== 'Active')
     return [`backup ${entry.directory} is ${entry.state}: ${entry.problem}`];
-  const storage = new DirectoryStorage({ name: entry.storage, path: site.storagePaths[entry.storage] ?? '' });
+  const storage = storageOf(site, entry);
   const report = await storage.verify(entry, { data: true });
   const problems = report.ok
     ? []
     : [`backup in ${entry.storage} does not verify: ${JSON.stringify(report.files)}`];
-  const found = new Map<string, string>();
-  for (const { target, file } of manifest.volumes)
-    found.set(target, await numbersIn(() => readGuestSequences(join(entry.directory, file))));
-  const atPoint = await sequenceAtPointOf(entry).catch(() => Number.NaN);
-  for (const [target, numbers] of found) {
-    if (numbers !== String(site.expected(target, atPoint)))
-      problems.push(`backup in ${entry.storage}: ${target} has ${numbers}, T1 is at ${atPoint}`);
-  }
-  return problems;
+  return withFiles(site, entry, async (files) => {
+    const found = new Map<string, string>();
+    for (const { target, file } of manifest.volumes)
+      found.set(target, await numbersIn(() => readGuestSequences(join(files.directory, file))));
+    const atPoint = await sequenceAtPointOf(files).catch(() => Number.NaN);
+    for (const [target, numbers] of found) {
+      if (numbers !== String(site.expected(target, atPoint)))
+        problems.push(`backup in ${entry.storage}: ${target} has ${numbers}, T1 is at ${atPoint}`);
+    }
+    return problems;
+  });
 }
 
-/** The number that the guest had written last at T1: what its memory says, or else the highest on its volumes. */
+function storageOf(site: Site, { storage: name }: BackupEntry): Storage {
+  const storage = site.openStorages().get(name);
+  if (storage === undefined) throw new Error(`the site has no storage ${name}`);
+  return storage;
+}
+
+/** Reads a backup as one whose artifacts are files of its directory: what a repository holds is copied out. */
+export async function withFiles<T>(
+  site: Site,
+  entry: BackupEntry,
+  read: (entry: BackupEntry) => Promise<T>,
+): Promise<T> {
+  const storage = storageOf(site, entry);
+  const { manifest } = entry;
+  if (storage.kind === 'directory' || manifest === null) return read(entry);
+  const directory = await mkdtemp(join(site.directory, 'copied-'));
+  try {
+    for (const { file, sha256, storedBytes: sizeBytes } of manifest.volumes)
+      await storage.copyOut({ path: file, sizeBytes, sha256 }, join(directory, file), { as: 'volume' });
+    const files = [...(manifest.memory === undefined ? [] : [manifest.memory]), ...manifest.extras];
+    for (const { file, sha256, sizeBytes } of files)
+      await storage.copyOut({ path: file, sizeBytes, sha256 }, join(directory, file), { as: 'file' });
+    return await read({ ...entry, directory });
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+/** The number that the guest had written last at T1, of a backup in a directory: what its memory says, or else the highest on its volumes. */
 export async function sequenceAtPointOf({ directory, manifest }: BackupEntry): Promise<number> {
   if (manifest === null) return -1;
   const file = manifest.memory?.file;

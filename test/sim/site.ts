@@ -16,6 +16,7 @@ import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import type { Storage } from '../../storage/storage.ts';
 import { createImage, slotCount, writeGuestBlock } from './images.ts';
 import { Life, MortalJournal, type MomentListener } from './life.ts';
+import { Vault, type VaultListener } from './vault.ts';
 import { SimulatedWorld } from './world.ts';
 
 /** No process of this boot, and none of any other. */
@@ -41,9 +42,13 @@ export interface SiteOptions {
   readonly storageMax?: number | undefined;
   /** XML among the devices of the machine. */
   readonly devices?: string | undefined;
-  /** `near` is on the file system of the images, `far` on another where this host has one. */
-  readonly storages?: readonly ('near' | 'far')[] | undefined;
+  /**
+   * `near` is on the file system of the images, `far` on another where this host has one; `vault` is a repository.
+   */
+  readonly storages?: readonly StorageName[] | undefined;
 }
+
+export type StorageName = 'near' | 'far' | 'vault';
 
 /** A running agent of a site. */
 export interface LivingAgent {
@@ -55,7 +60,7 @@ export interface LivingAgent {
   readonly warnings: string[];
 }
 
-/** A simulated host with one machine, two storages and a journal, on which agents live and die. */
+/** A simulated host with one machine, some storages and a journal, on which agents live and die. */
 export class Site implements AsyncDisposable {
   readonly world: SimulatedWorld;
   readonly uuid: string;
@@ -63,6 +68,7 @@ export class Site implements AsyncDisposable {
   readonly far: string;
   readonly options: SiteOptions;
   readonly targets: readonly string[];
+  readonly vault: Vault | undefined;
   readonly #journals: Journal[] = [];
   #sequence = 0;
   #crash: Promise<void> = Promise.resolve();
@@ -73,7 +79,9 @@ export class Site implements AsyncDisposable {
     directory: string,
     far: string,
     options: SiteOptions,
+    vault: Vault | undefined,
   ) {
+    this.vault = vault;
     this.world = world;
     this.uuid = uuid;
     this.directory = directory;
@@ -103,7 +111,10 @@ export class Site implements AsyncDisposable {
     const machine = world.machine('m');
     machine.autostart = options.autostart ?? false;
     if (machine.instance !== undefined) machine.instance.sequence = targets.length;
-    const site = new Site(world, uuid, directory, far, options);
+    const vault = options.storages?.includes('vault')
+      ? await Vault.create(join(directory, 'vault'))
+      : undefined;
+    const site = new Site(world, uuid, directory, far, options, vault);
     site.#sequence = targets.length;
     if (options.suspended) await world.connect().suspend(uuid);
     return site;
@@ -117,10 +128,32 @@ export class Site implements AsyncDisposable {
     return join(this.directory, 'state', 'journal.sqlite');
   }
 
-  /** Where the storages of the site are, by name. */
+  /** In their order. */
+  get storageNames(): readonly StorageName[] {
+    return this.options.storages ?? ['near'];
+  }
+
+  /** Where those storages of the site are that are directories, by name. */
   get storagePaths(): Readonly<Record<string, string>> {
     const all = { near: join(this.directory, 'near'), far: join(this.far, 'storage') };
-    return Object.fromEntries((this.options.storages ?? ['near']).map((name) => [name, all[name]]));
+    return Object.fromEntries(
+      this.storageNames.flatMap((name) => (name === 'vault' ? [] : [[name, all[name]]])),
+    );
+  }
+
+  /** The storages, opened anew; `listener` hears of every change of the vault. */
+  openStorages(listener?: VaultListener): Map<string, Storage> {
+    return new Map(
+      this.storageNames.map((name): [string, Storage] => {
+        if (name === 'vault') return [name, this.#requireVault().storage(name, listener)];
+        return [name, new DirectoryStorage({ name, path: this.storagePaths[name] ?? '' })];
+      }),
+    );
+  }
+
+  #requireVault(): Vault {
+    if (this.vault === undefined) throw new Error('the site has no vault');
+    return this.vault;
   }
 
   get ramDisk(): string {
@@ -181,9 +214,7 @@ export class Site implements AsyncDisposable {
     const life = new Life(moments);
     const journal = new MortalJournal(this.journalPath, life);
     this.#journals.push(journal);
-    const storages = new Map<string, Storage>(
-      Object.entries(this.storagePaths).map(([name, path]) => [name, new DirectoryStorage({ name, path })]),
-    );
+    const storages = this.openStorages((moment) => life.at(moment));
     const config = configSchema.parse({
       agent: {
         ramDisk: this.options.ramDisk ? this.ramDisk : null,
@@ -191,9 +222,14 @@ export class Site implements AsyncDisposable {
         socket: join(this.runDirectory, 'agent.sock'),
       },
       storages: Object.fromEntries(
-        Object.entries(this.storagePaths).map(([name, path]) => [
+        this.storageNames.map((name) => [
           name,
-          { kind: 'directory', path, maxParallelMachines: this.options.storageMax },
+          {
+            ...(name === 'vault'
+              ? this.#requireVault().settings
+              : { kind: 'directory', path: this.storagePaths[name] }),
+            maxParallelMachines: this.options.storageMax,
+          },
         ]),
       ),
       policies: {
