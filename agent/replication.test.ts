@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -130,6 +131,22 @@ void t.test(
     t.same(await planReplication({ ...request, older: true, machines: ['another'] }), []);
   },
 );
+
+void t.test('a container that is encrypted stands in a qcow2 image in a directory', async (t) => {
+  const first = await placeFor(t);
+  const root = join(first.directory, 'plain');
+  await mkdir(root);
+  const plain = new DirectoryStorage({ name: 'plain', path: root });
+  const container = Buffer.concat([Buffer.from('LUKS\u00ba\u00be', 'latin1'), randomBytes(131_066)]);
+  await store(first, container, { encrypted: true });
+  const [copy] = await replicateAll(first.storage, plain, await optionsFor(t));
+  if (copy === undefined) throw new Error('nothing was copied');
+  t.match(await plain.verify(copy, { data: true }), { ok: true });
+  const raw = join(first.directory, 'raw');
+  const image = join(copy.directory, copy.manifest?.volumes[0]?.file ?? '');
+  await execa('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', image, raw]);
+  t.ok((await readFile(raw)).equals(container));
+});
 
 void t.test('a backup that was deleted there does not come back', async (t) => {
   const first = await placeFor(t);

@@ -157,7 +157,7 @@ class Copy {
     const how = { signal, ownership: owner, digest: 'chunks', onProgress: this.#progressOf(target) } as const;
     const artifact = { path: join(this.#directory, file), sizeBytes: storedBytes, sha256 };
     const opened = await this.#from.open(artifact);
-    if (volume.encrypted) return this.#opaque(artifact, opened, file, how);
+    if (volume.encrypted) return this.#opaque(artifact, opened, file, how, 'opaque volume');
     if (opened === null) {
       const directory = this.#options.runDirectory;
       await makeRunDirectory(directory);
@@ -202,6 +202,7 @@ class Copy {
     opened: OpenArtifact | null,
     name: string,
     how: Parameters<BackupWriter['addByCopy']>[2],
+    as: 'opaque volume' | 'file' = 'file',
   ): Promise<FileDigest> {
     if (opened === null) return this.#writer.addByCopy(artifact.path, name, how);
     const { directory } = this.#writer;
@@ -209,7 +210,7 @@ class Copy {
     if (await this.#writer.has(name)) return this.#writer.addByCopy(join(directory, name), name, how);
     const whole = join(directory, `.${name}.tmp`);
     await rm(whole, { force: true });
-    await this.#from.copyOut(artifact, whole, { as: 'file', signal: this.#options.signal });
+    await this.#from.copyOut(artifact, whole, { as, signal: this.#options.signal });
     return this.#writer.addByRename(whole, name, how);
   }
 

@@ -59,6 +59,8 @@ export async function store(
     readonly parent?: string;
     readonly changes?: readonly Extent[];
     readonly time?: string;
+    /** The volume is a container that only who has its key can open. */
+    readonly encrypted?: true;
     /** Where the commit is made, when not by the writer itself. */
     readonly committer?: (
       writer: BackupWriter,
@@ -102,6 +104,7 @@ export async function store(
         sha256: stored.sha256,
         source: '/images/web.qcow2',
         owner,
+        ...(options.encrypted === undefined ? {} : { encrypted: options.encrypted }),
         read: options.parent === undefined ? 'full' : 'increment',
       },
     ],
