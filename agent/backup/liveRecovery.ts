@@ -23,6 +23,7 @@ import { decideLive, type LiveRepair } from './liveDecide.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { dropOwnCheckpoint, removeLiveWork } from './liveSteps.ts';
 import { type LiveWorld, observeLive } from './liveWorld.ts';
+import { canNeverBeStored } from './fencedBackup.ts';
 import { resumeHeld } from './togetherBegin.ts';
 
 /** How long recovery waits for libvirt to finish what it is doing, or to answer at all. */
@@ -224,7 +225,7 @@ async function goOn(
   if (facts.givenUp === undefined && !facts.committed) {
     // Nothing is waited for while a guest writes to an overlay: what cannot be stored now is given up.
     const unstored = cause !== undefined && facts.retained === undefined;
-    if (cancelled || repair.giveUp || unstored)
+    if (cancelled || repair.giveUp || unstored || canNeverBeStored(cause))
       context.commit({ givenUp: { cancelled, error: errorRecord(cause ?? pointLost(cancelled)) } });
   }
   if (context.facts.givenUp !== undefined) {
@@ -257,6 +258,7 @@ function countStops(context: Context, cause: StillpointError | undefined): numbe
 /** What needs somebody to make room, or to change something, before it can go on. */
 function mustPark(cause: StillpointError): boolean {
   if (cause instanceof HypervisorError || cause instanceof SnapshotError) return false;
+  if (canNeverBeStored(cause)) return false;
   return !(cause instanceof MergeError) || cause.code !== 'MACHINE_STOPPED';
 }
 

@@ -13,6 +13,7 @@ import { cannotThaw } from '../snapshot/freeze.ts';
 import { endPullBackup, resumeAfterFull, standsStill } from '../snapshot/pullBackup.ts';
 import { removeWorkDirectories } from '../snapshot/workFiles.ts';
 import { abandonPartials } from './abandonPartials.ts';
+import { canNeverBeStored } from './fencedBackup.ts';
 import { isCancelTooLate } from './lateCancel.ts';
 import { thawInRecovery } from './freezing.ts';
 import { type ReadFacts, readFactsSchema } from './readFacts.ts';
@@ -58,7 +59,8 @@ async function settleRead(
   const cancelled = !isTooLate && (isCancel(cause) || context.cancelRequested);
   // A machine that stands still comes before everything; nor can its agent thaw anything.
   await letGo(dependencies.hypervisor, context);
-  if (facts.retained !== undefined && (facts.committed || !cancelled)) {
+  const isLost = cancelled || canNeverBeStored(cause);
+  if (facts.retained !== undefined && (facts.committed || !isLost)) {
     if (!(await endServing(dependencies.hypervisor, context, cause)))
       return waitFor(context, standsStill(facts.machine.name), cancelled);
     // A storage has to be put right first; what is read waits for it.

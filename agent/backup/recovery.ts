@@ -21,6 +21,7 @@ import type { BackupFacts } from './facts.ts';
 import { dropOwnCheckpoint, giveAutostartBack, removeWork } from './laterSteps.ts';
 import { removeUnusedWork } from './lettingGo.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
+import { canNeverBeStored } from './fencedBackup.ts';
 import { observe, type World } from './world.ts';
 
 /** How long recovery waits for libvirt to finish what it is doing, or to answer at all. */
@@ -343,7 +344,11 @@ async function goOn(
   if (facts.givenUp === undefined && !facts.committed) {
     if (cancelled) {
       context.commit({ givenUp: { cancelled: true, error: errorRecord(cause ?? agentDied()) } });
-    } else if (!repair.valid || (facts.flushed && cause instanceof SnapshotError)) {
+    } else if (
+      !repair.valid ||
+      canNeverBeStored(cause) ||
+      (facts.flushed && cause instanceof SnapshotError)
+    ) {
       context.commit({ givenUp: { cancelled: false, error: errorRecord(cause ?? memoryLost()) } });
     }
   }
@@ -387,6 +392,7 @@ function mergeStopsMachine(facts: BackupFacts, cause: StillpointError): ErrorRec
 /** What needs somebody to make room, or to change something, before it can go on. */
 function mustPark(cause: StillpointError): boolean {
   if (cause instanceof HypervisorError || cause instanceof SnapshotError) return false;
+  if (canNeverBeStored(cause)) return false;
   return (
     !(cause instanceof MergeError) || (cause.code !== 'MACHINE_STOPPED' && cause.code !== 'MERGE_INCOMPLETE')
   );

@@ -197,6 +197,32 @@ async function failing(test: Test, { mode, fault, moment: wanted, storages }: Fa
   test.same(await waitedFor(site), [], 'a collection waits for nobody');
 }
 
+void t.test(
+  'a backup that a collection has given up ends, and leaves its machine to the next one',
+  async (t) => {
+    await inTurn(placed(modes.map((mode) => ({ mode }))), async ({ mode, storages }) => {
+      await using site = await siteFor(mode, { storages });
+      const { persistent: definition = '', autostart } = site.world.machine('m');
+      const request = { machine: 'm', mode: mode === 'backup' ? 'save' : mode } as const;
+      const first = site.openAgent(async (moment) => {
+        if (moment === 'backup/before:commit') await waitedFor(site, 'fence');
+      });
+      const row = await first.life.live(async () => first.agent.run(await first.agent.createBackup(request)));
+      const what = `${mode} into ${storages.join(', ')}`;
+      t.match(row, { state: 'failed', holdsMachine: false, error: { code: 'BACKUP_FENCED' } }, what);
+      const promised = {
+        machine: mode === 'offline' ? 'off' : 'running',
+        memoryKept: mode !== 'offline',
+      } as const;
+      t.same(await brokenPromises(site, { ...promised, autostart, definition }), [], what);
+      const next = site.openAgent();
+      const again = await next.life.live(async () => next.agent.run(await next.agent.createBackup(request)));
+      t.match(again, { state: 'finished' }, what);
+      t.same(await waitedFor(site), [], 'a collection waits for nobody');
+    });
+  },
+);
+
 async function triedOn(
   test: Test,
   site: Site,
