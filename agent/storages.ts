@@ -4,6 +4,7 @@ import type { Backend } from '../storage/backends/backend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { prefixes } from '../storage/repository/names.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
@@ -34,6 +35,8 @@ function repositoryOf(name: string, settings: RepositoryConfig): RepositoryStora
     location: path ?? settings.url,
     open: () => openRepository(settings),
     freeBytes: async () => (path === null ? null : freeBytes(path)),
+    removeLeftovers: async () =>
+      path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
   });
 }
 
@@ -42,10 +45,16 @@ export async function openRepository(settings: RepositoryConfig): Promise<Reposi
   return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
 }
 
+/** Nobody needs so long to write one file. */
+const leftoverMs = 24 * 3600 * 1000;
+
+/** Enough for the records of thousands of deletions and a collection. */
+const reserve = { notForPrefix: prefixes.packs, bytesMax: 64 * 1024 * 1024 };
+
 /** The place of a repository. @throws StorageError STORAGE_SETTINGS_INVALID */
 export async function backendOf(settings: RepositoryConfig): Promise<Backend> {
   const path = pathOf(settings);
-  if (path !== null) return new FileBackend(path);
+  if (path !== null) return new FileBackend(path, { reserve });
   // Only who has such a storage pays for loading it.
   const { openS3Backend } = await import('../storage/backends/openS3.ts');
   return openS3Backend(settings);

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, stat, statfs, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import { listAll } from './backend.ts';
@@ -34,6 +34,20 @@ void t.test('files are for their owner to read only, and nothing temporary stays
   await backend.create('keys/a', [Buffer.from('y')]);
   t.equal((await stat(join(root, 'keys/a'))).mode & 0o777, 0o400);
   t.same(await readdir(join(root, 'tmp')), []);
+});
+
+void t.test('what is large leaves room for what makes room', async (t) => {
+  const root = t.testdir();
+  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER };
+  const backend = new FileBackend(root, { reserve });
+  const { blocks, bsize, bavail } = await statfs(root);
+  // As on a file system that is full but for the reserve: no memory is needed to ask for so much.
+  const large = { length: bavail * bsize - Math.floor((blocks * bsize) / 100) + 2 ** 30 };
+  const parts = [Object.setPrototypeOf(large, Buffer.prototype)];
+  await t.rejects(backend.create('packs/aa/b', parts), { code: 'STORAGE_FULL', hint: /storage gc/ });
+  t.same(await readdir(root), [], 'before anything is written');
+  t.equal(await backend.create('packs/aa/b', [Buffer.from('small')]), 'created');
+  t.equal(await backend.create('deletions/a', [Buffer.from('small')]), 'created');
 });
 
 void t.test('what is no object of ours is not listed, and a link is not followed', async (t) => {

@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { type FileHandle, link, lstat, mkdir, open, readdir, rm, stat } from 'node:fs/promises';
+import { type FileHandle, link, lstat, mkdir, open, readdir, rm, stat, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
 import { fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
+import { formatBytes } from '../../common/units.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import {
   assertObjectName,
@@ -17,6 +18,14 @@ import {
 /** Where files gather that are not complete; never listed. */
 const temporaryDirectory = 'tmp';
 
+/** Room that large objects must leave: on a file system without any nothing could be deleted, which takes a record. */
+export interface Reserve {
+  /** Objects whose names begin so may not use it. */
+  readonly notForPrefix: string;
+  /** At most; it is one hundredth of a small file system. */
+  readonly bytesMax: number;
+}
+
 /**
  * Objects as files below a directory, on any file system with hard links.
  *
@@ -25,12 +34,28 @@ const temporaryDirectory = 'tmp';
  */
 export class FileBackend implements Backend {
   readonly location: string;
+  readonly #reserve: Reserve | undefined;
   /** Directories that were seen to be durable. */
   readonly #directories = new Set<string>();
 
   /** @param root an absolute path; the directory must be there, or `prepare` makes it */
-  constructor(root: string) {
+  constructor(root: string, options: { readonly reserve?: Reserve | undefined } = {}) {
     this.location = root;
+    this.#reserve = options.reserve;
+  }
+
+  /** @throws StorageError STORAGE_FULL */
+  async #keepReserve(name: string, parts: readonly Buffer[]): Promise<void> {
+    if (this.#reserve === undefined || !name.startsWith(this.#reserve.notForPrefix)) return;
+    const { bavail, blocks, bsize } = await statfs(this.location);
+    const reserveBytes = Math.min(this.#reserve.bytesMax, Math.floor((blocks * bsize) / 100));
+    const sizeBytes = parts.reduce((sum, part) => sum + part.length, 0);
+    if (bavail * bsize >= reserveBytes + sizeBytes) return;
+    throw new StorageError(
+      'STORAGE_FULL',
+      `${this.location} has ${formatBytes(bavail * bsize)} free, of which ${formatBytes(reserveBytes)} are kept for making room`,
+      { hint: 'stillpoint delete BACKUP, then stillpoint storage gc NAME; or make the file system larger' },
+    );
   }
 
   /** Makes the directory. A storage whose file system is not mounted must not come into being by accident. */
@@ -47,6 +72,7 @@ export class FileBackend implements Backend {
   ): Promise<'created' | 'exists'> {
     const path = this.#path(name);
     return this.#run(`creating ${name}`, options, async () => {
+      await this.#keepReserve(name, parts);
       await this.#makeDirectory(join(this.location, temporaryDirectory));
       await this.#makeDirectory(dirname(path));
       const temporary = join(this.location, temporaryDirectory, randomBytes(16).toString('hex'));

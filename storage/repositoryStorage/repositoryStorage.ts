@@ -52,6 +52,8 @@ export interface RepositoryStorageOptions {
   readonly open: () => Promise<Repository>;
   /** Room that is left in its place; `null` where that has no bounds. */
   readonly freeBytes: () => Promise<number | null>;
+  /** Removes what writers that were killed have left in its place; returns how much. */
+  readonly removeLeftovers?: (() => Promise<number>) | undefined;
 }
 
 /** A deduplicating, encrypted repository as a place for backups. */
@@ -281,8 +283,8 @@ export class RepositoryStorage implements Storage {
   }
 
   /** A deletion is one object: there is nothing to finish. */
-  cleanUp(): Promise<number> {
-    return Promise.resolve(0);
+  async cleanUp(): Promise<number> {
+    return (await this.#options.removeLeftovers?.()) ?? 0;
   }
 
   async addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string> {
