@@ -11,6 +11,7 @@ import {
   cp,
   mkdir,
   readdir,
+  readFile,
   rename,
   rm,
   writeFile,
@@ -76,15 +77,30 @@ function packagesIn({ inputs }: Metafile): readonly string[] {
   return [...new Set(names)].toSorted();
 }
 
-/** @throws Error for a package without a licence: it must not be passed on */
+/**
+ * Some packages of a large project name their licence and leave its text to the others.
+ * @throws Error for a package without a licence: it must not be passed on
+ */
 async function copyLicences(packages: readonly string[], to: string): Promise<void> {
   await mkdir(to);
   for (const name of packages) {
     const from = join(repository, 'node_modules', name);
     const file = (await readdir(from)).find((entry) => /^licen[cs]e/i.test(entry));
-    if (file === undefined) throw new Error(`the npm package ${name} has no licence file`);
-    await copyFile(join(from, file), join(to, `${name.replace('/', '-')}.txt`));
+    const text = file === undefined ? await namedLicence(name, from) : join(from, file);
+    await copyFile(text, join(to, `${name.replace('/', '-')}.txt`));
   }
+}
+
+/** The text of the licence that a package names, where we have it: our own has no words but those of Apache 2.0. */
+async function namedLicence(name: string, directory: string): Promise<string> {
+  const described: unknown = JSON.parse(await readFile(join(directory, 'package.json'), 'utf8'));
+  const isApache =
+    typeof described === 'object' &&
+    described !== null &&
+    'license' in described &&
+    described.license === 'Apache-2.0';
+  if (isApache) return join(repository, 'LICENSE');
+  throw new Error(`the npm package ${name} has no licence file`);
 }
 
 async function copyProgram(to: string): Promise<void> {

@@ -104,7 +104,7 @@ function refuseTooLarge(
   storages: readonly Storage[],
   volumes: readonly Pick<ReadVolume, 'target' | 'allocatedBytes'>[],
 ): void {
-  if (storages.every(({ kind }) => kind === 'repository')) return;
+  if (storages.length > 0 && storages.every(({ kind }) => kind === 'repository')) return;
   const large = volumes.find(({ allocatedBytes }) => allocatedBytes > summedBytesMax);
   if (large === undefined) return;
   throw new StorageError(
