@@ -172,8 +172,8 @@ void t.test('what cannot be backed up is refused before anything is touched', as
     await refused('unknown-key', { polices: {} }, 'CONFIG_INVALID');
     await refused('wrong-policy', { policies: { default: { storages: ['nowhere'] } } }, 'CONFIG_INVALID');
     const vault = { kind: 'repository', url: 'file:///srv/vault', keyFile: '/etc/stillpoint/vault.key' };
-    const later = await TestAgent.install(lab, { name: 'later', storages: { vault } });
-    requireError(t, await later.backup(machine), 'CONFIG_NOT_AVAILABLE');
+    const keyless = await TestAgent.install(lab, { name: 'keyless', storages: { vault } });
+    requireError(t, await keyless.backup(machine), 'STORAGE_UNREACHABLE');
     const malformed = await TestAgent.install(lab, { name: 'malformed' });
     await lab.run('tee', [malformed.setup.configFile], { input: 'agent: [\n' });
     requireError(t, await malformed.backup(machine), 'CONFIG_INVALID');
