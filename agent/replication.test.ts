@@ -4,8 +4,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
+import type { VolumeSource } from '../common/volumeSource.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { StorageError } from '../storage/errors.ts';
 import { copiedVolume, placeFor, someVolume, store } from '../storage/repositoryStorage/fixture.ts';
+import type { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { copyBackup, type CopyOptions, planReplication } from './replication.ts';
 
@@ -22,8 +25,8 @@ async function replicateAll(
   options: CopyOptions,
 ): Promise<readonly BackupEntry[]> {
   const copies: BackupEntry[] = [];
-  for (const entry of await planReplication({ machines: [], from, to, older: false }))
-    copies.push(await copyBackup(from, to, entry, options));
+  for (const planned of await planReplication({ machines: [], from, to, older: false }))
+    copies.push(await copyBackup(from, to, planned, options));
   return copies;
 }
 
@@ -74,6 +77,28 @@ void t.test(
   },
 );
 
+/** Counts what is read of volumes and files. */
+function countingReads(storage: RepositoryStorage): {
+  readonly storage: Storage;
+  readonly readBytes: () => number;
+} {
+  let readBytes = 0;
+  const open = storage.open.bind(storage);
+  storage.open = async (artifact) => {
+    const { source, changesSince } = await open(artifact);
+    const readInto: VolumeSource['readInto'] = (target, offsetBytes, signal) => {
+      readBytes += target.length;
+      return source.readInto(target, offsetBytes, signal);
+    };
+    const { virtualSizeBytes } = source;
+    return {
+      changesSince,
+      source: { virtualSizeBytes, extents: (signal) => source.extents(signal), readInto },
+    };
+  };
+  return { storage, readBytes: () => readBytes };
+}
+
 void t.test('of a volume that a repository has copied before, only what differs is read', async (t) => {
   const first = await placeFor(t);
   const second = await placeFor(t, 'second', first.directory);
@@ -84,11 +109,37 @@ void t.test('of a volume that a repository has copied before, only what differs 
   const after = Buffer.from(before);
   after.fill(7, 0, 4096);
   await store(first, after, { time: '2026-11-22T11:00:00.000Z' });
-  // What both have needs not be there any more: it would be noticed if it were read.
   const opened = await first.other().open({ path: 'v', sha256: await rootOf(first.storage, 1) });
   const changes = await opened.changesSince(await rootOf(first.storage, 0));
   t.same(changes, [{ offsetBytes: 0, lengthBytes: 65_536, zero: false }]);
-  const [copy] = await replicateAll(first.other(), second.other(), options);
+  const counting = countingReads(first.other());
+  const [copy] = await replicateAll(counting.storage, second.other(), options);
+  if (copy === undefined) throw new Error('nothing was copied');
+  const othersBytes = (copy.manifest?.memory?.sizeBytes ?? 0) + 3 * '<domain/>'.length;
+  t.equal(counting.readBytes(), 65_536 + othersBytes, 'one chunk of the volume');
+  t.ok((await copiedVolume(second, second.other(), copy)).equals(after));
+});
+
+void t.test('where what it differs from is damaged, all of a volume is read', async (t) => {
+  const first = await placeFor(t);
+  const second = await placeFor(t, 'second', first.directory);
+  const options = await optionsFor(t);
+  await store(first, someVolume(), { time: '2026-11-22T10:00:00.000Z' });
+  await replicateAll(first.storage, second.storage, options);
+  const root = await rootOf(first.storage, 0);
+  const after = someVolume();
+  await store(first, after, { time: '2026-11-22T11:00:00.000Z' });
+  const from = first.other();
+  const open = from.open.bind(from);
+  from.open = async (artifact) => {
+    const { source } = await open(artifact);
+    const damaged = new StorageError('BACKUP_DAMAGED', 'its root is gone');
+    return {
+      source,
+      changesSince: (sha256) => Promise.reject(sha256 === root ? damaged : new Error('another')),
+    };
+  };
+  const [copy] = await replicateAll(from, second.other(), options);
   if (copy === undefined) throw new Error('nothing was copied');
   t.ok((await copiedVolume(second, second.other(), copy)).equals(after));
 });
@@ -118,7 +169,7 @@ void t.test(
     await execa('qemu-io', ['-c', 'write -P 9 0 4k', file]);
     const [entry] = await plain.list();
     if (entry === undefined) throw new Error('it was not copied');
-    await t.rejects(copyBackup(plain, target.storage, entry, options), {
+    await t.rejects(copyBackup(plain, target.storage, { entry, parent: null }, options), {
       code: 'BACKUP_DAMAGED',
       hint: /verify/,
     });
@@ -156,5 +207,7 @@ void t.test('a backup that was deleted there does not come back', async (t) => {
   const [copy] = await replicateAll(first.storage, second.storage, options);
   if (copy === undefined) throw new Error('nothing was copied');
   await second.storage.delete(copy);
-  await t.rejects(copyBackup(first.storage, second.storage, entry, options), { code: 'BACKUP_FENCED' });
+  await t.rejects(copyBackup(first.storage, second.storage, { entry, parent: null }, options), {
+    code: 'BACKUP_FENCED',
+  });
 });

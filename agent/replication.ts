@@ -1,16 +1,20 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FileDigest } from '../common/copy.ts';
-import type { Ownership } from '../common/files.ts';
-import { StorageError } from '../storage/errors.ts';
+import { StorageError, type StorageErrorCode } from '../storage/errors.ts';
 import type { Manifest, ManifestVolume } from '../storage/manifest.ts';
-import type { BackupEntry, BackupWriter, OpenArtifact, Storage, StoredFile } from '../storage/storage.ts';
-import { ImageExport } from './snapshot/imageExport.ts';
+import type {
+  AddOptions,
+  BackupEntry,
+  BackupWriter,
+  Increment,
+  OpenArtifact,
+  Storage,
+  StoredFile,
+} from '../storage/storage.ts';
+import { secretOwnership } from './retain/retainRead.ts';
+import { answerMs, ImageExport } from './snapshot/imageExport.ts';
 import { makeRunDirectory } from './snapshot/runDirectory.ts';
-
-/** A server that gives no sign of life for so long counts as dead. */
-const answerMs = 120_000;
-const secretOwnership: Ownership = { uid: 0, gid: 0, mode: 0o600 };
 
 /** What is to be copied, and where to. */
 export interface ReplicationRequest {
@@ -29,9 +33,16 @@ export interface CopyOptions {
   onProgress(what: string, doneBytes: number): void;
 }
 
+/** One backup that is to be copied. */
+export interface PlannedCopy {
+  readonly entry: BackupEntry;
+  /** The newest before it, of the same machine, that the other storage has, or has by then. */
+  readonly parent: Manifest | null;
+}
+
 /**
- * The backups that a copy would bring, oldest first: good ones that the other storage does not have, and of each machine
- * those that are newer than the newest one there.
+ * What a copy would bring, oldest first: good backups that the other storage does not have, and of each machine those
+ * that are newer than the newest one there.
  * @throws StorageError, RepositoryError
  */
 export async function planReplication({
@@ -39,18 +50,25 @@ export async function planReplication({
   from,
   to,
   older,
-}: ReplicationRequest): Promise<readonly BackupEntry[]> {
+}: ReplicationRequest): Promise<readonly PlannedCopy[]> {
   const there = await to.list();
-  const ids = new Set(there.map(({ id }) => id));
+  const has = new Set(there.flatMap(({ id, state }) => (state === 'Active' ? (id ?? []) : [])));
+  const taken = new Set(there.map(({ id }) => id));
   const newest = new Map<string | null, string>();
   for (const { machine, pointInTime } of there) newest.set(machine.uuid, pointInTime);
-  return (await from.list()).filter(
-    ({ id, machine, pointInTime, state }) =>
-      state === 'Active' &&
-      !ids.has(id) &&
+  const parents = new Map<string | null, Manifest>();
+  const plan: PlannedCopy[] = [];
+  for (const entry of await from.list()) {
+    const { id, machine, manifest, pointInTime, state } = entry;
+    if (state !== 'Active' || id === null || manifest === null) continue;
+    const isWanted =
+      !taken.has(id) &&
       (machines.length === 0 || machines.includes(machine.name) || machines.includes(machine.uuid ?? '')) &&
-      (older || pointInTime > (newest.get(machine.uuid) ?? '')),
-  );
+      (older || pointInTime > (newest.get(machine.uuid) ?? ''));
+    if (isWanted) plan.push({ entry, parent: parents.get(machine.uuid) ?? null });
+    if (isWanted || has.has(id)) parents.set(machine.uuid, manifest);
+  }
+  return plan;
 }
 
 /**
@@ -63,7 +81,7 @@ export async function planReplication({
 export async function copyBackup(
   from: Storage,
   to: Storage,
-  entry: BackupEntry,
+  { entry, parent }: PlannedCopy,
   options: CopyOptions,
 ): Promise<BackupEntry> {
   const { manifest } = entry;
@@ -73,7 +91,6 @@ export async function copyBackup(
   // Nobody else compares files while they are served. A repository compares all that it hands out.
   if (from.kind === 'directory') await requireWhole(from, entry, options);
   const writer = await to.begin({ jobId: manifest.id, backupId: manifest.id, machine: manifest.machine });
-  const parent = from.kind === 'repository' ? await commonParent(from, to, entry) : null;
   const copy = new Copy(from, writer, entry.directory, {
     ...options,
     runDirectory: join(options.runDirectory, manifest.id),
@@ -85,15 +102,11 @@ export async function copyBackup(
     const read = { read: 'full', reason: `copied from storage ${from.name}` } as const;
     volumes.push({ ...kept, ...read, storedBytes: stored.sizeBytes, sha256: stored.sha256 });
   }
-  const file = (name: string, sha256: string): Promise<FileDigest> =>
-    copy.file({ path: join(entry.directory, name), sizeBytes: 0, sha256 }, name);
-  const memory = manifest.memory && {
-    ...manifest.memory,
-    ...(await file(manifest.memory.file, manifest.memory.sha256)),
-  };
-  const { sha256 } = await file(manifest.definition.file, manifest.definition.sha256);
+  const memory = manifest.memory && { ...manifest.memory, ...(await copy.file(manifest.memory)) };
+  // It is small; its manifest does not say how small.
+  const { sha256 } = await copy.file({ ...manifest.definition, sizeBytes: 0 });
   const extras: Manifest['extras'] = [];
-  for (const extra of manifest.extras) extras.push({ ...extra, ...(await file(extra.file, extra.sha256)) });
+  for (const extra of manifest.extras) extras.push({ ...extra, ...(await copy.file(extra)) });
   await writer.flush({ signal: options.signal });
   const definition = { ...manifest.definition, sha256 };
   return writer.commit({
@@ -124,17 +137,27 @@ async function requireWhole(from: Storage, entry: BackupEntry, options: CopyOpti
   );
 }
 
-/** The newest backup before this one, of the same machine, that both storages have. */
-async function commonParent(from: Storage, to: Storage, entry: BackupEntry): Promise<Manifest | null> {
-  const { uuid } = entry.machine;
-  if (uuid === null) return null;
-  const there = new Set(
-    (await to.list({ machine: uuid })).map(({ id, state }) => (state === 'Active' ? id : null)),
-  );
-  const before = (await from.list({ machine: uuid })).filter(
-    ({ id, pointInTime, state }) => state === 'Active' && there.has(id) && pointInTime < entry.pointInTime,
-  );
-  return before.at(-1)?.manifest ?? null;
+/** What a volume differs from in its parent; `null` where that cannot be told, and all of it is to be read. */
+async function incrementOf(
+  opened: OpenArtifact,
+  { target, virtualSizeBytes }: ManifestVolume,
+  parent: Manifest | null,
+): Promise<Increment | null> {
+  const before = parent?.volumes.find((volume) => volume.target === target);
+  if (parent === null || before === undefined) return null;
+  if (before.encrypted === true || before.virtualSizeBytes !== virtualSizeBytes) return null;
+  try {
+    const changes = await opened.changesSince(before.sha256);
+    return { parent: { backupId: parent.id, target }, changes };
+  } catch (error) {
+    // The parent's damage is not this volume's.
+    if (!isUnusable(error, 'BACKUP_DAMAGED')) throw error;
+    return null;
+  }
+}
+
+function isUnusable(error: unknown, code: StorageErrorCode): boolean {
+  return error instanceof StorageError && error.code === code;
 }
 
 /** The files of one backup on their way. */
@@ -171,29 +194,23 @@ class Copy {
         await rm(directory, { recursive: true, force: true });
       }
     }
-    const before = parent?.volumes.find((one) => one.target === target && one.encrypted !== true);
-    if (parent !== null && before !== undefined && before.virtualSizeBytes === volume.virtualSizeBytes) {
-      const increment = {
-        parent: { backupId: parent.id, target },
-        changes: await opened.changesSince(before.sha256),
-      };
-      try {
-        return await this.#writer.addIncrement(opened.source, increment, file, how);
-      } catch (error) {
-        if (!(error instanceof StorageError) || error.code !== 'PARENT_UNUSABLE') throw error;
-      }
+    const increment = await incrementOf(opened, volume, parent);
+    if (increment === null) return this.#writer.addVolume(opened.source, file, how);
+    try {
+      return await this.#writer.addIncrement(opened.source, increment, file, how);
+    } catch (error) {
+      if (!isUnusable(error, 'PARENT_UNUSABLE')) throw error;
+      return this.#writer.addVolume(opened.source, file, how);
     }
-    return this.#writer.addVolume(opened.source, file, how);
   }
 
   /** Definition, memory state and the like. */
-  async file(artifact: StoredFile, name: string): Promise<FileDigest> {
-    const how = {
-      signal: this.#options.signal,
-      ownership: secretOwnership,
-      onProgress: this.#progressOf(name),
-    };
-    return this.#opaque(artifact, await this.#from.open(artifact), name, how);
+  async file(stored: Omit<StoredFile, 'path'> & { readonly file: string }): Promise<FileDigest> {
+    const { file, sizeBytes, sha256 } = stored;
+    const { signal } = this.#options;
+    const how = { signal, ownership: secretOwnership, onProgress: this.#progressOf(file) };
+    const artifact = { path: join(this.#directory, file), sizeBytes, sha256 };
+    return this.#opaque(artifact, await this.#from.open(artifact), file, how);
   }
 
   /** What is copied as it stands. */
@@ -201,7 +218,7 @@ class Copy {
     artifact: StoredFile,
     opened: OpenArtifact | null,
     name: string,
-    how: Parameters<BackupWriter['addByCopy']>[2],
+    how: AddOptions,
     as: 'opaque volume' | 'file' = 'file',
   ): Promise<FileDigest> {
     if (opened === null) return this.#writer.addByCopy(artifact.path, name, how);
@@ -210,7 +227,7 @@ class Copy {
     if (await this.#writer.has(name)) return this.#writer.addByCopy(join(directory, name), name, how);
     const whole = join(directory, `.${name}.tmp`);
     await rm(whole, { force: true });
-    await this.#from.copyOut(artifact, whole, { as, signal: this.#options.signal });
+    await this.#from.copyOut(artifact, whole, { as, signal: how.signal, onProgress: how.onProgress });
     return this.#writer.addByRename(whole, name, how);
   }
 

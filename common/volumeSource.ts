@@ -20,3 +20,10 @@ export interface VolumeSource {
    */
   readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void>;
 }
+
+/** What a volume holds that is not known to be zeros. */
+export async function dataBytesOf(source: VolumeSource, signal?: AbortSignal): Promise<number> {
+  let sum = 0;
+  for (const { zero, lengthBytes } of await source.extents(signal)) if (!zero) sum += lengthBytes;
+  return sum;
+}

@@ -14,7 +14,7 @@ import { describeBackup } from '../retain/manifest.ts';
 import { namesFor, orderStorages, type Retained, retainInto } from '../retain/retain.ts';
 import type { OpenVolume } from '../retain/retainVolume.ts';
 import { guardMachine, readOwnerSettings, unguardMachine } from '../snapshot/guard.ts';
-import { ImageExport } from '../snapshot/imageExport.ts';
+import { answerMs, ImageExport } from '../snapshot/imageExport.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { makeRunDirectory } from '../snapshot/runDirectory.ts';
 import { removeStateFile } from '../snapshot/stateFile.ts';
@@ -25,9 +25,6 @@ import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
 import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
-
-/** A server that gives no sign of life for so long counts as dead. */
-const answerMs = 120_000;
 
 export interface LaterStepDependencies {
   readonly hypervisor: Hypervisor;

@@ -19,7 +19,7 @@ import type { ChangingVolume } from '../retain/retainVolume.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { readOwnerSettings } from '../snapshot/guard.ts';
 import { watchConvergence } from '../snapshot/converge.ts';
-import { ImageExport, storedDirtyContextOf } from '../snapshot/imageExport.ts';
+import { answerMs, ImageExport, storedDirtyContextOf } from '../snapshot/imageExport.ts';
 import {
   correctState,
   frozenMarks,
@@ -44,8 +44,6 @@ import { takeTogether } from './liveTogether.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
-/** An image that is read is local: slower than this only a hanging file system is. */
-const answerMs = 120_000;
 /** The event of a pause's end may come after the answer to the call. */
 const pauseEventMs = 2_000;
 export interface LiveStepDependencies {

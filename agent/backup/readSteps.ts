@@ -18,7 +18,7 @@ import { definitionFileOf, namesFor } from '../retain/retain.ts';
 import { copyTpmState, gatherExtras } from '../snapshot/extras.ts';
 import { retainRead, type RetainedChanges } from '../retain/retainRead.ts';
 import type { ChangingVolume } from '../retain/retainVolume.ts';
-import { ImageExport } from '../snapshot/imageExport.ts';
+import { answerMs, ImageExport } from '../snapshot/imageExport.ts';
 import { whyExportWasLost } from '../snapshot/lostExport.ts';
 import { OfflineWatch } from '../snapshot/offlineWatch.ts';
 import { templateDefinition } from '../snapshot/planTemplate.ts';
@@ -37,8 +37,6 @@ import type { ReadFacts } from './readFacts.ts';
 import { planReading } from './readPlanning.ts';
 import { beginTogether } from './togetherBegin.ts';
 
-/** QEMU answers a read slower than this only when its storage hangs. */
-const answerMs = 120_000;
 /** How often somebody who waits for the other machines of a group looks whether he is cancelled. */
 const cancelLookMs = 200;
 

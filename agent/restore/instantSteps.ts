@@ -12,13 +12,11 @@ import type { Step, StepContext } from '../jobs/step.ts';
 import { firstGap, headerState } from '../merge/completeness.ts';
 import { flushVolumes } from '../merge/flush.ts';
 import { streamVolumes } from '../merge/stream.ts';
+import { answerMs } from '../snapshot/imageExport.ts';
 import { RestoreError } from './errors.ts';
 import { pullPlan, servedVolumes } from './instantPlan.ts';
 import type { RestoredVolume, RestoreFacts, RestorePlan } from './plan.ts';
 import { endServer, ensureServed } from './served.ts';
-
-/** A server that gives no sign of life for so long counts as dead. */
-const answerMs = 120_000;
 
 type Context = StepContext<RestoreFacts>;
 

@@ -8,6 +8,9 @@ import { NbdVolume } from '../../nbd/volume.ts';
 import { SnapshotError } from './errors.ts';
 import type { ReadVolume } from './readPlan.ts';
 
+/** QEMU, `qemu-nbd` and a server of ours answer a read slower than this only when what they read from hangs. */
+export const answerMs = 120_000;
+
 /** `qemu-nbd` opens an image, also a long chain, faster than this. */
 const openMs = 30_000;
 const retryMs = 20;

@@ -20,7 +20,8 @@ export const replicate: RunVerb = (cli, machines, options) => {
     const plan = await planReplication({ machines, ...storages, older: options.flag('older') });
     if (plan.length === 0) terminal.remark(`${to} has every backup that it should get from ${from}`);
     if (options.flag('dryRun')) {
-      for (const { id, machine, pointInTime } of plan)
+      for (const { entry } of plan) {
+        const { id, machine, pointInTime } = entry;
         if (terminal.json) terminal.object({ id, machine, pointInTime, state: 'planned' });
         else
           terminal.out(
@@ -28,20 +29,21 @@ export const replicate: RunVerb = (cli, machines, options) => {
             styled('bold', machine.name),
             ` at ${pointInTime}, id ${shortId(id ?? '')}`,
           );
+      }
       return 0;
     }
     const codes: ExitCode[] = [];
     const runDirectory = dirname(agent.parts.config.agent.socket);
-    for (const [index, entry] of plan.entries()) {
+    for (const [index, planned] of plan.entries()) {
       const { signal } = interruption;
       if (signal.aborted) break;
-      const { id, machine, pointInTime } = entry;
+      const { id, machine, pointInTime } = planned.entry;
       try {
         const onProgress = (what: string, doneBytes: number): void =>
           terminal.live([
             [`${index + 1}/${plan.length} ${machine.name} ${pointInTime}: ${what} ${formatBytes(doneBytes)}`],
           ]);
-        const copy = await copyBackup(storages.from, storages.to, entry, {
+        const copy = await copyBackup(storages.from, storages.to, planned, {
           signal,
           runDirectory,
           onProgress,

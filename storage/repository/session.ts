@@ -173,10 +173,12 @@ export class RepositorySession implements ChunkSink {
   }
 
   /** Whether everything that a stream refers to can be reused: it is there, and in no pack that was found damaged. */
-  async holds(content: ContentReference, options: CallOptions = {}): Promise<boolean> {
+  async holds(content: ContentReference, options: CommitOptions = {}): Promise<boolean> {
     const reader = new ChunkReader(this.#context, this.#index);
-    for await (const { id } of referencedChunks(reader, content, options))
+    for await (const { id } of referencedChunks(reader, content, options)) {
+      options.onLook?.();
       if (!(await this.#has(id, options))) return false;
+    }
     return true;
   }
 

@@ -2,10 +2,11 @@ import { createHash } from 'node:crypto';
 import { type FileHandle, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { fsyncDirectory } from '../../common/files.ts';
-import type { VolumeSource } from '../../common/volumeSource.ts';
+import { dataBytesOf, type VolumeSource } from '../../common/volumeSource.ts';
 import { writeQcow2 } from '../directory/qcow2Writer.ts';
 import { SourceFailure } from '../directory/sourceReader.ts';
 import type { CopiedOut, CopyOutOptions } from '../storage.ts';
+import { MeteredSource } from './meteredSource.ts';
 
 const pieceBytes = 4 * 1024 * 1024;
 const qcow2Magic = Buffer.from('QFI\u00fb', 'latin1');
@@ -13,13 +14,25 @@ const qcow2Magic = Buffer.from('QFI\u00fb', 'latin1');
 /**
  * Writes a stream to a new file, which is on the disk then; what is zeros becomes holes. Removes its own unfinished
  * file.
+ * @param sizeBytes of the artifact, as whoever watches the progress knows it
  * @throws the source's own error, the system's, or the reason of the signal
  */
-export async function copyOut(stream: VolumeSource, to: string, options: CopyOutOptions): Promise<CopiedOut> {
+export async function copyOut(
+  stream: VolumeSource,
+  sizeBytes: number,
+  to: string,
+  { as, signal, onProgress }: CopyOutOptions,
+): Promise<CopiedOut> {
   try {
-    const copied = (await isGuestView(stream, options))
-      ? await asQcow2(stream, to, options)
-      : await asFile(stream, to, options);
+    const dataBytes = await dataBytesOf(stream, signal);
+    // Who watches must not take it for read before it is, nor wait for what is not read because it is zeros.
+    const tell = (doneBytes: number): void =>
+      onProgress?.(doneBytes >= dataBytes ? sizeBytes : Math.min(doneBytes, sizeBytes - 1));
+    const counted = new MeteredSource(stream, { onProgress: tell });
+    if (dataBytes === 0) tell(0);
+    const copied = (await isGuestView(stream, as, signal))
+      ? await asQcow2(counted, to, signal)
+      : await asFile(counted, to, signal);
     await fsyncDirectory(dirname(to));
     return copied;
   } catch (error) {
@@ -32,7 +45,11 @@ export async function copyOut(stream: VolumeSource, to: string, options: CopyOut
  * What is to become a qcow2 image around it. An opaque volume is an encrypted qcow2 image already, or a LUKS container,
  * which in a directory stands in a qcow2 image, too.
  */
-async function isGuestView(stream: VolumeSource, { as, signal }: CopyOutOptions): Promise<boolean> {
+async function isGuestView(
+  stream: VolumeSource,
+  as: CopyOutOptions['as'],
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
   if (as !== 'opaque volume') return as === 'volume';
   if (stream.virtualSizeBytes < qcow2Magic.length) return true;
   const magic = Buffer.alloc(qcow2Magic.length);
@@ -43,17 +60,13 @@ async function isGuestView(stream: VolumeSource, { as, signal }: CopyOutOptions)
 async function asQcow2(
   stream: VolumeSource,
   to: string,
-  { signal, onProgress }: CopyOutOptions,
+  signal: AbortSignal | undefined,
 ): Promise<CopiedOut> {
-  const { sha256 } = await writeQcow2(stream, to, { signal, onProgress });
+  const { sha256 } = await writeQcow2(stream, to, { signal });
   return { sha256, digest: 'chunks', isShared: false };
 }
 
-async function asFile(
-  stream: VolumeSource,
-  to: string,
-  { signal, onProgress }: CopyOutOptions,
-): Promise<CopiedOut> {
+async function asFile(stream: VolumeSource, to: string, signal: AbortSignal | undefined): Promise<CopiedOut> {
   const hash = createHash('sha256');
   const file = await open(to, 'wx', 0o600);
   try {
@@ -70,7 +83,6 @@ async function asFile(
           await writeAll(file, piece, at);
         }
         hash.update(piece);
-        onProgress?.(at + piece.length);
       }
     }
     await file.datasync();

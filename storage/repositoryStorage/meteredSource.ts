@@ -8,7 +8,9 @@ export class MeteredSource implements VolumeSource {
   readonly #options: AddOptions;
   readonly #startedAt = performance.now();
   #extents: Promise<readonly Extent[]> | null = null;
-  #readBytes = 0;
+  /** Asked for, which the bandwidth is held to. */
+  #askedBytes = 0;
+  #doneBytes = 0;
 
   constructor(source: VolumeSource, options: AddOptions) {
     this.#source = source;
@@ -23,19 +25,13 @@ export class MeteredSource implements VolumeSource {
     return (this.#extents ??= this.#source.extents(signal));
   }
 
-  /** What it holds that is not known to be zeros. */
-  async dataBytes(signal?: AbortSignal): Promise<number> {
-    let sum = 0;
-    for (const { zero, lengthBytes } of await this.extents(signal)) if (!zero) sum += lengthBytes;
-    return sum;
-  }
-
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     const limit = this.#options.bandwidthBytesPerSecond ?? 0;
-    this.#readBytes += target.length;
-    const dueMs = limit <= 0 ? 0 : this.#startedAt + (this.#readBytes / limit) * 1000 - performance.now();
+    this.#askedBytes += target.length;
+    const dueMs = limit <= 0 ? 0 : this.#startedAt + (this.#askedBytes / limit) * 1000 - performance.now();
     if (dueMs >= 1) await sleep(dueMs, undefined, { signal });
     await this.#source.readInto(target, offsetBytes, signal);
-    this.#options.onProgress?.(this.#readBytes);
+    this.#doneBytes += target.length;
+    this.#options.onProgress?.(this.#doneBytes);
   }
 }

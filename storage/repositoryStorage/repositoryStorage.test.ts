@@ -32,7 +32,7 @@ void t.test('a backup comes out of a repository as it went in, also for another 
   t.same(found.manifest, entry.manifest);
   t.match(found, { id: entry.id, storage: 'vault', state: 'Active', protected: false, machine });
   t.match(found.manifest, {
-    volumes: [{ storedBytes: 1_048_576, owner, source: '/images/web.qcow2' }],
+    volumes: [{ storedBytes: 17 * 65_536, owner, source: '/images/web.qcow2' }],
     definition: { autostart: true },
     extras: [
       { kind: 'nvram', source: '/nvram/web', sizeBytes: 9 },
@@ -57,6 +57,29 @@ void t.test('a backup comes out of a repository as it went in, also for another 
       { kind: 'network' },
     ],
   });
+});
+
+void t.test('who copies an artifact out is told its size when all is read, and not before', async (t) => {
+  const place = await placeFor(t);
+  const { entry } = await store(place, someVolume());
+  const { volumes = [], memory } = entry.manifest ?? {};
+  const artifacts = [
+    { as: 'volume', sizeBytes: volumes[0]?.storedBytes ?? 0, sha256: volumes[0]?.sha256 ?? '' },
+    { as: 'file', sizeBytes: memory?.sizeBytes ?? 0, sha256: memory?.sha256 ?? '' },
+    // As one whose manifest says less than there is.
+    { as: 'volume', sizeBytes: 10, sha256: volumes[0]?.sha256 ?? '' },
+  ] as const;
+  for (const { as, ...artifact } of artifacts) {
+    const told: number[] = [];
+    const to = join(place.directory, newId());
+    const onProgress = (bytes: number): void => void told.push(bytes);
+    await place.storage.copyOut({ path: 'a', ...artifact }, to, { as, onProgress });
+    t.equal(told.at(-1), artifact.sizeBytes);
+    t.ok(
+      told.slice(0, -1).every((bytes) => bytes < artifact.sizeBytes),
+      String(told),
+    );
+  }
 });
 
 void t.test('what another process has stored and not committed is committed by this one', async (t) => {

@@ -216,7 +216,7 @@ export class RepositoryStorage implements Storage {
   }
 
   async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
-    return this.#reading(artifact, options, async (stream) => copyOut(stream, to, options));
+    return this.#reading(artifact, options, (stream) => copyOut(stream, artifact.sizeBytes, to, options));
   }
 
   open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact> {

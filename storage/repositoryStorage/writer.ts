@@ -1,9 +1,10 @@
 import type { FileDigest } from '../../common/copy.ts';
 import { messageOf } from '../../common/errors.ts';
-import type { VolumeSource } from '../../common/volumeSource.ts';
+import { dataBytesOf, type VolumeSource } from '../../common/volumeSource.ts';
 import { StorageError } from '../errors.ts';
 import type { Manifest } from '../manifest.ts';
 import type { AddOptions, BackupEntry, BackupWriter, Increment } from '../storage.ts';
+import type { ContentReference } from '../repository/backupManifest.ts';
 import { readManifest } from '../repository/backups.ts';
 import { RepositoryError } from '../repository/errors.ts';
 import { FileSource } from './fileSource.ts';
@@ -70,14 +71,14 @@ export class RepositoryBackupWriter implements BackupWriter {
     const { signal } = options;
     const metered = new MeteredSource(source, options);
     const { root } = await writeStream(metered, this.#session, { chunkSizeBytes, signal, increment });
-    return { sizeBytes: await metered.dataBytes(signal), sha256: root };
+    return { sizeBytes: await dataBytesOf(metered, signal), sha256: root };
   }
 
   /** @throws StorageError PARENT_UNUSABLE */
   async #parentOf(
     { backupId, target }: Increment['parent'],
     sizeBytes: number,
-    { signal }: AddOptions,
+    { signal, onProgress }: AddOptions,
   ): Promise<StreamReader> {
     const unusable = (why: string, cause?: unknown): StorageError =>
       new StorageError('PARENT_UNUSABLE', `${target} of backup ${backupId} cannot be built on: ${why}`, {
@@ -91,10 +92,8 @@ export class RepositoryBackupWriter implements BackupWriter {
       if (content.chunkSizeBytes !== this.#repository.config.chunkSizeBytes)
         throw unusable('it has chunks of another size');
       const stream = await this.#repository.openStream(content, { signal });
-      // Every page, now: what is shared with the parent is never looked at again before the commit.
-      await stream.extents(signal);
       // Nobody reads its data again: an increment would be as damaged as its parent.
-      if (!(await this.#session.holds(content, { signal })))
+      if (!(await this.#session.holds(content, { signal, onLook: () => onProgress?.(0) })))
         throw unusable('some of its data is damaged or gone');
       return stream;
     } catch (error) {
@@ -110,8 +109,16 @@ export class RepositoryBackupWriter implements BackupWriter {
   async commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry> {
     await this.#session.flush();
     const described = await toBackupManifest(manifest, (root) => this.#repository.contentOf(root));
+    for (const volume of described.volumes)
+      volume.storedBytes = await this.#storedBytes(volume.content, onProgress);
     await this.#session.commit(described, { onLook: onProgress });
     return this.#entryOf(manifest.id);
+  }
+
+  /** What a restore writes: of a chunk that is not all zeros, all of it. */
+  async #storedBytes(content: ContentReference, onProgress?: () => void): Promise<number> {
+    onProgress?.();
+    return dataBytesOf(await this.#repository.openStream(content));
   }
 
   async abandon(): Promise<void> {
