@@ -1,4 +1,4 @@
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { newId } from '../common/ids.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
@@ -168,7 +168,7 @@ export class Agent {
     if (request.storage !== undefined) this.storage(request.storage);
     const entry = await this.backups.find(request.backup, request.storage);
     const storage = this.storage(entry.storage);
-    const config = storage.kind === 'directory' ? null : this.parts.configPath;
+    const config = storage.kind === 'directory' ? null : resolve(this.parts.configPath);
     return planRestore(this.parts.hypervisor, entry, request, { stored: storage, config, runDirectory });
   }
 
@@ -201,7 +201,7 @@ export class Agent {
     return planBoot(entry, {
       ...request,
       stored,
-      config: stored.kind === 'directory' ? null : this.parts.configPath,
+      config: stored.kind === 'directory' ? null : resolve(this.parts.configPath),
       runDirectory,
       workDirectory: this.parts.bootDirectory ?? bootDirectory,
     });

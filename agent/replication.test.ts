@@ -4,7 +4,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import type { VolumeSource } from '../common/volumeSource.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import { StorageError } from '../storage/errors.ts';
 import { copiedVolume, placeFor, someVolume, store } from '../storage/repositoryStorage/fixture.ts';
@@ -85,14 +84,15 @@ function countingReads(storage: RepositoryStorage): {
   let readBytes = 0;
   const open = storage.open.bind(storage);
   storage.open = async (artifact) => {
-    const { source, changesSince } = await open(artifact);
-    const readInto: VolumeSource['readInto'] = (target, offsetBytes, signal) => {
+    const opened = await open(artifact);
+    const { source } = opened;
+    const readInto = (target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> => {
       readBytes += target.length;
       return source.readInto(target, offsetBytes, signal);
     };
     const { virtualSizeBytes } = source;
     return {
-      changesSince,
+      changesSince: (sha256) => opened.changesSince(sha256),
       source: { virtualSizeBytes, extents: (signal) => source.extents(signal), readInto },
     };
   };

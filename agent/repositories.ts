@@ -2,6 +2,8 @@ import { rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { exists, freeBytes } from '../common/files.ts';
 import type { Config } from '../config/schema.ts';
+import type { Backend } from '../storage/backends/backend.ts';
+import { DeadlineBackend } from '../storage/backends/deadlineBackend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { listBackups } from '../storage/repository/backups.ts';
 import { contentsOf } from '../storage/repository/backupManifest.ts';
@@ -16,7 +18,7 @@ import { RepositoryError } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
-import { backendOf, openRepository, pathOf, type RepositoryConfig } from './storages.ts';
+import { backendOf, pathOf, type RepositoryConfig } from './storages.ts';
 
 /** A repository that was made. */
 export interface MadeRepository {
@@ -52,6 +54,11 @@ export interface RepositoryUsage {
   readonly openSessions: number;
 }
 
+/** A mount whose server is gone must not hold a command for ever, which could not even be interrupted. */
+function patient(name: string, backend: Backend, { stallSeconds }: RepositoryConfig): Backend {
+  return new DeadlineBackend(name, backend, stallSeconds * 1000);
+}
+
 /** The storages of a host that are repositories: making them, looking at them, keeping them in order. */
 export class Repositories {
   readonly #config: Config;
@@ -68,8 +75,9 @@ export class Repositories {
    */
   async init(name: string, options: { readonly recoveryKey: boolean }): Promise<MadeRepository> {
     const settings = this.#settings(name);
-    const backend = await backendOf(settings);
-    if (backend instanceof FileBackend) await backend.prepare();
+    const place = await backendOf(settings);
+    if (place instanceof FileBackend) await place.prepare();
+    const backend = patient(name, place, settings);
     const { keyFile } = settings;
     const made = (await exists(keyFile)) ? null : await makeKeyFile(keyFile);
     const createdAt = new Date().toISOString();
@@ -198,7 +206,7 @@ export class Repositories {
   async recover(name: string, typed: string): Promise<void> {
     const settings = this.#settings(name);
     const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
-    const repository = await Repository.open(await backendOf(settings), secret);
+    const repository = await Repository.open(patient(name, await backendOf(settings), settings), secret);
     const { keyFile } = settings;
     const file = (await makeKeyFile(keyFile)) ?? (await readKeyFile(keyFile));
     const createdAt = new Date().toISOString();
@@ -221,7 +229,8 @@ export class Repositories {
     name: string,
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
-    return { repository: await openRepository(settings), settings };
+    const backend = patient(name, await backendOf(settings), settings);
+    return { repository: await Repository.open(backend, await readKeyFile(settings.keyFile)), settings };
   }
 
   /** @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_UNSUITABLE */

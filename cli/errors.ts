@@ -19,3 +19,12 @@ export class CliError extends StillpointError<CliErrorCode> {
     super(message, { code, hint });
   }
 }
+
+/** The error that is told. What a signal to us has cut short, where that is no job, rejects with the signal's abort. */
+export function asTold(error: unknown): unknown {
+  if (!(error instanceof Error) || error.name !== 'AbortError') return error;
+  return new CliError(
+    'INTERRUPTED',
+    'the command was interrupted: what it had begun goes on with the same command',
+  );
+}

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { defaultConfigPath } from './defaults.ts';
 import type { Cli } from './cli.ts';
-import { CliError } from './errors.ts';
+import { asTold, CliError } from './errors.ts';
 import { exitCodeOf, type ExitCode } from './exitCodes.ts';
 import type { Options } from './options.ts';
 import { parseCommandLine } from './program.ts';
@@ -37,23 +37,11 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
     terminal = terminalFor(globals.flag('json'), globals.flag('quiet'), globals.flag('color'));
     return await run(cliFor(globals, terminal), args, options);
   } catch (thrown) {
-    const error = isAbort(thrown) ? interrupted() : thrown;
+    const error = asTold(thrown);
     terminal.live([]);
     terminal.error(error);
     return exitCodeOf(errorRecord(error).code);
   }
-}
-
-/** What a signal of ours cut short, where that is no job. */
-function isAbort(error: unknown): boolean {
-  return error instanceof Error && error.name === 'AbortError';
-}
-
-function interrupted(): CliError {
-  return new CliError(
-    'INTERRUPTED',
-    'the command was interrupted: it has changed nothing, or what it began goes on with the same command',
-  );
 }
 
 const lostOutput = outliveReaders([process.stdout, process.stderr]);

@@ -1,4 +1,5 @@
 import type { RunVerb } from './cli.ts';
+import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
 export interface VerbOption {
@@ -331,111 +332,7 @@ export const verbs: readonly Verb[] = [
     examples: ['release web-1'],
     load: async () => (await import('./commands/release.ts')).release,
   },
-  {
-    name: 'replicate',
-    arguments: '[MACHINE...]',
-    summary:
-      'copies backups from one storage to another that does not have them; only what is new there is sent',
-    changes: true,
-    options: [
-      { flags: '--from <name>', description: 'the storage that has them' },
-      { flags: '--to <name>', description: 'the storage that gets them' },
-      {
-        flags: '--older',
-        description: 'also those older than the newest one there, which may have been pruned there',
-      },
-      { flags: '-n, --dry-run', description: 'only say what would be copied' },
-    ],
-    examples: ['replicate --from local --to vault', 'replicate web-1 --from vault --to cloud --dry-run'],
-    load: async () => (await import('./commands/replicate.ts')).replicate,
-  },
-  {
-    name: 'storage list',
-    arguments: '',
-    summary: 'the storages of the configuration, and whether they can be used',
-    changes: false,
-    options: [],
-    examples: ['storage list'],
-    load: async () => (await import('./commands/storage.ts')).storageList,
-  },
-  {
-    name: 'storage init',
-    arguments: '<NAME>',
-    summary:
-      'makes the repository of a storage, its key file where there is none, and a recovery key to print',
-    changes: true,
-    options: [
-      {
-        flags: '--no-recovery-key',
-        description: 'only the key file opens it: who loses that has lost the backups',
-      },
-    ],
-    examples: ['storage init vault'],
-    load: async () => (await import('./commands/storageInit.ts')).storageInit,
-  },
-  {
-    name: 'storage show',
-    arguments: '<NAME>',
-    summary: 'what a repository holds: stored, referenced and shared bytes, and each machine',
-    changes: false,
-    options: [],
-    examples: ['storage show vault'],
-    load: async () => (await import('./commands/storageShow.ts')).storageShow,
-  },
-  {
-    name: 'storage gc',
-    arguments: '<NAME>',
-    summary: 'frees what no backup in a repository needs any more; others may go on writing',
-    changes: true,
-    options: [
-      {
-        flags: '--fence',
-        description:
-          'give up backups that were begun and not ended: their agents are dead, or fail when they commit',
-      },
-      {
-        flags: '--repack <percent>',
-        description: 'copy what is needed of packs of which less than this is needed (default: 50; 0: none)',
-      },
-    ],
-    examples: ['storage gc vault', 'storage gc vault --fence'],
-    load: async () => (await import('./commands/storageGc.ts')).storageGc,
-  },
-  {
-    name: 'storage check',
-    arguments: '<NAME>',
-    summary: 'checks a whole repository: every backup, and with --data every byte that one needs',
-    changes: true,
-    options: [
-      { flags: '-d, --data', description: 'read every byte and compare it' },
-      { flags: '--rebuild-index', description: 'make index objects for packs that none names' },
-    ],
-    examples: ['storage check vault', 'storage check vault --data'],
-    load: async () => (await import('./commands/storageCheck.ts')).storageCheck,
-  },
-  {
-    name: 'storage keys',
-    arguments: '<NAME>',
-    summary: 'what opens a repository; makes or removes a way into it',
-    changes: true,
-    options: [
-      { flags: '--add-recovery', description: 'make another recovery key, and print it once' },
-      { flags: '--add-file <path>', description: 'let another key file open it; made where there is none' },
-      {
-        flags: '--recover',
-        description:
-          'with the recovery key, asked for or read from stdin: make the key file anew, or let the one that is there open it',
-      },
-      { flags: '--remove <id>', description: 'this one opens it no more; never the last one' },
-    ],
-    examples: [
-      'storage keys vault',
-      'storage keys vault --add-recovery',
-      'storage keys vault --recover',
-      'storage keys vault --remove 1f0c2a4b5d6e7f80',
-    ],
-    load: async () => (await import('./commands/storageKeys.ts')).storageKeys,
-  },
+  ...storageVerbs,
   {
     name: 'repair-offline',
     arguments: '',

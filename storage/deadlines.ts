@@ -1,9 +1,9 @@
 import type { FileDigest } from '../common/copy.ts';
 import type { ReadOptions } from '../common/pieces.ts';
-import { noteHangingCall } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
+import { withDeadline } from './silence.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Manifest } from './manifest.ts';
 import type { Verification } from './verification.ts';
@@ -311,66 +311,4 @@ function answering(source: VolumeSource, alive: () => void): VolumeSource {
       alive();
     },
   };
-}
-
-/** The deadline of one operation, which every sign of progress puts off. */
-class Watch {
-  readonly expired: Promise<never>;
-  readonly #abort = new AbortController();
-  readonly #timer: NodeJS.Timeout;
-
-  constructor(silenceMs: number, error: () => StorageError) {
-    const { promise, reject } = Promise.withResolvers<never>();
-    this.expired = promise;
-    this.#timer = setTimeout(() => {
-      const reason = error();
-      this.#abort.abort(reason);
-      reject(reason);
-    }, silenceMs);
-  }
-
-  get isExpired(): boolean {
-    return this.#abort.signal.aborted;
-  }
-
-  alive(): void {
-    this.#timer.refresh();
-  }
-
-  signalWith(signal: AbortSignal | undefined): AbortSignal {
-    return signal === undefined ? this.#abort.signal : AbortSignal.any([signal, this.#abort.signal]);
-  }
-
-  stop(): void {
-    clearTimeout(this.#timer);
-  }
-}
-
-async function withDeadline<T>(
-  storage: { readonly name: string; readonly location: string },
-  what: string,
-  silenceMs: number,
-  operation: (watch: Watch) => Promise<T>,
-): Promise<T> {
-  const watch = new Watch(
-    silenceMs,
-    () =>
-      new StorageError(
-        'STORAGE_UNREACHABLE',
-        `storage ${storage.name} has not answered for ${Math.round(silenceMs / 1000)} s (${what})`,
-        {
-          hint: `findmnt -T ${storage.location}; a network mount whose server is gone hangs: bring it back, or umount -l it`,
-          retryable: true,
-        },
-      ),
-  );
-  const call = operation(watch);
-  try {
-    return await Promise.race([call, watch.expired]);
-  } catch (error) {
-    if (watch.isExpired) noteHangingCall(call);
-    throw error;
-  } finally {
-    watch.stop();
-  }
 }

@@ -285,6 +285,11 @@ export interface PartialBackup {
 export interface VerifyOptions {
   /** Read every byte and compare digests. */
   readonly data: boolean;
+  /**
+   * What was compared by calls before this one, in whatever terms the storage has; this one adds to it. Backups share
+   * data in some storages, and it needs to be read once only.
+   */
+  readonly compared?: Set<string> | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?:
     | ((done: { readonly bytesDone: number; readonly bytesTotal: number }) => void)

@@ -1,14 +1,17 @@
+import { z } from 'zod';
+
 /** What came of starting a backup in isolation; stored beside it, and no part of it. */
-export interface Verification {
-  /** RFC 3339. */
-  readonly at: string;
-  readonly ok: boolean;
-  readonly start: 'resume' | 'boot';
+export const verificationShape = z.strictObject({
+  at: z.iso.datetime({ precision: 3 }),
+  ok: z.boolean(),
+  start: z.enum(['resume', 'boot']),
   /** What was seen of the guest; `null`: nothing that proves that it works. */
-  readonly evidence: 'serial' | 'agent' | 'screen' | null;
+  evidence: z.enum(['serial', 'agent', 'screen']).nullable(),
   /** For people. */
-  readonly detail: string;
-  readonly durationMs: number;
+  detail: z.string(),
+  durationMs: z.number().nonnegative(),
   /** File beside it with what the screen showed at the end. */
-  readonly picture: string | null;
-}
+  picture: z.string().nullable(),
+});
+
+export type Verification = Readonly<z.infer<typeof verificationShape>>;

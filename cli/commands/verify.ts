@@ -1,6 +1,6 @@
 import type { Agent } from '../../agent/agent.ts';
 import { StillpointError } from '../../common/errors.ts';
-import type { BackupEntry, VerifyReport } from '../../storage/storage.ts';
+import type { BackupEntry, VerifyOptions, VerifyReport } from '../../storage/storage.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { OnUnreachable } from '../../agent/storedBackups.ts';
 import { backupOfEntry, findBackup, tellUnreachable } from '../backups.ts';
@@ -34,9 +34,12 @@ export const verify: RunVerb = (cli, references, options) => {
       : await copiesOf(cli, agent, references, unreachable.tell);
     if (entries.length === 0 && unreachable.code === 0) cli.terminal.remark('there are no backups');
     let damaged = 0;
+    const compared = new Map<string, Set<string>>();
     for (const entry of entries) {
       try {
-        const report = await verifyCopy(cli, agent, entry, data);
+        const known = compared.get(entry.storage) ?? new Set<string>();
+        compared.set(entry.storage, known);
+        const report = await verifyCopy(cli, agent, entry, { data, compared: known });
         if (!report.ok) damaged += 1;
       } catch (error) {
         if (!(error instanceof StillpointError)) throw error;
@@ -62,10 +65,16 @@ async function copiesOf(
   return [...entries.values()];
 }
 
-async function verifyCopy(cli: Cli, agent: Agent, entry: BackupEntry, data: boolean): Promise<VerifyReport> {
+async function verifyCopy(
+  cli: Cli,
+  agent: Agent,
+  entry: BackupEntry,
+  { data, compared }: Pick<VerifyOptions, 'data' | 'compared'>,
+): Promise<VerifyReport> {
   const { terminal } = cli;
   const report = await agent.storage(entry.storage).verify(entry, {
     data,
+    compared,
     onProgress: ({ bytesDone, bytesTotal }) => {
       terminal.live([
         [

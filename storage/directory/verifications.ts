@@ -4,21 +4,11 @@ import { z } from 'zod';
 import { copyFileDurable, openRegular } from '../../common/copy.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import { formatPointInTime } from '../../common/time.ts';
-import type { Verification } from '../verification.ts';
+import { type Verification, verificationShape } from '../verification.ts';
 
 const nameForm = /^verified-\d{8}T\d{6}\.\d{3}Z\.json$/;
 /** No honest file is larger; of a larger one only the beginning is read, which then is not valid. */
 const fileBytesMax = 64 * 1024;
-
-const verificationSchema = z.strictObject({
-  at: z.iso.datetime({ precision: 3 }),
-  ok: z.boolean(),
-  start: z.enum(['resume', 'boot']),
-  evidence: z.enum(['serial', 'agent', 'screen']).nullable(),
-  detail: z.string(),
-  durationMs: z.number().nonnegative(),
-  picture: z.string().nullable(),
-});
 
 /** Stores a verification beside a backup, with the picture that it names; returns it as it is stored. */
 export async function writeVerification(
@@ -30,7 +20,7 @@ export async function writeVerification(
   const picture = pictureFile === null ? null : `${name}${extname(pictureFile)}`;
   if (pictureFile !== null && picture !== null)
     await copyFileDurable({ from: pictureFile, to: join(directory, picture), mode: 0o600 });
-  const stored = verificationSchema.parse({ ...verification, picture });
+  const stored = verificationShape.parse({ ...verification, picture });
   await writeFileDurable(join(directory, `${name}.json`), `${JSON.stringify(stored, null, 2)}\n`);
   return stored;
 }
@@ -55,7 +45,7 @@ async function readOne(path: string): Promise<Verification> {
   try {
     const buffer = Buffer.alloc(fileBytesMax);
     const { bytesRead } = await file.read(buffer, 0, buffer.length, 0);
-    return verificationSchema.parse(JSON.parse(buffer.toString('utf8', 0, bytesRead)));
+    return verificationShape.parse(JSON.parse(buffer.toString('utf8', 0, bytesRead)));
   } finally {
     await file.close();
   }

@@ -70,35 +70,24 @@ export function hostName(id: string): string {
   return `${prefixes.hosts}${id}`;
 }
 
-/** Whether a backup is protected is said by numbered records. @param number from 1 on */
-export function protectionName(backupId: string, number: number): string {
-  return `${prefixes.protections}${backupId}/${String(number).padStart(8, '0')}`;
-}
+/** What is said of backups after their commit, by numbered records. */
+export type NumberedKind = 'protections' | 'verifications';
 
-/** What a record of a protection is about, or `null` when nothing of ours is called so. */
-export function protectionOf(name: string): NumberedRecord | null {
-  return recordOf(name, prefixes.protections);
-}
-
-/** What came of starting a backup in isolation. @param number from 1 on */
-export function verificationName(backupId: string, number: number): string {
-  return `${prefixes.verifications}${backupId}/${String(number).padStart(8, '0')}`;
-}
-
-/** What a record of a verification is about, or `null` when nothing of ours is called so. */
-export function verificationOf(name: string): NumberedRecord | null {
-  return recordOf(name, prefixes.verifications);
-}
-
-/** One of the numbered records about a backup. */
+/** One of them. */
 export interface NumberedRecord {
   readonly backupId: string;
   readonly number: number;
 }
 
-function recordOf(name: string, prefix: string): NumberedRecord | null {
+/** @param number from 1 on */
+export function recordName(kind: NumberedKind, backupId: string, number: number): string {
+  return `${prefixes[kind]}${backupId}/${String(number).padStart(8, '0')}`;
+}
+
+/** What a record is about, or `null` when nothing of ours is called so. */
+export function numberedRecordOf(name: string, kind: NumberedKind): NumberedRecord | null {
   const match = /^(.+)\/([0-9]{8})$/.exec(name);
-  const backupId = backupIdOf(match?.[1] ?? '', prefix);
+  const backupId = backupIdOf(match?.[1] ?? '', prefixes[kind]);
   return backupId === null ? null : { backupId, number: Number(match?.[2]) };
 }
 

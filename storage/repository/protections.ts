@@ -1,45 +1,35 @@
 import { z } from 'zod';
-import { type CallOptions, listAll } from '../backends/backend.ts';
+import type { CallOptions } from '../backends/backend.ts';
 import type { Protection } from '../storage.ts';
 import { parseDocument } from './document.ts';
 import { damaged } from './errors.ts';
 import { objectBytesMax } from './limits.ts';
-import { prefixes, protectionName, protectionOf } from './names.ts';
-import { getObject, putObject, type RepositoryContext } from './objects.ts';
+import { recordName } from './names.ts';
+import { addRecord, countRecords, newestNumbers } from './numberedRecords.ts';
+import { getObject, type RepositoryContext } from './objects.ts';
 
 const schema = z.object({ backupId: z.string(), protected: z.boolean(), reason: z.string().nullable() });
 
-/** Nobody protects a backup, and takes that off again, more often. */
-const changesMax = 10_000;
-
-/**
- * Which backups may not be deleted, by id. Nothing that is stored is ever changed: the newest of the numbered records
- * of a backup counts.
- */
+/** Which backups may not be deleted, by id. */
 export async function listProtections(
   context: RepositoryContext,
   call: CallOptions = {},
 ): Promise<ReadonlyMap<string, Protection>> {
-  const newest = new Map<string, number>();
-  for (const { name } of await listAll(context.backend, prefixes.protections, call)) {
-    const found = protectionOf(name);
-    if (found !== null) newest.set(found.backupId, Math.max(found.number, newest.get(found.backupId) ?? 0));
-  }
   const protections = new Map<string, Protection>();
-  for (const [backupId, number] of newest) {
+  for (const [backupId, number] of await newestNumbers(context, 'protections', call)) {
     const protection = await readRecord(context, backupId, number, call);
     if (protection !== null) protections.set(backupId, protection);
   }
   return protections;
 }
 
-/** The protection of one backup, found by asking for names: listings may be stale. */
+/** The protection of one backup. */
 export async function readProtection(
   context: RepositoryContext,
   backupId: string,
   call: CallOptions = {},
 ): Promise<Protection | null> {
-  const count = await countRecords(context, backupId, call);
+  const count = await countRecords(context, 'protections', backupId, call);
   return count === 0 ? null : readRecord(context, backupId, count, call);
 }
 
@@ -50,33 +40,8 @@ export async function writeProtection(
   protection: Protection | null,
   call: CallOptions = {},
 ): Promise<void> {
-  const record = {
-    formatVersion: 1,
-    backupId,
-    protected: protection !== null,
-    reason: protection?.reason ?? null,
-  };
-  const bytes = Buffer.from(JSON.stringify(record));
-  for (let number = (await countRecords(context, backupId, call)) + 1; number <= changesMax; number++) {
-    const name = protectionName(backupId, number);
-    // Taken: somebody else has changed it at the same time, and ours is the later one.
-    if ((await putObject(context, 'protection', name, bytes, call)) !== 'taken') return;
-  }
-  throw damaged(`the protection of backup ${backupId}`, `it was changed more than ${changesMax} times`);
-}
-
-async function countRecords(
-  context: RepositoryContext,
-  backupId: string,
-  call: CallOptions,
-): Promise<number> {
-  let count = 0;
-  while (
-    count < changesMax &&
-    (await context.backend.size(protectionName(backupId, count + 1), call)) !== null
-  )
-    count++;
-  return count;
+  const record = { protected: protection !== null, reason: protection?.reason ?? null };
+  await addRecord(context, 'protections', backupId, record, call);
 }
 
 async function readRecord(
@@ -85,7 +50,7 @@ async function readRecord(
   number: number,
   call: CallOptions,
 ): Promise<Protection | null> {
-  const name = protectionName(backupId, number);
+  const name = recordName('protections', backupId, number);
   const object = await getObject(context, name, ['protection'], call);
   if (object === null) return null;
   const record = parseDocument(object.content, name, { schema, version: 1, bytesMax: objectBytesMax });

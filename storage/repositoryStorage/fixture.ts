@@ -5,6 +5,7 @@ import { execa } from 'execa';
 import type { Test } from 'tap';
 import { newId } from '../../common/ids.ts';
 import type { Extent } from '../../common/volumeSource.ts';
+import type { ReadOptions } from '../backends/backend.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import type { Manifest } from '../manifest.ts';
 import type { BackupEntry, BackupWriter } from '../storage.ts';
@@ -20,7 +21,22 @@ export interface Place {
   readonly directory: string;
   readonly storage: RepositoryStorage;
   /** The same repository, as another process sees it. */
-  readonly other: () => RepositoryStorage;
+  readonly other: (onReadWhole?: (name: string) => void) => RepositoryStorage;
+}
+
+/** Tells of every object that is read whole. */
+class ListenedBackend extends FileBackend {
+  readonly #onReadWhole: ((name: string) => void) | undefined;
+
+  constructor(root: string, onReadWhole: ((name: string) => void) | undefined) {
+    super(root);
+    this.#onReadWhole = onReadWhole;
+  }
+
+  override read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
+    if (options.range === undefined) this.#onReadWhole?.(name);
+    return super.read(name, options);
+  }
 }
 
 /** @param directory where it is made; a new one unless told */
@@ -28,11 +44,11 @@ export async function placeFor(test: Test, name = 'vault', directory = test.test
   const root = join(directory, name);
   await mkdir(root);
   await initTestRepository(new FileBackend(root));
-  const open = (): RepositoryStorage =>
+  const open = (onReadWhole?: (name: string) => void): RepositoryStorage =>
     new RepositoryStorage({
       name,
       location: root,
-      open: () => Repository.open(new FileBackend(root), testSecret),
+      open: () => Repository.open(new ListenedBackend(root, onReadWhole), testSecret),
       freeBytes: () => Promise.resolve(1),
     });
   return { directory, storage: open(), other: open };

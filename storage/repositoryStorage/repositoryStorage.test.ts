@@ -183,7 +183,10 @@ void t.test('the last verification of a backup is told with it', async (t) => {
   const second = { at: '2026-11-22T11:00:00.000Z', ok: true, start: 'resume', evidence: 'agent' } as const;
   await place.other().addVerification(entry, { ...second, detail: 'it answers', durationMs: 2 }, picture);
   t.match(await place.storage.list(), [{ id: entry.id, verified: { ...second, detail: 'it answers' } }]);
+  const records = join(place.directory, 'vault', 'verifications', entry.id ?? '');
+  t.equal((await readdir(records)).length, 2);
   await place.storage.delete(entry);
+  t.same(await readdir(records), [], 'pictures take room');
   await t.rejects(place.storage.addVerification(entry, { ...first, detail: '', durationMs: 1 }, null), {
     code: 'BACKUP_NOT_FOUND',
   });
@@ -245,6 +248,29 @@ void t.test('damage is told by what it touches, and never comes out as data', as
   await t.rejects(copiedVolume(place, storage, entry), { code: 'BACKUP_DAMAGED' });
   const left = await execa('find', [place.directory, '-name', '*.qcow2']);
   t.equal(left.stdout, '', 'nothing of it is left');
+});
+
+void t.test('what several backups share is compared once in a run', async (t) => {
+  const place = await placeFor(t);
+  const volume = someVolume();
+  const first = await store(place, volume, { time: '2026-11-22T10:00:00.000Z' });
+  const second = await store(place, volume, { time: '2026-11-22T11:00:00.000Z' });
+  const reads: string[] = [];
+  const storage = place.other((name) => reads.push(name));
+  const compared = new Set<string>();
+  const verified = async ({ entry }: typeof first): Promise<readonly string[]> => {
+    reads.length = 0;
+    t.match(await storage.verify(entry, { data: true, compared }), { ok: true });
+    return reads.filter((name) => name.startsWith('packs/') && compared.has(name));
+  };
+  const once = new Set(await verified(first));
+  const again = await verified(second);
+  t.ok(once.size > 0 && again.length > 0, 'each has packs of its own');
+  t.same(
+    again.filter((name) => once.has(name)),
+    [],
+    'and none is read twice',
+  );
 });
 
 void t.test('a file of the host is known to hold what an artifact holds', async (t) => {

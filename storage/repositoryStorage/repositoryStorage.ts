@@ -32,6 +32,7 @@ import { RepositoryError } from '../repository/errors.ts';
 import { FileSource } from './fileSource.ts';
 import { deleteHost, listHosts, putHost, readHost } from '../repository/hostRecords.ts';
 import { toManifest } from './manifestTranslation.ts';
+import { removeRecords } from '../repository/numberedRecords.ts';
 import { openSessions } from '../repository/openSessions.ts';
 import { addVerification, listVerifications } from '../repository/verificationRecords.ts';
 import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
@@ -177,6 +178,7 @@ export class RepositoryStorage implements Storage {
     const repository = await this.repository();
     const files = await verifyBackup(repository, id, {
       data,
+      compared: options.compared,
       signal: options.signal,
       onProgress: options.onProgress,
       onDamagedPack: (problem) => quarantineFound(repository.context, problem),
@@ -189,6 +191,8 @@ export class RepositoryStorage implements Storage {
     const { context } = await this.repository();
     const protection = await readProtection(context, entry.id);
     if (protection !== null) throw protectedError(entry, protection.reason);
+    // Pictures are large, and say nothing without the backup. In this order a crash leaves a backup that nobody has tried.
+    await removeRecords(context, 'verifications', entry.id);
     await deleteBackup(context, entry.id, new Date().toISOString());
   }
 

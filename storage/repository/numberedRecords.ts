@@ -1,0 +1,69 @@
+import { type CallOptions, listAll } from '../backends/backend.ts';
+import { damaged } from './errors.ts';
+import { type NumberedKind, numberedRecordOf, prefixes, recordName } from './names.ts';
+import { putObject, type RepositoryContext } from './objects.ts';
+
+/*
+ * What changes about a backup after its commit. Nothing that is stored is ever changed: of the records of a backup,
+ * numbered from 1 on, the newest counts.
+ */
+
+/** Nobody says more about one backup. */
+const recordsMax = 10_000;
+
+const typeOf = { protections: 'protection', verifications: 'verification' } as const;
+
+/** The newest number of each backup that has records, by backup. */
+export async function newestNumbers(
+  context: RepositoryContext,
+  kind: NumberedKind,
+  call: CallOptions = {},
+): Promise<ReadonlyMap<string, number>> {
+  const newest = new Map<string, number>();
+  for (const { name } of await listAll(context.backend, prefixes[kind], call)) {
+    const found = numberedRecordOf(name, kind);
+    if (found !== null) newest.set(found.backupId, Math.max(found.number, newest.get(found.backupId) ?? 0));
+  }
+  return newest;
+}
+
+/** How many records a backup has, found by asking for names: listings may be stale. */
+export async function countRecords(
+  context: RepositoryContext,
+  kind: NumberedKind,
+  backupId: string,
+  call: CallOptions = {},
+): Promise<number> {
+  const isThere = async (number: number): Promise<boolean> =>
+    (await context.backend.size(recordName(kind, backupId, number), call)) !== null;
+  let count = 0;
+  while (count < recordsMax && (await isThere(count + 1))) count++;
+  return count;
+}
+
+/** Adds a record. Where somebody adds one at the same time, ours is the later one. */
+export async function addRecord(
+  context: RepositoryContext,
+  kind: NumberedKind,
+  backupId: string,
+  content: object,
+  call: CallOptions = {},
+): Promise<void> {
+  const bytes = Buffer.from(JSON.stringify({ formatVersion: 1, backupId, ...content }));
+  const count = await countRecords(context, kind, backupId, call);
+  for (let number = count + 1; number <= recordsMax; number++)
+    if ((await putObject(context, typeOf[kind], recordName(kind, backupId, number), bytes, call)) !== 'taken')
+      return;
+  throw damaged(`${kind} of backup ${backupId}`, `there are more than ${recordsMax}`);
+}
+
+/** Takes every record of a backup away, the newest first: what is left of an interrupted call is what there was before. */
+export async function removeRecords(
+  context: RepositoryContext,
+  kind: NumberedKind,
+  backupId: string,
+  call: CallOptions = {},
+): Promise<void> {
+  for (let number = await countRecords(context, kind, backupId, call); number > 0; number--)
+    await context.backend.delete(recordName(kind, backupId, number), call);
+}

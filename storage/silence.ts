@@ -1,0 +1,68 @@
+import { noteHangingCall } from '../common/endProcess.ts';
+import { StorageError } from './errors.ts';
+
+/** The deadline of one operation, which every sign of progress puts off. */
+export class Watch {
+  readonly expired: Promise<never>;
+  readonly #abort = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(silenceMs: number, error: () => StorageError) {
+    const { promise, reject } = Promise.withResolvers<never>();
+    this.expired = promise;
+    this.#timer = setTimeout(() => {
+      const reason = error();
+      this.#abort.abort(reason);
+      reject(reason);
+    }, silenceMs);
+  }
+
+  get isExpired(): boolean {
+    return this.#abort.signal.aborted;
+  }
+
+  alive(): void {
+    this.#timer.refresh();
+  }
+
+  signalWith(signal: AbortSignal | undefined): AbortSignal {
+    return signal === undefined ? this.#abort.signal : AbortSignal.any([signal, this.#abort.signal]);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+/**
+ * Runs an operation, and gives it up when it has given no sign of life for so long; the call stays behind.
+ * @throws StorageError STORAGE_UNREACHABLE; what the operation throws
+ */
+export async function withDeadline<T>(
+  storage: { readonly name: string; readonly location: string },
+  what: string,
+  silenceMs: number,
+  operation: (watch: Watch) => Promise<T>,
+): Promise<T> {
+  const watch = new Watch(
+    silenceMs,
+    () =>
+      new StorageError(
+        'STORAGE_UNREACHABLE',
+        `storage ${storage.name} has not answered for ${Math.round(silenceMs / 1000)} s (${what})`,
+        {
+          hint: `findmnt -T ${storage.location}; a network mount whose server is gone hangs: bring it back, or umount -l it`,
+          retryable: true,
+        },
+      ),
+  );
+  const call = operation(watch);
+  try {
+    return await Promise.race([call, watch.expired]);
+  } catch (error) {
+    if (watch.isExpired) noteHangingCall(call);
+    throw error;
+  } finally {
+    watch.stop();
+  }
+}
