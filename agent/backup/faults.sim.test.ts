@@ -12,6 +12,7 @@ import { setHeaderBacking } from '../../test/sim/images.ts';
 import { brokenPromises, type Promised } from '../../test/sim/invariants.ts';
 import { describeRefusal, everyCall, Refusals } from '../../test/sim/refusals.ts';
 import { type LivingAgent, removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
+import { DomainXml } from '../hypervisor/domainXml.ts';
 import { Journal } from '../jobs/journal.ts';
 import { isDownByAccident } from './decide.ts';
 import { repairOffline } from './offlineRepair.ts';
@@ -207,6 +208,43 @@ async function dyingAt(site: Site, machine: string, moment: string): Promise<voi
     living.agent.run(await living.agent.createBackup({ machine, mode: 'save' })),
   );
 }
+
+void t.test('a merge whose end libvirtd has missed, because it died, is completed', async (t) => {
+  await using site = await Site.create({ targets: ['vda', 'vdb'] });
+  const { agent } = site.openAgent();
+  const gate = site.world.hold('pull:dismissed');
+  const running = agent.run(await agent.createBackup({ machine: 'm', mode: 'save' }));
+  await gate.reached;
+  await site.world.restartLibvirtd();
+  const hypervisor = site.world.connect();
+  t.equal(await hypervisor.blockJob(site.uuid, 'vda'), null);
+  const { path = '' } = DomainXml.parse(site.world.machine('m').persistent ?? '').volume('vda');
+  t.same(
+    DomainXml.parse(await hypervisor.definition(site.uuid, 'live')).liveChain('vda').length,
+    2,
+    'libvirt shows an image below the one that is merged',
+  );
+  t.equal((await readImageInfo(path, 'qcow2', { inUse: true })).backing, null);
+  gate.release();
+  t.match(await running, { state: 'finished', holdsMachine: false, error: null });
+  t.same(DomainXml.parse(await hypervisor.definition(site.uuid, 'live')).liveChain('vda'), [path]);
+});
+
+void t.test('a merge that fails, or that the owner aborts, is not begun again by itself', async (t) => {
+  for (const how of ['fails', 'aborts'] as const) {
+    await using site = await Site.create({ targets: ['vda'] });
+    const { agent } = site.openAgent();
+    const gate = site.world.hold('pull:half');
+    const running = agent.run(await agent.createBackup({ machine: 'm', mode: 'save' }));
+    await gate.reached;
+    const hypervisor = site.world.connect();
+    if (how === 'fails') site.world.machine('m').instance?.full.add('vda');
+    else await hypervisor.abortBlockJob(site.uuid, 'vda');
+    gate.release();
+    const row = await running;
+    t.match(row, { holdsMachine: true, error: { code: 'CANNOT_MERGE_DISK_IMAGES' } }, how);
+  }
+});
 
 void t.test('a machine that is down comes back although the merge of another one takes long', async (t) => {
   await using site = await Site.create(options);

@@ -8,12 +8,16 @@ import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
 import { Alarm } from './alarm.ts';
 import { MergeError } from './errors.ts';
 import { requireReserve } from './space.ts';
-import { deadlineExceeded, type MergeOptions, requireHealthyMachine, stopBlockJobs } from './stream.ts';
+import {
+  deadlineExceeded,
+  type MergeOptions,
+  noteOfEndMs,
+  requireHealthyMachine,
+  stopBlockJobs,
+} from './stream.ts';
 
 /** How often block jobs are looked at; events wake the loop earlier. */
 const pollMs = 500;
-/** How often a job may be gone before the chain has changed. */
-const looksWithoutJobMax = 4;
 
 export interface CommitOptions extends Omit<MergeOptions, 'includeSharedBase'> {
   /** Called before vCPUs that run are stopped for a pivot, and after they were resumed. */
@@ -71,14 +75,15 @@ async function commitVolume(commit: Commit): Promise<void> {
   requireOwnJob(plan, volume, running);
   if (running === null) await hypervisor.commit(uuid, { target, top, base, bandwidthBytesPerSecond });
   else await hypervisor.setBlockJobBandwidth(uuid, target, bandwidthBytesPerSecond);
-  for (let looksWithoutJob = 0; ; ) {
+  for (let goneSinceMs: number | undefined; ; ) {
     await requireHealthyMachine(hypervisor, plan);
     const job = await hypervisor.blockJob(uuid, target);
     if (job === null) {
       if (!(await isOnOverlay(commit))) return;
-      looksWithoutJob += 1;
-      if (looksWithoutJob > looksWithoutJobMax) throw incomplete(plan, volume);
+      goneSinceMs ??= performance.now();
+      if (performance.now() - goneSinceMs > noteOfEndMs) throw incomplete(plan, volume);
     } else {
+      goneSinceMs = undefined;
       options.onProgress?.(job.currentBytes, job.endBytes);
       if (job.ready) {
         await pivot(commit);

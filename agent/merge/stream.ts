@@ -12,8 +12,10 @@ import { requireMergeSpace, requireReserve } from './space.ts';
 
 /** How often block jobs are looked at; events wake the loop earlier. */
 const pollMs = 500;
-/** How often a job may be gone before the chain has changed. */
-const looksWithoutJobMax = 4;
+/** How long libvirt may take to note the end of a job that is gone. */
+export const noteOfEndMs = 3_000;
+/** How often a pull is begun whose end libvirt does not note. */
+const pullsMax = 3;
 /** How often a guest that paused on a full file system is resumed before an operator must help. */
 const resumeAttemptsMax = 10;
 
@@ -44,8 +46,12 @@ export async function streamVolumes(
 ): Promise<void> {
   const { uuid } = plan.machine;
   const alarm = new Alarm();
+  const stopped = new Set<string>();
   const unsubscribe = await hypervisor.subscribe((event) => {
-    if (event.kind === 'reconnected' || event.uuid === uuid) alarm.ring();
+    if (event.kind !== 'reconnected' && event.uuid !== uuid) return;
+    if (event.kind === 'block-job' && (event.status === 'failed' || event.status === 'canceled'))
+      stopped.add(event.target);
+    alarm.ring();
   });
   const deadlineMs = performance.now() + options.deadlineMs;
   try {
@@ -53,7 +59,7 @@ export async function streamVolumes(
     const totalBytes = pending.reduce((sum, volume) => sum + volume.virtualSizeBytes, 0);
     let before = 0;
     for (const volume of pending) {
-      const pull = { hypervisor, plan, volume, options, deadlineMs, alarm };
+      const pull = { hypervisor, plan, volume, options, deadlineMs, alarm, stopped };
       await pullVolume(pull, (doneBytes) => options.onProgress?.(before + doneBytes, totalBytes));
       before += volume.virtualSizeBytes;
     }
@@ -86,31 +92,44 @@ interface Pull {
   /** Monotonic clock. */
   readonly deadlineMs: number;
   readonly alarm: Alarm;
+  /** Targets whose pull has failed, or was aborted by somebody, since it is listened. */
+  readonly stopped: ReadonlySet<string>;
 }
 
-/** Starts the pull of one volume, unless it runs already, and waits until the chain says that it is merged. */
+/**
+ * Starts the pull of one volume, unless it runs already, and waits until the chain says that it is merged. A libvirtd
+ * that dies between QEMU's end of a pull and its own note of it shows the old chain for ever, without a job: another
+ * pull has nothing to copy and puts that right (docs/BEHAVIOUR.md). One that has failed or was aborted is not begun
+ * again.
+ */
 async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): Promise<void> {
   const { hypervisor, plan, volume, options, alarm } = pull;
   const { uuid } = plan.machine;
   const { bandwidthBytesPerSecond } = options;
-  await requireOwnImage(pull);
-  if ((await hypervisor.blockJob(uuid, volume.target)) === null) {
+  let pulls = 0;
+  const begin = (): Promise<void> => {
+    pulls += 1;
     // With a base named the pull stops above it: a template is never copied into the machine.
     const base = options.includeSharedBase ? undefined : volume.base?.path;
-    await hypervisor.pull(uuid, { target: volume.target, base, bandwidthBytesPerSecond });
-  } else {
-    await hypervisor.setBlockJobBandwidth(uuid, volume.target, bandwidthBytesPerSecond);
-  }
-  for (let looksWithoutJob = 0; ; ) {
+    return hypervisor.pull(uuid, { target: volume.target, base, bandwidthBytesPerSecond });
+  };
+  await requireOwnImage(pull);
+  if ((await hypervisor.blockJob(uuid, volume.target)) === null) await begin();
+  else await hypervisor.setBlockJobBandwidth(uuid, volume.target, bandwidthBytesPerSecond);
+  for (let goneSinceMs: number | undefined; ; ) {
     await requireHealthyMachine(hypervisor, plan);
     const job = await hypervisor.blockJob(uuid, volume.target);
     if (job === null) {
       const state = chainState(DomainXml.parse(await hypervisor.definition(uuid, 'live')), volume);
       if (state === 'without-frozen') return;
-      // libvirt learns of the end of a job a moment after the job is gone.
-      looksWithoutJob += 1;
-      if (looksWithoutJob > looksWithoutJobMax) throw incomplete(plan, volume);
+      goneSinceMs ??= performance.now();
+      if (performance.now() - goneSinceMs > noteOfEndMs) {
+        if (pull.stopped.has(volume.target) || pulls >= pullsMax) throw incomplete(plan, volume);
+        await begin();
+        goneSinceMs = undefined;
+      }
     } else {
+      goneSinceMs = undefined;
       onProgress(job.currentBytes);
       if (!isTestSwitchOn('ignore-full-target')) await requireReserve(volume);
     }

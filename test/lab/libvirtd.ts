@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { chmod, mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { execa } from 'execa';
@@ -239,12 +239,19 @@ export class PrivateLibvirtd implements AsyncDisposable {
   }
 }
 
-/** Waits until a process is gone or a zombie; before that it may still hold locks, such as that of a pid file. */
+/**
+ * Waits until a process is gone or a zombie; before that it may still hold locks, such as that of a pid file. All of
+ * its threads count: the first one is a zombie while others have yet to let go of the open files.
+ */
 export async function processGone(pid: number): Promise<void> {
   const look = async (): Promise<boolean> => {
-    const stat = await processFile(pid, 'stat');
+    const threads = await readdir(`/proc/${pid}/task`).catch((error: unknown) => {
+      if (isErrno(error, 'ENOENT') || isErrno(error, 'ESRCH')) return [];
+      throw error;
+    });
+    const stats = await Promise.all(threads.map((thread) => processFile(pid, `task/${thread}/stat`)));
     // The command's name comes before the state, in parentheses, and may hold some itself.
-    return stat === '' || /^[ZX]/.test(stat.slice(stat.lastIndexOf(')') + 2));
+    return stats.every((stat) => stat === '' || /^[ZX]/.test(stat.slice(stat.lastIndexOf(')') + 2)));
   };
   await eventually(look, { intervalMs: 5 });
 }

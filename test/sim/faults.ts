@@ -29,7 +29,9 @@ export type Point =
   | 'pull:started'
   | 'pull:half'
   /** All data copied, header not yet changed. */
-  | 'pull:copied';
+  | 'pull:copied'
+  /** Header changed, job gone from QEMU, which libvirtd has yet to note. */
+  | 'pull:dismissed';
 
 /** A held point. */
 export interface Gate {

@@ -200,6 +200,7 @@ async function launch(world: Registry, machine: SimulatedMachine, xml: DomainXml
     id: (lastInstanceId += 1),
     definition: definition.toString(),
     chains,
+    staleChains: new Map(),
     sequence: 0,
     blockJobs: new Map(),
     guest: xml.guestAgent === undefined ? undefined : { frozen: false, agent: 'answers' },

@@ -29,6 +29,8 @@ export interface Instance {
   definition: string;
   /** By target: the images below the top image, as they are open. */
   readonly chains: Map<string, readonly BackingImage[]>;
+  /** By target: a longer one, which libvirt still believes in. */
+  readonly staleChains: Map<string, readonly BackingImage[]>;
   /** The number that the guest wrote last; it is part of the memory. */
   sequence: number;
   readonly blockJobs: Map<string, RunningPull>;
@@ -56,6 +58,8 @@ export interface RunningPull {
   done: Promise<void>;
   /** Pivots an active commit that is ready. */
   finish: (() => Promise<void>) | undefined;
+  /** Gone from QEMU, which libvirt has yet to note. */
+  isDismissed?: boolean;
 }
 
 /** What libvirtd does with a machine at the moment (its state-change lock). */
@@ -166,7 +170,7 @@ function renderLive(instance: Instance): string {
       channel?.setAttribute('state', instance.guest.agent === 'absent' ? 'disconnected' : 'connected');
     let index = 0;
     for (const disk of children(child(root, 'devices'), 'disk')) {
-      const chain = instance.chains.get(volumeTarget(disk));
+      const chain = shownChain(instance, volumeTarget(disk));
       if (chain === undefined) continue;
       child(disk, 'source')?.setAttribute('index', String((index += 1)));
       let store = appendElement(disk, 'backingStore');
@@ -179,6 +183,11 @@ function renderLive(instance: Instance): string {
       }
     }
   });
+}
+
+/** What libvirt takes for the images below a volume's top image. */
+export function shownChain(instance: Instance, target: string): readonly BackingImage[] | undefined {
+  return instance.staleChains.get(target) ?? instance.chains.get(target);
 }
 
 function renderSource(source: Element, { path, nbdUrl: url }: BackingImage): void {
@@ -196,7 +205,7 @@ function renderMigratable(instance: Instance): string {
   return changeRoot(instance.definition, (root) => {
     child(root, 'cpu')?.setAttribute('check', 'none');
     for (const disk of children(child(root, 'devices'), 'disk')) {
-      if (instance.chains.get(volumeTarget(disk))?.length === 0) appendElement(disk, 'backingStore');
+      if (shownChain(instance, volumeTarget(disk))?.length === 0) appendElement(disk, 'backingStore');
     }
   });
 }

@@ -11,7 +11,7 @@ import type { Faults } from './faults.ts';
 import { throwIfInterrupted } from './faults.ts';
 import { setHeaderBacking, writeGuestBlock } from './images.ts';
 import type { Instance, RunningPull, SimulatedMachine } from './machine.ts';
-import { requireInstance } from './machine.ts';
+import { requireInstance, shownChain } from './machine.ts';
 
 const rebaseDeadlineMs = 60_000;
 
@@ -76,7 +76,7 @@ export async function loseUnflushed(instance: Instance): Promise<void> {
 export function startPull(world: Surroundings, machine: SimulatedMachine, options: PullOptions): void {
   const instance = requireInstance(machine);
   const { target, base } = options;
-  const chain = instance.chains.get(target);
+  const chain = shownChain(instance, target);
   if (chain === undefined) throw refusal('invalidArgument', `disk '${target}' not found in domain`);
   if (instance.blockJobs.has(target)) {
     throw refusal('operationUnsupported', `disk '${target}' already in active block job`);
@@ -140,7 +140,14 @@ async function runPull(
   pull.progress = { ...pull.progress, currentBytes: endBytes };
   await world.faults.pass('pull:copied', signal);
   await exclusively(instance, () => changeMetadata(world, machine, instance, { target, path, rest, signal }));
+  const before = shownChain(instance, target) ?? [];
+  instance.chains.set(target, rest);
+  instance.staleChains.set(target, before);
+  pull.isDismissed = true;
+  await world.faults.pass('pull:dismissed', signal);
+  if (instance.blockJobs.get(target) !== pull) return;
   instance.blockJobs.delete(target);
+  instance.staleChains.delete(target);
   world.emit(blockJobEvent(machine.uuid, target, 'completed'));
 }
 
@@ -164,7 +171,6 @@ async function changeMetadata(
     await rm(copy);
     throw error;
   }
-  instance.chains.set(target, rest);
   instance.unflushed.set(target, copy);
 }
 

@@ -192,6 +192,9 @@ export class SimulatedWorld implements AsyncDisposable {
     for (const machine of this.#machines.values()) {
       machine.operation?.controller.abort(new Interruption('libvirtd'));
       await machine.operation?.done;
+      // Seen on libvirt 9.0: the next one drops a job that QEMU does not know, and goes on showing the old chain.
+      for (const [target, job] of machine.instance?.blockJobs ?? [])
+        if (job.isDismissed === true) machine.instance?.blockJobs.delete(target);
     }
   }
 
