@@ -1,6 +1,8 @@
+import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { eventually, type Lab, type LabMachine, startLab } from '../lab/lab.ts';
+import { QemuMonitor } from '../lab/qemuMonitor.ts';
 import {
   answerOf,
   hasBlockJob,
@@ -173,3 +175,48 @@ void t.test('trap 4: a merge that fills its file system pauses the guest', async
     });
   }
 });
+
+void t.test('trap 7: a backup whose merge ends while libvirtd dies is completed', async (t) => {
+  await using lab = await startLab();
+  const agent = await TestAgent.install(lab, {
+    rest: { policies: { default: { merge: { bandwidthBytesPerSecond: mib } } } },
+  });
+  const machine = await lab.createMachine({ name: 'sp-noted', volumes: [{ target: 'vda', prefillMiB: 24 }] });
+  const whole = await witness(lab, machine);
+  const answer = agent.backup(machine);
+  await eventually(() => hasBlockJob(lab, machine, 'vda'), { timeoutMs: 60_000 });
+  await lab.killLibvirtd();
+  await endPullUnnoted(lab, machine);
+  await lab.startLibvirtd();
+  requireFinished(t, await answer);
+  await requireNothingLost(t, lab, agent, whole);
+});
+
+void t.test('trap 7: what libvirt shows then, and that a second pull puts it right', async (t) => {
+  await using lab = await startLab();
+  const machine = await lab.createMachine({ name: 'sp-stale', volumes: [{ target: 'vda', prefillMiB: 24 }] });
+  const overlay = path.join(lab.imagesDir, 'owner.qcow2');
+  const disk = ['--disk-only', '--no-metadata', '--diskspec', `vda,file=${overlay}`];
+  await lab.virsh('snapshot-create-as', machine.uuid, 'owner', ...disk);
+  await lab.virsh('blockpull', machine.uuid, 'vda', '--bandwidth', '1');
+  await lab.killLibvirtd();
+  await endPullUnnoted(lab, machine);
+  await lab.startLibvirtd();
+  t.equal(await hasBlockJob(lab, machine, 'vda'), false, 'it knows of no job');
+  const image = machine.volumes[0]?.path ?? '';
+  t.match(await machine.xml(), image, 'and shows the image below, which QEMU has let go');
+  await lab.virsh('blockpull', machine.uuid, 'vda');
+  await eventually(async () => !(await machine.xml()).includes(image));
+});
+
+/** What libvirtd does first when a pull has ended, in its place: it must not be there. */
+async function endPullUnnoted(lab: Lab, machine: LabMachine): Promise<void> {
+  const directory = path.join(lab.root, 'lib/qemu');
+  const name = (await readdir(directory)).find((entry) => entry.endsWith(`-${machine.name}`));
+  await using monitor = await QemuMonitor.connect(path.join(directory, name ?? '', 'monitor.sock'));
+  const [job] = await monitor.jobs();
+  if (job === undefined) throw new Error('no pull runs any more');
+  await monitor.ask('block-job-set-speed', { device: job.id, speed: 0 });
+  await eventually(async () => (await monitor.jobs())[0]?.status === 'concluded', { timeoutMs: 30_000 });
+  await monitor.ask('job-dismiss', { id: job.id });
+}
