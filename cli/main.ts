@@ -1,4 +1,3 @@
-import { setImmediate } from 'node:timers/promises';
 import { defaultConfigPath } from './defaults.ts';
 import type { Cli } from './cli.ts';
 import { asTold, CliError } from './errors.ts';
@@ -6,7 +5,7 @@ import { exitCodeOf, type ExitCode } from './exitCodes.ts';
 import type { Options } from './options.ts';
 import { parseCommandLine } from './program.ts';
 import { outliveReaders, Terminal } from './terminal.ts';
-import { endProcess } from '../common/endProcess.ts';
+import { endProcess, outputGone } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 
 /** The terminal of this process. */
@@ -46,8 +45,8 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
 
 const lostOutput = outliveReaders([process.stdout, process.stderr]);
 const code = await main(process.argv.slice(2));
-// Errors of the streams arrive after the writes.
-await setImmediate();
+// A slow reader gets everything; errors of the streams arrive after the writes.
+await outputGone();
 const lost = lostOutput();
 if (lost !== undefined) {
   const message = `what was to be told could not be written: ${lost.message}`;

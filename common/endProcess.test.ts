@@ -19,3 +19,17 @@ void t.test('a process ends with its exit code, also while one of its calls hang
   t.match(await run('noteHangingCall(call);'), { exitCode: 6, stdout: 'said', timedOut: false });
   t.match(await run(''), { timedOut: true }, 'Node.js itself would wait for it');
 });
+
+void t.test('what a process has said goes out before it ends, however slowly it is read', async (t) => {
+  const program = `
+    import { endProcess, outputGone } from ${JSON.stringify(join(import.meta.dirname, 'endProcess.ts'))};
+    process.stdout.on('error', () => undefined);
+    process.stdout.write('x'.repeat(1_000_000));
+    await outputGone();
+    endProcess(0);`;
+  const node = [process.execPath, '--input-type=module', '-e', program];
+  const read = (reader: string) =>
+    execa('sh', ['-c', `"$@" | ${reader}`, 'sh', ...node], { reject: false, timeout: 10_000 });
+  t.match(await read('(sleep 0.5; wc -c)'), { exitCode: 0, stdout: '1000000', timedOut: false });
+  t.match(await read('head -c 3'), { exitCode: 0, stdout: 'xxx', timedOut: false }, 'a reader may go away');
+});

@@ -7,7 +7,7 @@ import { z } from 'zod';
 import type { Agent } from '../../agent/agent.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { openAgent } from '../../agent/main.ts';
-import { endProcess } from '../../common/endProcess.ts';
+import { endProcess, outputGone } from '../../common/endProcess.ts';
 import { assertNever, errorRecord } from '../../common/errors.ts';
 import { createLogger } from '../../common/log.ts';
 import { loadConfig } from '../../config/config.ts';
@@ -113,5 +113,6 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
 
 if (import.meta.main) {
   console.log(JSON.stringify(await main(process.argv[2] ?? '')));
+  await outputGone();
   endProcess(0);
 }
