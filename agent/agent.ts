@@ -18,6 +18,7 @@ import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
 import { waitForTurn } from './jobs/turns.ts';
 import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
+import { LookedBackups } from './lookedBackups.ts';
 import { bootFactsSchema, type BootPlan, type BootRequest, planBoot } from './restore/bootPlan.ts';
 import type { RestoreErrorCode } from './restore/errors.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
@@ -83,12 +84,14 @@ export class Agent {
   readonly backups: StoredBackups;
   readonly pruner: Pruner;
   readonly repositories: Repositories;
+  readonly looking: LookedBackups;
   readonly #kinds: JobKinds;
 
   constructor(parts: AgentParts) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
     this.repositories = new Repositories(parts.config, parts.configPath);
+    this.looking = new LookedBackups(parts, (name) => this.storage(name));
     this.#kinds = new JobKinds(parts, (name) => this.storage(name));
     this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
@@ -237,7 +240,7 @@ export class Agent {
 
   /**
    * Removes one copy of a backup for good.
-   * @throws StorageError BACKUP_PROTECTED, …; JobError MACHINE_BUSY while a restore reads it
+   * @throws StorageError BACKUP_PROTECTED, …; JobError MACHINE_BUSY while a restore reads it; RestoreError MOUNT_BUSY
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
@@ -252,6 +255,7 @@ export class Agent {
         retryable: true,
       });
     }
+    await this.looking.requireUnused(entry);
     await this.storage(entry.storage).delete(entry);
   }
 

@@ -17,7 +17,19 @@ export class Options {
    * @throws CliError USAGE
    */
   allowOnly(known: readonly string[], what: string, hint: string): void {
-    const idle = this.typed.filter((name) => !known.includes(name)).map(longNameOf);
+    this.refuse(
+      this.typed.filter((name) => !known.includes(name)),
+      what,
+      hint,
+    );
+  }
+
+  /**
+   * Refuses options that would do nothing.
+   * @throws CliError USAGE
+   */
+  refuse(names: readonly string[], what: string, hint: string): void {
+    const idle = this.typed.filter((name) => names.includes(name)).map(longNameOf);
     if (idle.length > 0) throw new CliError('USAGE', `${what} does not know ${idle.join(', ')}`, hint);
   }
 

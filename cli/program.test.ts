@@ -67,6 +67,10 @@ void t.test('an option that would do nothing is refused', async (t) => {
     ['backup --host --dry-run', /--dry-run$/],
     ['backup --image /i --exclude a', /--exclude$/],
     ['list --host node-1', /every host/],
+    ['restore a --files /x --to /d --in-place', /--in-place$/],
+    ['restore a --files /x --to /d --as n --start boot', /--as, --start$/],
+    ['restore a --to /d --force', /--force$/],
+    ['restore a --partition 1 --in-place', /--partition$/],
   ];
   for (const [typed, message] of idle) {
     const { run, args, options } = await parse(...typed.split(' '));

@@ -111,7 +111,7 @@ function groupOf(program: Command, name: string, write: (text: string) => void):
 
 const groupSummaries: Readonly<Record<string, string>> = {
   job: 'one job: show, watch, cancel, retry',
-  storage: 'the storages: list, init, show, gc, check, keys',
+  storage: 'the storages: list, init, show, gc, check, keys, mount, unmount',
 };
 
 function buildOption({ flags, description, choices, laterChoices, many }: VerbOption): Option {

@@ -107,4 +107,29 @@ export const storageVerbs: readonly Verb[] = [
     ],
     load: async () => (await import('./commands/storageKeys.ts')).storageKeys,
   },
+  {
+    name: 'storage mount',
+    arguments: '<BACKUP> <DIR>',
+    summary: 'shows the volumes of a backup as raw files in a directory, read-only, until Ctrl-C',
+    changes: true,
+    options: [
+      { flags: '-s, --storage <name>', description: 'the copy in this storage' },
+      {
+        flags: '--volume <target>',
+        description: 'only this volume; may be repeated, or several with commas: vda,vdb',
+        many: true,
+      },
+    ],
+    examples: ['storage mount web-1@latest /mnt/web-1', 'storage mount web-1@latest /mnt/web-1 --volume vdb'],
+    load: async () => (await import('./commands/storageMount.ts')).storageMount,
+  },
+  {
+    name: 'storage unmount',
+    arguments: '<DIR>',
+    summary: 'ends a storage mount, also one whose command was killed',
+    changes: true,
+    options: [],
+    examples: ['storage unmount /mnt/web-1'],
+    load: async () => (await import('./commands/storageMount.ts')).storageUnmount,
+  },
 ];

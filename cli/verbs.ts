@@ -32,6 +32,10 @@ const ofHost = {
   flags: '--host',
   description: 'BACKUP is one of a host (backup --host): an id, HOST@latest or HOST@T1',
 };
+const partition: VerbOption = {
+  flags: '--partition <number>',
+  description: 'which partition of the volume the files are in; 0: none, the whole volume is the file system',
+};
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 
 export const verbs: readonly Verb[] = [
@@ -162,9 +166,17 @@ export const verbs: readonly Verb[] = [
       {
         flags: '--volume <target>',
         description:
-          'only this volume, with --in-place or --to; may be repeated, or several with commas: vda,vdb',
+          'only this volume, with --in-place, --to or --files; may be repeated, or several with commas: vda,vdb',
         many: true,
       },
+      {
+        flags: '--files <path...>',
+        description:
+          'only these files or directories of the guest’s file system, below --to by their paths; several, or repeated',
+        many: true,
+      },
+      partition,
+      { flags: '--force', description: 'with --files: replace files that are there' },
       {
         flags: '--start <how>',
         description: 'resume: go on at the instant; boot: cold; none: leave it off',
@@ -199,9 +211,32 @@ export const verbs: readonly Verb[] = [
       'restore web-1@latest --in-place --instant',
       'restore web-1@latest --in-place --volume vdb',
       'restore web-1@latest --to /srv/look --start none',
+      'restore web-1@latest --files /etc/nginx /etc/hosts --to /srv/look',
       'restore --host node-1@latest --to /srv/node-1',
     ],
     load: async () => (await import('./commands/restore.ts')).restore,
+  },
+  {
+    name: 'files',
+    arguments: '<BACKUP> [PATH]',
+    summary:
+      'what is in a directory of the guest’s file system, as of a backup; restore --files takes it out',
+    changes: false,
+    options: [
+      { flags: '-s, --storage <name>', description: 'from the copy in this storage' },
+      {
+        flags: '--volume <target>',
+        description: 'only look on this volume; may be repeated, or several with commas: vda,vdb',
+        many: true,
+      },
+      partition,
+    ],
+    examples: [
+      'files web-1@latest',
+      'files web-1@latest /etc',
+      'files web-1@latest /srv --volume vdb --json',
+    ],
+    load: async () => (await import('./commands/files.ts')).files,
   },
   {
     name: 'verify',

@@ -117,6 +117,16 @@ export async function nearestExisting(path: string): Promise<string> {
   return candidate;
 }
 
+/**
+ * A path with the links resolved that lead to the directory it is in; what is not there yet stays as it was typed. The
+ * last name is not looked at: it may be a mount whose server is dead.
+ */
+export async function canonicalPath(path: string): Promise<string> {
+  const absolute = resolve(path);
+  const there = await nearestExisting(dirname(absolute));
+  return join(await realpath(there), relative(there, absolute));
+}
+
 /** Device and mount of a place: rename(2) refuses to cross either of them. */
 async function placeOf(path: string): Promise<string> {
   const place = await open(await nearestExisting(path), openPathOnly);

@@ -31,7 +31,20 @@ export type RestoreErrorCode =
   | 'CANNOT_PUT_BACK'
   // After an instant restore has started its machine, which stays.
   | 'MACHINE_CUT_OFF'
-  | 'NOT_LOCAL';
+  | 'NOT_LOCAL'
+  // Of who only looks into a backup.
+  | 'VOLUME_ENCRYPTED'
+  | 'MOUNT_FAILED'
+  | 'MOUNT_BUSY'
+  | 'MOUNT_NOT_FOUND'
+  /** No file system was found that can be read without the host's kernel. */
+  | 'FILE_SYSTEM_UNSUPPORTED'
+  /** Which of several file systems is meant must be said. */
+  | 'FILE_SYSTEM_UNCLEAR'
+  | 'FILE_NOT_FOUND'
+  /** It is in the file system of the guest, and cannot be taken out of it. */
+  | 'FILE_UNREADABLE'
+  | 'FILE_EXISTS';
 
 /** An error of a restore. */
 export class RestoreError extends StillpointError<RestoreErrorCode> {

@@ -1,14 +1,14 @@
-import { chmod, chown, mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { chmod, chown, mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { isErrno, messageOf } from '../../common/errors.ts';
+import { messageOf } from '../../common/errors.ts';
 import { exists } from '../../common/files.ts';
 import type { ProcessUser } from '../hypervisor/capabilitiesXml.ts';
 import { RestoreError } from './errors.ts';
+import { endProcessesWith } from './processes.ts';
 
 /** An artifact of a backup that a server of its own serves, read-only, until it is told to end. */
 export interface ServedArtifact {
@@ -35,8 +35,6 @@ const serverFile = fileURLToPath(
 
 /** `qemu-nbd` opens an image, and goes, faster than this. */
 const startMs = 30_000;
-const endMs = 10_000;
-const pollMs = 20;
 const answerMs = 5000;
 /** Where systemd runs, a server gets a unit of its own: it must not end with the agent's. */
 const systemdDirectory = '/run/systemd/system';
@@ -75,7 +73,7 @@ export async function ensureServed(served: ServedArtifact, user: ProcessUser): P
 }
 
 /** Starts a server that goes into the background when it listens; what it has to say goes into a file. */
-async function startServer(command: readonly string[], logFile: string): Promise<void> {
+export async function startServer(command: readonly string[], logFile: string): Promise<void> {
   const [program = '', ...args] = command;
   const log = await open(logFile, 'w', 0o600);
   try {
@@ -127,12 +125,10 @@ function ourCommand(
 
 /** Ends the server of a socket, if there is one, and takes the socket away. */
 export async function endServer(socket: string): Promise<void> {
-  const deadline = performance.now() + endMs;
-  for (const pid of await serversOf(socket)) signal(pid, 'SIGTERM');
-  while ((await serversOf(socket)).length > 0) {
-    if (performance.now() > deadline) for (const pid of await serversOf(socket)) signal(pid, 'SIGKILL');
-    await sleep(pollMs);
-  }
+  await endProcessesWith((args) => {
+    const isServer = basename(args[0] ?? '') === 'qemu-nbd' || args[1] === serverFile;
+    return isServer && args.includes(socket);
+  });
   await rm(socket, { force: true });
   await rm(logOf(socket), { force: true });
 }
@@ -176,35 +172,5 @@ async function makePassable(directory: string): Promise<void> {
   for (const path of [dirname(directory), directory]) {
     const { mode } = await stat(path);
     if ((mode & 0o111) !== 0o111) await chmod(path, (mode & 0o7777) | 0o111);
-  }
-}
-
-/** Processes that serve a socket, found by what they were started with: that outlives us and every file of ours. */
-async function serversOf(socket: string): Promise<readonly number[]> {
-  const pids: number[] = [];
-  for (const entry of await readdir('/proc')) {
-    if (!/^\d+$/.test(entry)) continue;
-    const args = ((await commandLine(entry)) ?? '').split('\0');
-    const isServer = basename(args[0] ?? '') === 'qemu-nbd' || args[1] === serverFile;
-    if (isServer && args.includes(socket)) pids.push(Number(entry));
-  }
-  return pids;
-}
-
-async function commandLine(pid: string): Promise<string | undefined> {
-  try {
-    return await readFile(`/proc/${pid}/cmdline`, 'utf8');
-  } catch (error) {
-    // Processes end while we look at them.
-    if (isErrno(error, 'ENOENT') || isErrno(error, 'ESRCH')) return undefined;
-    throw error;
-  }
-}
-
-function signal(pid: number, name: NodeJS.Signals): void {
-  try {
-    process.kill(pid, name);
-  } catch (error) {
-    if (!isErrno(error, 'ESRCH')) throw error;
   }
 }

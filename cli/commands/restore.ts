@@ -12,6 +12,7 @@ import { CliError } from '../errors.ts';
 import type { Options } from '../options.ts';
 import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
+import { restoreFiles } from './files.ts';
 import { restoreHost } from './hostBackups.ts';
 
 /** `stillpoint restore BACKUP`: plan, question, work. */
@@ -20,6 +21,19 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
     options.allowOnly(['host', 'to', 'yes'], 'restore --host', 'stillpoint restore --host BACKUP --to DIR');
     return restoreHost(cli, backup, directoryOf(options));
   }
+  if (options.texts('files') !== undefined) {
+    options.allowOnly(
+      ['files', 'to', 'force', 'storage', 'volume', 'partition'],
+      'restore --files',
+      'stillpoint restore BACKUP --files PATH --to DIR',
+    );
+    return restoreFiles(cli, backup, options);
+  }
+  options.refuse(
+    ['force', 'partition'],
+    'restore without --files',
+    'stillpoint restore BACKUP --files PATH --to DIR',
+  );
   return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);

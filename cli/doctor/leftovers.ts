@@ -23,6 +23,7 @@ export async function checkLeftovers(agent: Agent): Promise<readonly Check[]> {
     ...(await partialDirectories(agent, known)),
     ...(await workDirectories(agent, known)),
     ...(await forgottenBitmaps(agent)),
+    ...(await abandonedLooks(agent)),
   );
   return checks.length === 0
     ? [ok('leftovers', 'no unfinished job, no forgotten directory or bitmap')]
@@ -92,4 +93,22 @@ async function forgottenBitmaps(agent: Agent): Promise<readonly Check[]> {
     checks.push(warn('leftovers', `machines could not be looked at: ${message}`, 'see libvirt above'));
   }
   return checks;
+}
+
+/** Servers and mounts go on without the command that was killed. */
+async function abandonedLooks(agent: Agent): Promise<readonly Check[]> {
+  const looks = await agent.looking.looks.abandoned();
+  return looks.map(({ directory, backup, owner }) =>
+    directory === null
+      ? warn(
+          'leftovers',
+          `process ${owner.pid} died while it took files out of backup ${backup.id}; its servers are still there`,
+          `the next command of its kind takes them away: stillpoint files ${backup.id}`,
+        )
+      : warn(
+          'leftovers',
+          `${directory} shows backup ${backup.id} of ${backup.machine}, and the process of that mount (${owner.pid}) died`,
+          `stillpoint storage unmount ${quote(directory)}`,
+        ),
+  );
 }

@@ -1,0 +1,78 @@
+/*
+ * The files of a guest as who takes some out sees them. Names are whatever bytes the guest has written, one character
+ * for each (latin1).
+ */
+
+/** `nameless`: its name is none that can be written, or that could be read. */
+export type GuestFileKind = 'file' | 'directory' | 'link' | 'special' | 'nameless';
+
+/** A file of a guest. Everything about it was said by the guest. */
+export interface GuestFile {
+  readonly name: string;
+  readonly kind: GuestFileKind;
+  readonly inode: number;
+  readonly uid: number;
+  readonly gid: number;
+  /** Permission bits (07777). */
+  readonly mode: number;
+  readonly sizeBytes: number;
+}
+
+/** What only the file itself says. */
+export interface GuestFileDetails {
+  readonly modifiedAt: Date;
+  /** Where a symbolic link leads; `null` for anything else. */
+  readonly leadsTo: string | null;
+}
+
+/** A file system of a guest, read-only. */
+export interface GuestTree {
+  root(): Promise<GuestFile>;
+  /** What is in a directory, without `.` and `..`. @throws RestoreError FILE_UNREADABLE */
+  list(directory: GuestFile): Promise<readonly GuestFile[]>;
+  /** @throws RestoreError FILE_UNREADABLE */
+  details(file: GuestFile): Promise<GuestFileDetails>;
+  /** The bytes of a regular file, all of them. @throws RestoreError FILE_UNREADABLE in the middle */
+  content(file: GuestFile): AsyncIterable<Buffer>;
+}
+
+/** As many as Linux follows, path_resolution(7). */
+const linksMax = 40;
+
+/**
+ * Finds a file by its path from the root of the guest's file system. Links on the way are followed inside it, the last
+ * name is not; `null` when there is no such file.
+ */
+export async function findGuestFile(tree: GuestTree, path: string): Promise<GuestFile | null> {
+  const root = await tree.root();
+  let ahead = componentsOf(path);
+  let way: readonly GuestFile[] = [root];
+  let links = 0;
+  while (ahead.length > 0) {
+    const [name = '', ...rest] = ahead;
+    ahead = rest;
+    const here = way.at(-1) ?? root;
+    if (name === '..') {
+      way = way.length > 1 ? way.slice(0, -1) : way;
+      continue;
+    }
+    if (here.kind !== 'directory') return null;
+    const found = (await tree.list(here)).find((file) => file.name === name);
+    if (found === undefined) return null;
+    if (found.kind !== 'link' || ahead.length === 0) {
+      way = [...way, found];
+      continue;
+    }
+    links += 1;
+    const { leadsTo } = await tree.details(found);
+    if (leadsTo === null || links > linksMax) return null;
+    if (leadsTo.startsWith('/')) way = [root];
+    ahead = [...componentsOf(leadsTo), ...ahead];
+  }
+  return way.at(-1) ?? root;
+}
+
+/** The names of a path; what means nothing is left out. */
+export function componentsOf(path: string): readonly string[] {
+  return path.split('/').filter((name) => name !== '' && name !== '.');
+}
