@@ -33,6 +33,7 @@ import type { SavePlan } from './snapshot/plan.ts';
 import type { ReadPlan } from './snapshot/readPlan.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
+import { PolicyReplication } from './policyReplication.ts';
 import { Pruner } from './pruning.ts';
 import { Repositories } from './repositories.ts';
 import { StoredBackups } from './storedBackups.ts';
@@ -83,6 +84,7 @@ export class Agent {
   readonly backups: StoredBackups;
   readonly pruner: Pruner;
   readonly repositories: Repositories;
+  readonly replications: PolicyReplication;
   readonly #kinds: JobKinds;
 
   constructor(parts: AgentParts) {
@@ -90,6 +92,7 @@ export class Agent {
     this.backups = new StoredBackups(parts);
     this.repositories = new Repositories(parts.config, parts.configPath);
     this.#kinds = new JobKinds(parts, (name) => this.storage(name));
+    this.replications = new PolicyReplication(parts, this.#kinds);
     this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
 
@@ -241,7 +244,7 @@ export class Agent {
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
-      if (job.kind === 'backup') continue;
+      if (job.kind === 'backup' || job.kind === 'replicate') continue;
       const schema = job.kind === 'restore' ? restoreFactsSchema : bootFactsSchema;
       const facts = schema.safeParse(job.record).data;
       // A record that cannot be read may mean any backup.

@@ -170,6 +170,19 @@ const schedule = z
     'expected either cron or every',
   );
 
+const replication = z.strictObject({
+  from: name.describe(
+    'The storage that has them: one of `storages`, or the `to` of an entry before this one.',
+  ),
+  to: name.describe('The storage that gets them.'),
+  keep: keep
+    .nullable()
+    .optional()
+    .describe(
+      'Which backups `stillpoint prune` leaves there; by the keep of the policy unless told. null: all.',
+    ),
+});
+
 const policy = z.strictObject({
   mode: mode
     .default('auto')
@@ -193,7 +206,13 @@ const policy = z.strictObject({
     .array(name)
     .min(1, 'name at least one storage, or leave the key out for all of them')
     .optional()
-    .describe('Names under `storages`; all of them unless told.'),
+    .describe('Names under `storages`; all of them unless told, but for those that `replicate` copies to.'),
+  replicate: z
+    .array(replication)
+    .default([])
+    .describe(
+      'What is copied from one storage to another when a backup is made, in this order, while the machine is free again. A backup whose copy fails is made all the same; the next one brings what is missing.',
+    ),
   schedule: z
     .union([cron, schedule], {
       error: 'expected the five fields of cron, such as "0 2 * * *", or { cron: … } or { every: … }',
