@@ -70,6 +70,22 @@ void t.test('what could not be copied is brought by the next run, oldest first',
   t.match(await checkReplications(living.agent), [{ verdict: 'ok' }]);
 });
 
+void t.test('a backup that could not be copied is not passed by those after it', async (t) => {
+  await using site = await siteWithRule();
+  const { vault } = site;
+  if (vault === undefined) throw new Error('no vault');
+  let attempts = 0;
+  const living = site.openAgent((moment) => {
+    if (moment === 'vault/before:create sessions') vault.fault = (attempts += 1) === 1 ? 'full' : null;
+  });
+  for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+  t.match(await copy(site, living), { state: 'failed', error: { code: 'STORAGE_FULL' } });
+  vault.fault = null;
+  t.same(await idsIn(site, 'vault'), []);
+  t.match(await copy(site, living), { state: 'finished' });
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+});
+
 void t.test('one that died leaves nothing to an operator, and the next one goes on', async (t) => {
   await using site = await siteWithRule();
   const living = site.openAgent((moment, self) => {
