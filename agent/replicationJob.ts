@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { errorRecord, StillpointError } from '../common/errors.ts';
+import { errorRecord, messageOf, StillpointError } from '../common/errors.ts';
 import type { StorageErrorCode } from '../storage/errors.ts';
 import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
@@ -91,5 +91,7 @@ function copyOne(
     runDirectory: context.facts.settings.runDirectory,
     onProgress: (what, doneBytes) =>
       context.report({ detail: `${pointInTime} to ${to.name}: ${what}`, doneBytes }),
+    onLeftOpen: (error) =>
+      context.warn(`the copy to ${to.name} is left open, and storage gc waits for it: ${messageOf(error)}`),
   });
 }
