@@ -50,6 +50,9 @@ const directoryStorage = z.strictObject({
   ...ofEveryStorage,
 });
 
+/** Slower than this a few packs that wait for each other would seem to be a storage that does not answer. */
+const slowestBytesPerSecond = 512 * 1024;
+
 const repositoryStorage = z
   .strictObject({
     kind: z.literal('repository'),
@@ -76,6 +79,16 @@ const repositoryStorage = z
       .optional()
       .describe(
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
+      ),
+    bandwidthBytesPerSecond: wholeNumber
+      .nonnegative()
+      .refine(
+        (limit) => limit === 0 || limit >= slowestBytesPerSecond,
+        `expected 0 or at least ${slowestBytesPerSecond}`,
+      )
+      .default(0)
+      .describe(
+        'What backups, copies, restores and verify of one command send there and read from there, in bytes per second; 0 is without limit. Commands that run follow a change.',
       ),
     ...ofEveryStorage,
   })
