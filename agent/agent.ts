@@ -34,6 +34,7 @@ import type { SavePlan } from './snapshot/plan.ts';
 import type { ReadPlan } from './snapshot/readPlan.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
+import { PolicyReplication } from './policyReplication.ts';
 import { Pruner } from './pruning.ts';
 import { Repositories } from './repositories.ts';
 import { StoredBackups } from './storedBackups.ts';
@@ -85,6 +86,7 @@ export class Agent {
   readonly pruner: Pruner;
   readonly repositories: Repositories;
   readonly looking: LookedBackups;
+  readonly replications: PolicyReplication;
   readonly #kinds: JobKinds;
 
   constructor(parts: AgentParts) {
@@ -93,6 +95,7 @@ export class Agent {
     this.repositories = new Repositories(parts.config, parts.configPath);
     this.looking = new LookedBackups(parts, (name) => this.storage(name));
     this.#kinds = new JobKinds(parts, (name) => this.storage(name));
+    this.replications = new PolicyReplication(parts, this.#kinds);
     this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
   }
 
@@ -244,7 +247,7 @@ export class Agent {
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
-      if (job.kind === 'backup') continue;
+      if (job.kind === 'backup' || job.kind === 'replicate') continue;
       const schema = job.kind === 'restore' ? restoreFactsSchema : bootFactsSchema;
       const facts = schema.safeParse(job.record).data;
       // A record that cannot be read may mean any backup.

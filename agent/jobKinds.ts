@@ -18,6 +18,7 @@ import { bootJob } from './restore/bootJob.ts';
 import type { BootFacts } from './restore/bootPlan.ts';
 import type { RestoreFacts } from './restore/plan.ts';
 import { restoreJob } from './restore/restoreJob.ts';
+import { type ReplicationFacts, replicationJob } from './replicationJob.ts';
 import { planLineages } from './retain/lineage.ts';
 import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
 import type { Together } from './snapshot/together.ts';
@@ -41,12 +42,13 @@ function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobR
 /** The kinds of jobs that an agent has, each with what it needs of its host. */
 export class JobKinds {
   readonly #parts: AgentParts;
-  readonly #storage: (name: string) => Storage;
+  /** Throws for a storage that is not configured. */
+  readonly storage: (name: string) => Storage;
 
   /** @param storage throws for a storage that is not configured */
   constructor(parts: AgentParts, storage: (name: string) => Storage) {
     this.#parts = parts;
-    this.#storage = storage;
+    this.storage = storage;
   }
 
   /** What runs or recovers a job of its kind. */
@@ -64,6 +66,8 @@ export class JobKinds {
         return runnerOf(engine, this.restore());
       case 'verify':
         return runnerOf(engine, this.boot());
+      case 'replicate':
+        return runnerOf(engine, this.replication());
       default:
         return assertNever(kind);
     }
@@ -82,7 +86,7 @@ export class JobKinds {
     const { hypervisor, journal, storages } = this.#parts;
     return {
       hypervisor,
-      storage: this.#storage,
+      storage: this.storage,
       stepRows: (jobId) => journal.steps(jobId),
       allStorages: () => [...storages.values()],
     };
@@ -95,7 +99,7 @@ export class JobKinds {
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStorages(facts.settings.storages.map(this.#storage), plan);
+        return requireStorages(facts.settings.storages.map(this.storage), plan);
       },
     });
   }
@@ -106,10 +110,10 @@ export class JobKinds {
       ...this.#forBackups(),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(this.#storage), plan);
+        return requireStoragesForRead(facts.settings.storages.map(this.storage), plan);
       },
       planLineages: ({ backupId, settings }, plan) =>
-        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.#storage), {
+        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.storage), {
           backupId,
           ...settings,
         }),
@@ -124,10 +128,10 @@ export class JobKinds {
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(this.#storage), plan, plan.memoryBytes);
+        return requireStoragesForRead(facts.settings.storages.map(this.storage), plan, plan.memoryBytes);
       },
       planLineages: ({ backupId, settings }, plan) =>
-        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.#storage), {
+        planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.storage), {
           backupId,
           ...settings,
         }),
@@ -155,18 +159,23 @@ export class JobKinds {
     );
   }
 
+  /** Copies of backups that were made already. */
+  replication(): JobDefinition<ReplicationFacts> {
+    return replicationJob(this.storage);
+  }
+
   restore(): JobDefinition<RestoreFacts> {
     const { hypervisor } = this.#parts;
-    return restoreJob({ hypervisor, storage: this.#storage });
+    return restoreJob({ hypervisor, storage: this.storage });
   }
 
   /** The start of a backup in isolation. */
   boot(): JobDefinition<BootFacts> {
     return bootJob({
       hypervisor: this.#parts.hypervisor,
-      storage: this.#storage,
+      storage: this.storage,
       store: async ({ backup }, result, picture) => {
-        const storage = this.#storage(backup.storage);
+        const storage = this.storage(backup.storage);
         await storage.addVerification(await storage.find(backup.id), result, picture);
       },
     });

@@ -9,6 +9,7 @@ import { LibvirtHypervisor } from './hypervisor/libvirt/libvirtHypervisor.ts';
 import { crashPointOf } from './jobs/crashPoint.ts';
 import { Engine, type EngineListener, type EngineOptions } from './jobs/engine.ts';
 import { Journal } from './jobs/journal.ts';
+import { StorageBandwidths } from './storageBandwidths.ts';
 import { storagesOf } from './storages.ts';
 
 export interface OpenAgentOptions {
@@ -25,6 +26,8 @@ export interface OpenAgentOptions {
 /** An agent and what must be closed with it. */
 export interface OpenAgent extends AsyncDisposable {
   readonly agent: Agent;
+  /** Of its storages; what is under way follows their changes. */
+  readonly bandwidths: StorageBandwidths;
 }
 
 /**
@@ -46,7 +49,8 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
       ? new Journal(':memory:')
       : new Journal(journalFile, { readOnly });
   const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
-  const storages = storagesOf(config);
+  const bandwidths = new StorageBandwidths(config);
+  const storages = storagesOf(config, bandwidths);
   const engine = new Engine({
     journal,
     listener: logged(log, options.listener),
@@ -65,6 +69,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
   });
   return {
     agent,
+    bandwidths,
     [Symbol.asyncDispose]: async () => {
       await hypervisor[Symbol.asyncDispose]();
       journal[Symbol.dispose]();

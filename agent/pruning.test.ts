@@ -61,6 +61,8 @@ function stageFor(
   test: Test,
   options: {
     readonly keep?: unknown;
+    /** What of the policy is said about copies. */
+    readonly replicate?: unknown;
     readonly deleteBackup?: (entry: BackupEntry, stage: Stage) => Promise<void>;
     readonly around?: (storage: Storage) => Storage;
   } = {},
@@ -84,7 +86,7 @@ function stageFor(
   const keep = options.keep === undefined ? { last: 2 } : options.keep;
   const config = configSchema.parse({
     storages: { local: { kind: 'directory', path: '/a' }, vault: { kind: 'directory', path: '/b' } },
-    policies: { default: { keep, timeZone: 'UTC' } },
+    policies: { default: { keep, replicate: options.replicate ?? [], timeZone: 'UTC' } },
     machines: [{ match: 'scratch-*', exclude: true }],
   });
   const unreachable: string[] = [];
@@ -271,6 +273,17 @@ void t.test('nothing of a machine goes anywhere when a last good one is not comp
     'failed web-1 in vault: BACKUP_DAMAGED',
   ]);
   t.equal((await stage.left()).length, 4);
+});
+
+void t.test('where backups are copied to, the rules of the copy hold', async (t) => {
+  const replicate = [{ from: 'local', to: 'vault', keep: { last: 2 } }];
+  const stage = stageFor(t, { keep: { last: 1 }, replicate });
+  for (const storage of ['local', 'vault']) await stage.add(web, storage, [0, 1, 2]);
+  t.same(await stage.run(await stage.plan()), [
+    'removed web-1/local/0',
+    'removed web-1/local/1',
+    'removed web-1/vault/0',
+  ]);
 });
 
 void t.test('a storage that is away keeps no other from being pruned', async (t) => {

@@ -1,5 +1,5 @@
 import { dirname } from 'node:path';
-import { policyFor } from '../config/policy.ts';
+import { keepIn, policyFor } from '../config/policy.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { StorageError } from '../storage/errors.ts';
 import { isTemplate } from '../storage/template.ts';
@@ -234,7 +234,7 @@ export class Pruner {
       storage: group.storage,
       machine: { name, uuid: group.uuid },
       policy: policy.name,
-      keep: policy.keep,
+      keep: keepIn(policy, group.storage),
       timeZone: policy.timeZone ?? hostTimeZone(),
       now,
       skipped,

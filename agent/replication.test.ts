@@ -7,15 +7,22 @@ import t, { type Test } from 'tap';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import { StorageError } from '../storage/errors.ts';
 import { copiedVolume, placeFor, someVolume, store } from '../storage/repositoryStorage/fixture.ts';
+import { volumeSource } from '../storage/repository/repositoryFixture.ts';
 import type { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { collectGarbage } from '../storage/repository/collection.ts';
 import { copyBackup, type CopyOptions, planReplication } from './replication.ts';
 
 /** The path of a socket must be short. */
 async function optionsFor(test: Test): Promise<CopyOptions> {
   const runDirectory = await mkdtemp(join(tmpdir(), 'stillpoint-run-'));
   test.teardown(() => rm(runDirectory, { recursive: true }));
-  return { signal: new AbortController().signal, runDirectory, onProgress: () => undefined };
+  return {
+    signal: new AbortController().signal,
+    runDirectory,
+    onProgress: () => undefined,
+    onLeftOpen: (error) => test.error(error),
+  };
 }
 
 async function replicateAll(
@@ -211,3 +218,83 @@ void t.test('a backup that was deleted there does not come back', async (t) => {
     code: 'BACKUP_FENCED',
   });
 });
+
+/** How many bytes of packs a repository has, and how many sessions. */
+async function stateOf({ directory }: { readonly directory: string }, name: string) {
+  const names = await readdir(join(directory, name), { recursive: true });
+  const sessions = names.filter((file) => file.startsWith('sessions/'));
+  return { sessions, packs: names.filter((file) => /^packs\/..\/./.test(file)) };
+}
+
+void t.test(
+  'a copy that was interrupted holds up no collection, and what arrived is not sent again',
+  async (t) => {
+    const first = await placeFor(t);
+    const second = await placeFor(t, 'second', first.directory);
+    const { entry } = await store(first, someVolume());
+    const interruption = new AbortController();
+    const options = {
+      ...(await optionsFor(t)),
+      signal: interruption.signal,
+      onProgress: (what: string): void => {
+        if (what !== entry.manifest?.volumes[0]?.target) interruption.abort(new Error('enough'));
+      },
+    };
+    const planned = { entry, parent: null };
+    await t.rejects(copyBackup(first.storage, second.storage, planned, options), { message: 'enough' });
+    const interrupted = await stateOf(first, 'second');
+    t.same(interrupted.sessions, []);
+    t.not(interrupted.packs.length, 0);
+    const copy = await copyBackup(first.storage, second.other(), planned, await optionsFor(t));
+    t.equal(copy.id, entry.id, 'as the same backup');
+    t.match(await second.other().verify(copy, { data: true }), { ok: true });
+    const whole = await stateOf(first, 'second');
+    t.same(whole.sessions, []);
+    t.ok(whole.packs.length - interrupted.packs.length <= 2, 'the volume is not sent again');
+    await second.other().delete(copy);
+    t.same(await second.other().list(), []);
+  },
+);
+
+void t.test('a backup whose copy was given up by a collection can be copied all the same', async (t) => {
+  const first = await placeFor(t);
+  const second = await placeFor(t, 'second', first.directory);
+  const options = await optionsFor(t);
+  const volume = someVolume();
+  const { entry } = await store(first, volume);
+  const id = entry.id ?? '';
+  // Of a process that died.
+  const machine = entry.manifest?.machine ?? { name: '', uuid: '' };
+  const dead = await second.other().begin({ jobId: id, backupId: id, machine, afterFence: true });
+  await dead.addVolume(volumeSource(volume), 'v');
+  await dead.flush();
+  const collected = await collectGarbage(await second.other().repository(), {
+    collector: { host: 'test', at: new Date().toISOString() },
+    repackBelow: 0,
+    onOpenSession: () => Promise.resolve('fence'),
+  });
+  t.match(collected, { fencedBackups: [id], waitingFor: [] });
+  const copy = await copyBackup(first.storage, second.other(), { entry, parent: null }, options);
+  t.equal(copy.id, id);
+  t.ok((await copiedVolume(second, second.other(), copy)).equals(volume));
+  t.same(
+    (await second.other().list()).map((one) => one.id),
+    [id],
+    'once',
+  );
+  t.same(await planReplication({ machines: [], from: first.storage, to: second.other(), older: true }), []);
+  await t.rejects(dead.commit(copy.manifest ?? raise('no manifest')), { code: 'BACKUP_FENCED' });
+  const again = { collector: { host: 'test', at: new Date().toISOString() }, repackBelow: 1 };
+  const onOpenSession = () => Promise.resolve('leave' as const);
+  t.match(await collectGarbage(await second.other().repository(), { ...again, onOpenSession }), {
+    waitingFor: [],
+  });
+  t.ok(
+    (await copiedVolume(second, second.other(), copy)).equals(volume),
+    'a collection knows that it is needed',
+  );
+});
+
+function raise(what: string): never {
+  throw new Error(what);
+}

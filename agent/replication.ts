@@ -31,6 +31,8 @@ export interface CopyOptions {
   /** Where sockets are made. */
   readonly runDirectory: string;
   onProgress(what: string, doneBytes: number): void;
+  /** A copy that failed could not be ended in order either: `storage gc` waits for it until it is repeated. */
+  onLeftOpen(error: unknown): void;
 }
 
 /** One backup that is to be copied. */
@@ -90,7 +92,26 @@ export async function copyBackup(
   if (present !== null) return present;
   // Nobody else compares files while they are served. A repository compares all that it hands out.
   if (from.kind === 'directory') await requireWhole(from, entry, options);
-  const writer = await to.begin({ jobId: manifest.id, backupId: manifest.id, machine: manifest.machine });
+  const writer = await to.begin({
+    jobId: manifest.id,
+    backupId: manifest.id,
+    machine: manifest.machine,
+    afterFence: true,
+  });
+  try {
+    return await copyInto(writer, from, entry, { ...options, manifest, parent });
+  } catch (error) {
+    await writer.suspend().catch((left: unknown) => options.onLeftOpen(left));
+    throw error;
+  }
+}
+
+async function copyInto(
+  writer: BackupWriter,
+  from: Storage,
+  entry: BackupEntry,
+  { manifest, parent, ...options }: CopyOptions & Pick<PlannedCopy, 'parent'> & { manifest: Manifest },
+): Promise<BackupEntry> {
   const copy = new Copy(from, writer, entry.directory, {
     ...options,
     runDirectory: join(options.runDirectory, manifest.id),

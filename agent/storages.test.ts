@@ -1,7 +1,14 @@
-import { readdir, utimes } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { mkdir, readdir, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
+import { newId } from '../common/ids.ts';
 import { configSchema } from '../config/schema.ts';
+import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { makeKeyFile } from '../storage/repository/keyFile.ts';
+import { Repository } from '../storage/repository/repository.ts';
+import { volumeSource } from '../storage/repository/repositoryFixture.ts';
+import { StorageBandwidths } from './storageBandwidths.ts';
 import { storagesOf } from './storages.ts';
 
 void t.test('what a killed writer has left in a repository goes after a day', async (t) => {
@@ -26,3 +33,39 @@ void t.test('a repository without its key says so, and what makes it', async (t)
     problem: { code: 'KEY_WRONG', hint: /stillpoint storage init/ },
   });
 });
+
+void t.test(
+  'what goes to a repository is held to its bandwidth, which a running job sees change',
+  async (t) => {
+    const root = join(t.testdir(), 'vault');
+    const keyFile = `${t.testdirName}/key`;
+    await mkdir(root);
+    const secret = await makeKeyFile(keyFile);
+    if (secret === null) throw new Error('no key');
+    const createdAt = new Date().toISOString();
+    const sizes = { chunkSizeBytes: 65_536, packSizeBytes: 131_072 };
+    await Repository.init(new FileBackend(root), { secret, label: 'test', createdAt, ...sizes });
+    const configOf = (bandwidthBytesPerSecond: number) =>
+      configSchema.parse({
+        storages: { vault: { kind: 'repository', url: `file://${root}`, keyFile, bandwidthBytesPerSecond } },
+      });
+    const slowest = 512 * 1024;
+    t.throws(() => configOf(1), /expected 0 or at least 524288/);
+    const bandwidths = new StorageBandwidths(configOf(slowest));
+    const storage = storagesOf(configOf(slowest), bandwidths).get('vault');
+    const machine = { name: 'm', uuid: newId() };
+    const writer = await storage?.begin({ jobId: newId(), backupId: newId(), machine });
+    const startedMs = performance.now();
+    await writer?.addVolume(volumeSource(randomBytes(slowest / 2)), 'v');
+    await writer?.flush();
+    // What was sent last is paid for by whoever comes next.
+    const leastMs = 1000 / 2 - (sizes.packSizeBytes / slowest) * 1000 - 50;
+    t.ok(performance.now() - startedMs >= leastMs, `not before ${leastMs} ms`);
+    const waiting = writer?.addVolume(volumeSource(randomBytes(100 * slowest)), 'w');
+    t.same(bandwidths.follow(configOf(0)), ['vault']);
+    t.same(bandwidths.follow(configOf(0)), [], 'only once');
+    await waiting;
+    await writer?.flush();
+    t.ok(performance.now() - startedMs < 50_000, '50 MiB, which would take 100 s');
+  },
+);

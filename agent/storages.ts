@@ -1,6 +1,8 @@
 import type { Config, StorageConfig } from '../config/schema.ts';
+import type { Bandwidth } from '../common/bandwidth.ts';
 import { freeBytes } from '../common/files.ts';
 import type { Backend } from '../storage/backends/backend.ts';
+import { BandwidthBackend } from '../storage/backends/bandwidthBackend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
@@ -9,12 +11,16 @@ import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
 import type { Storage } from '../storage/storage.ts';
+import { StorageBandwidths } from './storageBandwidths.ts';
 
 /** A repository as the configuration names it. */
 export type RepositoryConfig = Extract<StorageConfig, { readonly kind: 'repository' }>;
 
 /** The storages of a configuration, by name; nothing is opened yet. */
-export function storagesOf(config: Config): ReadonlyMap<string, Storage> {
+export function storagesOf(
+  config: Config,
+  bandwidths = new StorageBandwidths(config),
+): ReadonlyMap<string, Storage> {
   return new Map(
     Object.entries(config.storages).map(([name, settings]) => {
       const { stallSeconds } = settings;
@@ -22,25 +28,29 @@ export function storagesOf(config: Config): ReadonlyMap<string, Storage> {
       const storage =
         settings.kind === 'directory'
           ? new DirectoryStorage({ name, path: settings.path })
-          : repositoryOf(name, settings);
+          : repositoryOf(name, settings, bandwidths.of(name));
       return [name, new DeadlineStorage(storage, patience)];
     }),
   );
 }
 
-function repositoryOf(name: string, settings: RepositoryConfig): RepositoryStorage {
+function repositoryOf(name: string, settings: RepositoryConfig, bandwidth: Bandwidth): RepositoryStorage {
   const path = pathOf(settings);
   return new RepositoryStorage({
     name,
     location: path ?? settings.url,
-    open: () => openRepository(settings),
+    open: async () =>
+      Repository.open(
+        new BandwidthBackend(await backendOf(settings), bandwidth),
+        await readKeyFile(settings.keyFile),
+      ),
     freeBytes: async () => (path === null ? null : freeBytes(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
   });
 }
 
-/** @throws RepositoryError, StorageError */
+/** Without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */
 export async function openRepository(settings: RepositoryConfig): Promise<Repository> {
   return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
 }

@@ -5,6 +5,7 @@ import { createLogger, type Logger } from '../common/log.ts';
 import { type LoadedConfig, loadConfig } from '../config/config.ts';
 import type { Cli } from './cli.ts';
 import type { ExitCode } from './exitCodes.ts';
+import { followLimits } from './followLimits.ts';
 import { JobFailure } from './jobFailure.ts';
 import { PlainLog } from './plainLog.ts';
 import { ProgressView } from './progress.ts';
@@ -68,6 +69,7 @@ export async function changing(
   const log = commandLog(cli);
   await using open = await openAgent({ loaded, configPath: cli.configPath, log, listener: view.listener() });
   using interruption = new Interruption(cli.terminal, open.agent.parts.journal);
+  await using _limits = await followLimits(cli.terminal, loaded, cli.configPath, open.bandwidths);
   beforeTakeOver(open.agent);
   const takenOver = await takeOver(cli, open.agent, view);
   await open.agent.finishDeletions();

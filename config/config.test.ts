@@ -4,7 +4,7 @@ import t from 'tap';
 import { z } from 'zod';
 import { loadConfig, parseConfig } from './config.ts';
 import { ConfigError, formatProblem } from './errors.ts';
-import { matchesName, policyFor } from './policy.ts';
+import { keepIn, matchesName, policyFor } from './policy.ts';
 import { configSchema } from './schema.ts';
 
 const storage = 'storages: { local: { kind: directory, path: /backup } }\n';
@@ -164,6 +164,32 @@ void t.test('keep takes its rules and nothing else, and without it everything st
       'c.yaml:7:7: policies.default.keep.within: expected a span such as "36h", "14d", "8w", "6mo" or "2y"',
       'c.yaml:8:20: policies.other.keep.within: expected a span such as "36h", "14d", "8w", "6mo" or "2y"',
       'c.yaml:9:12: policies.third.keep: Invalid input: expected object, received number',
+    ],
+  );
+  t.end();
+});
+
+void t.test('a policy copies from where its backups are by then to where they are not', (t) => {
+  const storages = ['local', 'vault', 'cloud'].map(
+    (name) => `  ${name}: { kind: directory, path: /${name} }\n`,
+  );
+  const text = (policy: string): string => `storages:\n${storages.join('')}policies:\n  default: ${policy}\n`;
+  const rules =
+    'replicate: [{ from: local, to: vault }, { from: vault, to: cloud, keep: { last: 9 } }], keep: { last: 1 }';
+  const decision = policyFor(parseConfig(text(`{ ${rules} }`), 'c.yaml').config, 'm', 'c.yaml');
+  if (decision.kind !== 'policy') throw new Error('no policy');
+  t.same(decision.policy.storages, ['local'], 'all but those that are copied to');
+  t.same(
+    ['local', 'vault', 'cloud'].map((name) => keepIn(decision.policy, name)),
+    [{ last: 1 }, { last: 1 }, { last: 9 }],
+  );
+  t.same(
+    problemsOf(text('{ storages: [local], replicate: [{ from: vault, to: local }, { from: x, to: y }] }')),
+    [
+      'c.yaml:6:47: policies.default.replicate.0.from: no backup of this policy is in vault by then',
+      'c.yaml:6:60: policies.default.replicate.0.to: the backups of this policy are in local already',
+      'c.yaml:6:75: policies.default.replicate.1.from: no storage is called x',
+      'c.yaml:6:84: policies.default.replicate.1.to: no storage is called y',
     ],
   );
   t.end();

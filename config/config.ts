@@ -5,7 +5,7 @@ import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import type { ConfigProblem } from './errors.ts';
 import { configSchema, inactiveKeys } from './schema.ts';
-import type { Config } from './schema.ts';
+import type { Config, PolicyConfig } from './schema.ts';
 import { ConfigSource, ConfigSources } from './source.ts';
 import type { KeyPath } from './source.ts';
 
@@ -149,6 +149,7 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
     for (const [index, storage] of (policy.storages ?? []).entries()) {
       check(storages, storage, 'storage', ['policies', name, 'storages', index]);
     }
+    problems.push(...replicationProblems(sources, name, policy, storages));
   }
   for (const [index, name] of storages.entries()) {
     const same = storages.slice(0, index).find((other) => placeOf(config, other) === placeOf(config, name));
@@ -167,6 +168,29 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
   for (const [index, { name }] of config.templates.entries()) {
     if (config.templates.findIndex((other) => other.name === name) === index) continue;
     problems.push(sources.problemAt(['templates', index, 'name'], `another template is called ${name}`));
+  }
+  return problems;
+}
+
+/** Copies come from where the backups of a policy are by then, and go to where they are not. */
+function replicationProblems(
+  sources: ConfigSources,
+  policyName: string,
+  policy: PolicyConfig,
+  storages: readonly string[],
+): readonly ConfigProblem[] {
+  const problems: ConfigProblem[] = [];
+  const targets = policy.replicate.map(({ to }) => to);
+  const have = new Set(policy.storages ?? storages.filter((one) => !targets.includes(one)));
+  for (const [index, { from, to }] of policy.replicate.entries()) {
+    const refuse = (key: string, why: string): void => {
+      problems.push(sources.problemAt(['policies', policyName, 'replicate', index, key], why));
+    };
+    if (!storages.includes(from)) refuse('from', `no storage is called ${from}`);
+    else if (!have.has(from)) refuse('from', `no backup of this policy is in ${from} by then`);
+    if (!storages.includes(to)) refuse('to', `no storage is called ${to}`);
+    else if (have.has(to)) refuse('to', `the backups of this policy are in ${to} already`);
+    have.add(to);
   }
   return problems;
 }

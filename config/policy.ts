@@ -29,12 +29,22 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   if (rule?.exclude === true) return { kind: 'excluded', match: rule.match };
   const name = rule?.policy ?? 'default';
   const policy = config.policies[name] ?? emptyPolicy();
-  const storages = policy.storages ?? Object.keys(config.storages);
+  const copies = policy.replicate.map(({ to }) => to);
+  const storages = policy.storages ?? Object.keys(config.storages).filter((one) => !copies.includes(one));
   if (storages.length === 0) {
     throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }
   const schedule = policy.schedule === undefined ? null : wholeSchedule(policy.schedule);
   return { kind: 'policy', policy: { ...policy, name, storages, schedule } };
+}
+
+/** What `prune` goes by in one storage: where backups are copied to, other rules may hold than where they are made. */
+export function keepIn(
+  { keep, replicate }: Pick<PolicyConfig, 'keep' | 'replicate'>,
+  storage: string,
+): PolicyConfig['keep'] {
+  const copied = replicate.find(({ to }) => to === storage)?.keep;
+  return copied === undefined ? keep : copied;
 }
 
 /** True when a name fits a pattern in which `*` stands for any characters and `?` for one. */

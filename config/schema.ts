@@ -50,6 +50,9 @@ const directoryStorage = z.strictObject({
   ...ofEveryStorage,
 });
 
+/** Slower than this a few packs that wait for each other would seem to be a storage that does not answer. */
+const slowestBytesPerSecond = 512 * 1024;
+
 const repositoryStorage = z
   .strictObject({
     kind: z.literal('repository'),
@@ -76,6 +79,16 @@ const repositoryStorage = z
       .optional()
       .describe(
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
+      ),
+    bandwidthBytesPerSecond: wholeNumber
+      .nonnegative()
+      .refine(
+        (limit) => limit === 0 || limit >= slowestBytesPerSecond,
+        `expected 0 or at least ${slowestBytesPerSecond}`,
+      )
+      .default(0)
+      .describe(
+        'What backups, copies, restores and verify of one command send there and read from there, in bytes per second; 0 is without limit. Commands that run follow a change.',
       ),
     ...ofEveryStorage,
   })
@@ -170,6 +183,19 @@ const schedule = z
     'expected either cron or every',
   );
 
+const replication = z.strictObject({
+  from: name.describe(
+    'The storage that has them: one of `storages`, or the `to` of an entry before this one.',
+  ),
+  to: name.describe('The storage that gets them.'),
+  keep: keep
+    .nullable()
+    .optional()
+    .describe(
+      'Which backups `stillpoint prune` leaves there; by the keep of the policy unless told. null: all.',
+    ),
+});
+
 const policy = z.strictObject({
   mode: mode
     .default('auto')
@@ -193,7 +219,13 @@ const policy = z.strictObject({
     .array(name)
     .min(1, 'name at least one storage, or leave the key out for all of them')
     .optional()
-    .describe('Names under `storages`; all of them unless told.'),
+    .describe('Names under `storages`; all of them unless told, but for those that `replicate` copies to.'),
+  replicate: z
+    .array(replication)
+    .default([])
+    .describe(
+      'What is copied from one storage to another when a backup is made, in this order, while the machine is free again. A backup whose copy fails is made all the same; the next one brings what is missing.',
+    ),
   schedule: z
     .union([cron, schedule], {
       error: 'expected the five fields of cron, such as "0 2 * * *", or { cron: … } or { every: … }',

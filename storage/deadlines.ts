@@ -268,6 +268,12 @@ class DeadlineWriter implements BackupWriter {
     );
   }
 
+  suspend(): Promise<void> {
+    return withDeadline(this.#storage, 'ending an attempt', this.#patience.stallMs, () =>
+      this.#writer.suspend(),
+    );
+  }
+
   abandon(): Promise<void> {
     return withDeadline(this.#storage, 'removing unfinished work', this.#patience.stallMs, () =>
       this.#writer.abandon(),

@@ -176,6 +176,11 @@ export interface BeginRequest {
   /** What the backup is going to be called. */
   readonly backupId: string;
   readonly machine: MachineIdentity;
+  /**
+   * A backup of this id that was given up may be written once more; refused unless told. For who still has all that it
+   * is made of, such as another storage.
+   */
+  readonly afterFence?: boolean | undefined;
 }
 
 /**
@@ -228,6 +233,11 @@ export interface BackupWriter {
    * @param onProgress is called while there is much to do
    */
   commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry>;
+  /**
+   * Ends this attempt and leaves what was gathered to one that is begun with `afterFence`. Nobody has to wait for it
+   * any more.
+   */
+  suspend(): Promise<void>;
   /** Gives it up and removes what was gathered. */
   abandon(): Promise<void>;
 }

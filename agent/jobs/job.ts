@@ -1,7 +1,7 @@
 import type { ErrorRecord } from '../../common/errors.ts';
 import type { JobOwner } from './owner.ts';
 
-export const jobKinds = ['backup', 'restore', 'verify'] as const;
+export const jobKinds = ['backup', 'restore', 'verify', 'replicate'] as const;
 export type JobKind = (typeof jobKinds)[number];
 
 /** States of a backup job, in order; the words are the heritage's (SC-01). */

@@ -7,7 +7,7 @@ import { isOwnerAlive } from './owner.ts';
 /** Other processes tell of the end of their jobs through the journal only. */
 const pollMs = 250;
 
-/** What a backup's record says of where it goes, and with whom. */
+/** What the record of a backup, or of a copy, says of where it goes, and with whom. */
 const usesSchema = z.object({
   settings: z.object({
     storages: z.array(z.string()),
@@ -71,6 +71,6 @@ function isOfGroup(row: JobRow, group: string | undefined): boolean {
 }
 
 function usesOf(row: JobRow): z.infer<typeof usesSchema>['settings'] {
-  if (row.kind !== 'backup') return { storages: [] };
+  if (row.kind !== 'backup' && row.kind !== 'replicate') return { storages: [] };
   return usesSchema.safeParse(row.record).data?.settings ?? { storages: [] };
 }

@@ -19,6 +19,7 @@ import { chooseMachines } from '../machineChoice.ts';
 import type { Options } from '../options.ts';
 import { styled } from '../output.ts';
 import { runLimited } from '../parallel.ts';
+import { PolicyCopies } from '../policyCopies.ts';
 import { type ChangeSession, changing, reading } from '../session.ts';
 import { printDryRun } from '../dryRun.ts';
 
@@ -50,12 +51,19 @@ export const backup: RunVerb = (cli, names, options) => {
     );
   return changing(cli, async (session) => {
     const requests = await choose(session.agent);
+    const copies = new PolicyCopies(cli, session);
+    const onOutcome = (outcome: Outcome): void => {
+      printOutcome(cli, outcome);
+      const machine = outcome.backup?.entry.manifest?.machine;
+      if (machine !== undefined) copies.add(machine);
+    };
     const outcomes = options.flag('together')
-      ? await runTogether(cli, session, requests)
-      : await runAll(cli, session, requests);
+      ? await runTogether(cli, session, requests, onOutcome)
+      : await runAll(session, requests, onOutcome);
+    const copyCodes = await copies.end();
     session.view.end();
     if (outcomes.length > 1 && !cli.terminal.json) printTable(cli, outcomes);
-    return combinedExitCode(outcomes.map(({ code }) => code));
+    return combinedExitCode([...outcomes.map(({ code }) => code), ...copyCodes]);
   });
 };
 
@@ -103,9 +111,9 @@ function chooserOf(names: readonly string[], options: Options, wishes: Wishes): 
 
 /** Several machines at a time, as the configuration allows; the order of the outcomes is that of the names. */
 async function runAll(
-  cli: Cli,
   session: ChangeSession,
   requests: readonly BackupRequest[],
+  onOutcome: (outcome: Outcome) => void,
 ): Promise<readonly Outcome[]> {
   const outcomes: Outcome[] = [];
   const { config, configPath } = session.agent.parts;
@@ -122,7 +130,7 @@ async function runAll(
   await runLimited([...requests.entries()], limits, async ([index, request]) => {
     const outcome = await runOne(session, request);
     outcomes[index] = outcome;
-    printOutcome(cli, outcome);
+    onOutcome(outcome);
   });
   return outcomes;
 }
@@ -132,6 +140,7 @@ async function runTogether(
   cli: Cli,
   { agent, view, interruption }: ChangeSession,
   requests: readonly BackupRequest[],
+  onOutcome: (outcome: Outcome) => void,
 ): Promise<readonly Outcome[]> {
   const withMemory = requests.some(({ mode }) => mode === 'live');
   const howLong = withMemory
@@ -146,7 +155,7 @@ async function runTogether(
   for (const job of await agent.runTogether(created)) {
     view.done(job.id);
     const outcome = await outcomeOf(agent, job);
-    printOutcome(cli, outcome);
+    onOutcome(outcome);
     outcomes.push(outcome);
   }
   return outcomes;

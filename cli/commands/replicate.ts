@@ -47,6 +47,10 @@ export const replicate: RunVerb = (cli, machines, options) => {
           signal,
           runDirectory,
           onProgress,
+          onLeftOpen: (error) =>
+            terminal.warning(
+              `the copy is left open, and storage gc waits for it: ${errorRecord(error).message}`,
+            ),
         });
         terminal.live([]);
         codes.push(0);

@@ -10,6 +10,7 @@ import { type Check, fail, ok, warn } from './check.ts';
 import type { ReadSession } from '../session.ts';
 import { checkLeftovers } from './leftovers.ts';
 import { checkMachines } from './machines.ts';
+import { checkReplications } from './replications.ts';
 
 /** Looks at everything that a backup on this host needs; changes nothing. */
 export async function checkHost(
@@ -25,6 +26,7 @@ export async function checkHost(
     await checkStorages(agent, configPath),
     [await checkRamDisk(agent)],
     await checkMachines(agent),
+    await checkReplications(agent),
     await checkLeftovers(agent),
   ];
   return groups.flat();

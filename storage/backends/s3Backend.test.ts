@@ -255,3 +255,19 @@ void t.test('a call that is aborted ends at once, wherever it is', async (t) => 
   await t.rejects(reading, reason);
   t.equal((await full.read('packs/a'))?.length, 1000, 'and its place is free again');
 });
+
+void t.test(
+  'a server that is not there is told soon, one that goes away meanwhile is waited for',
+  async (t) => {
+    await using server = await WeakS3.start();
+    const away = await openTestBackend(server, { limits: { firstContactAttemptsMax: 3 } });
+    const known = await openTestBackend(server, { limits: { firstContactAttemptsMax: 3 } });
+    await known.create('config/00000001', [Buffer.from('content')]);
+    const cut = (times: number): void =>
+      server.intervene({ when: ({ method }) => method === 'GET', fault: 'cutBefore', times });
+    cut(3);
+    await t.rejects(away.read('config/00000001'), { code: 'STORAGE_UNREACHABLE', hint: /curl -v/ });
+    cut(5);
+    t.same(await known.read('config/00000001'), Buffer.from('content'));
+  },
+);

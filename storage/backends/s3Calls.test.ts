@@ -21,6 +21,8 @@ async function request<T>(
   signal?: AbortSignal,
 ): Promise<T> {
   const patience = patienceOf(place, { ...s3LimitsDefault, ...limits });
+  // The server is known to be there.
+  patience.contact.isMade = true;
   return S3Call.run('reading a', patience, { signal }, (call) => call.request(send));
 }
 
@@ -76,6 +78,28 @@ void t.test('a call ends when its time is over, in a request and between two', a
   await t.rejects(request({ callMs: 50 }, never), late);
   const failing = request({ ...sleepy, callMs: 50 }, () => Promise.reject(lostConnection()));
   await t.rejects(failing, { ...late, message: /0\.05 s; last: .*socket hang up/ });
+});
+
+void t.test('a server that has never answered is given up soon', async (t) => {
+  const limits = { ...s3LimitsDefault, ...quick, firstContactAttemptsMax: 2, firstContactMs: 30 };
+  const silent = (signal: AbortSignal): Promise<never> =>
+    new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(new Error('aborted'))));
+  await t.rejects(
+    S3Call.run('reading a', patienceOf(place, limits), {}, (call) => call.request(silent)),
+    { code: 'STORAGE_UNREACHABLE', message: /reading a at .*: no answer within 0\.03 s/ },
+  );
+  const patience = patienceOf(place, limits);
+  let attempts = 0;
+  const refused = (): Promise<never> => {
+    attempts++;
+    return Promise.reject(Object.assign(new Error('refused'), { code: 'ECONNREFUSED' }));
+  };
+  const asked = (): Promise<never> => S3Call.run('reading a', patience, {}, (call) => call.request(refused));
+  await t.rejects(asked(), { code: 'STORAGE_UNREACHABLE', message: /refused/ });
+  t.equal(attempts, 2);
+  await S3Call.run('reading a', patience, {}, (call) => call.request(() => Promise.resolve('here I am')));
+  await t.rejects(asked(), { code: 'STORAGE_UNREACHABLE' });
+  t.equal(attempts, 2 + 4, 'once it has answered there is patience again');
 });
 
 void t.test('a signal ends the pause before the next request', async (t) => {

@@ -2,7 +2,7 @@ import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { StorageError } from '../errors.ts';
 import type { CallOptions } from './backend.ts';
-import { type S3Place, storageErrorOf } from './s3Failure.ts';
+import { hasAnswered, type S3Place, storageErrorOf } from './s3Failure.ts';
 import type { S3Limits } from './s3Settings.ts';
 import { Slots } from './slots.ts';
 
@@ -11,10 +11,19 @@ export interface S3Patience {
   readonly place: S3Place;
   readonly limits: S3Limits;
   readonly slots: Slots;
+  readonly contact: S3Contact;
+}
+
+/**
+ * Whether the server has ever answered this client, whatever it said. Until then it is as likely that it is not there,
+ * and who begins something wants to know soon; afterwards there is work that is worth waiting for.
+ */
+interface S3Contact {
+  isMade: boolean;
 }
 
 export function patienceOf(place: S3Place, limits: S3Limits): S3Patience {
-  return { place, limits, slots: new Slots(limits.concurrency) };
+  return { place, limits, slots: new Slots(limits.concurrency), contact: { isMade: false } };
 }
 
 interface CallSignals {
@@ -69,13 +78,15 @@ export class S3Call {
    * @param signal one that follows `this.signal`, for requests that others can make superfluous
    */
   async request<T>(send: (signal: AbortSignal) => Promise<T>, signal: AbortSignal = this.signal): Promise<T> {
+    const { limits, contact } = this.#patience;
     for (let attempt = 1; ; attempt++) {
-      const failure = await this.#attempt(send, signal);
+      const failure = await this.#attempt(contact.isMade ? send : this.#untilFirstContact(send), signal);
       if ('answer' in failure) return failure.answer;
       const { error } = failure;
       this.#throwIfOver(signal, error);
       const isFinal = !(error instanceof StorageError) || !error.retryable;
-      if (isFinal || attempt >= this.#patience.limits.attemptsMax) throw error;
+      const attemptsMax = contact.isMade ? limits.attemptsMax : limits.firstContactAttemptsMax;
+      if (isFinal || attempt >= attemptsMax) throw error;
       await this.#pause(attempt, signal);
       this.#throwIfOver(signal, error);
     }
@@ -85,12 +96,37 @@ export class S3Call {
     send: (signal: AbortSignal) => Promise<T>,
     signal: AbortSignal,
   ): Promise<{ readonly answer: T } | { readonly error: unknown }> {
-    const { slots, place } = this.#patience;
+    const { slots, place, contact } = this.#patience;
     try {
-      return { answer: await slots.use(signal, () => send(signal)) };
+      const answer = await slots.use(signal, () => send(signal));
+      contact.isMade = true;
+      return { answer };
     } catch (error) {
+      contact.isMade ||= hasAnswered(error);
       return { error: storageErrorOf(error, this.#what, place) };
     }
+  }
+
+  /** A host that is down lets a connection wait for long before it fails. */
+  #untilFirstContact<T>(send: (signal: AbortSignal) => Promise<T>): (signal: AbortSignal) => Promise<T> {
+    return async (signal) => {
+      const { place, limits, contact } = this.#patience;
+      const silent = new AbortController();
+      // Others may hear of the server meanwhile.
+      const timer = setTimeout(() => contact.isMade || silent.abort(), limits.firstContactMs);
+      try {
+        return await send(AbortSignal.any([signal, silent.signal]));
+      } catch (error) {
+        if (!silent.signal.aborted || signal.aborted) throw error;
+        throw new StorageError(
+          'STORAGE_UNREACHABLE',
+          `${this.#what} at ${place.location}: no answer within ${limits.firstContactMs / 1000} s`,
+          { hint: `curl -v ${place.endpoint}; try again when it answers` },
+        );
+      } finally {
+        clearTimeout(timer);
+      }
+    };
   }
 
   /** Up to a length that doubles, at random, so that those who failed together do not come back together. */

@@ -115,6 +115,11 @@ export function statusOf(error: unknown): number | undefined {
   return typeof metadata.httpStatusCode === 'number' ? metadata.httpStatusCode : undefined;
 }
 
+/** Whether somebody is there, whatever is wrong with what he said. */
+export function hasAnswered(error: unknown): boolean {
+  return error instanceof UnusableAnswer || statusOf(error) !== undefined;
+}
+
 /** Whether the server said of an object itself that it is not there: a 404 alone may come from anything on the way. */
 export function isAbsence(error: unknown): boolean {
   return error instanceof Error && error.name === 'NoSuchKey' && statusOf(error) === 404;

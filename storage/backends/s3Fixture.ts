@@ -11,6 +11,8 @@ export const testLimits: Partial<S3Limits> = {
   pauseMsMax: 20,
   silenceMs: 5000,
   callMs: 20_000,
+  // Those who inject faults do it from the beginning.
+  firstContactAttemptsMax: 10,
   multipartBytes: 64 * 1024,
   partBytes: 16 * 1024,
   pageNames: 3,

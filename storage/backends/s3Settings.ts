@@ -34,6 +34,9 @@ export interface S3Limits {
   readonly callMs: number;
   /** How long a connection may take to be made, and then be silent. */
   readonly silenceMs: number;
+  /** Who has never answered gets so many requests and so long until a call fails: it may not be there at all. */
+  readonly firstContactAttemptsMax: number;
+  readonly firstContactMs: number;
   /** Larger objects go in parts, and are then not created exclusively, see `S3Creation`. */
   readonly multipartBytes: number;
   /** Of each part but the last; servers want 5 MiB at least. */
@@ -53,6 +56,8 @@ export const s3LimitsDefault: S3Limits = {
   pauseMsMax: 15_000,
   callMs: 600_000,
   silenceMs: 30_000,
+  firstContactAttemptsMax: 3,
+  firstContactMs: 10_000,
   // More than any object that must be created exclusively (docs/FORMAT.md, "Limits"), see s3Creation.ts.
   multipartBytes: 100 * mebibyte,
   partBytes: 16 * mebibyte,

@@ -264,6 +264,11 @@ export class DirectoryBackupWriter implements BackupWriter {
     }
   }
 
+  /** Files that are complete are found by `has`. */
+  suspend(): Promise<void> {
+    return Promise.resolve();
+  }
+
   async abandon(): Promise<void> {
     await this.#run(`removing ${this.directory}`, () =>
       removeTree(this.directory, { root: this.#context.root }),

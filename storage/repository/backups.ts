@@ -2,7 +2,7 @@ import { messageOf } from '../../common/errors.ts';
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { assertBackupId, type BackupManifest, decodeManifest } from './backupManifest.ts';
 import { RepositoryError } from './errors.ts';
-import { backupIdOf, deletionName, manifestName, prefixes } from './names.ts';
+import { type Attempt, attemptOf, backupIdOf, deletionName, manifestName, prefixes } from './names.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
 
 /** A backup, or what is left of one. */
@@ -26,9 +26,9 @@ export async function listBackups(
   }
   const backups: StoredBackup[] = [];
   for (const { name } of await listAll(context.backend, prefixes.manifests, call)) {
-    const id = backupIdOf(name, prefixes.manifests);
-    if (id === null || deleted.has(id)) continue;
-    const backup = await readBackup(context, id, call);
+    const attempt = attemptOf(name, prefixes.manifests);
+    if (attempt === null || deleted.has(attempt.backupId)) continue;
+    const backup = await storedBackup(attempt.backupId, () => readAttempt(context, attempt, call));
     if (backup !== null) backups.push(backup);
   }
   return backups.toSorted((one, other) => (orderOf(one) < orderOf(other) ? -1 : 1));
@@ -40,10 +40,23 @@ export async function readManifest(
   backupId: string,
   call: CallOptions = {},
 ): Promise<BackupManifest | null> {
+  for (let attempt = 1; ; attempt++) {
+    const manifest = await readAttempt(context, { backupId, attempt }, call);
+    if (manifest !== 'fenced') return manifest;
+  }
+}
+
+/** What came of an attempt; `null` when nothing has yet, or the backup was deleted. Rejects as `readManifest`. */
+export async function readAttempt(
+  context: RepositoryContext,
+  { backupId, attempt }: Attempt,
+  call: CallOptions = {},
+): Promise<BackupManifest | 'fenced' | null> {
   if ((await context.backend.size(deletionName(backupId), call)) !== null) return null;
-  const name = manifestName(backupId);
+  const name = manifestName(backupId, attempt);
   const object = await getObject(context, name, ['manifest', 'fence'], call);
-  if (object === null || object.type === 'fence') return null;
+  if (object === null) return null;
+  if (object.type === 'fence') return 'fenced';
   const manifest = decodeManifest(object.content, name);
   assertBackupId(manifest, backupId, name);
   return manifest;
@@ -61,7 +74,10 @@ export async function deleteBackup(
 ): Promise<void> {
   const record = Buffer.from(JSON.stringify({ formatVersion: 1, backupId, deletedAt }));
   await putObject(context, 'deletion', deletionName(backupId), record, call);
-  await context.backend.delete(manifestName(backupId), call);
+  const { backend } = context;
+  await backend.delete(manifestName(backupId), call);
+  for (let attempt = 2; (await backend.size(manifestName(backupId, attempt), call)) !== null; attempt++)
+    await backend.delete(manifestName(backupId, attempt), call);
 }
 
 /** One backup, or `null` when it does not exist; damage is told in it. */
@@ -70,9 +86,16 @@ export async function readBackup(
   id: string,
   call: CallOptions = {},
 ): Promise<StoredBackup | null> {
+  return storedBackup(id, () => readManifest(context, id, call));
+}
+
+async function storedBackup(
+  id: string,
+  read: () => Promise<BackupManifest | 'fenced' | null>,
+): Promise<StoredBackup | null> {
   try {
-    const manifest = await readManifest(context, id, call);
-    return manifest === null ? null : { id, manifest, problem: null };
+    const manifest = await read();
+    return manifest === null || manifest === 'fenced' ? null : { id, manifest, problem: null };
   } catch (error) {
     if (!(error instanceof RepositoryError)) throw error;
     return { id, manifest: null, problem: messageOf(error) };

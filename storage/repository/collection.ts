@@ -167,14 +167,14 @@ class Collection {
   async #waitForSessions(): Promise<boolean> {
     for (const session of await openSessions(this.#context, this.#options)) {
       const { backupId } = session;
-      while (!(await hasSessionEnded(this.#context, backupId, this.#options))) {
+      while (!(await hasSessionEnded(this.#context, session, this.#options))) {
         const answer = await this.#options.onOpenSession(session);
         if (answer === 'leave') {
           this.#waitingFor.push(session);
           break;
         }
         if (answer === 'wait') continue;
-        if ((await fenceBackup(this.#context, backupId, this.#options)) === 'fenced')
+        if ((await fenceBackup(this.#context, session, this.#options)) === 'fenced')
           this.#fencedBackups.push(backupId);
       }
     }

@@ -38,6 +38,7 @@ export const collectionPacksMax = 500_000;
 /** Generations of the master key. */
 export const generationsMax = 1000;
 export const keySlotsMax = 64;
+export const attemptsMax = 9999;
 
 /** scrypt: N as a power of two, r and p. 2^20 with r = 8 takes 1 GiB. */
 export const scryptLogNMin = 14;

@@ -1,13 +1,13 @@
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { type BackupContent, type ContentReference, contentsOf } from './backupManifest.ts';
-import { readManifest } from './backups.ts';
+import { readAttempt } from './backups.ts';
 import { zeroId } from './chunkId.ts';
 import { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ChunkPlace } from './chunkTable.ts';
 import { quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
-import { backupIdOf, packIdOf, prefixes } from './names.ts';
+import { attemptOf, packIdOf, prefixes } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { StreamReader } from './streamReader.ts';
 import { tagBytes } from './seal.ts';
@@ -158,10 +158,11 @@ async function neededContents(
 ): Promise<readonly BackupContent[]> {
   const contents: BackupContent[] = [];
   for (const { name } of await listAll(context.backend, prefixes.manifests, options)) {
-    const id = backupIdOf(name, prefixes.manifests);
-    const manifest = id === null ? null : await readManifest(context, id, options);
-    for (const stream of manifest === null ? [] : contentsOf(manifest))
-      contents.push({ ...stream, name: `${stream.name} of backup ${id}` });
+    const attempt = attemptOf(name, prefixes.manifests);
+    const manifest = attempt === null ? null : await readAttempt(context, attempt, options);
+    if (manifest === null || manifest === 'fenced') continue;
+    for (const stream of contentsOf(manifest))
+      contents.push({ ...stream, name: `${stream.name} of backup ${manifest.id}` });
   }
   return contents;
 }

@@ -47,16 +47,36 @@ function hashOf(name: string, prefix: string): Buffer | null {
   return name.startsWith(prefix) && /^[0-9a-f]{64}$/.test(text) ? Buffer.from(text, 'hex') : null;
 }
 
-export function manifestName(backupId: string): string {
-  return `${prefixes.manifests}${backupId}`;
+/** One attempt to write a backup. Another one than the first is made only after all before it were given up. */
+export interface Attempt {
+  readonly backupId: string;
+  /** From 1 on. */
+  readonly attempt: number;
+}
+
+export function manifestName(backupId: string, attempt = 1): string {
+  return `${prefixes.manifests}${attemptName(backupId, attempt)}`;
 }
 
 export function deletionName(backupId: string): string {
   return `${prefixes.deletions}${backupId}`;
 }
 
-export function sessionName(backupId: string): string {
-  return `${prefixes.sessions}${backupId}`;
+export function sessionName(backupId: string, attempt = 1): string {
+  return `${prefixes.sessions}${attemptName(backupId, attempt)}`;
+}
+
+function attemptName(backupId: string, attempt: number): string {
+  return attempt === 1 ? backupId : `${backupId}.${attempt}`;
+}
+
+/** The attempt that a manifest, a fence or a session is about, or `null` when nothing of ours is called so. */
+export function attemptOf(name: string, prefix: 'manifests/' | 'sessions/'): Attempt | null {
+  const match = /^(.+?)(?:\.([1-9][0-9]{0,3}))?$/.exec(name);
+  const backupId = backupIdOf(match?.[1] ?? '', prefix);
+  const attempt = Number(match?.[2] ?? 1);
+  if (backupId === null || (attempt === 1 && match?.[2] !== undefined)) return null;
+  return { backupId, attempt };
 }
 
 /** The backup that an object is about, or `null` when nothing of ours is called so. */

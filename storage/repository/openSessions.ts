@@ -2,8 +2,8 @@ import { z } from 'zod';
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { parseDocument } from './document.ts';
 import { RepositoryError } from './errors.ts';
-import { objectBytesMax } from './limits.ts';
-import { backupIdOf, deletionName, manifestName, prefixes, sessionName } from './names.ts';
+import { attemptsMax, objectBytesMax } from './limits.ts';
+import { type Attempt, attemptOf, deletionName, manifestName, prefixes, sessionName } from './names.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
 
 const announcementSchema = z.object({
@@ -14,8 +14,7 @@ const announcementSchema = z.object({
 });
 
 /** A backup that is being written, or whose writer is gone: nobody can tell the two apart for certain. */
-export interface OpenSession {
-  readonly backupId: string;
+export interface OpenSession extends Attempt {
   /** Who writes it, for people; `null` when that cannot be read. */
   readonly announcement: z.infer<typeof announcementSchema> | null;
 }
@@ -31,9 +30,9 @@ export async function openSessions(
 ): Promise<readonly OpenSession[]> {
   const open: OpenSession[] = [];
   for (const { name } of await listAll(context.backend, prefixes.sessions, call)) {
-    const backupId = backupIdOf(name, prefixes.sessions);
-    if (backupId === null || (await hasSessionEnded(context, backupId, call))) continue;
-    open.push({ backupId, announcement: await readAnnouncement(context, name, call) });
+    const attempt = attemptOf(name, prefixes.sessions);
+    if (attempt === null || (await hasSessionEnded(context, attempt, call))) continue;
+    open.push({ ...attempt, announcement: await readAnnouncement(context, name, call) });
   }
   return open;
 }
@@ -43,36 +42,56 @@ export async function openSessions(
  */
 export async function hasSessionEnded(
   context: RepositoryContext,
-  backupId: string,
+  { backupId, attempt }: Attempt,
   call: CallOptions = {},
 ): Promise<boolean> {
   const { backend } = context;
   // In this order: a session is removed only after its backup was decided.
-  if ((await backend.size(sessionName(backupId), call)) === null) return true;
-  if (!(await isDecided(context, backupId, call))) return false;
-  await backend.delete(sessionName(backupId), call);
+  if ((await backend.size(sessionName(backupId, attempt), call)) === null) return true;
+  if (!(await isDecided(context, { backupId, attempt }, call))) return false;
+  await backend.delete(sessionName(backupId, attempt), call);
   return true;
 }
 
 /**
- * Sees to it that a backup that is not committed never will be: its name is taken by a fence. Returns which of the
+ * Sees to it that an attempt that is not committed never will be: its name is taken by a fence. Returns which of the
  * two it is; the commit and the fence race for one name, and the store decides.
  */
 export async function fenceBackup(
   context: RepositoryContext,
-  backupId: string,
+  { backupId, attempt }: Attempt,
   call: CallOptions = {},
 ): Promise<'fenced' | 'committed'> {
-  const name = manifestName(backupId);
+  const name = manifestName(backupId, attempt);
   const record = Buffer.from(JSON.stringify({ formatVersion: 1, backupId }));
   if ((await putObject(context, 'fence', name, record, call)) !== 'taken') return 'fenced';
   const there = await getObject(context, name, ['manifest', 'fence'], call);
   return there?.type === 'manifest' ? 'committed' : 'fenced';
 }
 
+/**
+ * The attempt that a backup is written in by who still has all that it is made of: the first one that was not given
+ * up. Of those before it none can ever be committed, so that there is one manifest at most.
+ */
+export async function attemptAfterFences(
+  context: RepositoryContext,
+  backupId: string,
+  call: CallOptions = {},
+): Promise<number> {
+  for (let attempt = 1; attempt <= attemptsMax; attempt++) {
+    const there = await getObject(context, manifestName(backupId, attempt), ['manifest', 'fence'], call);
+    if (there?.type !== 'fence') return attempt;
+  }
+  throw new RepositoryError('BACKUP_FENCED', `backup ${backupId} was given up ${attemptsMax} times`);
+}
+
 /** The name of the manifest is taken, by a manifest or a fence; or whatever takes it does not count. */
-async function isDecided(context: RepositoryContext, backupId: string, call: CallOptions): Promise<boolean> {
-  if ((await context.backend.size(manifestName(backupId), call)) !== null) return true;
+async function isDecided(
+  context: RepositoryContext,
+  { backupId, attempt }: Attempt,
+  call: CallOptions,
+): Promise<boolean> {
+  if ((await context.backend.size(manifestName(backupId, attempt), call)) !== null) return true;
   return (await context.backend.size(deletionName(backupId), call)) !== null;
 }
 

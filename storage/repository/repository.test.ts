@@ -5,7 +5,8 @@ import { ObjectStore } from '../../test/sim/objectStore.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { quarantine } from './condemned.ts';
-import { manifestName, packName } from './names.ts';
+import { attemptsMax } from './limits.ts';
+import { attemptOf, manifestName, packName, sessionName } from './names.ts';
 import { putObject } from './objects.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { Repository } from './repository.ts';
@@ -345,3 +346,39 @@ function volumeOf(manifest: Awaited<ReturnType<typeof backUp>>['manifest']) {
 async function verify(repository: Repository, data: boolean) {
   return verifyRepository(repository.context, await repository.index(), { data });
 }
+
+void t.test('who still has all of a backup that was given up writes it behind its fences', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  const volume = someVolume(3);
+  for (let attempt = 1; attempt <= 2; attempt++) {
+    const session = await repository.begin({ backupId: id, startedAt: testTime, afterFence: true });
+    t.equal(session.attempt, attempt);
+    await session.abandon();
+  }
+  await t.rejects(backUp(repository, volume, { id }), { code: 'BACKUP_FENCED' }, 'others do not');
+  const { manifest } = await backUp(repository, volume, { id, afterFence: true });
+  t.same(store.names('manifests/'), [`manifests/${id}`, `manifests/${id}.2`, `manifests/${id}.3`]);
+  t.same(store.names('sessions/'), []);
+  t.same(
+    (await listBackups(repository.context)).map((backup) => backup.manifest?.id),
+    [id],
+  );
+  t.same(await readManifest(repository.context, id), manifest);
+  t.ok((await readVolume(repository, manifest)).equals(volume));
+  const again = await backUp(repository, volume, { id, afterFence: true });
+  t.same(again.manifest, manifest, 'and not twice');
+  await deleteBackup(repository.context, id, testTime);
+  t.same(store.names('manifests/'), []);
+  await t.rejects(backUp(repository, volume, { id, afterFence: true }), { code: 'BACKUP_FENCED' });
+});
+
+void t.test('names of attempts are read as they are written, and no others', async (t) => {
+  const id = newId();
+  for (const attempt of [1, 2, 17, attemptsMax]) {
+    t.same(attemptOf(manifestName(id, attempt), 'manifests/'), { backupId: id, attempt });
+    t.same(attemptOf(sessionName(id, attempt), 'sessions/'), { backupId: id, attempt });
+  }
+  for (const text of ['.1', '.0', '.02', '.', '.10000', '.2.3', '-2'])
+    t.equal(attemptOf(`manifests/${id}${text}`, 'manifests/'), null, text);
+});

@@ -22,6 +22,7 @@ import {
   type UnprovedConfig,
   uuidBytes,
 } from './repositoryConfig.ts';
+import { attemptAfterFences } from './openSessions.ts';
 import { RepositorySession } from './session.ts';
 import { StreamReader } from './streamReader.ts';
 import { decodeRoot } from './streamRoot.ts';
@@ -170,14 +171,19 @@ export class Repository {
       readonly backupId: string;
       readonly jobId?: string | undefined;
       readonly startedAt: string;
+      /** One that was given up is written once more; unless told that is refused. */
+      readonly afterFence?: boolean | undefined;
     },
     call: CallOptions = {},
   ): Promise<RepositorySession> {
     await this.#assertExclusive(call);
+    const attempt =
+      backup.afterFence === true ? await attemptAfterFences(this.context, backup.backupId, call) : 1;
     return RepositorySession.begin(
       this.context,
       {
         ...backup,
+        attempt,
         host: hostname(),
         packSizeBytes: this.config.packSizeBytes,
         loadIndex: async () => {

@@ -108,6 +108,7 @@ export async function backUp(
   volume: Buffer,
   options: {
     readonly id?: string | undefined;
+    readonly afterFence?: boolean | undefined;
     readonly parent?: BackupManifest | undefined;
     readonly changes?: readonly Extent[] | undefined;
     /** Called when everything is stored and nothing committed. */
@@ -115,7 +116,8 @@ export async function backUp(
   } = {},
 ): Promise<{ readonly manifest: BackupManifest; readonly session: RepositorySession }> {
   const id = options.id ?? newId();
-  const session = await repository.begin({ backupId: id, startedAt: testTime });
+  const { afterFence } = options;
+  const session = await repository.begin({ backupId: id, startedAt: testTime, afterFence });
   const parentContent = options.parent?.volumes[0]?.content;
   const content = await writeStream(volumeSource(volume), session, {
     chunkSizeBytes: testChunkBytes,

@@ -13,7 +13,7 @@ import { ChunkReader } from './chunkReader.ts';
 import { condemnedPacks, quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
 import { encodeIndex, type IndexedPack } from './indexObject.ts';
-import { deletionName, manifestName, packName, sessionName } from './names.ts';
+import { type Attempt, deletionName, manifestName, packName, sessionName } from './names.ts';
 import { getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
 import { fenceBackup } from './openSessions.ts';
 import { asBuffer } from './ownMemory.ts';
@@ -23,8 +23,7 @@ import { checkReferences, referencedChunks } from './references.ts';
 import type { ChunkSink } from './streamWriter.ts';
 
 /** Who writes a backup. */
-export interface SessionOptions {
-  readonly backupId: string;
+export interface SessionOptions extends Attempt {
   /** What the writer calls its work. */
   readonly jobId?: string | undefined;
   readonly host: string;
@@ -55,6 +54,7 @@ export interface SessionStatistics {
  */
 export class RepositorySession implements ChunkSink {
   readonly backupId: string;
+  readonly attempt: number;
   readonly #context: RepositoryContext;
   readonly #index: ChunkIndex;
   readonly #excluded: Set<string>;
@@ -80,6 +80,7 @@ export class RepositorySession implements ChunkSink {
     this.#context = context;
     this.#index = index;
     this.backupId = options.backupId;
+    this.attempt = options.attempt;
     this.#excluded = excluded;
     this.#work = context.workers.begin();
     this.#packs = new PackQueue(context, {
@@ -100,8 +101,8 @@ export class RepositorySession implements ChunkSink {
     options: SessionOptions & { loadIndex(): Promise<ChunkIndex> },
     call: CallOptions = {},
   ): Promise<RepositorySession> {
-    const { backupId, jobId, host, startedAt } = options;
-    await assertPossible(context, backupId, call);
+    const { backupId, attempt, jobId, host, startedAt } = options;
+    await assertPossible(context, options, call);
     const announcement = JSON.stringify({
       formatVersion: 1,
       backupId,
@@ -111,7 +112,7 @@ export class RepositorySession implements ChunkSink {
       startedAt,
     });
     // Of a session that is begun again after a crash, the first announcement stands.
-    await putObject(context, 'session', sessionName(backupId), Buffer.from(announcement), call);
+    await putObject(context, 'session', sessionName(backupId, attempt), Buffer.from(announcement), call);
     const excluded = new Set([
       ...(await condemnedPacks(context, call)),
       ...(await quarantinedPacks(context, call)),
@@ -201,8 +202,8 @@ export class RepositorySession implements ChunkSink {
     this.#state = 'failed';
     await this.#packs.settled(options.signal);
     // Before the announcement goes: without one, and without a fence, somebody who still writes would be in danger.
-    const outcome = await fenceBackup(this.#context, this.backupId, options);
-    await this.#context.backend.delete(sessionName(this.backupId), options);
+    const outcome = await fenceBackup(this.#context, this, options);
+    await this.#context.backend.delete(sessionName(this.backupId, this.attempt), options);
     return outcome === 'fenced' ? 'abandoned' : 'committed';
   }
 
@@ -290,7 +291,7 @@ export class RepositorySession implements ChunkSink {
   }
 
   async #publish(manifest: BackupManifest, bytes: Buffer, options: CallOptions): Promise<BackupManifest> {
-    const name = manifestName(this.backupId);
+    const name = manifestName(this.backupId, this.attempt);
     if ((await this.#context.backend.size(deletionName(this.backupId), options)) !== null)
       throw fenced(this.backupId, 'it was deleted');
     const result = await putObject(this.#context, 'manifest', name, bytes, options);
@@ -304,7 +305,7 @@ export class RepositorySession implements ChunkSink {
   /** Why this backup can never exist; `null` also when that cannot be found out, and what failed first says more. */
   async #fence(options: CallOptions): Promise<RepositoryError | null> {
     try {
-      await assertPossible(this.#context, this.backupId, options);
+      await assertPossible(this.#context, this, options);
       return null;
     } catch (error) {
       return error instanceof RepositoryError && error.code === 'BACKUP_FENCED' ? error : null;
@@ -313,7 +314,7 @@ export class RepositorySession implements ChunkSink {
 
   async #takeBack(options: CallOptions): Promise<unknown> {
     try {
-      await this.#context.backend.delete(sessionName(this.backupId), options);
+      await this.#context.backend.delete(sessionName(this.backupId, this.attempt), options);
       return null;
     } catch (error) {
       // The backup is committed and must not be reported as failed; a collection finds its manifest.
@@ -326,15 +327,15 @@ export class RepositorySession implements ChunkSink {
   }
 }
 
-/** Throws BACKUP_FENCED when a backup of this id can never exist. */
+/** Throws BACKUP_FENCED when this attempt can never be committed. */
 async function assertPossible(
   context: RepositoryContext,
-  backupId: string,
+  { backupId, attempt }: Attempt,
   call: CallOptions,
 ): Promise<void> {
   if ((await context.backend.size(deletionName(backupId), call)) !== null)
     throw fenced(backupId, 'it was deleted');
-  const there = await getObject(context, manifestName(backupId), ['manifest', 'fence'], call);
+  const there = await getObject(context, manifestName(backupId, attempt), ['manifest', 'fence'], call);
   if (there?.type === 'fence') throw fenced(backupId, 'it was given up, or somebody took it for dead');
 }
 

@@ -3,7 +3,7 @@ import { StorageError } from '../errors.ts';
 import { type Collector, putSwept } from './collectionRecords.ts';
 import { replaceIndexes } from './indexReplacement.ts';
 import { presentPacks } from './liveChunks.ts';
-import { backupIdOf, manifestName, numberOf, packName, prefixes, quarantinedPackOf } from './names.ts';
+import { attemptOf, backupIdOf, numberOf, packName, prefixes, quarantinedPackOf } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { openSessions } from './openSessions.ts';
 
@@ -61,10 +61,12 @@ async function removeRemains(context: RepositoryContext, options: CallOptions): 
   // Sessions whose backups are decided.
   await openSessions(context, options);
   // A deletion that ended half way leaves a manifest, and so does a writer that comes back late.
-  const manifests = new Set((await listAll(backend, prefixes.manifests, options)).map(({ name }) => name));
-  for (const { name } of await listAll(backend, prefixes.deletions, options)) {
-    const id = backupIdOf(name, prefixes.deletions);
-    if (id !== null && manifests.has(manifestName(id))) await backend.delete(manifestName(id), options);
+  const manifests = await listAll(backend, prefixes.manifests, options);
+  const deletions = await listAll(backend, prefixes.deletions, options);
+  const deleted = new Set(deletions.map(({ name }) => backupIdOf(name, prefixes.deletions)));
+  for (const { name } of manifests) {
+    const attempt = attemptOf(name, prefixes.manifests);
+    if (attempt !== null && deleted.has(attempt.backupId)) await backend.delete(name, options);
   }
 }
 

@@ -103,9 +103,10 @@ export class RepositoryStorage implements Storage {
     return Promise.resolve(true);
   }
 
-  async begin({ jobId, backupId }: BeginRequest): Promise<BackupWriter> {
+  async begin({ jobId, backupId, afterFence }: BeginRequest): Promise<BackupWriter> {
     const repository = await this.repository();
-    const session = await repository.begin({ backupId, jobId, startedAt: new Date().toISOString() });
+    const startedAt = new Date().toISOString();
+    const session = await repository.begin({ backupId, jobId, startedAt, afterFence });
     return new RepositoryBackupWriter(repository, session, (id) => this.#committed(id));
   }
 

@@ -121,6 +121,15 @@ export class RepositoryBackupWriter implements BackupWriter {
     return dataBytesOf(await this.#repository.openStream(content));
   }
 
+  /** The fence is what lets collections go on; this backup can be begun once more behind it. */
+  async suspend(): Promise<void> {
+    try {
+      await this.#session.flush();
+    } finally {
+      await this.#session.abandon();
+    }
+  }
+
   async abandon(): Promise<void> {
     await this.#session.abandon();
   }

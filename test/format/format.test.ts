@@ -5,6 +5,7 @@ import t from 'tap';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
 import { contentsOf } from '../../storage/repository/backupManifest.ts';
 import { deleteBackup, listBackups } from '../../storage/repository/backups.ts';
+import { newId } from '../../common/ids.ts';
 import { collect } from '../../storage/repository/collectionFixture.ts';
 import { parseKeyFile } from '../../storage/repository/keySlot.ts';
 import { parseRecoveryKey } from '../../storage/repository/recoveryKey.ts';
@@ -135,3 +136,16 @@ function byId(backups: readonly { readonly id: string }[]) {
 function sha256(content: Buffer): string {
   return createHash('sha256').update(content).digest('hex');
 }
+
+void t.test('a later attempt is read by a program that knows only the specification', async (t) => {
+  const root = t.testdir();
+  const repository = await initTestRepository(new FileBackend(root));
+  const id = newId();
+  await (await repository.begin({ backupId: id, startedAt: testTime })).abandon();
+  const volume = someVolume(3);
+  await backUp(repository, volume, { id, afterFence: true });
+  const [read, ...others] = new IndependentReader(root, { keyFile: '09'.repeat(32) }).backups();
+  t.equal(read?.id, id);
+  t.ok(read?.streams.get('vda')?.equals(volume));
+  t.same(others, []);
+});

@@ -202,11 +202,12 @@ export class IndependentReader {
   /** Every backup that exists, in the order of their ids. */
   backups(): ReadBackup[] {
     const backups: ReadBackup[] = [];
-    for (const id of readdirSync(join(this.#root, 'manifests')).toSorted()) {
+    for (const attempt of readdirSync(join(this.#root, 'manifests')).toSorted()) {
+      const id = attempt.replace(/\.([2-9]|[1-9][0-9]{1,3})$/, '');
       if (existsSync(join(this.#root, 'deletions', id))) continue;
       const { type, content } = this.#openObject(
-        readFileSync(join(this.#root, 'manifests', id)),
-        `manifests/${id}`,
+        readFileSync(join(this.#root, 'manifests', attempt)),
+        `manifests/${attempt}`,
       );
       if (type === 6) continue;
       check(type === 1, 'the type of a manifest');

@@ -1,0 +1,155 @@
+import { truncate } from 'node:fs/promises';
+import { join } from 'node:path';
+import t from 'tap';
+import { RecordedTerminal } from '../cli/fixture.ts';
+import { combinedExitCode, type ExitCode } from '../cli/exitCodes.ts';
+import { PolicyCopies } from '../cli/policyCopies.ts';
+import { checkReplications } from '../cli/doctor/replications.ts';
+import { type LivingAgent, removeSharedImages, Site } from '../test/sim/site.ts';
+import type { JobRow } from './jobs/job.ts';
+
+/* Copies that a policy asks for after a backup, to a repository that may be away. */
+
+t.teardown(removeSharedImages);
+
+const rule = { from: 'near', to: 'vault' };
+
+function siteWithRule(): Promise<Site> {
+  return Site.create({
+    targets: ['vda'],
+    storages: ['near', 'vault'],
+    policy: { storages: ['near'], replicate: [rule] },
+  });
+}
+
+async function backUp(site: Site, { agent }: LivingAgent): Promise<JobRow> {
+  await site.write();
+  return agent.run(await agent.createBackup({ machine: 'm', mode: 'disk' }));
+}
+
+async function copy(site: Site, { agent }: LivingAgent): Promise<JobRow> {
+  return agent.run(agent.replications.create({ name: 'm', uuid: site.uuid }, rule));
+}
+
+async function idsIn(site: Site, name: 'near' | 'vault'): Promise<readonly (string | null)[]> {
+  return (await site.openStorages().get(name)?.list())?.map(({ id }) => id) ?? [];
+}
+
+void t.test('after a backup its copy is made, as the same backup, while the machine is free', async (t) => {
+  await using site = await siteWithRule();
+  let atOnce: JobRow | undefined;
+  const living = site.openAgent(async (moment, self) => {
+    if (moment !== 'replicate/before:copy') return;
+    atOnce ??= await backUp(site, self);
+  });
+  t.match(await backUp(site, living), { state: 'finished' });
+  t.same(await idsIn(site, 'vault'), []);
+  t.match(await copy(site, living), { state: 'finished', kind: 'replicate', error: null });
+  t.match(atOnce, { state: 'finished' }, 'another backup of the machine was made meanwhile');
+  t.equal((await idsIn(site, 'near')).length, 2);
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+});
+
+void t.test('what could not be copied is brought by the next run, oldest first', async (t) => {
+  await using site = await siteWithRule();
+  const living = site.openAgent();
+  if (site.vault === undefined) throw new Error('no vault');
+  for (const fault of ['away', 'full'] as const) {
+    site.vault.fault = fault;
+    t.match(await backUp(site, living), { state: 'finished' });
+    const code = fault === 'away' ? 'STORAGE_UNREACHABLE' : 'STORAGE_FULL';
+    t.match(await copy(site, living), { state: 'failed', error: { code }, holdsMachine: false });
+  }
+  site.vault.fault = null;
+  t.match(await checkReplications(living.agent), [
+    { verdict: 'warn', message: /vault has not got 2 of near, the oldest of .*STORAGE_FULL/ },
+  ]);
+  const row = await copy(site, living);
+  t.same(row.record, { ...Object(row.record), copied: await idsIn(site, 'near') });
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+  t.match(await checkReplications(living.agent), [{ verdict: 'ok' }]);
+});
+
+void t.test('a backup that could not be copied is not passed by those after it', async (t) => {
+  await using site = await siteWithRule();
+  const { vault } = site;
+  if (vault === undefined) throw new Error('no vault');
+  let attempts = 0;
+  const living = site.openAgent((moment) => {
+    if (moment === 'vault/before:create sessions') vault.fault = (attempts += 1) === 1 ? 'full' : null;
+  });
+  for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+  t.match(await copy(site, living), { state: 'failed', error: { code: 'STORAGE_FULL' } });
+  vault.fault = null;
+  t.same(await idsIn(site, 'vault'), []);
+  t.match(await copy(site, living), { state: 'finished' });
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+});
+
+void t.test('one that died leaves nothing to an operator, and the next one goes on', async (t) => {
+  await using site = await siteWithRule();
+  const living = site.openAgent((moment, self) => {
+    if (moment === 'vault/after:create packs') self.life.die();
+  });
+  await living.life.live(async () => {
+    await backUp(site, living);
+    await copy(site, living);
+  });
+  t.equal(living.life.isDead, true);
+  site.buryOwners();
+  const { rows, ...next } = await site.recover();
+  t.match(rows, [{ kind: 'replicate', state: 'failed', error: { code: 'AGENT_DIED' }, holdsMachine: false }]);
+  t.match(await copy(site, next), { state: 'finished' });
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+});
+
+void t.test('a copy that is cancelled ends so, and one at a time goes to one place', async (t) => {
+  await using site = await siteWithRule();
+  const machine = { name: 'm', uuid: site.uuid };
+  const living = site.openAgent((moment, self) => {
+    if (moment !== 'replicate/copy/copied') return;
+    t.throws(() => self.agent.replications.create(machine, rule), { code: 'MACHINE_BUSY' });
+    for (const { id } of self.journal.holding()) self.journal.requestCancel(id);
+  });
+  for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+  t.match(await copy(site, living), { state: 'cancelled', holdsMachine: false });
+  t.equal((await idsIn(site, 'vault')).length, 1, 'between two copies');
+});
+
+void t.test('what is damaged is told, and holds up nothing that came after it', async (t) => {
+  await using site = await siteWithRule();
+  const living = site.openAgent();
+  for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+  const [damaged, whole] = (await living.storages.get('near')?.list()) ?? [];
+  const file = join(damaged?.directory ?? '', damaged?.manifest?.definition.file ?? '');
+  await truncate(file, 1);
+  t.match(await copy(site, living), { state: 'failed', error: { code: 'BACKUP_DAMAGED' } });
+  t.same(await idsIn(site, 'vault'), [whole?.id]);
+  t.match(living.warnings.at(-1), /is not copied to vault/);
+});
+
+/** What `stillpoint backup` does about copies after a backup that was made. */
+async function copiesOf(site: Site, { agent }: LivingAgent) {
+  const recorded = new RecordedTerminal({ json: true });
+  const view = { name: (): void => undefined, done: (): void => undefined };
+  const interruption = { signal: new AbortController().signal };
+  const copies = new PolicyCopies({ terminal: recorded.terminal }, { agent, view, interruption });
+  copies.add({ name: 'm', uuid: site.uuid });
+  const backedUp: ExitCode = 0;
+  return { code: combinedExitCode([backedUp, ...(await copies.end())]), recorded };
+}
+
+void t.test('a command says what was copied, and ends with 3 when a copy fails', async (t) => {
+  await using site = await siteWithRule();
+  const living = site.openAgent();
+  if (site.vault === undefined) throw new Error('no vault');
+  await backUp(site, living);
+  site.vault.fault = 'away';
+  const failed = await copiesOf(site, living);
+  t.equal(failed.code, 3);
+  t.match(failed.recorded.stderr, /STORAGE_UNREACHABLE/);
+  site.vault.fault = null;
+  const made = await copiesOf(site, living);
+  t.equal(made.code, 0);
+  t.match(JSON.parse(made.recorded.stdout), { state: 'copied', to: 'vault', machine: { name: 'm' } });
+});

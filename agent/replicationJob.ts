@@ -1,0 +1,97 @@
+import { z } from 'zod';
+import { errorRecord, messageOf, StillpointError } from '../common/errors.ts';
+import type { StorageErrorCode } from '../storage/errors.ts';
+import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
+import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { JobError } from './jobs/errors.ts';
+import type { JobDefinition, StepContext } from './jobs/step.ts';
+import { copyBackup, type PlannedCopy, planReplication } from './replication.ts';
+
+export const replicationFactsSchema = z.object({
+  machine: z.object({ name: z.string(), uuid: z.string() }),
+  from: z.string(),
+  /** In the form in which a backup says where it writes, so that `maxParallelMachines` counts this job, too. */
+  settings: z.object({ storages: z.tuple([z.string()]), runDirectory: z.string() }),
+  /** Ids of backups that were copied, oldest first. */
+  copied: z.array(z.string()),
+});
+
+/** What the journal keeps of a replication. */
+export type ReplicationFacts = z.infer<typeof replicationFactsSchema>;
+
+/** What has no use being tried again; it must not hold up what came after it. */
+const hopeless: ReadonlySet<string> = new Set<StorageErrorCode | RepositoryErrorCode>([
+  'BACKUP_DAMAGED',
+  'BACKUP_FENCED',
+]);
+
+/**
+ * Copies what a storage has of one machine into another one that has it not, oldest first. It ends at the first backup
+ * whose copy fails, so that the next one begins there: what is older than the newest one there counts as pruned there.
+ * Nothing is left of one that died: the next one plans anew.
+ */
+export function replicationJob(storage: (name: string) => Storage): JobDefinition<ReplicationFacts> {
+  return {
+    kind: 'replicate',
+    parse: (record) => replicationFactsSchema.parse(record),
+    steps: () => [
+      {
+        name: 'copy',
+        state: 'retaining',
+        reached: 'retained',
+        cancellable: true,
+        act: async (context) => copyMissing(context, storage),
+      },
+    ],
+    settle: (_, cause) => {
+      if (cause?.code === 'CANCELLED') return Promise.resolve({ kind: 'end', state: 'cancelled' });
+      const died = new JobError('AGENT_DIED', 'the process that copied backups died', {
+        hint: 'the next backup of the machine, or stillpoint replicate, brings what is missing',
+        retryable: true,
+      });
+      return Promise.resolve({ kind: 'end', state: 'failed', error: errorRecord(cause ?? died) });
+    },
+  };
+}
+
+async function copyMissing(
+  context: StepContext<ReplicationFacts>,
+  storageOf: (name: string) => Storage,
+): Promise<void> {
+  const { machine, settings } = context.facts;
+  const [from, to] = [storageOf(context.facts.from), storageOf(settings.storages[0])];
+  const request = { machines: [machine.uuid], from, to, older: false };
+  const failures: StillpointError[] = [];
+  for (const planned of await planReplication(request)) {
+    // Between two is the best moment, and the journal is asked for it only now and then otherwise.
+    if (context.cancelRequested) throw new JobError('CANCELLED', 'the job was cancelled');
+    try {
+      const copy = await copyOne(context, from, to, planned);
+      context.commit({ copied: [...context.facts.copied, copy.id ?? ''] });
+      await context.point('copied');
+    } catch (error) {
+      if (!(error instanceof StillpointError) || !hopeless.has(error.code)) throw error;
+      context.warn(`${planned.entry.directory} is not copied to ${to.name}: ${error.message}`);
+      failures.push(error);
+    }
+  }
+  const [first] = failures;
+  if (first !== undefined) throw first;
+}
+
+function copyOne(
+  context: StepContext<ReplicationFacts>,
+  from: Storage,
+  to: Storage,
+  planned: PlannedCopy,
+): Promise<BackupEntry> {
+  const { pointInTime } = planned.entry;
+  return copyBackup(from, to, planned, {
+    signal: context.signal,
+    runDirectory: context.facts.settings.runDirectory,
+    onProgress: (what, doneBytes) =>
+      context.report({ detail: `${pointInTime} to ${to.name}: ${what}`, doneBytes }),
+    onLeftOpen: (error) =>
+      context.warn(`the copy to ${to.name} is left open, and storage gc waits for it: ${messageOf(error)}`),
+  });
+}

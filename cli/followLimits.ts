@@ -1,0 +1,33 @@
+import type { StorageBandwidths } from '../agent/storageBandwidths.ts';
+import { errorRecord } from '../common/errors.ts';
+import type { LoadedConfig } from '../config/config.ts';
+import type { Terminal } from './terminal.ts';
+
+/**
+ * Has what a command does follow the limits of its configuration while it runs; everything else of it stays as it was
+ * when the command began.
+ */
+export async function followLimits(
+  terminal: Pick<Terminal, 'remark' | 'warning'>,
+  { files }: LoadedConfig,
+  configPath: string,
+  bandwidths: StorageBandwidths,
+): Promise<AsyncDisposable> {
+  const nothing = { [Symbol.asyncDispose]: (): Promise<void> => Promise.resolve() };
+  // Where all is default there is nothing to follow.
+  if (files.length === 0) return nothing;
+  const { ConfigWatcher } = await import('../config/watcher.ts');
+  const watcher = ConfigWatcher.start(configPath, {
+    changed: ({ config }) => {
+      for (const name of bandwidths.follow(config))
+        terminal.remark(`storage ${name} has another bandwidth from now on`);
+    },
+    refused: (error) =>
+      terminal.warning(`a change of the configuration is not in force: ${errorRecord(error).message}`),
+  });
+  return watcher.catch((error: unknown) => {
+    // A host without inotify watches to spare has its backups all the same.
+    terminal.warning(`limits stay as they are until the end of this command: ${errorRecord(error).message}`);
+    return nothing;
+  });
+}
