@@ -130,16 +130,25 @@ async function* chunksToRead(
   progress: PageProgress,
 ): AsyncGenerator<PageChunk, void, undefined> {
   const { shape, holdsData, changed, parent, run } = stream;
-  for (let number = 0; number < pageCountOf(shape.sizeBytes, shape.chunkSizeBytes); number++) {
+  const numbers = Array.from(
+    { length: pageCountOf(shape.sizeBytes, shape.chunkSizeBytes) },
+    (_, page) => page,
+  );
+  const isChanged = (page: number): boolean => {
+    const first = page * idsPerPage;
+    return changed?.subarray(first, first + idsPerPage).includes(1) !== false;
+  };
+  const parentPages = parent?.walkPages(numbers.filter(isChanged), run.signal);
+  for (const number of numbers) {
     const first = number * idsPerPage;
     const count = idCountOf(shape, number);
     const parentPage = parent?.root.pageIds[number];
-    if (parentPage !== undefined && changed?.subarray(first, first + count).includes(1) === false) {
+    if (parentPage !== undefined && !isChanged(number)) {
       progress.add({ number, first, end: first + count, ids: [], chunksLeft: 0 });
       pageIds[number] = parentPage;
       continue;
     }
-    const known = parent === undefined ? [] : await run.unlessStopped(parent.pageIds(number, run.signal));
+    const known = parentPages === undefined ? [] : await nextPage(parentPages, run);
     const ids = Array.from({ length: count }, (_, place) => {
       if (changed?.[first + place] === 0) return known[place];
       return holdsData[first + place] === 0 ? zeroId : undefined;
@@ -150,6 +159,12 @@ async function* chunksToRead(
     if (toRead.length === 0) pageIds[number] = await putPage(stream, page);
     for (const place of toRead) yield { page, place };
   }
+}
+
+async function nextPage(pages: ReturnType<StreamReader['walkPages']>, run: Run): Promise<readonly Buffer[]> {
+  const next = await run.unlessStopped(pages.next());
+  if (next.done === true) throw new Error('the parent has fewer pages than were found to have changed');
+  return next.value.ids;
 }
 
 /** Returns the id of a page of which all chunks are stored. */
