@@ -1,4 +1,5 @@
 import { mkdir, rm } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { z } from 'zod';
 import type { Lab, LabAgent, LabMachine } from '../test/lab/lab.ts';
 
@@ -225,6 +226,10 @@ export class Restic extends FileTool {
 export class Borg extends FileTool {
   #archives = 0;
 
+  get #archive(): string {
+    return `${basename(this.image)}-${this.#archives}`;
+  }
+
   protected get env(): Readonly<Record<string, string>> {
     return { BORG_REPO: this.directory, BORG_PASSPHRASE: 'bench', BORG_BASE_DIR: this.home };
   }
@@ -236,12 +241,12 @@ export class Borg extends FileTool {
   backup(): Promise<void> {
     this.#archives += 1;
     const text = 'borg create --sparse --chunker-params fixed,1048576 --compression zstd,1 "::$1" "$2"';
-    return this.run(text, String(this.#archives), this.image);
+    return this.run(text, this.#archive, this.image);
   }
 
   restore(to: string): Promise<void> {
     const text = 'cd "$2"\nborg extract --sparse "::$1"\nfind . -type f -exec sync {} +';
-    return this.run(text, String(this.#archives), to);
+    return this.run(text, this.#archive, to);
   }
 
   readonly verify = (): Promise<void> => this.run('borg check --verify-data');
