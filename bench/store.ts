@@ -58,7 +58,7 @@ async function main(): Promise<void> {
     await rm(directory, { recursive: true });
   }
   const versions = await toolVersions(lab, { restic: ['restic', 'version'], borg: ['borg', '--version'] });
-  const host = { node: process.version, processor: cpus()[0]?.model, processors: cpus().length };
+  const host = { node: process.version, cpu: cpus()[0]?.model, cpus: cpus().length };
   console.log(
     JSON.stringify({ bench: 'store', rounds, ...versions, ...host, ...sizes, ...results }, null, 2),
   );

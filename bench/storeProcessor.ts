@@ -21,7 +21,7 @@ export function measureProcessor({ rounds, seed }: StoreBench): Promise<object> 
   });
 }
 
-/** The table grows in steps, so the most that it takes while it is filled is told, of tables that are not small. */
+/** The table grows in steps, so the most that it takes while it is filled is told, of half of the chunks on. */
 function indexBytesPerChunk(): { readonly full: number; readonly most: number } {
   const table = new ChunkTable();
   const perChunk = (): number => table.memoryBytes / table.count;
@@ -37,7 +37,7 @@ function indexBytesPerChunk(): { readonly full: number; readonly most: number } 
       slot: slot % 64,
       offsetBytes: 128 + (slot % 64) * (mib / 2),
     });
-    if (slot > chunks / 8) most = Math.max(most, perChunk());
+    if (slot > chunks / 2) most = Math.max(most, perChunk());
   }
   return { full: Number(perChunk().toFixed(1)), most: Number(most.toFixed(1)) };
 }
