@@ -14,23 +14,30 @@ export interface Flow {
 }
 
 /** The number of rounds on the command line of a bench. @throws Error with its usage */
-export function roundsFrom(bench: string): number {
-  const rounds = Number(process.argv[2] ?? roundsDefault);
+export function roundsFrom(bench: string, text = process.argv[2]): number {
+  const rounds = Number(text ?? roundsDefault);
   if (Number.isInteger(rounds) && rounds >= 1) return rounds;
   throw new Error(`usage: npm run bench -- ${bench} [ROUNDS]`);
 }
 
-/** What was measured against what. */
-export async function toolVersions(lab: Lab): Promise<Readonly<Record<string, string>>> {
+/** What was measured against what; `more` are commands that print their version. */
+export async function toolVersions(
+  lab: Lab,
+  more: Readonly<Record<string, readonly [string, ...string[]]>> = {},
+): Promise<Readonly<Record<string, string>>> {
   const firstLine = async (command: string, ...args: string[]): Promise<string> => {
     const { stdout, stderr } = await execa(command, args, { reject: false });
     return `${stdout}\n${stderr}`.trim().split('\n')[0] ?? '';
   };
+  const others: Record<string, string> = {};
+  for (const [name, [command, ...args]] of Object.entries(more))
+    others[name] = await firstLine(command, ...args);
   return {
     libvirt: (await lab.virsh('--version')).trim(),
     qemu: await firstLine('qemu-img', '--version'),
     nbdcopy: await firstLine('nbdcopy', '--version'),
     virtnbdbackup: await firstLine('virtnbdbackup', '--version'),
+    ...others,
   };
 }
 

@@ -5,37 +5,16 @@
  *   increments   the next ones, with 64 MiB changed in each
  *   live         with their memory
  */
-import { setTimeout as sleep } from 'node:timers/promises';
-import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
+import { type Lab, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { qemuIo } from '../test/lab/qemuIo.ts';
 import { roundsFrom, toolVersions } from './flows.ts';
 import { buildProduct } from './product.ts';
-import { treePssBytes } from './processTree.ts';
+import { mostMemory } from './mostMemory.ts';
 import { type Summary, summarize } from './statistics.ts';
 
 const mib = 1024 * 1024;
 const machines = 4;
 const dataMiB = 512;
-const sampleMs = 100;
-
-/** The most memory that a command of ours has, looked at now and then, in bytes. */
-async function mostMemory(agent: LabAgent, args: readonly string[]): Promise<number> {
-  const run = agent.background([...args, '--quiet']);
-  const ended = new AbortController();
-  const watch = async (): Promise<number> => {
-    let mostBytes = 0;
-    while (!ended.signal.aborted) {
-      mostBytes = Math.max(mostBytes, await treePssBytes(run.pid));
-      await sleep(sampleMs);
-    }
-    return mostBytes;
-  };
-  const watching = watch();
-  const { exitCode, stderr } = await run.done;
-  ended.abort();
-  if (exitCode !== 0) throw new Error(`the backup failed: ${stderr}`);
-  return watching;
-}
 
 async function createMachine(lab: Lab, index: number): Promise<LabMachine> {
   const machine = await lab.createMachine({

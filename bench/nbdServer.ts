@@ -7,56 +7,17 @@ import { execa } from 'execa';
 import { mkdtemp, open, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { z } from 'zod';
-import { NbdClient } from '../nbd/client.ts';
 import { ReadCache } from '../nbd/readCache.ts';
 import { ScriptedSource } from '../nbd/scriptedSource.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { roundsFrom } from './flows.ts';
+import { readBeside, type ReadFigures } from './nbdReads.ts';
 import { summarize } from './statistics.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const sizeBytes = 64 * MiB;
-const roundMs = 1000;
-
-const figuresSchema = z.object({
-  oneAtATime: z.number(),
-  sixteenAtATime: z.number(),
-  mibPerSecond: z.number(),
-});
-type Figures = z.infer<typeof figuresSchema>;
-
-/** Reads for one round, in the worker. */
-async function measure(socketPath: string): Promise<Figures> {
-  await using client = await NbdClient.connect({ socketPath, exportName: 'vda', answerMs: 10_000 });
-  const target = Buffer.alloc(MiB);
-  const readAll = async (): Promise<void> => {
-    for (let at = 0; at < sizeBytes; at += MiB) await client.readInto(target, at);
-  };
-  await readAll();
-  const readRandomly = async (depth: number): Promise<number> => {
-    const endMs = performance.now() + roundMs;
-    let reads = 0;
-    const reader = async (): Promise<void> => {
-      const small = Buffer.alloc(4 * KiB);
-      for (; performance.now() < endMs; reads += 1)
-        await client.readInto(small, Math.floor((Math.random() * sizeBytes) / small.length) * small.length);
-    };
-    await Promise.all(Array.from({ length: depth }, reader));
-    return (reads / roundMs) * 1000;
-  };
-  const figures = { oneAtATime: await readRandomly(1), sixteenAtATime: await readRandomly(16) };
-  const beginMs = performance.now();
-  for (let round = 0; round < 8; round += 1) await readAll();
-  return { ...figures, mibPerSecond: (8 * sizeBytes * 1000) / MiB / (performance.now() - beginMs) };
-}
-
-/** In a process of its own: client and server would only share one processor. */
-async function measureBeside(socketPath: string): Promise<Figures> {
-  const { stdout } = await execa(process.execPath, [import.meta.filename, '--read', socketPath]);
-  return figuresSchema.parse(JSON.parse(stdout));
-}
+const stretch = { offsetBytes: 0, lengthBytes: sizeBytes };
 
 async function compare(rounds: number): Promise<void> {
   const directory = await mkdtemp(join(tmpdir(), 'stillpoint-bench-'));
@@ -77,7 +38,7 @@ async function compare(rounds: number): Promise<void> {
       stdio: 'ignore',
     },
   );
-  const results: Record<'ours' | 'qemuNbd', Figures[]> = { ours: [], qemuNbd: [] };
+  const results: Record<'ours' | 'qemuNbd', ReadFigures[]> = { ours: [], qemuNbd: [] };
   try {
     await using _ = await NbdServer.listen({
       socketPath: ours,
@@ -88,14 +49,14 @@ async function compare(rounds: number): Promise<void> {
       },
     });
     for (let round = 0; round < rounds; round += 1) {
-      results.ours.push(await measureBeside(ours));
-      results.qemuNbd.push(await measureBeside(theirs));
+      results.ours.push(await readBeside({ ...stretch, socketPath: ours }));
+      results.qemuNbd.push(await readBeside({ ...stretch, socketPath: theirs }));
     }
   } finally {
     process.kill(Number(await readFile(pidFile, 'utf8')));
     await rm(directory, { recursive: true });
   }
-  const summary = (figures: readonly Figures[]): unknown => ({
+  const summary = (figures: readonly ReadFigures[]): unknown => ({
     randomReadsPerSecond: summarize(
       figures.map(({ oneAtATime }) => oneAtATime),
       0,
@@ -114,6 +75,4 @@ async function compare(rounds: number): Promise<void> {
   );
 }
 
-const [, , mode, path] = process.argv;
-if (mode === '--read') console.log(JSON.stringify(await measure(z.string().parse(path))));
-else await compare(roundsFrom('nbdServer'));
+await compare(roundsFrom('nbdServer'));

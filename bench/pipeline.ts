@@ -3,19 +3,16 @@
  * against what the processors could do if nothing else took time. Nothing of a hypervisor is in it; the volume is made
  * in memory, the repository is a directory.
  */
-import { createHash, createHmac, randomBytes } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import { mkdtemp, open, readFile, rm } from 'node:fs/promises';
-import { availableParallelism, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { VolumeSource } from '../common/volumeSource.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
-import { sealBlob } from '../storage/repository/blob.ts';
 import { ChunkWorkers } from '../storage/repository/chunkWorkers.ts';
-import { encode } from '../storage/repository/codec.ts';
-import { giveBack } from '../storage/repository/ownMemory.ts';
-import { encryptParts } from '../storage/repository/seal.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { writeStream } from '../storage/repository/streamWriter.ts';
+import { ceilingOf } from './ceiling.ts';
 
 const mebibyte = 1024 * 1024;
 const chunkBytes = mebibyte;
@@ -43,15 +40,6 @@ function mixedSource(mebibytes: number, kind: string): VolumeSource {
       target.writeUInt32BE(chunk, 8);
     },
   };
-}
-
-/** Processor time of some work for a mebibyte, in ms; as in a backup, each is another one. */
-function costOf(samples: readonly Buffer[], work: (sample: Buffer) => void): number {
-  for (const sample of samples) work(sample);
-  const before = process.cpuUsage();
-  for (let round = 0; round < 64; round++) work(samples[round % samples.length] ?? Buffer.alloc(0));
-  const { user, system } = process.cpuUsage(before);
-  return (user + system) / 1000 / 64;
 }
 
 async function pssMebibytes(): Promise<number> {
@@ -98,39 +86,14 @@ const isStoreLeftOut = process.env['STILLPOINT_BENCH_STORE'] === 'none';
 async function main(directory: string): Promise<void> {
   const source = mixedSource(mebibytes, kind);
   const key = Buffer.alloc(32, 1);
-  const domain = { type: 'data', chunkSizeBytes: chunkBytes } as const;
   const samples: Buffer[] = [];
   for (let chunk = 0; chunk < 16; chunk++) {
     const sample = Buffer.alloc(chunkBytes);
     await source.readInto(sample, chunk * 8 * chunkBytes);
     samples.push(sample);
   }
-  const stored = samples.map((sample) => Buffer.from(encode(sample).bytes));
-  const costs = {
-    hash: costOf(samples, (sample) => createHmac('sha256', key).update(sample).digest()),
-    zstd: costOf(samples, (sample) => {
-      const { bytes } = encode(sample);
-      if (bytes !== sample) giveBack(bytes);
-    }),
-    gcm: costOf(stored, (sample) => giveBack(encryptParts(key, sample).body)),
-    sealVerified: costOf(samples, (sample) =>
-      giveBack(sealBlob(sample, { blobSecret: key, slot: 0, id: key, domain }).body),
-    ),
-    packName: costOf(stored, (sample) => createHash('sha256').update(sample).digest()),
-  };
+  console.log(JSON.stringify({ kind, ...ceilingOf(samples) }));
   samples.length = 0;
-  stored.length = 0;
-  const processors = availableParallelism();
-  const ceiling = (ms: number): number => Math.round((1000 / ms) * processors);
-  console.log(
-    JSON.stringify({
-      kind,
-      processors,
-      msPerMebibyte: costs,
-      ceilingBare: ceiling(costs.hash + costs.zstd + costs.gcm),
-      ceilingVerified: ceiling(costs.hash + costs.sealVerified + costs.packName),
-    }),
-  );
   const backend = new FileBackend(directory);
   // Without the store, whose own work nobody can save.
   if (isStoreLeftOut) {

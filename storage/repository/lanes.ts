@@ -35,16 +35,17 @@ export class Lanes {
   }
 
   /**
-   * Does the work for each piece, beginning in their order. Rejects with the first failure, and then does not wait for
-   * what is under way: its buffers are not used again.
+   * Does the work for each piece, beginning in their order; what has to be known of a piece may take time to find out.
+   * Rejects with the first failure, and then does not wait for what is under way: its buffers are not used again.
    */
   async run<Piece>(
     run: Run,
-    pieces: Iterator<Piece>,
+    pieces: AsyncGenerator<Piece, void, undefined>,
     work: (piece: Piece, buffer: Buffer) => Promise<void>,
   ): Promise<void> {
     const lane = async (): Promise<void> => {
-      for (let next = pieces.next(); next.done !== true; next = pieces.next()) {
+      // A generator answers those who ask at the same time one after the other.
+      for (let next = await pieces.next(); next.done !== true; next = await pieces.next()) {
         run.signal.throwIfAborted();
         const buffer = this.#spare.pop() ?? this.#make();
         await work(next.value, buffer);

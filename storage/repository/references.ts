@@ -21,12 +21,14 @@ export async function* referencedChunks(
   const { chunkSizeBytes } = content;
   yield { id: Buffer.from(content.root, 'hex'), domain: { type: 'root', chunkSizeBytes } };
   const stream = await StreamReader.open(reader, content, options);
-  for (const [page, pageId] of stream.root.pageIds.entries()) {
-    if (pageId.equals(zeroId)) continue;
-    yield { id: pageId, domain: { type: 'page', chunkSizeBytes } };
-    for (const id of await stream.pageIds(page, options.signal))
-      if (!id.equals(zeroId)) yield { id, domain: { type: 'data', chunkSizeBytes } };
+  const { pageIds } = stream.root;
+  const pages = [...pageIds.keys()].filter((page) => pageIds[page]?.equals(zeroId) === false);
+  for (const page of pages) {
+    const id = pageIds[page];
+    if (id !== undefined) yield { id, domain: { type: 'page', chunkSizeBytes } };
   }
+  for await (const { ids } of stream.walkPages(pages, options.signal))
+    for (const id of ids) if (!id.equals(zeroId)) yield { id, domain: { type: 'data', chunkSizeBytes } };
 }
 
 export interface ReferenceCheck {

@@ -168,3 +168,21 @@ void t.test('a store that fails while it is read fails the read, and the next on
   await reader.readInto(target, 0);
   t.ok(target.equals(stage.volume.subarray(0, target.length)));
 });
+
+void t.test('who walks over a stream does not wait for one page after the other', async (t) => {
+  const stage = await storedVolume(200);
+  const { reader } = await stage.open();
+  t.equal(reader.root.pageIds.length, 2);
+  const both = Promise.withResolvers<void>();
+  stage.reads = 0;
+  // No page is read until both are asked for.
+  stage.before = async () => {
+    if (stage.reads === 2) both.resolve();
+    await both.promise;
+  };
+  const extents = await reader.extents(AbortSignal.timeout(10_000));
+  t.same(
+    extents.filter(({ zero }) => zero),
+    [{ offsetBytes: 100 * testChunkBytes, lengthBytes: 1500 * testChunkBytes, zero: true }],
+  );
+});

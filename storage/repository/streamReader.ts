@@ -18,6 +18,8 @@ import {
 
 /** Pages that are kept while a stream is read. */
 const pagesKept = 64;
+/** Pages that are read at once for who walks over them. */
+const pagesAhead = 8;
 /** Chunks in memory take so much, or so many of them. */
 const windowBytes = 16 * 1024 * 1024;
 const windowChunksMin = 3;
@@ -84,6 +86,23 @@ export class StreamReader implements VolumeSource {
     });
   }
 
+  /**
+   * The pages of these numbers, one after the other, while the next ones are already being read: over a network each
+   * takes a round trip.
+   */
+  async *walkPages(
+    pages: readonly number[],
+    signal?: AbortSignal,
+  ): AsyncGenerator<{ readonly page: number; readonly ids: readonly Buffer[] }, void, undefined> {
+    for (const [place, page] of pages.entries()) {
+      for (const next of pages.slice(place + 1, place + pagesAhead)) {
+        // Whatever fails is told when its turn comes.
+        this.pageIds(next, signal).catch(() => undefined);
+      }
+      yield { page, ids: await this.pageIds(page, signal) };
+    }
+  }
+
   /** Id of a chunk by its number. */
   async chunkId(chunk: number, signal?: AbortSignal): Promise<Buffer> {
     const ids = await this.pageIds(Math.floor(chunk / idsPerPage), signal);
@@ -94,8 +113,8 @@ export class StreamReader implements VolumeSource {
 
   async extents(signal?: AbortSignal): Promise<readonly Extent[]> {
     const extents: Extent[] = [];
-    for (let page = 0; page < this.root.pageIds.length; page++) {
-      for (const [place, id] of (await this.pageIds(page, signal)).entries()) {
+    for await (const { page, ids } of this.walkPages([...this.root.pageIds.keys()], signal)) {
+      for (const [place, id] of ids.entries()) {
         const chunk = page * idsPerPage + place;
         const lengthBytes = chunkLengthOf(this.root, chunk);
         const zero = id.equals(zeroId);

@@ -63,9 +63,7 @@ export async function writeStream(
     lanes: new Lanes(Math.min(shape.sizeBytes, chunkSizeBytes)),
     progress: (chunk) => options.onProgress?.(Math.min(shape.sizeBytes, chunk * chunkSizeBytes)),
   };
-  const pageIds: Buffer[] = [];
-  for (let page = 0; page < pageCountOf(shape.sizeBytes, chunkSizeBytes); page++)
-    pageIds.push(await writePage(stream, page));
+  const pageIds = await writePages(stream);
   const root = encodeRoot({ ...shape, pageIds });
   const rootId = await run.unlessStopped(sink.put({ type: 'root', chunkSizeBytes }, root, options.signal));
   return { root: rootId.toString('hex'), ...shape };
@@ -89,41 +87,127 @@ interface StreamWork {
   readonly progress: (chunk: number) => void;
 }
 
-/** Stores a page and the chunks on it, several of them at once. Returns its id. */
-async function writePage(stream: StreamWork, page: number): Promise<Buffer> {
-  const { shape, holdsData, changed, parent, run, sink, signal, progress } = stream;
-  const first = page * idsPerPage;
-  const count = idCountOf(shape, page);
-  const parentPage = parent?.root.pageIds[page];
-  if (
-    parentPage !== undefined &&
-    changed?.subarray(first, first + count).every((flag) => flag === 0) === true
-  ) {
-    progress(first + count);
-    return parentPage;
-  }
-  const known = parent === undefined ? [] : await run.unlessStopped(parent.pageIds(page, run.signal));
-  const ids: (Buffer | undefined)[] = Array.from({ length: count }, (_, place) => {
-    if (changed?.[first + place] === 0) return known[place];
-    return holdsData[first + place] === 0 ? zeroId : undefined;
+/** A page of which chunks are still to be stored. */
+interface OpenPage {
+  readonly number: number;
+  /** Its first chunk, and the one behind its last. */
+  readonly first: number;
+  readonly end: number;
+  /** Of each chunk, as soon as it is known; none of a page that is the parent's. */
+  readonly ids: (Buffer | undefined)[];
+  chunksLeft: number;
+}
+
+interface PageChunk {
+  readonly page: OpenPage;
+  readonly place: number;
+}
+
+/**
+ * Stores all pages and the chunks on them. Chunks of several pages are worked on at once: where changes lie apart, a page
+ * has one or two of them. Returns the ids of the pages.
+ */
+async function writePages(stream: StreamWork): Promise<readonly Buffer[]> {
+  const { shape, run } = stream;
+  const pageIds: Buffer[] = [];
+  const progress = new PageProgress(stream.progress);
+  await stream.lanes.run(run, chunksToRead(stream, pageIds, progress), async ({ page, place }, buffer) => {
+    page.ids[place] = await putChunk(stream, page.first + place, buffer);
+    page.chunksLeft -= 1;
+    progress.tell();
+    if (page.chunksLeft === 0) pageIds[page.number] = await putPage(stream, page);
   });
-  let doneBefore = 0;
-  const advance = (): void => {
-    const before = doneBefore;
-    while (doneBefore < count && ids[doneBefore] !== undefined) doneBefore++;
-    if (doneBefore > before) progress(first + doneBefore);
+  const count = pageCountOf(shape.sizeBytes, shape.chunkSizeBytes);
+  const found = pageIds.filter(() => true);
+  if (found.length !== count) throw new Error(`${found.length} pages are stored where ${count} stand`);
+  return found;
+}
+
+/** The chunks that must be read, page by page; stores pages that have none. */
+async function* chunksToRead(
+  stream: StreamWork,
+  pageIds: Buffer[],
+  progress: PageProgress,
+): AsyncGenerator<PageChunk, void, undefined> {
+  const { shape, holdsData, changed, parent, run } = stream;
+  const numbers = Array.from(
+    { length: pageCountOf(shape.sizeBytes, shape.chunkSizeBytes) },
+    (_, page) => page,
+  );
+  const isChanged = (page: number): boolean => {
+    const first = page * idsPerPage;
+    return changed?.subarray(first, first + idsPerPage).includes(1) !== false;
   };
-  const toRead = ids.flatMap((id, place) => (id === undefined ? [place] : [])).values();
-  advance();
-  await stream.lanes.run(run, toRead, async (place, buffer) => {
-    ids[place] = await putChunk(stream, first + place, buffer);
-    advance();
-  });
-  const found = ids.filter((id) => id !== undefined);
-  if (found.length !== count) throw new Error(`page ${page} has ${found.length} ids where ${count} stand`);
+  const parentPages = parent?.walkPages(numbers.filter(isChanged), run.signal);
+  for (const number of numbers) {
+    const first = number * idsPerPage;
+    const count = idCountOf(shape, number);
+    const parentPage = parent?.root.pageIds[number];
+    if (parentPage !== undefined && !isChanged(number)) {
+      progress.add({ number, first, end: first + count, ids: [], chunksLeft: 0 });
+      pageIds[number] = parentPage;
+      continue;
+    }
+    const known = parentPages === undefined ? [] : await nextPage(parentPages, run);
+    const ids = Array.from({ length: count }, (_, place) => {
+      if (changed?.[first + place] === 0) return known[place];
+      return holdsData[first + place] === 0 ? zeroId : undefined;
+    });
+    const toRead = ids.flatMap((id, place) => (id === undefined ? [place] : []));
+    const page: OpenPage = { number, first, end: first + count, ids, chunksLeft: toRead.length };
+    progress.add(page);
+    if (toRead.length === 0) pageIds[number] = await putPage(stream, page);
+    for (const place of toRead) yield { page, place };
+  }
+}
+
+async function nextPage(pages: ReturnType<StreamReader['walkPages']>, run: Run): Promise<readonly Buffer[]> {
+  const next = await run.unlessStopped(pages.next());
+  if (next.done === true) throw new Error('the parent has fewer pages than were found to have changed');
+  return next.value.ids;
+}
+
+/** Returns the id of a page of which all chunks are stored. */
+async function putPage({ shape, run, sink, signal }: StreamWork, page: OpenPage): Promise<Buffer> {
+  const found = page.ids.filter((id) => id !== undefined);
+  if (found.length !== page.ids.length)
+    throw new Error(`page ${page.number} has ${found.length} ids where ${page.ids.length} stand`);
   if (found.every((id) => id.equals(zeroId))) return zeroId;
   const { chunkSizeBytes } = shape;
   return run.unlessStopped(sink.put({ type: 'page', chunkSizeBytes }, encodePage(found), signal));
+}
+
+/** Up to where a stream is done, of which several pages are under way. */
+class PageProgress {
+  readonly #told: (chunk: number) => void;
+  readonly #open: OpenPage[] = [];
+  /** Chunks of the first open page that are done, up to the first one that is not. */
+  #done = 0;
+
+  constructor(tell: (chunk: number) => void) {
+    this.#told = tell;
+  }
+
+  add(page: OpenPage): void {
+    this.#open.push(page);
+    this.tell();
+  }
+
+  tell(): void {
+    let doneBefore: number | null = null;
+    for (let page = this.#open[0]; page !== undefined; page = this.#open[0]) {
+      const before = this.#done;
+      while (this.#done < page.ids.length && page.ids[this.#done] !== undefined) this.#done++;
+      if (this.#done < page.ids.length) {
+        if (this.#done > before) doneBefore = page.first + this.#done;
+        break;
+      }
+      doneBefore = page.end;
+      this.#open.shift();
+      this.#done = 0;
+    }
+    if (doneBefore !== null) this.#told(doneBefore);
+  }
 }
 
 async function putChunk(stream: StreamWork, chunk: number, buffer: Buffer): Promise<Buffer> {
