@@ -13,6 +13,7 @@ import type { Options } from '../options.ts';
 import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
 import { restoreHost } from './hostBackups.ts';
+import { restoreDevice } from './restoreDevice.ts';
 
 /** `stillpoint restore BACKUP`: plan, question, work. */
 export const restore: RunVerb = (cli, [backup = ''], options) => {
@@ -20,6 +21,7 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
     options.allowOnly(['host', 'to', 'yes'], 'restore --host', 'stillpoint restore --host BACKUP --to DIR');
     return restoreHost(cli, backup, directoryOf(options));
   }
+  if (options.text('toDevice') !== undefined) return restoreDevice(cli, backup, options);
   return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);

@@ -41,7 +41,7 @@ const content = { root: 'ab'.repeat(32), sizeBytes: 4096, chunkSizeBytes: 65_536
 interface Document {
   readonly name: string;
   readonly valid: object;
-  read(bytes: Buffer): unknown;
+  readonly read: (this: void, bytes: Buffer) => unknown;
 }
 
 /** A document that stands in a store, under its own name and type. */
@@ -54,7 +54,7 @@ function stored(
   return {
     name: type,
     valid: { formatVersion: 1, ...valid },
-    async read(bytes) {
+    read: async (bytes) => {
       const backend = new ObjectStore().client();
       await backend.create(name, [sealObject(type, name, bytes, context)]);
       return read({ ...context, backend });

@@ -12,6 +12,7 @@ import { DirectoryStorage } from '../directory/directoryStorage.ts';
 import { collect } from '../repository/collectionFixture.ts';
 import { Repository } from '../repository/repository.ts';
 import { initTestRepository, testSecret, volumeSource } from '../repository/repositoryFixture.ts';
+import { StorageError } from '../errors.ts';
 import type { BackupEntry, Storage } from '../storage.ts';
 import { machine, manifestOf } from './fixture.ts';
 import { RepositoryStorage } from './repositoryStorage.ts';
@@ -142,9 +143,9 @@ async function copyOut(storage: Storage, entry: BackupEntry, to: string): Promis
   await storage.readText({ path: join(directory, 'd'), sha256 });
 }
 
-const [goneRequest, keptRequest, newRequest] = [0, 1, 2].map(() => ({ jobId: newId(), backupId: newId() }));
-if (goneRequest === undefined || keptRequest === undefined || newRequest === undefined)
-  throw new Error('three');
+const goneRequest = { jobId: newId(), backupId: newId() };
+const keptRequest = { jobId: newId(), backupId: newId() };
+const newRequest = { jobId: newId(), backupId: newId() };
 const kept = keptRequest.backupId;
 
 /** A backup on top of another one, a restore of that, a verification, a deletion and a collection. */
@@ -155,7 +156,8 @@ async function session(stage: Stage, onRestore: (is: boolean) => void): Promise<
   await copyOut(storage, await storage.find(kept), outOf(stage));
   onRestore(false);
   const report = await storage.verify(entry, { data: true });
-  if (!report.ok) throw new Error(`what was stored just now is damaged: ${JSON.stringify(report.files)}`);
+  // A verification goes on, and tells which files it could not read.
+  if (!report.ok) throw new StorageError('BACKUP_DAMAGED', JSON.stringify(report.files), { hint: 'told' });
   const gone = await storage.findCommitted(goneRequest.backupId);
   if (gone !== null) await storage.delete(gone);
   await stage.kind.collect(storeOf(stage));

@@ -27,33 +27,17 @@ export interface FileCall {
 
 type Operation = (...args: unknown[]) => Promise<unknown>;
 
-const byPath = [
-  ...['access', 'chmod', 'chown', 'copyFile', 'link', 'lstat', 'mkdir', 'open', 'readFile', 'readdir'],
-  ...['realpath', 'rename', 'rm', 'rmdir', 'stat', 'statfs', 'unlink', 'writeFile'],
-];
-const byHandle = [
-  ...[
-    'chmod',
-    'chown',
-    'close',
-    'datasync',
-    'read',
-    'readFile',
-    'stat',
-    'sync',
-    'truncate',
-    'write',
-    'writeFile',
-  ],
-];
+const byPath =
+  'access chmod chown copyFile link lstat mkdir open readFile readdir realpath rename rm rmdir stat statfs unlink writeFile'.split(
+    ' ',
+  );
+const byHandle = 'chmod chown close datasync read readFile stat sync truncate write writeFile'.split(' ');
 /** Those whose second argument is the name that comes into being. */
 const makingSecond = new Set(['copyFile', 'link', 'rename']);
 const withBytes = new Set(['read', 'write', 'writeFile']);
 
 /** Calls that cannot fail for want of room, nor because the file system may only be read. */
-const readingOperations = new Set([
-  ...['access', 'lstat', 'read', 'readFile', 'readdir', 'realpath', 'stat', 'statfs'],
-]);
+const readingOperations = new Set('access lstat read readFile readdir realpath stat statfs'.split(' '));
 
 /**
  * Stands between the product and the file system, by replacing what `node:fs/promises` gives out: nothing of the product
