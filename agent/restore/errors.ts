@@ -29,6 +29,8 @@ export type RestoreErrorCode =
   | 'NOTHING_TO_SEE'
   // On the way; what was there before is put back.
   | 'BACKUP_DAMAGED'
+  /** A file of the backup could not be read, or its copy not be written. */
+  | 'COPY_FAILED'
   /** Of a block device that is overwritten nothing can be put back. */
   | 'DEVICE_HALF_WRITTEN'
   | 'WRITTEN_DIFFERS'

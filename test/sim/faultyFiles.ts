@@ -1,6 +1,7 @@
 import { readdir, readlink } from 'node:fs/promises';
 import { syncBuiltinESMExports } from 'node:module';
 import nodeFiles from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isErrno } from '../../common/errors.ts';
 import { isBelow } from '../../common/files.ts';
 
@@ -151,8 +152,18 @@ export class FaultyFiles {
   }
 }
 
-/** Paths below a directory that this process has open. */
+/**
+ * Paths below a directory that this process has open and goes on having open: what was under way beside a call that
+ * failed, such as another pack, comes to its own end first.
+ */
 export async function openBelow(root: string): Promise<readonly string[]> {
+  for (const deadline = performance.now() + 5000; ; await sleep(5)) {
+    const found = await openNow(root);
+    if (found.length === 0 || performance.now() > deadline) return found;
+  }
+}
+
+async function openNow(root: string): Promise<readonly string[]> {
   const found: string[] = [];
   for (const fd of await readdir('/proc/self/fd')) {
     try {
