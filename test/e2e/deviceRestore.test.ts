@@ -22,7 +22,7 @@ t.comment(`seed ${seed}; STILLPOINT_TEST_SEED repeats where it is interrupted`);
 /** Data, zeros in whole pieces and within one, and an end that is no multiple of a block of 4 KiB. */
 const volume = Buffer.concat([
   randomBytes(1_048_576),
-  Buffer.alloc(6_291_456),
+  Buffer.alloc(8_388_608),
   randomBytes(4_194_304),
   Buffer.alloc(131_072),
   randomBytes(5 * 512),
