@@ -188,6 +188,11 @@ export const verbs: readonly Verb[] = [
           'images there; without --as (or --in-place of a machine that is gone) only the files, and no machine',
       },
       {
+        flags: '--to-device <device>',
+        description:
+          'one volume (--volume) onto a block device that nobody uses, which is overwritten; no machine',
+      },
+      {
         flags: '--map <target=path>',
         description: 'the image of one volume there; may be repeated',
         many: true,
@@ -212,6 +217,7 @@ export const verbs: readonly Verb[] = [
       'restore web-1@latest --in-place --volume vdb',
       'restore web-1@latest --to /srv/look --start none',
       'restore web-1@latest --files /etc/nginx /etc/hosts --to /srv/look',
+      'restore web-1@latest --volume vdb --to-device /dev/vg0/web-1-data',
       'restore --host node-1@latest --to /srv/node-1',
     ],
     load: async () => (await import('./commands/restore.ts')).restore,

@@ -1,11 +1,12 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { readdir, readFile, stat, symlink, truncate, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
 import { fileHasher } from './chunkSums.ts';
 import { copyFileDurable, hashFile } from './copy.ts';
+import { FaultyFiles, openBelow } from '../test/sim/faultyFiles.ts';
 import { hashInPieces, openDirect } from './pieces.ts';
 
 const sha256 = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
@@ -155,4 +156,42 @@ void t.test('a piece that cannot be written ends the others', async (t) => {
     { code: 'ENOSPC' },
   );
   t.ok(uses < 8, `${uses} pieces were tried`);
+});
+
+void t.test('whatever call of a copy fails, it says so, leaves no file, and nothing open', async (t) => {
+  for (const digest of kinds) {
+    const place = t.testdir({});
+    const from = join(place, 'from');
+    const to = join(place, 'to');
+    await writeFile(from, randomBytes(9_000_000));
+    using files = new FaultyFiles(place);
+    await files.run(null, [], async () => copyFileDurable({ from, to, digest }));
+    await rm(to);
+    const calls = files.calls.length;
+    for (const when of ['before', 'after'] as const)
+      for (let at = 0; at < calls; at++) {
+        // A read ahead may fail while what was read before is still being written.
+        const fault = { errno: 'EIO', when } as const;
+        const copied = files.run(at, [fault], async () => copyFileDurable({ from, to, digest }));
+        const error: unknown = await copied.then(
+          () => null,
+          (caught: unknown) => caught,
+        );
+        const { failed } = files;
+        if (failed === null) {
+          t.equal(error, null);
+          await rm(to, { force: true });
+          continue;
+        }
+        const where = `${digest}: ${failed.operation} of ${failed.path.slice(place.length)}, ${when}`;
+        t.match(error, { code: 'EIO' }, where);
+        t.same(await openBelow(place), [], where);
+        // The name of a whole copy may not be on the disk; who copies to a name of its own removes it.
+        const isWhole = failed.path === place || failed.path === from;
+        // Whether a file is ours whose creation is said to have failed, nobody knows.
+        const isUnclear = failed.operation === 'open' && when === 'after';
+        if (!isWhole && !isUnclear) t.same(await readdir(place), ['from'], where);
+        await rm(to, { force: true });
+      }
+  }
 });

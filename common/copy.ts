@@ -1,11 +1,11 @@
 import { constants } from 'node:fs';
-import { chmod, copyFile, open, rm } from 'node:fs/promises';
+import { chmod, copyFile, open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { type DigestKind, fileHasher } from './chunkSums.ts';
 import { createDirect } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
-import { fsyncDirectory } from './files.ts';
+import { fsyncDirectory, removeUnfinished } from './files.ts';
 import { hashInPieces, holdBack, openDirect, type ReadOptions } from './pieces.ts';
 
 /** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
@@ -75,6 +75,13 @@ async function readFully(file: FileHandle, buffer: Buffer, position: number): Pr
   return buffer.subarray(0, filled);
 }
 
+/** Begins to read a block. It may fail long before anybody waits for it, which must not end the whole process. */
+function readAhead(file: FileHandle, buffer: Buffer, position: number): Promise<Buffer> {
+  const block = readFully(file, buffer, position);
+  block.catch(() => undefined);
+  return block;
+}
+
 /**
  * Hands every block of a file to `use`, in order, while the next one is being read. The block is overwritten
  * after `use` has settled.
@@ -88,13 +95,13 @@ async function forEachBlock(
   const startedAt = performance.now();
   let position = 0;
   let turn: 0 | 1 = 0;
-  let next = readFully(file, buffers[turn], position);
+  let next = readAhead(file, buffers[turn], position);
   for (;;) {
     const block = await next;
     options.signal?.throwIfAborted();
     if (block.length === 0) return;
     turn = turn === 0 ? 1 : 0;
-    next = readFully(file, buffers[turn], position + block.length);
+    next = readAhead(file, buffers[turn], position + block.length);
     try {
       await use(block, position);
     } catch (error) {
@@ -176,7 +183,7 @@ export async function cloneFile(from: string, to: string, mode: number): Promise
     await chmod(to, mode);
     return true;
   } catch (error) {
-    await rm(to, { force: true });
+    await removeUnfinished(to);
     throw error;
   }
 }
@@ -192,7 +199,7 @@ async function reflink(options: CopyOptions, mode: number): Promise<CopyResult |
       await copy.close();
     }
   } catch (error) {
-    await rm(options.to, { force: true });
+    await removeUnfinished(options.to);
     throw error;
   }
 }
@@ -220,7 +227,7 @@ async function streamCopy(source: FileHandle, options: CopyOptions, mode: number
       await copy.close();
     }
   } catch (error) {
-    await rm(options.to, { force: true });
+    await removeUnfinished(options.to);
     throw error;
   }
   return { sizeBytes, ...hasher.finish(), method: 'copy' };
@@ -242,7 +249,7 @@ async function copyInPieces(source: FileHandle, options: CopyOptions, mode: numb
       await copy.close();
     }
   } catch (error) {
-    await rm(options.to, { force: true });
+    await removeUnfinished(options.to);
     throw error;
   }
 }

@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { isErrno } from './errors.ts';
+import { removeUnfinished } from './files.ts';
 
 /** The part of the global that is used; its types come with those of browsers only. */
 declare const WebAssembly: {
@@ -38,12 +39,27 @@ export function directBuffers(count: number, sizeBytes: number): Buffer[] {
 export async function createDirect(path: string, mode: number): Promise<FileHandle> {
   const ordinary = await open(path, 'wx', mode);
   try {
-    const direct = await open(path, constants.O_WRONLY | constants.O_DIRECT | constants.O_NOFOLLOW);
-    await ordinary.close();
-    return direct;
+    return await openedDirect(path, ordinary);
+  } catch (error) {
+    await removeUnfinished(path);
+    throw error;
+  }
+}
+
+async function openedDirect(path: string, ordinary: FileHandle): Promise<FileHandle> {
+  let direct: FileHandle;
+  try {
+    direct = await open(path, constants.O_WRONLY | constants.O_DIRECT | constants.O_NOFOLLOW);
   } catch (error) {
     if (isErrno(error, 'EINVAL')) return ordinary;
     await ordinary.close();
+    throw error;
+  }
+  try {
+    await ordinary.close();
+    return direct;
+  } catch (error) {
+    await direct.close();
     throw error;
   }
 }

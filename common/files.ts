@@ -74,10 +74,22 @@ export async function writeFileDurable(
     }
     await rename(temporary, path);
   } catch (error) {
-    await rm(temporary, { force: true });
+    await removeUnfinished(temporary);
     throw error;
   }
   await fsyncDirectory(directory);
+}
+
+/**
+ * Takes a file away that an error has left unfinished. That error is what counts: a file system that has just failed may
+ * fail here, too, which would only hide why. What stays has a name by which it is found and removed later.
+ */
+export async function removeUnfinished(path: string): Promise<void> {
+  try {
+    await rm(path, { force: true });
+  } catch (error) {
+    if (!(error instanceof Error && 'syscall' in error)) throw error;
+  }
 }
 
 /**

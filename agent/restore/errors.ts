@@ -13,6 +13,10 @@ export type RestoreErrorCode =
   | 'VOLUME_UNKNOWN'
   /** It was, or the place is, a device or on the network; only files are put in place. */
   | 'VOLUME_NOT_A_FILE'
+  /** Where a device is to be overwritten: it is none, it is too small, or its volume cannot be opened. */
+  | 'DEVICE_UNSUITABLE'
+  /** It is mounted, open, or a disk of a machine. */
+  | 'DEVICE_BUSY'
   | 'MACHINE_HAS_SNAPSHOTS'
   | 'MACHINE_HAS_MANAGED_SAVE'
   | 'NOT_ENOUGH_DISK_SPACE'
@@ -25,6 +29,10 @@ export type RestoreErrorCode =
   | 'NOTHING_TO_SEE'
   // On the way; what was there before is put back.
   | 'BACKUP_DAMAGED'
+  /** A file of the backup could not be read, or its copy not be written. */
+  | 'COPY_FAILED'
+  /** Of a block device that is overwritten nothing can be put back. */
+  | 'DEVICE_HALF_WRITTEN'
   | 'WRITTEN_DIFFERS'
   | 'CANNOT_SERVE'
   | 'CANNOT_START_MACHINE'

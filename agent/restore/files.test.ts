@@ -7,6 +7,7 @@ import t, { type Test } from 'tap';
 
 import { hashFile } from '../../common/copy.ts';
 import { filesByPath } from '../../storage/directory/filesByPath.ts';
+import { FaultyFiles, openBelow } from '../../test/sim/faultyFiles.ts';
 import { markOf, putInPlace, type Replacement, stageFile, type StagedMarks, takeOut } from './files.ts';
 
 /** A staged file with content `new`, and at its place what was there before, if anything. */
@@ -111,4 +112,34 @@ void t.test('a copy that reads back differently is not restored', async (t) => {
   t.same(await readdir(join(directory, 'work')), [], 'nothing of it is left');
   await stageFile(filesByPath, artifact, staged, { signal, as });
   t.ok(content.equals(await readFile(staged)));
+});
+
+void t.test('a copy that the system refuses says why and what to do, and leaves nothing', async (t) => {
+  const directory = t.testdir({ from: 'x'.repeat(100_000) });
+  const from = join(directory, 'from');
+  const staged = join(directory, 'work', 'staged');
+  const { sha256, sizeBytes } = await hashFile(from);
+  const artifact = { path: from, sha256, sizeBytes };
+  using files = new FaultyFiles(directory);
+  const copy = async (): Promise<void> =>
+    stageFile(filesByPath, artifact, staged, { signal: new AbortController().signal });
+  for (const [errno, code] of [
+    ['ENOSPC', 'NOT_ENOUGH_DISK_SPACE'],
+    ['EIO', 'COPY_FAILED'],
+  ] as const) {
+    await files.run(null, [], copy);
+    const { length } = files.calls;
+    await rm(staged);
+    for (let at = 0; at < length; at++) {
+      const error: unknown = await files.run(at, [{ errno, when: 'before' }], copy).then(
+        () => null,
+        (caught: unknown) => caught,
+      );
+      const { failed } = files;
+      const where = `${failed?.operation} of ${failed?.path.slice(directory.length)} with ${errno}`;
+      if (failed !== null) t.match(error, { code, hint: /./ }, where);
+      t.same(await openBelow(directory), [], where);
+      await rm(staged, { force: true });
+    }
+  }
 });

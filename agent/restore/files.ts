@@ -62,22 +62,55 @@ export function plainFilesOf(
   return [...memory, file('definition', join(dirname(image), `${plan.machine.name}.xml`), plan.definition)];
 }
 
+/** How a stored file is copied. */
+interface StageOptions {
+  readonly signal: AbortSignal;
+  /** `file` unless told. */
+  readonly as?: CopyOutOptions['as'];
+  readonly owner?: { readonly uid: number; readonly gid: number; readonly mode: number };
+  readonly onProgress?: (bytesDone: number) => void;
+}
+
 /**
  * Copies a stored file beside its destination and proves both: what was read is what was stored, and what was
  * written is what was read.
- * @throws StorageError BACKUP_DAMAGED; RestoreError WRITTEN_DIFFERS; or the reason of `signal`
+ * @throws StorageError BACKUP_DAMAGED; RestoreError WRITTEN_DIFFERS, NOT_ENOUGH_DISK_SPACE, COPY_FAILED; or the reason
+ *   of `signal`
  */
 export async function stageFile(
   stored: Pick<StoredFiles, 'copyOut'>,
   artifact: StoredFile,
   staged: string,
-  options: {
-    readonly signal: AbortSignal;
-    /** `file` unless told. */
-    readonly as?: CopyOutOptions['as'];
-    readonly owner?: { readonly uid: number; readonly gid: number; readonly mode: number };
-    readonly onProgress?: (bytesDone: number) => void;
-  },
+  options: StageOptions,
+): Promise<void> {
+  try {
+    await stageChecked(stored, artifact, staged, options);
+  } catch (error) {
+    throw copyError(error, artifact, staged);
+  }
+}
+
+/** Only what is written to can be without room; which of the two places fails otherwise is in the message. */
+function copyError(error: unknown, { path }: StoredFile, staged: string): unknown {
+  if (!(error instanceof Error && 'syscall' in error)) return error;
+  const isFull = isErrno(error, 'ENOSPC') || isErrno(error, 'EDQUOT');
+  return new RestoreError(
+    isFull ? 'NOT_ENOUGH_DISK_SPACE' : 'COPY_FAILED',
+    `${path} cannot be copied to ${staged}: ${error.message}`,
+    {
+      cause: error,
+      hint: isFull
+        ? `df -h ${dirname(staged)}; make room there, or restore elsewhere with --to DIR`
+        : `findmnt -T ${dirname(staged)}; journalctl -k; and stillpoint verify --data of the backup`,
+    },
+  );
+}
+
+async function stageChecked(
+  stored: Pick<StoredFiles, 'copyOut'>,
+  artifact: StoredFile,
+  staged: string,
+  options: StageOptions,
 ): Promise<void> {
   await makeDirectoryDurable(dirname(staged), workDirectoryMode);
   await rm(staged, { force: true });

@@ -106,9 +106,12 @@ function imageOf(
 }
 
 function notAFile({ target, file, kind }: Manifest['volumes'][number], why: string): RestoreError {
-  const onto = kind === 'network' ? 'where it belongs' : 'onto the device';
+  const onto =
+    kind === 'network'
+      ? `where it belongs by hand: qemu-img convert -n -O raw ${file} TARGET`
+      : `onto a device: --volume ${target} --to-device DEVICE`;
   return new RestoreError('VOLUME_NOT_A_FILE', `${target} cannot be restored there: ${why}`, {
-    hint: `--as NAME with --map ${target}=/path/of/a/file (or with --to DIR) makes a file of it, --to DIR alone only restores files; ${onto} by hand: qemu-img convert -n -O raw ${file} TARGET`,
+    hint: `--as NAME with --map ${target}=/path/of/a/file (or with --to DIR) makes a file of it, --to DIR alone only restores files; ${onto}`,
   });
 }
 

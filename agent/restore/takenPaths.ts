@@ -63,8 +63,14 @@ export async function requireUnused(volumes: readonly RestoredVolume[], uuid: st
   }
 }
 
+/** What tells where images are. */
+export type ImageSource = Pick<Hypervisor, 'definition' | 'volumePath'>;
+
 /** Every image that a machine uses or would use at its next start, with what each stands on. */
-async function imagesOf(hypervisor: Hypervisor, machine: MachineSummary): Promise<ReadonlySet<string>> {
+export async function imagesOf(
+  hypervisor: ImageSource,
+  machine: MachineSummary,
+): Promise<ReadonlySet<string>> {
   const isActive = machine.status.state !== 'shut-off' && machine.status.state !== 'crashed';
   const definitions = [
     ...(machine.persistent ? (['persistent'] as const) : []),
@@ -82,7 +88,7 @@ async function imagesOf(hypervisor: Hypervisor, machine: MachineSummary): Promis
 }
 
 /** Where a pool volume is, as far as libvirt knows it: a pool that is not active has nothing open. */
-async function pathInPool(hypervisor: Hypervisor, { pool }: DomainVolume): Promise<string | undefined> {
+async function pathInPool(hypervisor: ImageSource, { pool }: DomainVolume): Promise<string | undefined> {
   if (pool === undefined) return undefined;
   try {
     return await hypervisor.volumePath(pool.name, pool.volume);

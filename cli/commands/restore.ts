@@ -14,6 +14,7 @@ import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
 import { restoreFiles } from './files.ts';
 import { restoreHost } from './hostBackups.ts';
+import { restoreDevice } from './restoreDevice.ts';
 
 /** `stillpoint restore BACKUP`: plan, question, work. */
 export const restore: RunVerb = (cli, [backup = ''], options) => {
@@ -34,6 +35,7 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
     'restore without --files',
     'stillpoint restore BACKUP --files PATH --to DIR',
   );
+  if (options.text('toDevice') !== undefined) return restoreDevice(cli, backup, options);
   return changing(cli, async ({ agent, view, interruption }) => {
     // Before the question: what it asks about may not be the newest.
     await findBackup(cli, agent.backups, backup);

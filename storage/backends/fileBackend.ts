@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import { type FileHandle, link, lstat, mkdir, open, readdir, rm, stat, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
-import { fsyncDirectory, fsyncFile, makeDirectoryDurable } from '../../common/files.ts';
+import { fsyncDirectory, fsyncFile, makeDirectoryDurable, removeUnfinished } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import {
@@ -76,13 +76,17 @@ export class FileBackend implements Backend {
       await this.#makeDirectory(join(this.location, temporaryDirectory));
       await this.#makeDirectory(dirname(path));
       const temporary = join(this.location, temporaryDirectory, randomBytes(16).toString('hex'));
+      let outcome: 'created' | 'exists';
       try {
         await writeNew(temporary, parts);
         options.signal?.throwIfAborted();
-        return await publish(temporary, path);
-      } finally {
-        await rm(temporary, { force: true });
+        outcome = await publish(temporary, path);
+      } catch (error) {
+        await removeUnfinished(temporary);
+        throw error;
       }
+      await rm(temporary, { force: true });
+      return outcome;
     });
   }
 
@@ -189,11 +193,18 @@ export class FileBackend implements Backend {
     return null;
   }
 
+  /** Makes a directory, and those above it, durably; never the place itself, which may not be mounted. */
   async #makeDirectory(path: string): Promise<void> {
-    if (this.#directories.has(path)) return;
-    await stat(this.location);
-    await mkdir(path, { recursive: true, mode: 0o700 });
-    await makeDirectoryDurable(path, 0o700);
+    if (this.#directories.has(path) || path === this.location) return;
+    const above = dirname(path);
+    await this.#makeDirectory(above);
+    try {
+      await mkdir(path, { mode: 0o700 });
+    } catch (error) {
+      if (!isErrno(error, 'EEXIST')) throw error;
+    }
+    // Also where it is there: its maker may have been killed before this.
+    await fsyncDirectory(above);
     this.#directories.add(path);
   }
 

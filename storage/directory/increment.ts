@@ -1,8 +1,9 @@
 import { hash } from 'node:crypto';
-import { type FileHandle, open, readFile, rm } from 'node:fs/promises';
+import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { chunkBytes, parseSums } from '../../common/chunkSums.ts';
 import { cloneFile, copyFileDurable, type HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
+import { removeUnfinished } from '../../common/files.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import { sumsFileOf } from '../manifest.ts';
 import type { AddOptions } from '../storage.ts';
@@ -55,7 +56,7 @@ export async function writeIncrement(
       await file.close();
     }
   } catch (error) {
-    await rm(to, { force: true });
+    await removeUnfinished(to);
     throw error;
   }
 }
@@ -90,7 +91,7 @@ async function copyParent(parent: StoredParent, to: string, options: AddOptions)
       onProgress: () => options.onProgress?.(0),
     });
     if (copied.sha256 === parent.sha256) return;
-    await rm(to, { force: true });
+    await removeUnfinished(to);
     throw new ParentUnusable(`${parent.path} is not what was stored: its digest differs`);
   } catch (error) {
     if (!isErrno(error, 'ENOENT')) throw error;

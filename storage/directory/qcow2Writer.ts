@@ -1,7 +1,7 @@
-import { rm } from 'node:fs/promises';
 import { summedBytesMax } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
 import { createDirect, directBuffers } from '../../common/directBuffers.ts';
+import { removeUnfinished } from '../../common/files.ts';
 import { clusterBytes, metadataClusters, planQcow2, storedRuns } from '../../common/qcow2/layout.ts';
 import type { Qcow2Layout } from '../../common/qcow2/layout.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
@@ -47,7 +47,7 @@ export async function writeQcow2(
       await image.close();
     }
   } catch (error) {
-    await rm(to, { force: true });
+    await removeUnfinished(to);
     throw error;
   }
 }

@@ -13,6 +13,7 @@ import {
   makeDirectoryDurable,
   readOwnership,
   removeTree,
+  removeUnfinished,
   renameDurable,
   sameFileSystem,
   writeFileDurable,
@@ -171,7 +172,7 @@ export class DirectoryBackupWriter implements BackupWriter {
           options.signal?.throwIfAborted();
           await renameDurable(copying, to);
         } catch (error) {
-          await rm(copying, { force: true });
+          await removeUnfinished(copying);
           throw error;
         }
         return this.#withSums(to, written);

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { type FileHandle, open, rm } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { fsyncDirectory } from '../../common/files.ts';
+import { fsyncDirectory, removeUnfinished } from '../../common/files.ts';
 import { dataBytesOf, type VolumeSource } from '../../common/volumeSource.ts';
 import { writeQcow2 } from '../directory/qcow2Writer.ts';
 import { SourceFailure } from '../directory/sourceReader.ts';
@@ -36,7 +36,7 @@ export async function copyOut(
     await fsyncDirectory(dirname(to));
     return copied;
   } catch (error) {
-    await rm(to, { force: true });
+    await removeUnfinished(to);
     throw error instanceof SourceFailure ? error.cause : error;
   }
 }

@@ -3,6 +3,7 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import type { Test } from 'tap';
+import type { FileDigest } from '../../common/copy.ts';
 import { newId } from '../../common/ids.ts';
 import type { Extent } from '../../common/volumeSource.ts';
 import type { ReadOptions } from '../backends/backend.ts';
@@ -68,6 +69,47 @@ export interface Stored {
   readonly memory: Buffer;
 }
 
+/** The manifest of a backup of one volume with memory: `v`, `m` and `d`. */
+export function manifestOf(backup: {
+  readonly id: string;
+  readonly time?: string | undefined;
+  readonly volume: FileDigest & { readonly virtualSizeBytes: number; readonly read: 'full' | 'increment' };
+  readonly memory: FileDigest;
+  readonly definition: FileDigest;
+}): Manifest {
+  const { id, time = '2026-11-22T10:00:00.000Z', volume, memory, definition } = backup;
+  return {
+    formatVersion: 1,
+    id,
+    writer: 'test',
+    machine,
+    host: { name: 'h', libvirt: '9.0.0', qemu: '7.2.0' },
+    pointInTime: time,
+    mode: 'live',
+    modeReason: 'asked for',
+    consistency: 'memory',
+    pauseMs: 1,
+    volumes: [
+      {
+        target: 'vda',
+        file: 'v',
+        format: 'qcow2',
+        virtualSizeBytes: volume.virtualSizeBytes,
+        storedBytes: volume.sizeBytes,
+        sha256: volume.sha256,
+        source: '/images/web.qcow2',
+        owner,
+        read: volume.read,
+      },
+    ],
+    memory: { file: 'm', sizeBytes: memory.sizeBytes, sha256: memory.sha256, running: true },
+    definition: { file: 'd', sha256: definition.sha256, autostart: true },
+    extras: [],
+    steps: [],
+    labels: { why: 'test' },
+  };
+}
+
 export async function store(
   place: Place,
   volume: Buffer,
@@ -99,51 +141,28 @@ export async function store(
   const state = await writer.addByCopy(files.memory, 'm');
   const definition = await writer.addByCopy(files.xml, 'd');
   await writer.flush();
-  const manifest: Manifest = {
-    formatVersion: 1,
+  const extra = { sizeBytes: definition.sizeBytes, sha256: definition.sha256 };
+  const base = manifestOf({
     id: request.backupId,
-    writer: 'test',
-    machine,
-    host: { name: 'h', libvirt: '9.0.0', qemu: '7.2.0' },
-    pointInTime: options.time ?? '2026-11-22T10:00:00.000Z',
-    mode: 'live',
-    modeReason: 'asked for',
-    consistency: 'memory',
-    pauseMs: 1,
-    volumes: [
-      {
-        target: 'vda',
-        file: 'v',
-        format: 'qcow2',
-        virtualSizeBytes: volume.length,
-        storedBytes: stored.sizeBytes,
-        sha256: stored.sha256,
-        source: '/images/web.qcow2',
-        owner,
-        ...(options.encrypted === undefined ? {} : { encrypted: options.encrypted }),
-        read: options.parent === undefined ? 'full' : 'increment',
-      },
-    ],
-    memory: { file: 'm', sizeBytes: state.sizeBytes, sha256: state.sha256, running: true },
-    definition: { file: 'd', sha256: definition.sha256, autostart: true },
+    time: options.time,
+    volume: {
+      ...stored,
+      virtualSizeBytes: volume.length,
+      read: parent.backupId === '' ? 'full' : 'increment',
+    },
+    memory: state,
+    definition,
+  });
+  const manifest: Manifest = {
+    ...base,
+    volumes: base.volumes.map((one) => ({
+      ...one,
+      ...(options.encrypted === undefined ? {} : { encrypted: options.encrypted }),
+    })),
     extras: [
-      {
-        kind: 'nvram',
-        file: 'n',
-        sizeBytes: definition.sizeBytes,
-        sha256: definition.sha256,
-        source: '/nvram/web',
-      },
-      {
-        kind: 'network',
-        file: 'w',
-        sizeBytes: definition.sizeBytes,
-        sha256: definition.sha256,
-        name: 'default',
-      },
+      { kind: 'nvram', file: 'n', ...extra, source: '/nvram/web' },
+      { kind: 'network', file: 'w', ...extra, name: 'default' },
     ],
-    steps: [],
-    labels: { why: 'test' },
   };
   const committer = (await options.committer?.(writer, request)) ?? writer;
   return { entry: await committer.commit(manifest), memory };
