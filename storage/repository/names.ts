@@ -13,6 +13,7 @@ export const prefixes = {
   protections: 'protections/',
   verifications: 'verifications/',
   hosts: 'hosts/',
+  damaged: 'damaged/',
 } as const;
 
 export function packName(id: Buffer): string {
@@ -68,6 +69,11 @@ export function backupIdOf(name: string, prefix: string): string | null {
 /** The backup of a host. */
 export function hostName(id: string): string {
   return `${prefixes.hosts}${id}`;
+}
+
+/** Where a repair puts a damaged object; what else was found under the same name comes after it. @param number from 1 on */
+export function damagedName(name: string, number: number): string {
+  return number === 1 ? `${prefixes.damaged}${name}` : `${prefixes.damaged}${name}.${number}`;
 }
 
 /** What is said of backups after their commit, by numbered records. */

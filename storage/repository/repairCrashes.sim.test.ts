@@ -1,0 +1,121 @@
+import t, { type Test } from 'tap';
+import type { Faults, ObjectStore } from '../../test/sim/objectStore.ts';
+import { listBackups } from './backups.ts';
+import { type AgedRepository, collect, unreadable } from './collectionFixture.ts';
+import { damagedName, prefixes } from './names.ts';
+import { type DamagedRepository, damagedRepository, repair } from './repairFixture.ts';
+import { Repository } from './repository.ts';
+import { backUp, testSecret } from './repositoryFixture.ts';
+
+/*
+ * Repairs that die or are suspended at each of their calls in turn. What others do meanwhile is the worst that they
+ * can do. To be quick they read no data; the damage is one that shows without.
+ */
+
+const stage = await damagedRepository();
+
+void t.test('a repair that dies at any call is finished by the next one, and nothing is lost', async (t) => {
+  for (const crashAfterEffect of [false, true])
+    for (let call = 1; ; call++) {
+      const store = stage.store.copy();
+      const faults = { crashAtCall: call, crashAfterEffect };
+      const outcome = await settled(async () => repair(await open(store, faults), { data: false }));
+      const where = JSON.stringify(faults);
+      // What was moved is in one of its two places, and nothing that could be read cannot be read.
+      sameBytesSomewhere(t, store, where);
+      await nothingIsLost(t, store, stage.kept, where);
+      await repair(await open(store), { data: false });
+      t.same((await repair(await open(store))).steps, [], `${where}: nothing is left to do`);
+      sameBytesSomewhere(t, store, where);
+      await collect(await open(store));
+      await nothingIsLost(t, store, stage.kept, `${where}: after a collection`);
+      if (outcome === null) break;
+    }
+});
+
+void t.test('a repair that sleeps for long before any call harms nothing when it wakes up', async (t) => {
+  for (let call = 1; ; call++) {
+    const store = stage.store.copy();
+    const state = { slept: false };
+    const meanwhile: { manifest: DamagedRepository['kept'][number]['manifest']; volume: Buffer }[] = [];
+    const sleeper = await open(store, {
+      suspend: async (next) => {
+        if (next !== call) return;
+        state.slept = true;
+        // Another one repairs, backups share what was damaged, and two collections go over all of it.
+        await repair(await open(store), { data: false });
+        const [backup] = stage.kept;
+        if (backup === undefined) throw new Error('no backup');
+        const { manifest } = await backUp(await open(store), backup.volume);
+        meanwhile.push({ manifest, volume: backup.volume });
+        for (let round = 0; round < 2; round++) await collect(await open(store));
+      },
+    });
+    await settled(async () => repair(sleeper, { data: false }));
+    const where = `asleep before call ${call}`;
+    const all = [...stage.kept, ...meanwhile];
+    await nothingIsLost(t, store, all, where);
+    for (let round = 0; round < 2; round++) await collect(await open(store));
+    await nothingIsLost(t, store, all, `${where}, and collected`);
+    if (!state.slept) break;
+  }
+});
+
+void t.test('a collection that sleeps before any call while others repair harms nothing', async (t) => {
+  for (let call = 1; ; call++) {
+    const store = stage.store.copy();
+    const state = { slept: false };
+    await repair(await open(store), { data: false });
+    const [pack = ''] = store.names(prefixes.quarantine);
+    const sleeper = await open(store, {
+      suspend: async (next) => {
+        if (next !== call) return;
+        state.slept = true;
+        // A pack of which the collection may have seen that it is whole is damaged, and salvaged.
+        const whole = store.names(prefixes.packs).find((name) => !name.endsWith(pack.slice(-64))) ?? '';
+        store.truncate(whole, 16);
+        await repair(await open(store), { data: false });
+      },
+    });
+    await settled(async () => collect(sleeper));
+    const where = `asleep before call ${call}`;
+    await nothingIsLost(t, store, stage.kept, where);
+    for (let round = 0; round < 2; round++) await collect(await open(store));
+    await nothingIsLost(t, store, stage.kept, `${where}, and collected`);
+    if (!state.slept) break;
+  }
+});
+
+async function nothingIsLost(
+  t: Test,
+  store: ObjectStore,
+  backups: AgedRepository['kept'],
+  where: string,
+): Promise<void> {
+  t.same(await unreadable(store, backups), [], where);
+  const listed = new Set((await listBackups((await open(store)).context)).map(({ id }) => id));
+  t.same(
+    backups.filter(({ manifest }) => !listed.has(manifest.id)),
+    [],
+    where,
+  );
+}
+
+/** Whatever was found damaged is where it was, or under `damaged/`. */
+function sameBytesSomewhere(t: Test, store: ObjectStore, where: string): void {
+  for (const [name, bytes] of stage.damaged) {
+    const place = store.objects.has(name) ? name : damagedName(name, 1);
+    t.ok(store.objects.has(place) && store.bytesOf(place).equals(bytes), `${where}: ${name}`);
+  }
+}
+
+async function open(store: ObjectStore, faults: Faults = {}): Promise<Repository> {
+  return Repository.open(store.client(faults), testSecret);
+}
+
+async function settled(work: () => Promise<unknown>): Promise<unknown> {
+  return work().then(
+    () => null,
+    (error: unknown) => error,
+  );
+}
