@@ -15,11 +15,15 @@ import { backUp, testSecret } from './repositoryFixture.ts';
 const stage = await damagedRepository();
 
 void t.test('a repair that dies at any call is finished by the next one, and nothing is lost', async (t) => {
-  for (const crashAfterEffect of [false, true])
-    for (let call = 1; ; call++) {
-      const store = stage.store.copy();
-      const faults = { crashAtCall: call, crashAfterEffect };
-      const outcome = await settled(async () => repair(await open(store, faults), { data: false }));
+  let seen = '';
+  for (let call = 1; ; call++) {
+    const store = stage.store.copy();
+    // One that dies before an effect leaves what one leaves that dies after the effect of the call before.
+    const faults = { crashAtCall: call, crashAfterEffect: true };
+    const outcome = await settled(async () => repair(await open(store, faults), { data: false }));
+    const names = store.names().join(' ');
+    if (names !== seen) {
+      seen = names;
       const where = JSON.stringify(faults);
       // What was moved is in one of its two places, and nothing that could be read cannot be read.
       sameBytesSomewhere(t, store, where);
@@ -29,8 +33,9 @@ void t.test('a repair that dies at any call is finished by the next one, and not
       sameBytesSomewhere(t, store, where);
       await collect(await open(store));
       await nothingIsLost(t, store, stage.kept, `${where}: after a collection`);
-      if (outcome === null) break;
     }
+    if (outcome === null) break;
+  }
 });
 
 void t.test('a repair that sleeps for long before any call harms nothing when it wakes up', async (t) => {
