@@ -1,11 +1,13 @@
+import { randomBytes } from 'node:crypto';
 import t, { type Test } from 'tap';
-import type { Faults, ObjectStore } from '../../test/sim/objectStore.ts';
+import { type Faults, ObjectStore } from '../../test/sim/objectStore.ts';
 import { listBackups } from './backups.ts';
 import { type AgedRepository, collect, unreadable } from './collectionFixture.ts';
-import { damagedName, prefixes } from './names.ts';
-import { type DamagedRepository, damagedRepository, repair } from './repairFixture.ts';
+import { damagedName } from './names.ts';
+import { type DamagedRepository, damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
+import { copyChunks } from './repack.ts';
 import { Repository } from './repository.ts';
-import { backUp, testSecret } from './repositoryFixture.ts';
+import { backUp, initTestRepository, testChunkBytes, testSecret } from './repositoryFixture.ts';
 
 /*
  * Repairs that die or are suspended at each of their calls in turn. What others do meanwhile is the worst that they
@@ -67,29 +69,47 @@ void t.test('a repair that sleeps for long before any call harms nothing when it
 });
 
 void t.test('a collection that sleeps before any call while others repair harms nothing', async (t) => {
-  for (let call = 1; ; call++) {
-    const store = stage.store.copy();
-    const state = { slept: false };
-    await repair(await open(store), { data: false });
-    const [pack = ''] = store.names(prefixes.quarantine);
-    const sleeper = await open(store, {
-      suspend: async (next) => {
-        if (next !== call) return;
-        state.slept = true;
-        // A pack of which the collection may have seen that it is whole is damaged, and salvaged.
-        const whole = store.names(prefixes.packs).find((name) => !name.endsWith(pack.slice(-64))) ?? '';
-        store.truncate(whole, 16);
-        await repair(await open(store), { data: false });
-      },
-    });
-    await settled(async () => collect(sleeper));
-    const where = `asleep before call ${call}`;
-    await nothingIsLost(t, store, stage.kept, where);
-    for (let round = 0; round < 2; round++) await collect(await open(store));
-    await nothingIsLost(t, store, stage.kept, `${where}, and collected`);
-    if (!state.slept) break;
-  }
+  const { store: before, backup, copies } = await duplicated();
+  for (const damagedPack of copies)
+    for (let call = 1; ; call++) {
+      const store = before.copy();
+      const state = { slept: false };
+      const sleeper = await open(store, {
+        suspend: async (next) => {
+          if (next !== call) return;
+          state.slept = true;
+          // The collection may have found this pack whole, and be about to delete the other one.
+          if (!store.objects.has(damagedPack)) return;
+          store.truncate(damagedPack, 16);
+          await repair(await open(store), { data: false });
+        },
+      });
+      await settled(async () => collect(sleeper));
+      const where = `${damagedPack} is damaged before call ${call}`;
+      await nothingIsLost(t, store, [backup], where);
+      await repair(await open(store), { data: false });
+      for (let round = 0; round < 2; round++) await collect(await open(store));
+      await nothingIsLost(t, store, [backup], `${where}, and collected`);
+      if (!state.slept) break;
+    }
 });
+
+/** A backup of which all data stands in two packs, as of two hosts that wrote the same at once. */
+async function duplicated(): Promise<{
+  readonly store: ObjectStore;
+  readonly backup: AgedRepository['kept'][number];
+  readonly copies: readonly string[];
+}> {
+  const store = new ObjectStore();
+  const repository = await initTestRepository(store.client());
+  const volume = randomBytes(testChunkBytes);
+  const { manifest } = await backUp(repository, volume);
+  repository.forgetIndex();
+  const index = await repository.index();
+  const places = [...index.places()].filter(({ entry }) => entry.domain.type === 'data');
+  await copyChunks(repository.context, index, places, { packSizeBytes: testChunkBytes });
+  return { store, backup: { manifest, volume }, copies: await dataPacksOf(repository) };
+}
 
 async function nothingIsLost(
   t: Test,
