@@ -12,6 +12,7 @@ export const prefixes = {
   quarantine: 'quarantine/',
   protections: 'protections/',
   verifications: 'verifications/',
+  readings: 'readings/',
   hosts: 'hosts/',
   damaged: 'damaged/',
 } as const;
@@ -77,7 +78,7 @@ export function damagedName(name: string, number: number): string {
 }
 
 /** What is said of backups after their commit, by numbered records. */
-export type NumberedKind = 'protections' | 'verifications';
+export type NumberedKind = 'protections' | 'verifications' | 'readings';
 
 /** One of them. */
 export interface NumberedRecord {
