@@ -58,7 +58,7 @@ void t.test('a key slot that is damaged hides no other, and can be removed', asy
   const slotId = recovery?.slotId ?? '';
   await writeFile(join(dirname(keyFile), 'vault', 'keys', slotId), 'rubbish');
   const slots = await repositories.keys('vault');
-  t.match(slots.map(({ slot }) => slot?.kind ?? null).toSorted(), ['keyFile', null]);
+  t.same(new Set(slots.map(({ slot }) => slot?.kind ?? null)), new Set(['keyFile', null]));
   t.match(
     slots.find((slot) => slot.slotId === slotId),
     { slot: null, problem: /damaged/ },
