@@ -1,20 +1,22 @@
-import { type CallOptions } from '../backends/backend.ts';
+import type { CallOptions } from '../backends/backend.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { damagedName } from './names.ts';
 import { createOnce, type RepositoryContext } from './objects.ts';
 
+/** What is damaged so often is damaged where it stands. */
+const readsMax = 3;
 /** Nobody finds one object damaged in more ways. */
 const copiesMax = 100;
 
 /**
- * Why an object is damaged, or `null`. Read twice: what is damaged on its way only is no damage. What cannot be judged,
+ * Why an object is damaged, or `null`. Read several times: what is damaged on its way only is no damage. What cannot be judged,
  * because it is newer than this program, is none either.
  *
  * @param read rejects with REPOSITORY_DAMAGED if it is
  */
 export async function damageOf(read: () => Promise<unknown>): Promise<string | null> {
   let reason: string | null = null;
-  for (let attempt = 0; attempt < 2; attempt++) {
+  for (let attempt = 0; attempt < readsMax; attempt++) {
     try {
       await read();
       return null;
