@@ -29,12 +29,13 @@ export const storageRepair: RunVerb = (cli, [name = ''], options) => {
     const { steps, kept, touched, applied } = report;
     const isInOrder = touched.length === 0 && kept.length === 0 && (applied || steps.length === 0);
     if (cli.terminal.json) cli.terminal.object({ storage: name, ok: isInOrder, ...report });
-    else print(cli.terminal, name, report, isInOrder);
+    else print(cli.terminal, `${name}${options.flag('data') ? ' --data' : ''}`, report, isInOrder);
     return isInOrder ? 0 : 5;
   });
 };
 
-function print(terminal: Terminal, name: string, report: RepairReport, isInOrder: boolean): void {
+/** @param what the storage, and how it was looked at, as typed */
+function print(terminal: Terminal, what: string, report: RepairReport, isInOrder: boolean): void {
   const { steps, kept, touched, applied } = report;
   for (const { action, name: object, reason } of steps)
     terminal.out(words[action][applied ? 1 : 0], ` ${object}: ${reason}`);
@@ -49,7 +50,7 @@ function print(terminal: Terminal, name: string, report: RepairReport, isInOrder
       );
   }
   if (!applied && steps.length > 0)
-    terminal.remark(`nothing was done: stillpoint storage check ${name} --repair --apply`);
+    terminal.remark(`nothing was done: stillpoint storage check ${what} --repair --apply`);
   terminal.out(
     isInOrder ? styled('green', 'in order') : styled('red', 'damaged'),
     ` ${steps.length} repairs ${applied ? 'made' : 'to make'}, ${touched.length} backups touched`,
