@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { rm, stat, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import { loadConfig } from '../config/config.ts';
 import { Repositories } from './repositories.ts';
@@ -49,4 +49,33 @@ void t.test('a key file that was cut short is named, and nobody is told to fill 
   const error: unknown = await repositories.usage('vault').catch((thrown: unknown) => thrown);
   t.match(error, { code: 'KEY_WRONG', message: new RegExp(keyFile), hint: /copy of it/ });
   t.notMatch(error, { hint: /openssl/ });
+});
+
+void t.test('a key slot that is damaged hides no other, and can be removed', async (t) => {
+  const { repositories, keyFile } = await placeFor(t);
+  await repositories.init('vault', { recoveryKey: true });
+  const recovery = (await repositories.keys('vault')).find(({ slot }) => slot?.kind === 'recovery');
+  const slotId = recovery?.slotId ?? '';
+  await writeFile(join(dirname(keyFile), 'vault', 'keys', slotId), 'rubbish');
+  const slots = await repositories.keys('vault');
+  t.same(new Set(slots.map(({ slot }) => slot?.kind ?? null)), new Set(['keyFile', null]));
+  t.match(
+    slots.find((slot) => slot.slotId === slotId),
+    { slot: null, problem: /damaged/ },
+  );
+  const whole = slots.find(({ slot }) => slot !== null)?.slotId ?? '';
+  const last = repositories.removeKey('vault', whole, { force: true });
+  await t.rejects(last, { code: 'KEY_SLOT_LAST' }, 'a damaged one is no other way in');
+  await repositories.removeKey('vault', slotId, { force: false });
+  t.equal((await repositories.keys('vault')).length, 1);
+});
+
+void t.test('the slot that this host uses goes only when that is meant', async (t) => {
+  const { repositories } = await placeFor(t);
+  await repositories.init('vault', { recoveryKey: true });
+  const own = (await repositories.keys('vault')).find(({ slot }) => slot?.kind === 'keyFile')?.slotId ?? '';
+  const refused = repositories.removeKey('vault', own, { force: false });
+  await t.rejects(refused, { code: 'KEY_SLOT_IN_USE', hint: new RegExp(`--remove ${own} --force`) });
+  await repositories.removeKey('vault', own, { force: true });
+  await t.rejects(repositories.usage('vault'), { code: 'KEY_WRONG' });
 });

@@ -10,15 +10,19 @@ import { contentsOf } from '../storage/repository/backupManifest.ts';
 import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
-import type { KeySlot } from '../storage/repository/keySlot.ts';
+import type { StoredSlot } from '../storage/repository/keySlots.ts';
 import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
+import { type RepairOptions, type RepairReport, repairRepository } from '../storage/repository/repair.ts';
 import { formatRecoveryKey, newRecoveryKey, parseRecoveryKey } from '../storage/repository/recoveryKey.ts';
 import { RepositoryError } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
 import { backendOf, pathOf, type RepositoryConfig } from './storages.ts';
+
+export type { RepairAction } from '../storage/repository/repairSteps.ts';
+export type { RepairReport } from '../storage/repository/repair.ts';
 
 /** A repository that was made. */
 export interface MadeRepository {
@@ -179,6 +183,16 @@ export class Repositories {
     });
   }
 
+  /** Puts a damaged repository in order, or says what that would be. @throws RepositoryError, StorageError */
+  async repair(
+    name: string,
+    options: Pick<RepairOptions, 'data' | 'apply' | 'isAlone' | 'signal'>,
+  ): Promise<RepairReport> {
+    const { repository } = await this.#open(name);
+    const { packSizeBytes } = repository.config;
+    return repairRepository(repository, { ...options, at: new Date().toISOString(), packSizeBytes });
+  }
+
   /** Makes index objects for packs that none names. */
   async rebuildIndex(name: string, options: { readonly dryRun: boolean }): Promise<RebuildReport> {
     const { repository } = await this.#open(name);
@@ -186,7 +200,7 @@ export class Repositories {
   }
 
   /** What opens a repository. */
-  async keys(name: string): Promise<readonly KeySlot[]> {
+  async keys(name: string): Promise<readonly StoredSlot[]> {
     return (await this.#open(name)).repository.slots.list();
   }
 
@@ -220,9 +234,24 @@ export class Repositories {
     await repository.slots.add(secret, { label: path, createdAt: new Date().toISOString() });
   }
 
-  /** @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST */
-  async removeKey(name: string, slotId: string): Promise<void> {
-    await (await this.#open(name)).repository.slots.remove(slotId);
+  /**
+   * Has a slot open the repository no more.
+   * @param options.force also the one that this host opens it by
+   * @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST, KEY_SLOT_IN_USE
+   */
+  async removeKey(name: string, slotId: string, options: { readonly force: boolean }): Promise<void> {
+    const { repository, settings } = await this.#open(name);
+    const { slots } = repository;
+    const own = await slots.openedBy(await readKeyFile(settings.keyFile));
+    if (!options.force && own.length === 1 && own[0] === slotId)
+      throw new RepositoryError(
+        'KEY_SLOT_IN_USE',
+        `this host opens storage ${name} by key slot ${slotId} (${settings.keyFile})`,
+        {
+          hint: `its backups into ${name} would fail from now on; to remove it all the same: stillpoint storage keys ${name} --remove ${slotId} --force`,
+        },
+      );
+    await slots.remove(slotId);
   }
 
   async #open(

@@ -88,6 +88,7 @@ function formSection(): readonly string[] {
     '`state` (`Active`, or `Killed` for a damaged one), `problem`, `protected` and `storages` (`name`, `directory`,',
     '`local`, `state`, `problem`, `protected`, `protectedReason`). `backup`, `verify` and `job watch` print one line for',
     'each machine, copy and change, `prune` one for each backup in each storage (`keep`, `reasons`, `removed`, `error`).',
+    '`verify` with `--older-than` or `--budget` ends with `verified`, `left`, `neverRead`, `oldestReadAt`, `interrupted`.',
     '`protect` prints the backup as `show` does. `restore` prints',
     '`{"plan":…}` before the question and `{"job":…}` after the work. Times are RFC 3339 in UTC.',
     '',

@@ -80,8 +80,23 @@ export const storageVerbs: readonly Verb[] = [
     options: [
       { flags: '-d, --data', description: 'read every byte and compare it' },
       { flags: '--rebuild-index', description: 'make index objects for packs that none names' },
+      {
+        flags: '--repair',
+        description:
+          'say what would put it in order, which backups are touched, and what the next backup heals; with --data of what only reading shows, too',
+      },
+      { flags: '--apply', description: 'with --repair: do it; others may go on writing and collecting' },
+      {
+        flags: '--alone',
+        description: 'with --repair: your word that no host collects now, for a verdict that is damaged',
+      },
     ],
-    examples: ['storage check vault', 'storage check vault --data'],
+    examples: [
+      'storage check vault',
+      'storage check vault --data',
+      'storage check vault --repair',
+      'storage check vault --data --repair --apply',
+    ],
     load: async () => (await import('./commands/storageCheck.ts')).storageCheck,
   },
   {
@@ -97,7 +112,11 @@ export const storageVerbs: readonly Verb[] = [
         description:
           'with the recovery key, asked for or read from stdin: make the key file anew, or let the one that is there open it',
       },
-      { flags: '--remove <id>', description: 'this one opens it no more; never the last one' },
+      {
+        flags: '--remove <id>',
+        description: 'this one opens it no more, or is damaged; never the last one that is whole',
+      },
+      { flags: '--force', description: 'with --remove: also the one that this host opens it by' },
     ],
     examples: [
       'storage keys vault',

@@ -253,6 +253,16 @@ export const verbs: readonly Verb[] = [
       { flags: '-a, --all', description: 'every backup in every storage' },
       { flags: '-d, --data', description: 'read every byte and compare digests' },
       {
+        flags: '--older-than <duration>',
+        description:
+          'with --all --data: only what was not read for so long (12h, 30d); what was never read comes first, then the longest ago',
+      },
+      {
+        flags: '--budget <duration>',
+        description:
+          'with --all --data: stop after this time (90m, 2h), say what is left; the next run goes on',
+      },
+      {
         flags: '-b, --boot',
         description:
           'start it where it can reach nothing (no network, no host devices), watch for a sign of life, store result and picture beside it',
@@ -268,7 +278,12 @@ export const verbs: readonly Verb[] = [
         description: 'with --boot: how long the guest has for its sign of life (default: 300)',
       },
     ],
-    examples: ['verify web-1@latest --data', 'verify --all', 'verify web-1@latest --boot --expect login:'],
+    examples: [
+      'verify web-1@latest --data',
+      'verify --all',
+      'verify --all --data --older-than 30d --budget 2h',
+      'verify web-1@latest --boot --expect login:',
+    ],
     load: async () => (await import('./commands/verify.ts')).verify,
   },
   {

@@ -58,6 +58,8 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
         { at: new Date().toISOString(), ok: true, start: 'boot', evidence: null, detail: '', durationMs: 1 },
         null,
       ),
+    addDataVerification: () =>
+      storage.addDataVerification(entry, { at: '2026-11-22T10:00:00.000Z', ok: true }),
     copyOut: () => storage.copyOut({ path: 'f', sizeBytes: 1, sha256: 'x' }, 'to', { as: 'file' }),
     open: () => storage.open({ path: 'f', sha256: 'x' }),
     readText: () => storage.readText({ path: 'f', sha256: 'x' }),

@@ -6,7 +6,7 @@ import { StorageError } from './errors.ts';
 import { withDeadline } from './silence.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Manifest } from './manifest.ts';
-import type { Verification } from './verification.ts';
+import type { DataVerification, Verification } from './verification.ts';
 import type {
   HostBackupEntry,
   OpenArtifact,
@@ -127,6 +127,12 @@ export class DeadlineStorage implements Storage {
   ): Promise<Verification> {
     return this.#stall('the result of a verification', () =>
       this.#storage.addVerification(entry, verification, pictureFile),
+    );
+  }
+
+  addDataVerification(entry: BackupEntry, verification: DataVerification): Promise<void> {
+    return this.#stall('the result of a verification', () =>
+      this.#storage.addDataVerification(entry, verification),
     );
   }
 

@@ -5,7 +5,7 @@ import type { Ownership } from '../common/files.ts';
 import type { Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
-import type { Verification } from './verification.ts';
+import type { DataVerification, Verification } from './verification.ts';
 
 /**
  * The port to a place for backups. Rejections are `StorageError`, or the reason of an AbortSignal.
@@ -70,6 +70,12 @@ export interface Storage extends StoredFiles {
     verification: Omit<Verification, 'picture'>,
     pictureFile: string | null,
   ): Promise<Verification>;
+  /**
+   * Stores beside a backup how the last reading of every byte of it came out.
+   *
+   * Rejects with BACKUP_NOT_FOUND.
+   */
+  addDataVerification(entry: BackupEntry, verification: DataVerification): Promise<void>;
 
   /**
    * Runs what reads files of this storage by their paths. A storage that gives no sign of life for long counts as
@@ -276,6 +282,8 @@ export interface BackupEntry {
   readonly protectedReason: string | null;
   /** What came of starting it in isolation, the last time. */
   readonly verified?: Verification | null | undefined;
+  /** When every byte of it was read and compared, the last time. */
+  readonly dataVerified?: DataVerification | null | undefined;
   readonly manifest: Manifest | null;
 }
 

@@ -15,3 +15,8 @@ export const verificationShape = z.strictObject({
 });
 
 export type Verification = Readonly<z.infer<typeof verificationShape>>;
+
+/** When every byte of a backup was last read and compared, and how that came out; stored beside it. */
+export const dataVerificationShape = z.object({ at: z.iso.datetime({ precision: 3 }), ok: z.boolean() });
+
+export type DataVerification = Readonly<z.infer<typeof dataVerificationShape>>;

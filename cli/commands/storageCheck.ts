@@ -1,9 +1,20 @@
 import type { RunVerb } from '../cli.ts';
 import { styled } from '../output.ts';
 import { changing } from '../session.ts';
+import { storageRepair } from './storageRepair.ts';
 
 /** `stillpoint storage check NAME`. */
-export const storageCheck: RunVerb = (cli, [name = ''], options) =>
+export const storageCheck: RunVerb = (cli, arguments_, options) => {
+  if (options.flag('repair')) return storageRepair(cli, arguments_, options);
+  options.allowOnly(
+    ['data', 'rebuildIndex'],
+    'storage check without --repair',
+    'stillpoint storage check --help',
+  );
+  return check(cli, arguments_, options);
+};
+
+const check: RunVerb = (cli, [name = ''], options) =>
   changing(cli, async ({ agent, interruption }) => {
     const { terminal } = cli;
     const { signal } = interruption;
@@ -11,7 +22,8 @@ export const storageCheck: RunVerb = (cli, [name = ''], options) =>
     const report = await agent.repositories.verify(name, { data: options.flag('data'), signal });
     const packs = report.damagedPacks.map(({ id, reason }) => ({ id: id.toString('hex'), reason }));
     if (terminal.json) {
-      terminal.object({ storage: name, ...report, damagedPacks: packs, index: rebuilt });
+      const backups = report.backups.map(({ id, problems }) => ({ id, problems }));
+      terminal.object({ storage: name, ...report, backups, damagedPacks: packs, index: rebuilt });
       return report.ok ? 0 : 5;
     }
     for (const { name: object, reason } of rebuilt.problems) terminal.warning(`${object}: ${reason}`);

@@ -11,6 +11,8 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
   );
   if (wanted.length > 1)
     throw new CliError('USAGE', 'add or remove one at a time', 'stillpoint storage keys --help');
+  if (options.flag('force') && !options.typed.includes('remove'))
+    throw new CliError('USAGE', '--force goes with --remove', 'stillpoint storage keys --help');
   return reading(cli, async ({ agent }) => {
     const { terminal } = cli;
     const { repositories } = agent;
@@ -19,14 +21,15 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
     if (options.flag('recover')) await repositories.recover(name, await terminal.ask('The recovery key:'));
     const recoveryKey = options.flag('addRecovery') ? await repositories.addRecoveryKey(name) : null;
     if (file !== undefined) await repositories.addKeyFile(name, resolve(file));
-    if (remove !== undefined) await repositories.removeKey(name, remove);
+    if (remove !== undefined) await repositories.removeKey(name, remove, { force: options.flag('force') });
     const slots = await repositories.keys(name);
     if (terminal.json) {
-      const keys = slots.map(({ slotId, kind, label, createdAt }) => ({
+      const keys = slots.map(({ slotId, slot, problem }) => ({
         id: slotId,
-        kind,
-        label,
-        createdAt,
+        kind: slot?.kind ?? null,
+        label: slot?.label ?? null,
+        createdAt: slot?.createdAt ?? null,
+        problem,
       }));
       terminal.object({ storage: name, keys, recoveryKey });
       return 0;
@@ -39,8 +42,17 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
     }
     terminal.table(
       [{ title: 'ID' }, { title: 'KIND' }, { title: 'LABEL' }, { title: 'MADE' }],
-      slots.map(({ slotId, kind, label, createdAt }): readonly Text[] => [slotId, kind, label, createdAt]),
+      slots.map(({ slotId, slot }): readonly Text[] =>
+        slot === null
+          ? [slotId, styled('red', 'unusable'), '', '']
+          : [slotId, slot.kind, slot.label, slot.createdAt],
+      ),
     );
+    for (const { slotId, problem } of slots)
+      if (problem !== null)
+        terminal.warning(
+          `${problem}; as it is it opens nothing; to take it away: stillpoint storage keys ${name} --remove ${slotId}`,
+        );
     return 0;
   });
 };

@@ -51,11 +51,13 @@ import {
   machineDirectoryWithUuid,
   partialDirectoryName,
   pointInTimeOfDeleting,
+  dataVerificationFileName,
   protectionFileName,
 } from './names.ts';
 import { readProtection, removeProtection, writeProtection } from './protection.ts';
 import { canReflink, removeReflinkTrials } from './reflinkTrial.ts';
-import type { Verification } from '../verification.ts';
+import type { DataVerification, Verification } from '../verification.ts';
+import { writeDataVerification } from './dataVerification.ts';
 import { writeVerification } from './verifications.ts';
 import { verifyDirectory } from './verify.ts';
 import { DirectoryBackupWriter } from './writer.ts';
@@ -239,6 +241,18 @@ export class DirectoryStorage implements Storage {
       await this.#assertOurs(root, entry.directory);
       if (await exists(join(entry.directory, manifestFileName)))
         return writeVerification(entry.directory, verification, pictureFile);
+      throw new StorageError('BACKUP_NOT_FOUND', `${entry.directory} is not there any more`, {
+        hint: 'stillpoint list',
+      });
+    });
+  }
+
+  addDataVerification(entry: BackupEntry, verification: DataVerification): Promise<void> {
+    return this.#run(`the verification of ${entry.directory}`, async (root) => {
+      await this.#assertOurs(root, entry.directory);
+      assertNoArtifact(entry, dataVerificationFileName);
+      if (await exists(join(entry.directory, manifestFileName)))
+        return writeDataVerification(entry.directory, verification);
       throw new StorageError('BACKUP_NOT_FOUND', `${entry.directory} is not there any more`, {
         hint: 'stillpoint list',
       });

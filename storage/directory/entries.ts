@@ -9,6 +9,7 @@ import type { Artifact, Manifest } from '../manifest.ts';
 import type { BackupEntry } from '../storage.ts';
 import { decodeMachineName } from './names.ts';
 import { readProtection } from './protection.ts';
+import { readDataVerification } from './dataVerification.ts';
 import { readVerification } from './verifications.ts';
 
 /** The real path of a storage's root. Throws STORAGE_UNREACHABLE where there is no directory. */
@@ -140,6 +141,7 @@ export async function readEntry(storage: string, directory: string): Promise<Bac
     protected: protection !== null,
     protectedReason: protection?.reason ?? null,
     verified: await readVerification(directory),
+    dataVerified: await readDataVerification(directory),
     manifest,
   };
 }

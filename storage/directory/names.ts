@@ -9,6 +9,8 @@ const maxLabelLength = 48;
 
 /** Beside the manifest of a backup that may not be removed. */
 export const protectionFileName = 'protected.json';
+/** Beside the manifest of a backup of which every byte was once read and compared. */
+export const dataVerificationFileName = 'data-verified.json';
 
 const partialPrefix = '.partial-';
 const deletingPrefix = '.deleting-';

@@ -51,6 +51,7 @@ async function readOne(path: string): Promise<Verification> {
   }
 }
 
-function isSystemError(error: unknown): boolean {
+/** Whether a file could not be read, whatever its content. */
+export function isSystemError(error: unknown): boolean {
   return error instanceof Error && 'errno' in error;
 }

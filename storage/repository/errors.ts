@@ -16,6 +16,8 @@ export type RepositoryErrorCode =
   | 'KEY_SLOT_NOT_FOUND'
   /** Without this slot nobody could open the repository any more. */
   | 'KEY_SLOT_LAST'
+  /** This host opens the repository by this slot. */
+  | 'KEY_SLOT_IN_USE'
   /** Somebody declared the session of this backup dead; it can never be committed. */
   | 'BACKUP_FENCED'
   /** The store has lost an ability that the repository relies on since it was made. */

@@ -14,6 +14,15 @@ import { keySlotBytesMax, keySlotsMax } from './limits.ts';
 import { prefixes } from './names.ts';
 import { createOnce } from './objects.ts';
 
+/** A slot, or what is left of one. */
+export interface StoredSlot {
+  readonly slotId: string;
+  /** `null` when it cannot be read: then it opens nothing. */
+  readonly slot: KeySlot | null;
+  /** Why it cannot be used. */
+  readonly problem: string | null;
+}
+
 /** The ways into a repository. Slots are made and deleted, never changed. */
 export class KeySlots {
   readonly #backend: Backend;
@@ -37,7 +46,7 @@ export class KeySlots {
     call: CallOptions = {},
   ): Promise<readonly KeyRing[]> {
     const opened: KeyRing[] = [];
-    const broken: unknown[] = [];
+    const broken: RepositoryError[] = [];
     for (const { name } of (await listAll(backend, prefixes.keys, call)).slice(0, keySlotsMax)) {
       const slot = await readSlot(backend, name, call, broken);
       if (slot === null || slot.repositoryId !== repositoryId) continue;
@@ -55,14 +64,27 @@ export class KeySlots {
     );
   }
 
-  /** What there is, without any secret. Rejects with REPOSITORY_DAMAGED. */
-  async list(call: CallOptions = {}): Promise<readonly KeySlot[]> {
-    const slots: KeySlot[] = [];
+  /** What there is, without any secret; damaged ones included, and they hide no others. */
+  async list(call: CallOptions = {}): Promise<readonly StoredSlot[]> {
+    const slots: StoredSlot[] = [];
     for (const { name } of await listAll(this.#backend, prefixes.keys, call)) {
-      const slot = await readSlot(this.#backend, name, call, null);
-      if (slot?.repositoryId === this.#repositoryId) slots.push(slot);
+      const slotId = slotIdOf(name);
+      if (slotId === null) continue;
+      const broken: RepositoryError[] = [];
+      const slot = await readSlot(this.#backend, name, call, broken);
+      const [failure] = broken;
+      if (failure !== undefined) slots.push({ slotId, slot: null, problem: failure.message });
+      else if (slot?.repositoryId === this.#repositoryId) slots.push({ slotId, slot, problem: null });
     }
     return slots;
+  }
+
+  /** Ids of the slots that a secret opens. */
+  async openedBy(secret: Secret, call: CallOptions = {}): Promise<readonly string[]> {
+    const opened: string[] = [];
+    for (const { slotId, slot } of await this.list(call))
+      if (slot !== null && (await openSlot(slot, secret)) !== null) opened.push(slotId);
+    return opened;
   }
 
   /** Lets another secret open the repository. Returns the id of its slot. */
@@ -83,12 +105,14 @@ export class KeySlots {
   /** Rejects with KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST. */
   async remove(slotId: string, call: CallOptions = {}): Promise<void> {
     const slots = await this.list(call);
-    if (!slots.some((slot) => slot.slotId === slotId)) {
+    const wanted = slots.find((slot) => slot.slotId === slotId);
+    if (wanted === undefined) {
       throw new RepositoryError('KEY_SLOT_NOT_FOUND', `there is no key slot ${slotId}`, {
         hint: `the slots are: ${slots.map((slot) => slot.slotId).join(', ')}`,
       });
     }
-    if (slots.length === 1) {
+    // One that is damaged lets nobody in, and so is no other way.
+    if (wanted.slot !== null && slots.filter(({ slot }) => slot !== null).length === 1) {
       throw new RepositoryError(
         'KEY_SLOT_LAST',
         'without its last key slot nobody could open the repository',
@@ -101,12 +125,18 @@ export class KeySlots {
   }
 }
 
-/** `null` for what is gone since it was listed, and, where `broken` collects them, for what is damaged. */
+/** The id of a slot, or `null` when no slot is called so. */
+function slotIdOf(name: string): string | null {
+  const id = name.slice(prefixes.keys.length);
+  return /^[0-9a-f]{16}$/.test(id) ? id : null;
+}
+
+/** `null` for what is gone since it was listed, and for what is damaged, which `broken` collects. */
 async function readSlot(
   backend: Backend,
   name: string,
   call: CallOptions,
-  broken: unknown[] | null,
+  broken: RepositoryError[],
 ): Promise<KeySlot | null> {
   const range = { offsetBytes: 0, lengthBytes: keySlotBytesMax + 1 };
   const bytes = await backend.read(name, { ...call, range });
@@ -116,7 +146,7 @@ async function readSlot(
     if (name !== `${prefixes.keys}${slot.slotId}`) throw damaged(name, 'it is the slot of another name');
     return slot;
   } catch (error) {
-    if (broken === null || !(error instanceof RepositoryError)) throw error;
+    if (!(error instanceof RepositoryError)) throw error;
     broken.push(error);
     return null;
   }

@@ -12,7 +12,9 @@ export const prefixes = {
   quarantine: 'quarantine/',
   protections: 'protections/',
   verifications: 'verifications/',
+  readings: 'readings/',
   hosts: 'hosts/',
+  damaged: 'damaged/',
 } as const;
 
 export function packName(id: Buffer): string {
@@ -90,8 +92,13 @@ export function hostName(id: string): string {
   return `${prefixes.hosts}${id}`;
 }
 
+/** Where a repair puts a damaged object; what else was found under the same name comes after it. @param number from 1 on */
+export function damagedName(name: string, number: number): string {
+  return number === 1 ? `${prefixes.damaged}${name}` : `${prefixes.damaged}${name}.${number}`;
+}
+
 /** What is said of backups after their commit, by numbered records. */
-export type NumberedKind = 'protections' | 'verifications';
+export type NumberedKind = 'protections' | 'verifications' | 'readings';
 
 /** One of them. */
 export interface NumberedRecord {

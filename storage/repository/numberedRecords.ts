@@ -11,7 +11,7 @@ import { putObject, type RepositoryContext } from './objects.ts';
 /** Nobody says more about one backup. */
 const recordsMax = 10_000;
 
-const typeOf = { protections: 'protection', verifications: 'verification' } as const;
+const typeOf = { protections: 'protection', verifications: 'verification', readings: 'reading' } as const;
 
 /** The newest number of each backup that has records, by backup. */
 export async function newestNumbers(

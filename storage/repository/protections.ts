@@ -1,8 +1,9 @@
 import { z } from 'zod';
+import { messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import type { Protection } from '../storage.ts';
 import { parseDocument } from './document.ts';
-import { damaged } from './errors.ts';
+import { damaged, RepositoryError } from './errors.ts';
 import { objectBytesMax } from './limits.ts';
 import { recordName } from './names.ts';
 import { addRecord, countRecords, newestNumbers } from './numberedRecords.ts';
@@ -10,7 +11,7 @@ import { getObject, type RepositoryContext } from './objects.ts';
 
 const schema = z.object({ backupId: z.string(), protected: z.boolean(), reason: z.string().nullable() });
 
-/** Which backups may not be deleted, by id. */
+/** Which backups may not be deleted, by id. A record that is damaged protects as well. */
 export async function listProtections(
   context: RepositoryContext,
   call: CallOptions = {},
@@ -51,6 +52,22 @@ async function readRecord(
   call: CallOptions,
 ): Promise<Protection | null> {
   const name = recordName('protections', backupId, number);
+  try {
+    return await readSoundRecord(context, backupId, name, call);
+  } catch (error) {
+    // Nobody may lose a backup by it; and one record must not hide all backups.
+    if (error instanceof RepositoryError && error.code === 'REPOSITORY_DAMAGED')
+      return { reason: messageOf(error) };
+    throw error;
+  }
+}
+
+async function readSoundRecord(
+  context: RepositoryContext,
+  backupId: string,
+  name: string,
+  call: CallOptions,
+): Promise<Protection | null> {
   const object = await getObject(context, name, ['protection'], call);
   if (object === null) return null;
   const record = parseDocument(object.content, name, { schema, version: 1, bytesMax: objectBytesMax });

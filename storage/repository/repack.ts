@@ -1,5 +1,6 @@
 import type { CallOptions } from '../backends/backend.ts';
 import { StorageError } from '../errors.ts';
+import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ChunkPlace } from './chunkTable.ts';
 import { damaged } from './errors.ts';
@@ -30,12 +31,32 @@ export async function repack(
 ): Promise<ReadonlySet<string>> {
   const copier = new Copier(context, options);
   try {
-    await copier.copy(live, sources);
+    await copier.copy(live.index, () => homesIn(live, sources));
   } catch (error) {
     if (!(error instanceof StorageError) || error.code !== 'STORAGE_FULL') throw error;
     // Packs without anything that is needed can go all the same, and make room for the next collection.
   }
   return copier.done;
+}
+
+/**
+ * Copies chunks into new packs that are stored and indexed when this resolves. Every chunk is compared on its way.
+ *
+ * Rejects with REPOSITORY_DAMAGED for a chunk that cannot be read, STORAGE_FULL.
+ */
+export async function copyChunks(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  places: readonly ChunkPlace[],
+  options: RepackOptions,
+): Promise<void> {
+  const sources = places.map((place) => ({ place, source: index.pack(place.pack).id.toString('hex') }));
+  await new Copier(context, options).copy(index, () => sources);
+}
+
+interface SourcedPlace {
+  readonly place: ChunkPlace;
+  readonly source: string;
 }
 
 /** New packs, and which of the old ones they replace. */
@@ -54,10 +75,11 @@ class Copier {
     this.#options = options;
   }
 
-  async copy(live: LiveChunks, sources: ReadonlySet<string>): Promise<void> {
-    for (const { source } of homesIn(live, sources)) increase(this.#missing, source);
-    const reader = new ChunkReader(this.#context, live.index);
-    for (const { place, source } of homesIn(live, sources)) {
+  /** @param places gives them anew each time that it is called: there may be too many to keep */
+  async copy(index: ChunkIndex, places: () => Iterable<SourcedPlace>): Promise<void> {
+    for (const { source } of places()) increase(this.#missing, source);
+    const reader = new ChunkReader(this.#context, index);
+    for (const { place, source } of places()) {
       const content = await reader.readPlace(place, place.entry.domain, this.#options);
       await this.#add(place, source, content);
     }
@@ -117,10 +139,7 @@ interface StoredPack {
 }
 
 /** Every place in some packs that is needed. */
-function* homesIn(
-  live: LiveChunks,
-  sources: ReadonlySet<string>,
-): Generator<{ readonly place: ChunkPlace; readonly source: string }> {
+function* homesIn(live: LiveChunks, sources: ReadonlySet<string>): Generator<SourcedPlace> {
   const names = live.index.packs.map(({ id }) => id.toString('hex'));
   for (const place of live.index.places()) {
     const source = names[place.pack];

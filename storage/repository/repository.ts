@@ -10,11 +10,11 @@ import { RepositoryError } from './errors.ts';
 import { KeyRing } from './keyRing.ts';
 import { type ScryptCost, type Secret } from './keySlot.ts';
 import { KeySlots } from './keySlots.ts';
-import { chunkBytesDefault, configBytesMax, packBytesDefault } from './limits.ts';
-import { createOnce, type RepositoryContext } from './objects.ts';
+import { hasConfig, publishConfig, readConfig } from './configCopies.ts';
+import { chunkBytesDefault, packBytesDefault } from './limits.ts';
+import type { RepositoryContext } from './objects.ts';
 import { probeCapabilities } from './probe.ts';
 import {
-  configName,
   configVersion,
   formatConfig,
   parseConfig,
@@ -73,7 +73,7 @@ export class Repository {
    * Rejects with REPOSITORY_EXISTS.
    */
   static async init(backend: Backend, options: InitOptions, call: OpenOptions = {}): Promise<Repository> {
-    if ((await backend.size(configName(1), call)) !== null) throw existsError(backend);
+    if (await hasConfig(backend, 1, call)) throw existsError(backend);
     const capabilities = await probeCapabilities(backend, call);
     const keys = KeyRing.generate();
     const config: RepositoryConfig = {
@@ -94,7 +94,7 @@ export class Repository {
     const bytes = formatConfig(config, keys);
     // As everybody else will read it: what we could not read must not be made.
     parseConfig(bytes, 1).prove(keys);
-    if ((await createOnce(backend, configName(1), [bytes], call)) === 'taken') {
+    if ((await publishConfig(backend, 1, bytes, call)) === 'taken') {
       await backend.delete(`keys/${slotId}`, call);
       throw existsError(backend);
     }
@@ -103,12 +103,13 @@ export class Repository {
 
   /** Rejects with REPOSITORY_NOT_FOUND, REPOSITORY_TOO_NEW, REPOSITORY_DAMAGED, KEY_WRONG. */
   static async open(backend: Backend, secret: Secret, call: OpenOptions = {}): Promise<Repository> {
-    const unproved = await readConfig(backend, call);
-    const rings = await KeySlots.open(backend, unproved.config.repositoryId, secret, call);
+    const candidates = await readConfig(backend, call);
+    if (candidates.length === 0) throw notFoundError(backend);
     let failure: unknown = null;
-    for (const ring of rings) {
+    for (const unproved of candidates) {
       try {
-        const config = unproved.prove(ring);
+        const rings = await KeySlots.open(backend, unproved.config.repositoryId, secret, call);
+        const { config, ring } = provedBy(rings, unproved);
         return new Repository(backend, config, ring.upTo(config.keyGeneration), call.workers);
       } catch (error) {
         if (!(error instanceof RepositoryError)) throw error;
@@ -135,7 +136,7 @@ export class Repository {
       added.push(await next.slots.add(secret, { label, ...options }, call));
     if (added.length === 0)
       throw new RepositoryError('KEY_SLOT_LAST', 'no secret was given for the new keys');
-    if ((await createOnce(backend, configName(revision), [formatConfig(config, keys)], call)) === 'taken') {
+    if ((await publishConfig(backend, revision, formatConfig(config, keys), call)) === 'taken') {
       throw new RepositoryError(
         'SESSION_STATE_INVALID',
         'somebody else changed the configuration meanwhile',
@@ -209,7 +210,7 @@ export class Repository {
   /** Looks whether it is still where it was opened. Rejects with REPOSITORY_NOT_FOUND, and what the place says. */
   async requireThere(call: CallOptions = {}): Promise<void> {
     const { backend } = this.context;
-    if ((await backend.size(configName(1), call)) === null) throw notFoundError(backend);
+    if (!(await hasConfig(backend, 1, call))) throw notFoundError(backend);
   }
 
   /** Ends threads that have nothing to do. Not closing it does no harm: they end by themselves after some seconds. */
@@ -235,17 +236,21 @@ export class Repository {
   }
 }
 
-/** The newest revision, found by asking for the next one. */
-async function readConfig(backend: Backend, call: CallOptions): Promise<UnprovedConfig> {
-  let newest: UnprovedConfig | null = null;
-  for (let revision = 1; ; revision++) {
-    const range = { offsetBytes: 0, lengthBytes: configBytesMax + 1 };
-    const bytes = await backend.read(configName(revision), { ...call, range });
-    if (bytes === null) break;
-    newest = parseConfig(bytes, revision);
+/** The first of some key rings that proves a configuration. Throws REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW. */
+function provedBy(
+  rings: readonly KeyRing[],
+  unproved: UnprovedConfig,
+): { readonly config: RepositoryConfig; readonly ring: KeyRing } {
+  let failure: unknown = null;
+  for (const ring of rings) {
+    try {
+      return { config: unproved.prove(ring), ring };
+    } catch (error) {
+      if (!(error instanceof RepositoryError)) throw error;
+      failure ??= error;
+    }
   }
-  if (newest !== null) return newest;
-  throw notFoundError(backend);
+  throw failure;
 }
 
 function notFoundError(backend: Backend): RepositoryError {

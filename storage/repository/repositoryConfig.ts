@@ -43,6 +43,11 @@ export function configName(revision: number): string {
   return `config/${String(revision).padStart(8, '0')}`;
 }
 
+/** Another copy of a revision; the first one is the revision itself. @param copy from 1 on */
+export function configCopyName(revision: number, copy: number): string {
+  return copy === 1 ? configName(revision) : `${configName(revision)}.${copy}`;
+}
+
 /** A line of JSON, a line with its HMAC. */
 export function formatConfig(config: RepositoryConfig, keys: KeyRing): Buffer {
   const line = JSON.stringify(config);

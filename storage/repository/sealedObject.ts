@@ -30,7 +30,8 @@ export type ObjectType =
   | 'verdict'
   | 'protection'
   | 'host'
-  | 'verification';
+  | 'verification'
+  | 'reading';
 
 const typeNumbers = {
   manifest: 1,
@@ -45,6 +46,7 @@ const typeNumbers = {
   protection: 10,
   host: 11,
   verification: 12,
+  reading: 13,
 } as const satisfies Record<ObjectType, number>;
 
 /** What changes what can be restored is signed. */

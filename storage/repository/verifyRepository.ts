@@ -18,7 +18,11 @@ import type { Repository } from './repository.ts';
 /** What is wrong with a backup. */
 export interface BackupReport {
   readonly id: string;
+  /** `null` when its manifest cannot be read. */
+  readonly machine: { readonly name: string; readonly uuid: string } | null;
   readonly problems: readonly string[];
+  /** Ids (hex) of chunks that are missing or damaged, as far as it is known which ones it needs. */
+  readonly lostChunks: readonly string[];
 }
 
 export interface RepositoryReport {
@@ -26,6 +30,7 @@ export interface RepositoryReport {
   readonly ok: boolean;
   /** Every byte of every pack that a backup needs was read and compared. */
   readonly data: boolean;
+  /** The oldest one first. */
   readonly backups: readonly BackupReport[];
   /** Packs in which something is damaged; and, if a backup is, those that are gone though an index names them. */
   readonly damagedPacks: readonly PackProblem[];
@@ -51,13 +56,15 @@ export async function verifyRepository(
   const backups: BackupReport[] = [];
   for (const { id, manifest, problem } of await listBackups(context, options)) {
     const problems = problem === null ? [] : [problem];
+    const lostChunks: string[] = [];
     for (const { name, content } of manifest === null ? [] : contentsOf(manifest)) {
-      const found = await checkStream(context, index, packs, content, options);
-      if (found !== null) problems.push(`${name}: ${found}`);
+      const { detail, lost } = await checkStream(context, index, packs, content, options);
+      if (detail !== null) problems.push(`${name}: ${detail}`);
+      for (const chunk of lost) lostChunks.push(chunk.toString('hex'));
     }
     // One that was deleted meanwhile may be without its data.
     if (problems.length > 0 && (await context.backend.size(deletionName(id), options)) !== null) continue;
-    backups.push({ id, problems });
+    backups.push({ id, machine: manifest?.machine ?? null, problems, lostChunks });
   }
   const ok = backups.every(({ problems }) => problems.length === 0);
   // A collection takes packs away; only where something is missing it matters that one is gone.
@@ -103,7 +110,7 @@ export async function verifyBackup(
   );
   const streams: VerifiedStream[] = [];
   for (const { name, kind, content } of contentsOf(manifest)) {
-    const detail = await checkStream(context, index, packs, content, options);
+    const { detail } = await checkStream(context, index, packs, content, options);
     streams.push({ file: name, kind, verdict: detail === null ? 'ok' : 'digest', detail });
     bytesDone += content.sizeBytes;
     options.onProgress?.({ bytesDone, bytesTotal });
@@ -111,14 +118,14 @@ export async function verifyBackup(
   return streams;
 }
 
-/** The first thing that is wrong with a stream, and how many chunks are missing. */
+/** The first thing that is wrong with a stream, and which chunks are missing. */
 async function checkStream(
   context: RepositoryContext,
   index: ChunkIndex,
   packs: PackVerdicts,
   content: Parameters<typeof referencedChunks>[1],
   options: CallOptions,
-): Promise<string | null> {
+): Promise<{ readonly detail: string | null; readonly lost: readonly Buffer[] }> {
   let lost: Buffer[] = [];
   let batch: Buffer[] = [];
   try {
@@ -133,9 +140,9 @@ async function checkStream(
     while (lost.length > 0 && (await hasNewPacks(index, options))) lost = await notGood(index, packs, lost);
   } catch (error) {
     if (!(error instanceof RepositoryError)) throw error;
-    return messageOf(error);
+    return { detail: messageOf(error), lost };
   }
-  return lost.length === 0 ? null : `${lost.length} chunks are missing or damaged`;
+  return { detail: lost.length === 0 ? null : `${lost.length} chunks are missing or damaged`, lost };
 }
 
 async function hasNewPacks(index: ChunkIndex, options: CallOptions): Promise<boolean> {

@@ -343,3 +343,17 @@ void t.test('one that goes away after it was opened is told to be away, and back
   await rename(elsewhere, root);
   t.match(await storage.check(), { ok: true });
 });
+
+void t.test('that every byte was read is told beside a backup, and goes with it', async (t) => {
+  const place = await placeFor(t);
+  const { entry } = await store(place, someVolume());
+  const told = async () => (await place.other().list()).map(({ dataVerified }) => dataVerified);
+  t.same(await told(), [null]);
+  await place.storage.addDataVerification(entry, { at: '2026-11-20T10:00:00.000Z', ok: true });
+  const last = { at: '2026-11-21T10:00:00.000Z', ok: false };
+  await place.other().addDataVerification(entry, last);
+  t.same(await told(), [last]);
+  await place.storage.delete(entry);
+  await t.rejects(place.storage.addDataVerification(entry, last), { code: 'BACKUP_NOT_FOUND' });
+  t.same(await readdir(join(place.directory, 'vault', 'readings', entry.id ?? '')).catch(() => []), []);
+});

@@ -24,7 +24,7 @@ import type {
   VerifyOptions,
   VerifyReport,
 } from '../storage.ts';
-import type { Verification } from '../verification.ts';
+import type { DataVerification, Verification } from '../verification.ts';
 import { deleteBackup, listBackups, readBackup, type StoredBackup } from '../repository/backups.ts';
 import { quarantineFound } from '../repository/condemned.ts';
 import { copyOut } from './copyOut.ts';
@@ -34,6 +34,7 @@ import { deleteHost, listHosts, putHost, readHost } from '../repository/hostReco
 import { toManifest } from './manifestTranslation.ts';
 import { removeRecords } from '../repository/numberedRecords.ts';
 import { openSessions } from '../repository/openSessions.ts';
+import { addReading, listReadings } from '../repository/readingRecords.ts';
 import { addVerification, listVerifications } from '../repository/verificationRecords.ts';
 import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
 import type { Repository } from '../repository/repository.ts';
@@ -126,9 +127,11 @@ export class RepositoryStorage implements Storage {
     const { context } = await this.repository();
     const protections = await listProtections(context);
     const verifications = await listVerifications(context);
+    const readings = await listReadings(context);
     const entries = (await listBackups(context)).map((backup) => ({
       ...this.#entryOf(backup, protections.get(backup.id) ?? null),
       verified: verifications.get(backup.id) ?? null,
+      dataVerified: readings.get(backup.id) ?? null,
     }));
     return entries.filter(
       ({ machine }) => filter.machine === undefined || [machine.name, machine.uuid].includes(filter.machine),
@@ -194,6 +197,7 @@ export class RepositoryStorage implements Storage {
     if (protection !== null) throw protectedError(entry, protection.reason);
     // Pictures are large, and say nothing without the backup. In this order a crash leaves a backup that nobody has tried.
     await removeRecords(context, 'verifications', entry.id);
+    await removeRecords(context, 'readings', entry.id);
     await deleteBackup(context, entry.id, new Date().toISOString());
   }
 
@@ -214,6 +218,13 @@ export class RepositoryStorage implements Storage {
     if (found?.id === null || found === null) throw this.#notFound(entry.directory);
     const picture = pictureFile === null ? null : await readFile(pictureFile);
     return addVerification(context, found.id, verification, picture);
+  }
+
+  async addDataVerification(entry: BackupEntry, verification: DataVerification): Promise<void> {
+    const { context } = await this.repository();
+    const found = entry.id === null ? null : await this.findCommitted(entry.id);
+    if (found?.id === null || found === null) throw this.#notFound(entry.directory);
+    await addReading(context, found.id, verification);
   }
 
   reading<T>(_what: string, read: (watch: ReadWatch) => Promise<T>): Promise<T> {

@@ -122,6 +122,19 @@ export class ObjectStore {
     this.objects.set(name, { ...object, bytes });
   }
 
+  /** Takes bytes off the end of an object. */
+  truncate(name: string, lostBytes: number): void {
+    const object = this.objects.get(name);
+    if (object === undefined) throw new Error(`there is no ${name}`);
+    this.objects.set(name, { ...object, bytes: object.bytes.subarray(0, -lostBytes) });
+  }
+
+  bytesOf(name: string): Buffer {
+    const object = this.objects.get(name);
+    if (object === undefined) throw new Error(`there is no ${name}`);
+    return object.bytes;
+  }
+
   names(prefix = ''): readonly string[] {
     return [...this.objects.keys()].filter((name) => name.startsWith(prefix)).toSorted();
   }

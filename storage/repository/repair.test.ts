@@ -1,0 +1,155 @@
+import t from 'tap';
+import { deleteBackup, listBackups } from './backups.ts';
+import { collect, unreadable } from './collectionFixture.ts';
+import { putRecord } from './collectionRecords.ts';
+import { damagedName, manifestName, numberedName, prefixes, recordName } from './names.ts';
+import { listProtections, readProtection, writeProtection } from './protections.ts';
+import { touchedOf } from './repair.ts';
+import { damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
+import { Repository } from './repository.ts';
+import { backUp, readVolume, someVolume, testSecret, testStage, testTime } from './repositoryFixture.ts';
+
+void t.test('a dry run says what would be done, and does nothing', async (t) => {
+  const { store } = await damagedRepository();
+  const before = [...store.objects].map(([name, { bytes }]) => [name, bytes]);
+  const dry = await repair(await Repository.open(store.client(), testSecret), { apply: false });
+  t.same(
+    [...store.objects].map(([name, { bytes }]) => [name, bytes]),
+    before,
+  );
+  t.equal(dry.applied, false);
+  const done = await repair(await Repository.open(store.client(), testSecret));
+  t.same(done.steps, dry.steps, 'what is done is what was said');
+  t.same([...new Set(dry.steps.map(({ action }) => action))].toSorted(), [
+    'copy',
+    'index',
+    'quarantine',
+    'salvage',
+    'set-aside',
+  ]);
+});
+
+void t.test('after a repair everything that is whole can be read, and collections go on', async (t) => {
+  const { store, kept, unreadableId, damaged } = await damagedRepository();
+  const open = async () => Repository.open(store.client(), testSecret);
+  await t.rejects(collect(await open()), { code: 'REPOSITORY_DAMAGED' }, 'not before it');
+  const { touched } = await repair(await open());
+  t.same(touched, []);
+  for (const [name, bytes] of damaged) {
+    t.notOk(store.objects.has(name), name);
+    t.ok(store.bytesOf(damagedName(name, 1)).equals(bytes), `${name} is kept as it was found`);
+  }
+  t.same(
+    (await listBackups((await open()).context)).map(({ id }) => id),
+    kept.map(({ manifest }) => manifest.id),
+  );
+  t.notOk(store.objects.has(manifestName(unreadableId)));
+  await collect(await open());
+  t.same(store.names(prefixes.quarantine), [], 'what was salvaged lets the damaged pack go');
+  t.same(await unreadable(store, kept), []);
+  t.same((await repair(await open())).steps, [], 'a second one has nothing to do');
+});
+
+void t.test(
+  'a damaged pack keeps its place, and names the backups and what the next one heals',
+  async (t) => {
+    const { store, repository } = await testStage();
+    const shared = someVolume(3);
+    const old = (await backUp(repository, Buffer.concat([shared, someVolume(2)]))).manifest;
+    const newest = (await backUp(repository, shared)).manifest;
+    const [pack = ''] = await dataPacksOf(repository);
+    store.damage(pack, 128 * 8 + 5);
+    const open = async () => Repository.open(store.client(), testSecret);
+    const { touched, steps } = await repair(await open());
+    t.match(
+      steps.map(({ action, name }) => ({ action, name })),
+      [
+        { action: 'quarantine', name: pack },
+        { action: 'salvage', name: pack },
+      ],
+    );
+    t.ok(store.objects.has(pack));
+    t.match(touched, [
+      { id: old.id, machine: 'vm', lostChunks: 1, healableChunks: 1 },
+      { id: newest.id, machine: 'vm', lostChunks: 1, healableChunks: 1 },
+    ]);
+    t.same((await repair(await open())).steps, []);
+    await backUp(await open(), shared);
+    t.same((await repair(await open())).touched, [], 'and so it is');
+    t.ok((await readVolume(await open(), newest)).equals(shared));
+  },
+);
+
+void t.test('only what the newest backup of a machine needs can be healed by the next', (t) => {
+  const machine = { name: 'vm', uuid: 'u' };
+  const problems = ['vda: chunks'];
+  const one = { id: '1', machine, problems, lostChunks: ['a', 'b'] };
+  const two = { id: '2', machine, problems, lostChunks: ['b'] };
+  t.match(touchedOf([one, two]), [{ healableChunks: 1 }, { healableChunks: 1 }]);
+  const whole = { id: '3', machine, problems: [], lostChunks: [] };
+  t.match(touchedOf([one, two, whole]), [{ healableChunks: 0 }, { healableChunks: 0 }]);
+  t.end();
+});
+
+void t.test('what a newer version has written is no damage', async (t) => {
+  const { store, repository } = await testStage();
+  const { manifest } = await backUp(repository, someVolume(2));
+  const name = manifestName(manifest.id);
+  const later = Buffer.from(store.bytesOf(name));
+  later.writeUInt16BE(2, 8);
+  store.objects.delete(name);
+  await store.client().create(name, [later]);
+  t.same((await repair(await Repository.open(store.client(), testSecret))).steps, []);
+  t.ok(store.objects.has(name));
+});
+
+void t.test('damage on the way is no damage', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(1));
+  const names = store.names();
+  for (let seed = 1; seed <= 40; seed++) {
+    const client = store.client({ flippedRead: 0.02 }, seed);
+    const opened = await Repository.open(client, testSecret).catch(() => null);
+    if (opened !== null) await repair(opened, { data: false }).catch(() => null);
+    const lost = names.filter((name) => !store.objects.has(name) && !name.startsWith(prefixes.indexes));
+    t.same(lost, [], `seed ${seed}`);
+  }
+});
+
+void t.test('a backup that is protected is not set aside, and says what stands in the way', async (t) => {
+  const { store, repository } = await testStage();
+  const { manifest } = await backUp(repository, someVolume(2));
+  await writeProtection(repository.context, manifest.id, { reason: null });
+  store.damage(manifestName(manifest.id), 700);
+  const { steps, kept } = await repair(repository);
+  t.same(steps, []);
+  t.match(kept, [{ name: manifestName(manifest.id), reason: /--off/ }]);
+  t.ok(store.objects.has(manifestName(manifest.id)));
+});
+
+void t.test('a record of a protection that is damaged protects, and hides no other', async (t) => {
+  const { store, repository } = await testStage();
+  const { manifest } = await backUp(repository, someVolume(1));
+  await writeProtection(repository.context, manifest.id, { reason: 'x' });
+  await writeProtection(repository.context, manifest.id, null);
+  store.damage(recordName('protections', manifest.id, 2), 600);
+  t.match(await readProtection(repository.context, manifest.id), { reason: /damaged/ });
+  t.equal((await listProtections(repository.context)).size, 1);
+  await writeProtection(repository.context, manifest.id, null);
+  t.equal(await readProtection(repository.context, manifest.id), null);
+});
+
+void t.test('a verdict that is damaged goes on the word that nobody follows it, and only then', async (t) => {
+  const { store, repository } = await testStage();
+  const { manifest } = await backUp(repository, someVolume(4));
+  await deleteBackup(repository.context, manifest.id, testTime);
+  const record = { collection: 1, packs: [], host: 'test', at: testTime };
+  await putRecord(repository.context, 'mark', record);
+  await putRecord(repository.context, 'verdict', record);
+  const name = numberedName('verdicts', 1);
+  store.damage(name, 600);
+  await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' });
+  t.match(await repair(repository), { steps: [], kept: [{ name, reason: /--alone/ }] });
+  t.match(await repair(repository, { isAlone: true }), { steps: [{ action: 'set-aside', name }] });
+  t.match(await collect(repository), { collection: 1 });
+});

@@ -1,0 +1,227 @@
+import { type CallOptions, listAll } from '../backends/backend.ts';
+import { deleteBackup, readManifest } from './backups.ts';
+import { type ChunkIndex, type Problem, readIndex } from './chunkIndex.ts';
+import { ChunkReader } from './chunkReader.ts';
+import type { ChunkPlace } from './chunkTable.ts';
+import { currentCollection, readMark, readVerdict } from './collectionRecords.ts';
+import { quarantine, quarantinedPacks } from './condemned.ts';
+import { RepositoryError } from './errors.ts';
+import { deleteHost } from './hostRecords.ts';
+import { backupIdOf, indexIdOf, numberedName, packIdOf, packName, prefixes } from './names.ts';
+import { getObject, type RepositoryContext } from './objects.ts';
+import { readProtection } from './protections.ts';
+import { rebuildIndex } from './rebuild.ts';
+import { copyChunks } from './repack.ts';
+import type { RepairOptions } from './repair.ts';
+import { damageOf, keepAside } from './setAside.ts';
+import type { PackProblem } from './verifyRepository.ts';
+
+export type RepairAction =
+  /** Makes index objects for packs that none names. */
+  | 'index'
+  /** Nothing in a pack is reused any more; the pack stays in its place for what can be read of it. */
+  | 'quarantine'
+  /** Copies what can be read of a damaged pack, and stands nowhere else, into new packs. */
+  | 'salvage'
+  /** Moves a damaged object to `damaged/`. */
+  | 'set-aside'
+  /** Writes another copy of the configuration. */
+  | 'copy';
+
+/** One thing that a repair does. */
+export interface RepairStep {
+  readonly action: RepairAction;
+  /** Of the object that it is about. */
+  readonly name: string;
+  /** What is wrong, for people. */
+  readonly reason: string;
+}
+
+/** A step that can be done. Doing it twice, or by two at once, does no more than once. */
+export interface PlannedStep extends RepairStep {
+  readonly act: () => Promise<void>;
+}
+
+/** What there is to do, and what is left as it is. */
+export interface RepairPlan {
+  readonly steps: PlannedStep[];
+  /** Damage that a repair leaves, each with what to do about it. */
+  readonly kept: Problem[];
+}
+
+/** Packs: what no index names is named, what is damaged is not reused, and what can be read of it stands elsewhere. */
+export async function planPacks(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  damagedPacks: readonly PackProblem[],
+  options: RepairOptions,
+): Promise<RepairPlan> {
+  const plan: RepairPlan = { steps: [], kept: [] };
+  await planIndexes(context, plan, options);
+  const unreadable = index.problems.flatMap(({ name, reason }) => {
+    const id = packIdOf(name);
+    return id === null ? [] : [{ id, reason }];
+  });
+  const bad = [...damagedPacks, ...unreadable];
+  const badIds = new Set(bad.map(({ id }) => id.toString('hex')));
+  const inQuarantine = await quarantinedPacks(context, options);
+  for (const { id, reason } of bad) {
+    const name = packName(id);
+    if ((await context.backend.size(name, options)) === null) {
+      plan.kept.push({ name, reason: `${reason}; the next collection takes it out of the indexes` });
+      continue;
+    }
+    const why = { reason, at: options.at };
+    if (!inQuarantine.has(id.toString('hex')))
+      plan.steps.push({ action: 'quarantine', name, reason, act: async () => quarantine(context, id, why) });
+    const places = await salvageable(context, index, id, badIds, options);
+    if (places.length > 0)
+      plan.steps.push({
+        action: 'salvage',
+        name,
+        reason: `${places.length} of its chunks can be read, and stand nowhere else`,
+        act: async () => copyChunks(context, index, places, options),
+      });
+  }
+  return plan;
+}
+
+/** In this order: what a damaged index said is said again before it goes. */
+async function planIndexes(
+  context: RepositoryContext,
+  plan: RepairPlan,
+  options: RepairOptions,
+): Promise<void> {
+  const { packsAdded, problems } = await rebuildIndex(context, { ...options, dryRun: true });
+  if (packsAdded > 0)
+    plan.steps.push({
+      action: 'index',
+      name: prefixes.indexes,
+      reason: `no index names ${packsAdded} packs`,
+      act: async () => void (await rebuildIndex(context, { ...options, dryRun: false })),
+    });
+  for (const { name } of problems) {
+    const id = indexIdOf(name);
+    const reason = id === null ? null : await damageOf(async () => readIndex(context, id, options));
+    if (reason !== null)
+      plan.steps.push({
+        action: 'set-aside',
+        name,
+        reason,
+        act: async () => {
+          await keepAside(context, name, options);
+          // Indexes are believed in nothing: whoever misses it reads the packs.
+          await context.backend.delete(name, options);
+        },
+      });
+  }
+}
+
+/** Chunks of a damaged pack that can be read, and that are in no pack that is thought to be whole. */
+async function salvageable(
+  context: RepositoryContext,
+  index: ChunkIndex,
+  id: Buffer,
+  badIds: ReadonlySet<string>,
+  options: CallOptions,
+): Promise<readonly ChunkPlace[]> {
+  const number = index.packs.findIndex((pack) => pack.id.equals(id));
+  if (number < 0) return [];
+  const reader = new ChunkReader(context, index);
+  const isBad = (pack: number): boolean => badIds.has(index.pack(pack).id.toString('hex'));
+  const found: ChunkPlace[] = [];
+  for (const place of index.placesOf(number)) {
+    if ([...index.find(place.entry.id)].some(({ pack }) => !isBad(pack))) continue;
+    try {
+      await reader.readPlace(place, place.entry.domain, options);
+      found.push(place);
+    } catch (error) {
+      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+    }
+  }
+  return found;
+}
+
+/**
+ * Manifests: one that is damaged stops every collection, because it may refer to anything. Its bytes are kept aside,
+ * and its backup is deleted as any other is, which a collection may meet at any moment.
+ */
+export async function planManifests(context: RepositoryContext, options: RepairOptions): Promise<RepairPlan> {
+  const plan: RepairPlan = { steps: [], kept: [] };
+  for (const { name } of await listAll(context.backend, prefixes.manifests, options)) {
+    const id = backupIdOf(name, prefixes.manifests);
+    const reason = id === null ? null : await damageOf(async () => readManifest(context, id, options));
+    if (id === null || reason === null) continue;
+    if ((await readProtection(context, id, options)) !== null)
+      plan.kept.push({
+        name,
+        reason: `${reason}; it is protected: collections stay stopped until stillpoint protect ${id} --off and another repair`,
+      });
+    else
+      plan.steps.push({
+        action: 'set-aside',
+        name,
+        reason,
+        act: async () => {
+          await keepAside(context, name, options);
+          await deleteBackup(context, id, options.at, options);
+        },
+      });
+  }
+  return plan;
+}
+
+/** Backups of hosts, to which nothing else refers. */
+export async function planHosts(context: RepositoryContext, options: RepairOptions): Promise<RepairPlan> {
+  const plan: RepairPlan = { steps: [], kept: [] };
+  for (const { name } of await listAll(context.backend, prefixes.hosts, options)) {
+    const id = backupIdOf(name, prefixes.hosts);
+    const reason =
+      id === null ? null : await damageOf(async () => getObject(context, name, ['host'], options));
+    if (id === null || reason === null) continue;
+    plan.steps.push({
+      action: 'set-aside',
+      name,
+      reason,
+      act: async () => {
+        await keepAside(context, name, options);
+        await deleteHost(context, id, options);
+      },
+    });
+  }
+  return plan;
+}
+
+/** What a collection has left. A mark ends by itself; for a verdict somebody must vouch that nobody follows it. */
+export async function planCollection(
+  context: RepositoryContext,
+  options: RepairOptions,
+): Promise<RepairPlan> {
+  const plan: RepairPlan = { steps: [], kept: [] };
+  const number = await currentCollection(context, options);
+  const mark = await damageOf(async () => readMark(context, number, options));
+  if (mark !== null)
+    plan.kept.push({
+      name: numberedName('marks', number),
+      reason: `${mark}; no backup begins until stillpoint storage gc has ended this collection`,
+    });
+  const verdict = await damageOf(async () => readVerdict(context, number, options));
+  if (verdict === null) return plan;
+  const name = numberedName('verdicts', number);
+  if (options.isAlone)
+    plan.steps.push({
+      action: 'set-aside',
+      name,
+      reason: verdict,
+      act: async () => {
+        await keepAside(context, name, options);
+        await context.backend.delete(name, options);
+      },
+    });
+  else
+    plan.kept.push({
+      name,
+      reason: `${verdict}; collections stay stopped. While no host collects: storage check NAME --repair --apply --alone`,
+    });
+  return plan;
+}
