@@ -145,9 +145,20 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
     problems.push(sources.problemAt(path, `no ${what} is called ${name}; ${known}`));
   };
   const storages = Object.keys(config.storages);
+  const targets = [...storages, ...Object.keys(config.storageGroups)];
   for (const [name, policy] of Object.entries(config.policies)) {
     for (const [index, storage] of (policy.storages ?? []).entries()) {
-      check(storages, storage, 'storage', ['policies', name, 'storages', index]);
+      check(targets, storage, 'storage', ['policies', name, 'storages', index]);
+    }
+  }
+  for (const [name, group] of Object.entries(config.storageGroups)) {
+    if (storages.includes(name))
+      problems.push(sources.problemAt(['storageGroups', name], `a storage is called ${name}, too`));
+    for (const [index, storage] of group.storages.entries()) {
+      const path = ['storageGroups', name, 'storages', index];
+      check(storages, storage, 'storage', path);
+      if (group.storages.indexOf(storage) < index)
+        problems.push(sources.problemAt(path, `${storage} is in the group already`));
     }
   }
   for (const [index, name] of storages.entries()) {

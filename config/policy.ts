@@ -7,7 +7,7 @@ import type { Config, PolicyConfig, ScheduleConfig } from './schema.ts';
 export interface ResolvedPolicy extends Omit<PolicyConfig, 'storages' | 'schedule'> {
   /** Name of the policy. */
   readonly name: string;
-  /** Names of storages, at least one. */
+  /** Names of storages and storage groups, at least one. */
   readonly storages: readonly string[];
   /** When backups are made; null: by command only. */
   readonly schedule: ScheduleConfig | null;
@@ -29,7 +29,7 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   if (rule?.exclude === true) return { kind: 'excluded', match: rule.match };
   const name = rule?.policy ?? 'default';
   const policy = config.policies[name] ?? emptyPolicy();
-  const storages = policy.storages ?? Object.keys(config.storages);
+  const storages = policy.storages ?? targetsOf(config);
   if (storages.length === 0) {
     throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }
@@ -41,4 +41,15 @@ export function policyFor(config: Config, machineName: string, configPath: strin
 export function matchesName(pattern: string, machineName: string): boolean {
   const escaped = pattern.replaceAll(/[\\^$.|+()[\]{}]/g, String.raw`\$&`);
   return new RegExp(`^${escaped.replaceAll('*', '.*').replaceAll('?', '.')}$`, 'su').test(machineName);
+}
+
+/** Where backups go unless told: every storage group, and every storage that is in none. */
+export function targetsOf({ storages, storageGroups }: Config): readonly string[] {
+  const grouped = new Set(Object.values(storageGroups).flatMap((group) => group.storages));
+  return [...Object.keys(storageGroups), ...Object.keys(storages).filter((name) => !grouped.has(name))];
+}
+
+/** The storages that a name stands for: those of a group in their order, otherwise itself. */
+export function membersOf({ storageGroups }: Pick<Config, 'storageGroups'>, name: string): readonly string[] {
+  return storageGroups[name]?.storages ?? [name];
 }
