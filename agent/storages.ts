@@ -1,13 +1,16 @@
 import type { Config, StorageConfig } from '../config/schema.ts';
-import { freeBytes } from '../common/files.ts';
 import type { Backend } from '../storage/backends/backend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { QuotaBackend } from '../storage/backends/quotaBackend.ts';
 import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import { prefixes } from '../storage/repository/names.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
+import { storedBytesOf } from '../storage/repository/storedBytes.ts';
+import { Quota, quotaHint } from '../storage/quota.ts';
+import { fileSystemSpace, type StorageBounds } from '../storage/space.ts';
 import type { Storage } from '../storage/storage.ts';
 
 /** A repository as the configuration names it. */
@@ -21,7 +24,7 @@ export function storagesOf(config: Config): ReadonlyMap<string, Storage> {
       const patience = { answerMs: Math.min(stallSeconds, 30) * 1000, stallMs: stallSeconds * 1000 };
       const storage =
         settings.kind === 'directory'
-          ? new DirectoryStorage({ name, path: settings.path })
+          ? new DirectoryStorage({ name, path: settings.path, bounds: boundsOf(settings) })
           : repositoryOf(name, settings);
       return [name, new DeadlineStorage(storage, patience)];
     }),
@@ -33,14 +36,31 @@ function repositoryOf(name: string, settings: RepositoryConfig): RepositoryStora
   return new RepositoryStorage({
     name,
     location: path ?? settings.url,
-    open: () => openRepository(settings),
-    freeBytes: async () => (path === null ? null : freeBytes(path)),
+    bounds: boundsOf(settings),
+    open: async () => {
+      const backend = quotaBackendOf(name, await backendOf(settings), boundsOf(settings));
+      return Repository.open(backend, await readKeyFile(settings.keyFile));
+    },
+    room: async () => (path === null ? null : fileSystemSpace(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
   });
 }
 
-/** @throws RepositoryError, StorageError */
+/** What the configuration allows a storage. */
+function boundsOf({ quota, warnPercent }: StorageConfig): StorageBounds {
+  return { quotaBytes: quota ?? null, warnPercent };
+}
+
+/** The place of a repository as who writes backups into it sees it: within the quota. */
+export function quotaBackendOf(name: string, backend: Backend, { quotaBytes }: StorageBounds): Backend {
+  if (quotaBytes === null) return backend;
+  const hint = quotaHint(name, 'repository');
+  const quota = new Quota({ name, quotaBytes, hint, measure: () => storedBytesOf(backend) });
+  return new QuotaBackend(backend, prefixes.packs, (sizeBytes) => quota.take(sizeBytes));
+}
+
+/** Opens it to read. @throws RepositoryError, StorageError */
 export async function openRepository(settings: RepositoryConfig): Promise<Repository> {
   return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
 }
