@@ -1,16 +1,16 @@
 import { dirname, resolve } from 'node:path';
+import { membersOf } from '../config/storageGroups.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { newId } from '../common/ids.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { type BackupFacts, backupFactsSchema } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
-import { planReading } from './backup/readPlanning.ts';
+import { type BackupPlan, planBackup } from './backupPlan.ts';
 import { type BackupRequest, decideBackup, type DecidedBackup, groupOf } from './backupRequests.ts';
 import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
-import { checkpointNameOf } from './hypervisor/ourCheckpoints.ts';
 import { asStillpointError, type Engine } from './jobs/engine.ts';
 import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
@@ -24,19 +24,16 @@ import type { RestoreErrorCode } from './restore/errors.ts';
 import { type RestoreFacts, restoreFactsSchema, type RestorePlan } from './restore/plan.ts';
 import { planRestore } from './restore/planner.ts';
 import type { RestoreRequest } from './restore/request.ts';
-import { planLineages } from './retain/lineage.ts';
-import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import type { StorageChoice } from './retain/storageChoice.ts';
+import { requireUsable } from './retain/storageRoom.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
-import type { LivePlan } from './snapshot/livePlan.ts';
-import { planLive } from './snapshot/planLive.ts';
-import { planSave } from './snapshot/preflight.ts';
-import type { SavePlan } from './snapshot/plan.ts';
-import type { ReadPlan } from './snapshot/readPlan.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
 import { PolicyReplication } from './policyReplication.ts';
 import { Pruner } from './pruning.ts';
 import { Repositories } from './repositories.ts';
+import { chooseMember, targetsOfChoice } from './storageGroups.ts';
+import { type StorageUsage, usageOf } from './storageUsage.ts';
 import { StoredBackups } from './storedBackups.ts';
 
 /** What a job is parked with when libvirt was away for long, or an operation of it failed. */
@@ -79,6 +76,13 @@ export interface AgentParts {
   readonly report: (jobId: string | undefined, error: unknown) => void;
 }
 
+/** A storage to write to. */
+export interface ChosenStorage {
+  readonly storage: Storage;
+  /** `null`: it was named itself. */
+  readonly choice: StorageChoice | null;
+}
+
 /** What the agent of one host can be asked for; the CLI and later the API call this and nothing below it. */
 export class Agent {
   readonly parts: AgentParts;
@@ -107,40 +111,44 @@ export class Agent {
       'STORAGE_NOT_CONFIGURED',
       `there is no storage "${name}" in ${this.parts.configPath}`,
       {
-        hint: `configured: ${[...this.parts.storages.keys()].join(', ') || 'none'}`,
+        hint: `configured: ${[...this.parts.storages.keys(), ...Object.keys(this.parts.config.storageGroups)].join(', ') || 'none'}`,
       },
     );
   }
 
+  /** The storages that a name stands for: those of a group in their order. @throws AgentError STORAGE_NOT_CONFIGURED */
+  storagesOf(name: string): readonly Storage[] {
+    return membersOf(this.parts.config, name).map((member) => this.storage(member));
+  }
+
+  /**
+   * A storage to write to: of a group the first one that can be used.
+   * @param taken names of storages that get the same anyway
+   * @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_GROUP_UNUSABLE; StorageError of a storage that cannot be used
+   */
+  async chooseStorage(name: string, taken: readonly string[] = []): Promise<ChosenStorage> {
+    const members = this.storagesOf(name);
+    if (this.parts.config.storageGroups[name] !== undefined) {
+      const choice = await chooseMember(name, members, new Set(taken), requireUsable);
+      return { storage: this.storage(choice.storage), choice };
+    }
+    const storage = this.storage(name);
+    await requireUsable(storage);
+    return { storage, choice: null };
+  }
+
+  /** What a storage holds. @throws AgentError STORAGE_NOT_CONFIGURED; StorageError, RepositoryError */
+  storageUsage(name: string): Promise<StorageUsage> {
+    return usageOf(this.storage(name), this.repositories);
+  }
+
   /** What a backup would do, without doing anything. */
-  async planBackup(request: BackupRequest): Promise<{
-    readonly plan: SavePlan | LivePlan | ReadPlan;
-    readonly storages: readonly string[];
-    readonly warnings: readonly string[];
-  }> {
-    const { hypervisor } = this.parts;
-    const { machine, settings } = await this.#decide(request);
-    const storages = settings.storages.map((name) => this.storage(name));
-    const about = { jobId: newId(), machineUuid: machine.uuid };
-    if (settings.mode === 'save') {
-      const ramDiskReservedBytes = this.#kinds.ramDiskReservedBytes();
-      const checkpoint = settings.incremental ? checkpointNameOf(about.jobId) : null;
-      const plan = await planSave(hypervisor, { ...about, ...settings, checkpoint, ramDiskReservedBytes });
-      const warnings = await requireStorages(storages, plan);
-      return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
-    }
-    if (settings.mode === 'live') {
-      const ramDiskReservedBytes = this.#kinds.ramDiskReservedBytes();
-      const seen = await planLive(hypervisor, { ...about, ...settings, ramDiskReservedBytes });
-      const plan = await planLineages(hypervisor, seen, storages, { backupId: about.jobId, ...settings });
-      const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
-      return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
-    }
-    const wishes = { backupId: about.jobId, ...settings };
-    const seen = await planReading(hypervisor, about.jobId, machine, settings);
-    const plan = await planLineages(hypervisor, seen, storages, wishes);
-    const warnings = await requireStoragesForRead(storages, plan);
-    return { plan, storages: settings.storages, warnings: [...plan.warnings, ...warnings] };
+  async planBackup(request: BackupRequest): Promise<BackupPlan> {
+    return planBackup(await this.#decide(request), {
+      ...this.parts,
+      storage: (name) => this.storage(name),
+      ramDiskReservedBytes: () => this.#kinds.ramDiskReservedBytes(),
+    });
   }
 
   /**
@@ -166,13 +174,25 @@ export class Agent {
     return decideBackup(request, { ...this.parts, storage, ramDiskReservedBytes });
   }
 
+  /**
+   * The stored backup that is meant.
+   * @param storage where to look, a storage or a group; everywhere unless told
+   * @throws StorageError BACKUP_NOT_FOUND, …; AgentError STORAGE_NOT_CONFIGURED
+   */
+  async findBackup(reference: string, storage: string | undefined): Promise<BackupEntry> {
+    const only = storage === undefined ? undefined : this.storagesOf(storage);
+    return this.backups.find(
+      reference,
+      only?.map(({ name }) => name),
+    );
+  }
+
   /** What a restore would do, and what stands in its way. @throws RestoreError, StorageError */
   async planRestore(
     request: RestoreRequest & { readonly backup: string; readonly storage?: string | undefined },
   ): Promise<RestorePlan> {
     const runDirectory = dirname(this.parts.config.agent.socket);
-    if (request.storage !== undefined) this.storage(request.storage);
-    const entry = await this.backups.find(request.backup, request.storage);
+    const entry = await this.findBackup(request.backup, request.storage);
     const storage = this.storage(entry.storage);
     const config = storage.kind === 'directory' ? null : resolve(this.parts.configPath);
     return planRestore(this.parts.hypervisor, entry, request, { stored: storage, config, runDirectory });
@@ -324,7 +344,8 @@ export class Agent {
     if (error?.code !== 'MEMORY_NOT_CONVERGING') return undefined;
     const facts = liveFactsSchema.safeParse(record).data;
     if (facts?.settings.whenNotConverging !== 'disk') return undefined;
-    const { storages, labels } = facts.settings;
+    const { labels } = facts.settings;
+    const storages = targetsOfChoice(facts.settings);
     const modeReason = `mode live was given up: ${error.message}`;
     return this.run(
       await this.createBackup({ machine: facts.machine.uuid, mode: 'disk', modeReason, storages, labels }),

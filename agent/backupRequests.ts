@@ -9,6 +9,9 @@ import { AgentError } from './errors.ts';
 import { findTemplate, type TemplateRequest } from './templates.ts';
 import { decideAuto, type DecidedMode, type Mode } from './backupMode.ts';
 import type { Hypervisor, MachineStatus } from './hypervisor/hypervisor.ts';
+import { requireUsable } from './retain/storageRoom.ts';
+import type { ChosenStorages } from './retain/storageChoice.ts';
+import { chooseStorages } from './storageGroups.ts';
 import { planLive } from './snapshot/planLive.ts';
 import { planSave } from './snapshot/preflight.ts';
 import { newId } from '../common/ids.ts';
@@ -28,7 +31,7 @@ export interface BackupRequest {
   readonly group?: BackupGroup | undefined;
   /** Why this mode, where it is not because somebody asked for it. */
   readonly modeReason?: string | undefined;
-  /** Names of storages; those of the policy unless told. */
+  /** Names of storages and storage groups; those of the policy unless told. */
   readonly storages?: readonly string[] | undefined;
   readonly labels?: Readonly<Record<string, string>> | undefined;
   /** Read every volume in full, although increments are possible. */
@@ -53,13 +56,15 @@ export interface RequestParts {
 
 /**
  * Decides how a backup is to be made.
- * @throws HypervisorError MACHINE_NOT_FOUND; AgentError MACHINE_EXCLUDED, STORAGE_NOT_CONFIGURED; ConfigError NO_STORAGE;
+ * @throws HypervisorError MACHINE_NOT_FOUND; AgentError MACHINE_EXCLUDED, STORAGE_NOT_CONFIGURED,
+ * STORAGE_GROUP_UNUSABLE; ConfigError NO_STORAGE;
  * StorageError when a policy counts backups and one does not answer
  */
 export async function decideBackup(request: BackupRequest, parts: RequestParts): Promise<DecidedBackup> {
   const { hypervisor, config, configPath } = parts;
-  const { machine: wanted, template: asked } = request;
-  const template = asked === undefined ? undefined : await findTemplate(hypervisor, wanted, asked);
+  const { machine: wanted } = request;
+  const template =
+    request.template === undefined ? undefined : await findTemplate(hypervisor, wanted, request.template);
   const found = template === undefined ? await hypervisor.findMachine(wanted) : undefined;
   const name = template?.machine.name ?? found?.name ?? wanted;
   const decision = policyFor(config, name, configPath);
@@ -69,9 +74,9 @@ export async function decideBackup(request: BackupRequest, parts: RequestParts):
     });
   }
   const { policy } = decision;
-  const storages = [...new Set(request.storages ?? policy.storages)];
-  for (const storage of storages) parts.storage(storage);
-  const how = settingsFor(request, policy, config, storages);
+  const asked = request.storages ?? policy.storages;
+  const chosen = await chooseStorages(config, asked, parts.storage, requireUsable);
+  const how = settingsFor(request, policy, config, chosen);
   if (template !== undefined) {
     const { machine, image } = template;
     return { machine, settings: how('offline', 'a template: no machine runs it', { image }) };
@@ -92,12 +97,13 @@ function settingsFor(
   request: BackupRequest,
   policy: ResolvedPolicy,
   config: Config,
-  storages: readonly string[],
+  { storages, storageChoices }: ChosenStorages,
 ): SettingsOf {
   const runDirectory = dirname(config.agent.socket);
   const common = {
     runDirectory,
     storages: [...storages],
+    storageChoices: [...storageChoices],
     retainDirectory: policy.retainDirectory,
     ramDisk: config.agent.ramDisk,
     mergeBandwidthBytesPerSecond: policy.merge.bandwidthBytesPerSecond,

@@ -3,6 +3,8 @@ import { StillpointError } from '../common/errors.ts';
 export type AgentErrorCode =
   /** A command or a job names a storage that the configuration does not have. */
   | 'STORAGE_NOT_CONFIGURED'
+  /** None of the storages that stand in for each other can take a backup. */
+  | 'STORAGE_GROUP_UNUSABLE'
   /** What was asked for can be done to storages of another kind only. */
   | 'STORAGE_UNSUITABLE'
   | 'MACHINE_EXCLUDED'
@@ -18,7 +20,7 @@ export class AgentError extends StillpointError<AgentErrorCode> {
   constructor(
     code: AgentErrorCode,
     message: string,
-    options: { readonly hint?: string; readonly cause?: unknown } = {},
+    options: { readonly hint?: string; readonly cause?: unknown; readonly retryable?: boolean } = {},
   ) {
     super(message, { code, ...options });
   }

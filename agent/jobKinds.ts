@@ -20,7 +20,8 @@ import type { RestoreFacts } from './restore/plan.ts';
 import { restoreJob } from './restore/restoreJob.ts';
 import { type ReplicationFacts, replicationJob } from './replicationJob.ts';
 import { planLineages } from './retain/lineage.ts';
-import { requireStorages, requireStoragesForRead } from './retain/retain.ts';
+import { requireStorages, requireStoragesForRead } from './retain/storageRoom.ts';
+import { chooseAgain, trialOfRead, trialOfSave, warningsOf } from './storageGroups.ts';
 import type { Together } from './snapshot/together.ts';
 
 /** A journal that cannot be written would stop a job in its pause. */
@@ -99,8 +100,11 @@ export class JobKinds {
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStorages(facts.settings.storages.map(this.storage), plan);
+        const storages = facts.settings.storages.map(this.storage);
+        return [...(await requireStorages(storages, plan)), ...(await warningsOf(facts.settings, storages))];
       },
+      chooseStorages: ({ settings }, plan) =>
+        chooseAgain(this.#parts.config, settings, this.storage, trialOfSave(plan)),
     });
   }
 
@@ -110,8 +114,17 @@ export class JobKinds {
       ...this.#forBackups(),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(this.storage), plan);
+        const storages = facts.settings.storages.map(this.storage);
+        const warnings = await requireStoragesForRead(storages, plan);
+        return [...warnings, ...(await warningsOf(facts.settings, storages))];
       },
+      chooseStorages: ({ backupId, settings }, plan) =>
+        chooseAgain(
+          this.#parts.config,
+          settings,
+          this.storage,
+          trialOfRead(this.#parts.hypervisor, plan, { backupId, ...settings }),
+        ),
       planLineages: ({ backupId, settings }, plan) =>
         planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.storage), {
           backupId,
@@ -128,8 +141,17 @@ export class JobKinds {
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
-        return requireStoragesForRead(facts.settings.storages.map(this.storage), plan, plan.memoryBytes);
+        const storages = facts.settings.storages.map(this.storage);
+        const warnings = await requireStoragesForRead(storages, plan, plan.memoryBytes);
+        return [...warnings, ...(await warningsOf(facts.settings, storages))];
       },
+      chooseStorages: ({ backupId, settings }, plan) =>
+        chooseAgain(
+          this.#parts.config,
+          settings,
+          this.storage,
+          trialOfRead(this.#parts.hypervisor, plan, { backupId, ...settings }, plan.memoryBytes),
+        ),
       planLineages: ({ backupId, settings }, plan) =>
         planLineages(this.#parts.hypervisor, plan, settings.storages.map(this.storage), {
           backupId,

@@ -25,11 +25,11 @@ void t.test('who has lost the key file opens the repository again with the recov
   const { repositories, keyFile } = await placeFor(t);
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await rm(keyFile);
-  await t.rejects(repositories.usage('vault'), { code: 'KEY_WRONG', hint: /storage keys NAME --recover/ });
+  await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /storage keys NAME --recover/ });
   await t.rejects(repositories.recover('vault', 'ABCD-EFGH'), { code: 'KEY_WRONG' });
   await t.rejects(stat(keyFile), { code: 'ENOENT' }, 'a wrong one makes nothing');
   await repositories.recover('vault', (recoveryKey ?? '').toLowerCase());
-  t.match(await repositories.usage('vault'), { backups: 0 });
+  t.match(await repositories.contents('vault'), { packs: 0 });
   t.equal((await stat(keyFile)).mode & 0o777, 0o600);
 });
 
@@ -37,16 +37,16 @@ void t.test('a key file that opens something else is let in with the recovery ke
   const { repositories, keyFile } = await placeFor(t);
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await writeFile(keyFile, randomBytes(32).toString('hex'));
-  await t.rejects(repositories.usage('vault'), { code: 'KEY_WRONG', hint: /--recover/ });
+  await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /--recover/ });
   await repositories.recover('vault', recoveryKey ?? '');
-  t.match(await repositories.usage('vault'), { backups: 0 });
+  t.match(await repositories.contents('vault'), { packs: 0 });
 });
 
 void t.test('a key file that was cut short is named, and nobody is told to fill it anew', async (t) => {
   const { repositories, keyFile } = await placeFor(t);
   await repositories.init('vault', { recoveryKey: false });
   await writeFile(keyFile, 'abc');
-  const error: unknown = await repositories.usage('vault').catch((thrown: unknown) => thrown);
+  const error: unknown = await repositories.contents('vault').catch((thrown: unknown) => thrown);
   t.match(error, { code: 'KEY_WRONG', message: new RegExp(keyFile), hint: /copy of it/ });
   t.notMatch(error, { hint: /openssl/ });
 });
@@ -77,5 +77,5 @@ void t.test('the slot that this host uses goes only when that is meant', async (
   const refused = repositories.removeKey('vault', own, { force: false });
   await t.rejects(refused, { code: 'KEY_SLOT_IN_USE', hint: new RegExp(`--remove ${own} --force`) });
   await repositories.removeKey('vault', own, { force: true });
-  await t.rejects(repositories.usage('vault'), { code: 'KEY_WRONG' });
+  await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG' });
 });

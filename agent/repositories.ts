@@ -1,16 +1,15 @@
 import { rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { exists, freeBytes } from '../common/files.ts';
+import { exists } from '../common/files.ts';
 import type { Config } from '../config/schema.ts';
 import type { Backend } from '../storage/backends/backend.ts';
 import { DeadlineBackend } from '../storage/backends/deadlineBackend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
-import { listBackups } from '../storage/repository/backups.ts';
-import { contentsOf } from '../storage/repository/backupManifest.ts';
 import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
 import type { StoredSlot } from '../storage/repository/keySlots.ts';
+import { packIdOf, prefixes } from '../storage/repository/names.ts';
 import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
 import { type RepairOptions, type RepairReport, repairRepository } from '../storage/repository/repair.ts';
@@ -19,7 +18,7 @@ import { RepositoryError } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
-import { backendOf, pathOf, type RepositoryConfig } from './storages.ts';
+import { backendOf, type RepositoryConfig } from './storages.ts';
 
 export type { RepairAction } from '../storage/repository/repairSteps.ts';
 export type { RepairReport } from '../storage/repository/repair.ts';
@@ -33,28 +32,18 @@ export interface MadeRepository {
   readonly recoveryKey: string | null;
 }
 
-/** What a machine has in a repository. */
-export interface MachineUsage {
-  readonly name: string;
-  readonly uuid: string;
-  readonly backups: number;
-  /** What its backups would take without deduplication and compression, zeros left out. */
-  readonly referencedBytes: number;
-}
-
-/** What a repository holds. */
-export interface RepositoryUsage {
-  readonly location: string;
-  readonly freeBytes: number | null;
+/** What a repository is made of. */
+export interface RepositoryContents {
   readonly createdAt: string;
-  readonly backups: number;
-  readonly damagedBackups: number;
   readonly packs: number;
-  readonly chunks: number;
-  /** What all packs take. */
-  readonly storedBytes: number;
-  readonly referencedBytes: number;
-  readonly machines: readonly MachineUsage[];
+  /** Packs that no index names: what is in them is not known, only how large they are. */
+  readonly unindexedPacks: number;
+  /** Distinct chunks of backups, those included that no backup needs any more; `null` while packs are not indexed. */
+  readonly chunks: number | null;
+  /** What these were before compression; `null` as above. */
+  readonly chunkBytes: number | null;
+  /** What the packs take that hold them. */
+  readonly chunkPackBytes: number;
   readonly openSessions: number;
 }
 
@@ -110,40 +99,33 @@ export class Repositories {
     }
   }
 
-  /** What a repository holds. @throws RepositoryError, StorageError */
-  async usage(name: string): Promise<RepositoryUsage> {
-    const { repository, settings } = await this.#open(name);
-    const { context } = repository;
+  /** What a repository is made of. @throws RepositoryError, StorageError */
+  async contents(name: string): Promise<RepositoryContents> {
+    const { repository } = await this.#open(name);
+    const { context, config } = repository;
     const index = await repository.index();
-    const machines = new Map<string, MachineUsage>();
-    const backups = await listBackups(context);
-    for (const { manifest } of backups) {
-      if (manifest === null) continue;
-      const { name: machineName, uuid } = manifest.machine;
-      const before = machines.get(uuid) ?? { name: machineName, uuid, backups: 0, referencedBytes: 0 };
-      const volumes = manifest.volumes.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
-      const others = contentsOf(manifest)
-        .filter(({ kind }) => kind !== 'volume')
-        .reduce((sum, { content }) => sum + content.sizeBytes, 0);
-      machines.set(uuid, {
-        ...before,
-        backups: before.backups + 1,
-        referencedBytes: before.referencedBytes + volumes + others,
-      });
+    let packs = 0;
+    let unindexedPacks = 0;
+    for await (const object of context.backend.list(prefixes.packs)) {
+      const id = packIdOf(object.name);
+      if (id === null) continue;
+      packs++;
+      if (!index.knows(id)) unindexedPacks++;
     }
-    const path = pathOf(settings);
-    const sums = [...machines.values()];
+    const isKnown = unindexedPacks === 0;
+    let chunkBytes = 0;
+    for (const { pack, entry } of index.places())
+      if (index.pack(pack).kind === 'data') chunkBytes += entry.rawBytes;
     return {
-      location: context.backend.location,
-      freeBytes: path === null ? null : await freeBytes(path),
-      createdAt: repository.config.createdAt,
-      backups: backups.length,
-      damagedBackups: backups.filter(({ manifest }) => manifest === null).length,
-      packs: index.packs.length,
-      chunks: index.chunkCount,
-      storedBytes: index.packs.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
-      referencedBytes: sums.reduce((sum, { referencedBytes }) => sum + referencedBytes, 0),
-      machines: sums.toSorted((one, other) => one.name.localeCompare(other.name)),
+      createdAt: config.createdAt,
+      packs,
+      unindexedPacks,
+      chunks: isKnown ? index.chunkCount : null,
+      chunkBytes: isKnown ? chunkBytes : null,
+      chunkPackBytes: index.packs.reduce(
+        (sum, { kind, sizeBytes }) => sum + (kind === 'data' ? sizeBytes : 0),
+        0,
+      ),
       openSessions: (await openSessions(context)).length,
     };
   }

@@ -1,15 +1,18 @@
 import type { Config, StorageConfig } from '../config/schema.ts';
 import type { Bandwidth } from '../common/bandwidth.ts';
-import { freeBytes } from '../common/files.ts';
 import type { Backend } from '../storage/backends/backend.ts';
 import { BandwidthBackend } from '../storage/backends/bandwidthBackend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { QuotaBackend } from '../storage/backends/quotaBackend.ts';
 import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import { prefixes } from '../storage/repository/names.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
+import { storedBytesOf } from '../storage/repository/storedBytes.ts';
+import { Quota, quotaHint } from '../storage/quota.ts';
+import { fileSystemSpace, type StorageBounds } from '../storage/space.ts';
 import type { Storage } from '../storage/storage.ts';
 import { StorageBandwidths } from './storageBandwidths.ts';
 
@@ -27,7 +30,7 @@ export function storagesOf(
       const patience = { answerMs: Math.min(stallSeconds, 30) * 1000, stallMs: stallSeconds * 1000 };
       const storage =
         settings.kind === 'directory'
-          ? new DirectoryStorage({ name, path: settings.path })
+          ? new DirectoryStorage({ name, path: settings.path, bounds: boundsOf(settings) })
           : repositoryOf(name, settings, bandwidths.of(name));
       return [name, new DeadlineStorage(storage, patience)];
     }),
@@ -39,18 +42,32 @@ function repositoryOf(name: string, settings: RepositoryConfig, bandwidth: Bandw
   return new RepositoryStorage({
     name,
     location: path ?? settings.url,
-    open: async () =>
-      Repository.open(
-        new BandwidthBackend(await backendOf(settings), bandwidth),
-        await readKeyFile(settings.keyFile),
-      ),
-    freeBytes: async () => (path === null ? null : freeBytes(path)),
+    bounds: boundsOf(settings),
+    open: async () => {
+      const limited = new BandwidthBackend(await backendOf(settings), bandwidth);
+      const backend = quotaBackendOf(name, limited, boundsOf(settings));
+      return Repository.open(backend, await readKeyFile(settings.keyFile));
+    },
+    room: async () => (path === null ? null : fileSystemSpace(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
   });
 }
 
-/** Without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */
+/** What the configuration allows a storage. */
+function boundsOf({ quota, warnPercent }: StorageConfig): StorageBounds {
+  return { quotaBytes: quota ?? null, warnPercent };
+}
+
+/** The place of a repository as who writes backups into it sees it: within the quota. */
+export function quotaBackendOf(name: string, backend: Backend, { quotaBytes }: StorageBounds): Backend {
+  if (quotaBytes === null) return backend;
+  const hint = quotaHint(name, 'repository');
+  const quota = new Quota({ name, quotaBytes, hint, measure: () => storedBytesOf(backend) });
+  return new QuotaBackend(backend, prefixes.packs, (sizeBytes) => quota.take(sizeBytes));
+}
+
+/** Opens it to read, without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */
 export async function openRepository(settings: RepositoryConfig): Promise<Repository> {
   return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
 }

@@ -39,14 +39,14 @@ export class StoredBackups {
   /**
    * One backup by id, `MACHINE@latest` or `MACHINE@T1`, from the first storage that has it; of several latest
    * ones the newest.
-   * @param only the storage to look in
+   * @param only the storages to look in
    * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
    */
-  async find(reference: string, only?: string): Promise<BackupEntry> {
+  async find(reference: string, only?: readonly string[]): Promise<BackupEntry> {
     let found: BackupEntry | undefined;
     const failures: unknown[] = [];
     for (const storage of this.#storages.values()) {
-      if (only !== undefined && storage.name !== only) continue;
+      if (only !== undefined && !only.includes(storage.name)) continue;
       try {
         const entry = await storage.find(reference);
         if (found === undefined || entry.pointInTime > found.pointInTime) found = entry;

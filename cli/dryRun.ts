@@ -32,7 +32,7 @@ export async function printDryRun(
   return combinedExitCode(codes);
 }
 
-function plannedJson({ plan, storages, warnings }: Planned): unknown {
+function plannedJson({ plan, storages, storageChoices, warnings }: Planned): unknown {
   const { machine, mode, modeReason, volumes } = plan;
   return {
     machine,
@@ -53,6 +53,7 @@ function plannedJson({ plan, storages, warnings }: Planned): unknown {
       ...('reads' in volume ? { reads: volume.reads } : {}),
     })),
     storages,
+    storageChoices,
     warnings,
   };
 }

@@ -1,5 +1,6 @@
 import type { Agent } from '../agent/agent.ts';
 import { noStorage } from '../agent/storedBackups.ts';
+import { membersOf } from '../config/storageGroups.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Cli } from './cli.ts';
 import type { Text } from './output.ts';
@@ -16,10 +17,11 @@ export interface HostSession {
   readonly interruption: { readonly signal: AbortSignal };
 }
 
-/** The named storages, or all. @throws ConfigError NO_STORAGE; AgentError STORAGE_NOT_CONFIGURED */
+/** The named storages, all of a group that is named, or all. @throws ConfigError NO_STORAGE; AgentError STORAGE_NOT_CONFIGURED */
 export function hostStorages(agent: HostAgent, names: readonly string[] | undefined): readonly Storage[] {
-  const { storages, configPath } = agent.parts;
-  const chosen = (names ?? [...storages.keys()]).map((name) => agent.storage(name));
+  const { storages, config, configPath } = agent.parts;
+  const wanted = names?.flatMap((name) => membersOf(config, name)) ?? [...storages.keys()];
+  const chosen = [...new Set(wanted)].map((name) => agent.storage(name));
   if (chosen.length === 0) throw noStorage(configPath);
   return chosen;
 }

@@ -10,7 +10,10 @@ export const storageVerbs: readonly Verb[] = [
     changes: true,
     options: [
       { flags: '--from <name>', description: 'the storage that has them' },
-      { flags: '--to <name>', description: 'the storage that gets them' },
+      {
+        flags: '--to <name>',
+        description: 'the storage that gets them; of a storage group the first one that can be used',
+      },
       {
         flags: '--older',
         description: 'also those older than the newest one there, which may have been pruned there',
@@ -23,7 +26,8 @@ export const storageVerbs: readonly Verb[] = [
   {
     name: 'storage list',
     arguments: '',
-    summary: 'the storages of the configuration, and whether they can be used',
+    summary:
+      'the storages of the configuration, whether they can be used and how full they are, and which of each group is used',
     changes: false,
     options: [],
     examples: ['storage list'],
@@ -47,7 +51,8 @@ export const storageVerbs: readonly Verb[] = [
   {
     name: 'storage show',
     arguments: '<NAME>',
-    summary: 'what a repository holds: stored, referenced and shared bytes, and each machine',
+    summary:
+      'what a storage holds: capacity, stored and referenced bytes, deduplication and compression, and each machine',
     changes: false,
     options: [],
     examples: ['storage show vault'],

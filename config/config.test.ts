@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { loadConfig, parseConfig } from './config.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import { keepIn, matchesName, policyFor } from './policy.ts';
+import { membersOf } from './storageGroups.ts';
 import { configSchema } from './schema.ts';
 
 const storage = 'storages: { local: { kind: directory, path: /backup } }\n';
@@ -192,6 +193,13 @@ void t.test('a policy copies from where its backups are by then to where they ar
       'c.yaml:6:84: policies.default.replicate.1.to: no storage is called y',
     ],
   );
+  const grouped = `storageGroups: { main: { storages: [local, vault] } }\n`;
+  const fromGroup = text('{ replicate: [{ from: main, to: cloud }] }') + grouped;
+  const byGroup = policyFor(parseConfig(fromGroup, 'c.yaml').config, 'm', 'c.yaml');
+  t.match(byGroup, { policy: { storages: ['main'] } }, 'a group may have them');
+  t.match(problemsOf(text('{ storages: [main], replicate: [{ from: main, to: vault }] }') + grouped), [
+    /replicate\.0\.to: the backups of this policy are in vault already/,
+  ]);
   t.end();
 });
 
@@ -294,8 +302,8 @@ void t.test('drop-ins are merged in the order of their names, and problems name 
   const { config, files } = await loadConfig(directory);
   t.equal(files.length, 3);
   t.same(config.storages, {
-    local: { kind: 'directory', path: '/other', stallSeconds: 600 },
-    second: { kind: 'directory', path: '/second', stallSeconds: 600 },
+    local: { kind: 'directory', path: '/other', stallSeconds: 600, warnPercent: 85 },
+    second: { kind: 'directory', path: '/second', stallSeconds: 600, warnPercent: 85 },
   });
   t.same(
     config.machines.map(({ match }) => match),
@@ -358,6 +366,46 @@ void t.test('the examples load, and the complete one says the defaults', async (
   const { storages, schedule, timeZone, keep, ...rest } = complete.config.policies['default'] ?? {};
   t.same(rest, defaults);
   t.same([storages, schedule, timeZone, keep].includes(undefined), false);
+});
+
+const three = `storages:
+  fast: { kind: directory, path: /a }
+  standby: { kind: directory, path: /b }
+  far: { kind: directory, path: /c }
+`;
+
+void t.test('backups go to one storage of each group, and to every storage that is in none', (t) => {
+  const text = `${three}storageGroups: { main: { storages: [fast, standby] } }\n`;
+  const { config } = parseConfig(text, 'c.yaml');
+  t.match(policyFor(config, 'vm', 'c.yaml'), { policy: { storages: ['main', 'far'] } });
+  t.same([membersOf(config, 'main'), membersOf(config, 'far')], [['fast', 'standby'], ['far']]);
+  const named = parseConfig(`${text}policies: { default: { storages: [far, main] } }`, 'c.yaml');
+  t.match(policyFor(named.config, 'vm', 'c.yaml'), { policy: { storages: ['far', 'main'] } });
+  t.end();
+});
+
+void t.test('a storage group has a name of its own, and storages that are there, each once', (t) => {
+  const groups = (text: string) => problemsOf(`${three}storageGroups: { ${text} }\n`).join('\n');
+  t.match(groups('fast: { storages: [far] }'), /storageGroups\.fast: a storage is called fast, too/);
+  t.match(groups('main: { storages: [fast, gone] }'), /main\.storages\.1: no storage is called gone/);
+  t.match(groups('main: { storages: [fast, fast] }'), /main\.storages\.1: fast is in the group already/);
+  t.match(groups('main: { storages: [] }'), /name at least one storage/);
+  t.match(
+    groups('main: { storages: [fast] }, other: { storages: [main] }'),
+    /other\.storages\.0: no storage is called main/,
+  );
+  t.end();
+});
+
+void t.test('a quota is bytes, or a size with its unit', (t) => {
+  const withQuota = (quota: string) => `storages: { a: { kind: directory, path: /a, quota: ${quota} } }`;
+  const quotaOf = (quota: string) => parseConfig(withQuota(quota), 'c.yaml').config.storages['a']?.quota;
+  t.same(['1000', '2 TiB', '500GB'].map(quotaOf), [1000, 2 * 1024 ** 4, 5e11]);
+  t.equal(parseConfig(storage, 'c.yaml').config.storages['local']?.warnPercent, 85);
+  for (const quota of ['0', '-5', '5G', '1.5', 'much'])
+    t.match(problemsOf(withQuota(quota)), [/storages\.a\.quota: .*/], quota);
+  t.match(problemsOf(withQuota('much')), [/expected bytes, or a size such as "500 GiB"/]);
+  t.end();
 });
 
 void t.test('the complete example names every key that there is', async (t) => {

@@ -7,6 +7,7 @@ import type { ConfigProblem } from './errors.ts';
 import { configSchema, inactiveKeys } from './schema.ts';
 import type { Config, PolicyConfig } from './schema.ts';
 import { ConfigSource, ConfigSources } from './source.ts';
+import { membersOf, targetsOf } from './storageGroups.ts';
 import type { KeyPath } from './source.ts';
 
 export const defaultConfigPath = '/etc/stillpoint/config.yaml';
@@ -145,11 +146,22 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
     problems.push(sources.problemAt(path, `no ${what} is called ${name}; ${known}`));
   };
   const storages = Object.keys(config.storages);
+  const targets = [...storages, ...Object.keys(config.storageGroups)];
   for (const [name, policy] of Object.entries(config.policies)) {
     for (const [index, storage] of (policy.storages ?? []).entries()) {
-      check(storages, storage, 'storage', ['policies', name, 'storages', index]);
+      check(targets, storage, 'storage', ['policies', name, 'storages', index]);
     }
-    problems.push(...replicationProblems(sources, name, policy, storages));
+    problems.push(...replicationProblems(sources, name, policy, config));
+  }
+  for (const [name, group] of Object.entries(config.storageGroups)) {
+    if (storages.includes(name))
+      problems.push(sources.problemAt(['storageGroups', name], `a storage is called ${name}, too`));
+    for (const [index, storage] of group.storages.entries()) {
+      const path = ['storageGroups', name, 'storages', index];
+      check(storages, storage, 'storage', path);
+      if (group.storages.indexOf(storage) < index)
+        problems.push(sources.problemAt(path, `${storage} is in the group already`));
+    }
   }
   for (const [index, name] of storages.entries()) {
     const same = storages.slice(0, index).find((other) => placeOf(config, other) === placeOf(config, name));
@@ -177,16 +189,19 @@ function replicationProblems(
   sources: ConfigSources,
   policyName: string,
   policy: PolicyConfig,
-  storages: readonly string[],
+  config: Config,
 ): readonly ConfigProblem[] {
   const problems: ConfigProblem[] = [];
-  const targets = policy.replicate.map(({ to }) => to);
-  const have = new Set(policy.storages ?? storages.filter((one) => !targets.includes(one)));
+  const storages = Object.keys(config.storages);
+  const copies = policy.replicate.map(({ to }) => to);
+  const targets = policy.storages ?? targetsOf(config).filter((one) => !copies.includes(one));
+  const have = new Set(targets.flatMap((target) => [target, ...membersOf(config, target)]));
   for (const [index, { from, to }] of policy.replicate.entries()) {
     const refuse = (key: string, why: string): void => {
       problems.push(sources.problemAt(['policies', policyName, 'replicate', index, key], why));
     };
-    if (!storages.includes(from)) refuse('from', `no storage is called ${from}`);
+    if (!storages.includes(from) && config.storageGroups[from] === undefined)
+      refuse('from', `no storage is called ${from}`);
     else if (!have.has(from)) refuse('from', `no backup of this policy is in ${from} by then`);
     if (!storages.includes(to)) refuse('to', `no storage is called ${to}`);
     else if (have.has(to)) refuse('to', `the backups of this policy are in ${to} already`);

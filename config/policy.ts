@@ -2,12 +2,13 @@ import { ConfigError } from './errors.ts';
 import { storageLines } from './config.ts';
 import { emptyPolicy, wholeSchedule } from './schema.ts';
 import type { Config, PolicyConfig, ScheduleConfig } from './schema.ts';
+import { targetsOf } from './storageGroups.ts';
 
 /** How backups of one machine are made: a policy with everything decided. */
 export interface ResolvedPolicy extends Omit<PolicyConfig, 'storages' | 'schedule'> {
   /** Name of the policy. */
   readonly name: string;
-  /** Names of storages, at least one. */
+  /** Names of storages and storage groups, at least one. */
   readonly storages: readonly string[];
   /** When backups are made; null: by command only. */
   readonly schedule: ScheduleConfig | null;
@@ -30,7 +31,7 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   const name = rule?.policy ?? 'default';
   const policy = config.policies[name] ?? emptyPolicy();
   const copies = policy.replicate.map(({ to }) => to);
-  const storages = policy.storages ?? Object.keys(config.storages).filter((one) => !copies.includes(one));
+  const storages = policy.storages ?? targetsOf(config).filter((one) => !copies.includes(one));
   if (storages.length === 0) {
     throw new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
   }

@@ -3,6 +3,7 @@ import { parseClockPeriod } from '../common/clockPeriod.ts';
 import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
+import { parseBytes } from '../common/units.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -32,7 +33,28 @@ const agent = z.strictObject({
     .describe('The environment variable STILLPOINT_LOG wins over it.'),
 });
 
+const byteSize = z.union(
+  [
+    wholeNumber.positive(),
+    z
+      .string()
+      .superRefine(saidBy(parseBytes))
+      .transform((text) => parseBytes(text)),
+  ],
+  { error: 'expected bytes, or a size such as "500 GiB" or "2TB"' },
+);
+
 const ofEveryStorage = {
+  quota: byteSize
+    .optional()
+    .describe(
+      'Backups may take so much of it: bytes, or a size such as "500 GiB" or "2TB". As much as its file system holds unless told. In a directory, blocks that backups share count in each of them.',
+    ),
+  warnPercent: wholeNumber
+    .min(1, 'expected 1 to 100')
+    .max(100, 'expected 1 to 100')
+    .default(85)
+    .describe('From here on its fullness is told: of its quota, or of its file system.'),
   stallSeconds: seconds
     .default(600)
     .describe('Without a sign of life for this long it counts as unreachable: a network mount can hang.'),
@@ -107,6 +129,13 @@ const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile']
 
 const storage = z.discriminatedUnion('kind', [directoryStorage, repositoryStorage], {
   error: 'expected kind: directory or kind: repository',
+});
+
+const storageGroup = z.strictObject({
+  storages: z
+    .array(name)
+    .min(1, 'name at least one storage')
+    .describe('Names under `storages`: the master first, then those that stand in for it.'),
 });
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
@@ -185,7 +214,7 @@ const schedule = z
 
 const replication = z.strictObject({
   from: name.describe(
-    'The storage that has them: one of `storages`, or the `to` of an entry before this one.',
+    'What has them: one of `storages`, also a group, or the `to` of an entry before this one.',
   ),
   to: name.describe('The storage that gets them.'),
   keep: keep
@@ -219,7 +248,9 @@ const policy = z.strictObject({
     .array(name)
     .min(1, 'name at least one storage, or leave the key out for all of them')
     .optional()
-    .describe('Names under `storages`; all of them unless told, but for those that `replicate` copies to.'),
+    .describe(
+      'Names under `storages` or `storageGroups`; unless told every group, and every storage that is in none, but for those that `replicate` copies to.',
+    ),
   replicate: z
     .array(replication)
     .default([])
@@ -330,6 +361,12 @@ const template = z.strictObject({
 export const configSchema = z.strictObject({
   agent: agent.prefault({}),
   storages: z.record(name, storage).default({}),
+  storageGroups: z
+    .record(name, storageGroup)
+    .default({})
+    .describe(
+      'Storages that stand in for each other: each backup goes to the first one of a group that can take it.',
+    ),
   policies: z.record(name, policy).default({}),
   hostBackups: z
     .strictObject({

@@ -5,6 +5,7 @@ import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
 import { withDeadline } from './silence.ts';
 import type { HostManifest } from './hostManifest.ts';
+import type { StorageBounds, StorageSpace } from './space.ts';
 import type { Manifest } from './manifest.ts';
 import type { DataVerification, Verification } from './verification.ts';
 import type {
@@ -62,6 +63,15 @@ export class DeadlineStorage implements Storage {
 
   get location(): string {
     return this.#storage.location;
+  }
+
+  get bounds(): StorageBounds {
+    return this.#storage.bounds;
+  }
+
+  /** A large storage has many files to look at: it has the time of an operation. */
+  space(options?: { readonly measured?: boolean | undefined }): Promise<StorageSpace> {
+    return this.#stall('a look at its room', () => this.#storage.space(options));
   }
 
   async check(): Promise<StorageCheck> {

@@ -5,6 +5,8 @@ export type StorageErrorCode =
   /** The storage's place is not there or does not answer. */
   | 'STORAGE_UNREACHABLE'
   | 'STORAGE_FULL'
+  /** The configuration allows it no more. */
+  | 'QUOTA_EXCEEDED'
   /** No storage of this kind can hold so much of one volume. */
   | 'VOLUME_TOO_LARGE'
   | 'STORAGE_READ_ONLY'

@@ -5,6 +5,7 @@ import type { Ownership } from '../common/files.ts';
 import type { Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
+import type { StorageBounds, StorageSpace } from './space.ts';
 import type { DataVerification, Verification } from './verification.ts';
 
 /**
@@ -20,6 +21,13 @@ export interface Storage extends StoredFiles {
 
   /** Whether it can be used, and its space. Changes nothing; does not reject for a storage out of order. */
   check(): Promise<StorageCheck>;
+  /**
+   * How much room it has. What it holds itself is measured where it has a quota, and where that is asked for: then
+   * every file or object of it is looked at.
+   */
+  space(options?: { readonly measured?: boolean | undefined }): Promise<StorageSpace>;
+  /** What the configuration allows it. */
+  readonly bounds: StorageBounds;
   /** True when a file from there can come in by a rename. */
   sameFileSystemAs(path: string): Promise<boolean>;
   /** True when an increment takes the room of what has changed; otherwise it takes that of a whole volume. */

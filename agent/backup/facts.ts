@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { storageChoiceSchema } from '../retain/storageChoice.ts';
 import { savePlanSchema } from '../snapshot/plan.ts';
 
 /** How a backup is to be made; kept in the journal so that recovery uses the same. */
@@ -7,6 +8,8 @@ export const backupSettingsSchema = z.object({
   modeReason: z.string(),
   /** Names of the storages, in the order in which they are filled. */
   storages: z.array(z.string()).min(1),
+  /** Which of them were chosen among the storages of a group. */
+  storageChoices: z.array(storageChoiceSchema).default([]),
   /** `null`: `.stillpoint/` beside each image. */
   retainDirectory: z.string().nullable(),
   ramDisk: z.string().nullable(),

@@ -33,6 +33,7 @@ function factsWith(changes: Partial<LiveFacts> = {}): LiveFacts {
       mode: 'live',
       modeReason: '',
       storages: ['local'],
+      storageChoices: [],
       retainDirectory: null,
       ramDisk: null,
       mergeBandwidthBytesPerSecond: 0,

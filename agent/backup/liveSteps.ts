@@ -9,6 +9,7 @@ import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
+import type { ChosenStorages } from '../retain/storageChoice.ts';
 import { commitOffline, commitVolumes, nameImages, requireCommitted } from '../merge/commit.ts';
 import { readInFull } from '../retain/lineage.ts';
 import { describeBackup } from '../retain/manifest.ts';
@@ -56,6 +57,8 @@ export interface LiveStepDependencies {
   readonly ramDiskReservedBytes: (jobId: string) => number;
   /** Checks that the storages of the job can take what the plan will bring. */
   readonly checkStorages: (facts: LiveFacts, plan: LivePlan) => Promise<readonly string[]>;
+  /** Chooses anew among the storages of a group, by what the plan will bring. */
+  readonly chooseStorages: (facts: LiveFacts, plan: LivePlan) => Promise<ChosenStorages>;
   /** Decides which volumes of the plan can be increments. */
   readonly planLineages: (facts: LiveFacts, plan: LivePlan) => Promise<LivePlan>;
   /** Those that are configured, whether the job uses them or not. */
@@ -83,6 +86,9 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
     do {
       ramDiskReservedBytes = dependencies.ramDiskReservedBytes(context.jobId);
       const seen = await planLive(hypervisor, { ...request, ramDiskReservedBytes });
+      context.learn({
+        settings: { ...settings, ...(await dependencies.chooseStorages(context.facts, seen)) },
+      });
       plan = await dependencies.planLineages(context.facts, seen);
       // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
       context.commit({ plan });

@@ -32,6 +32,7 @@ void t.test(
       hypervisor: site.world.connect(),
       ramDiskReservedBytes: () => reserved.shift() ?? 2 ** 50,
       checkStorages: () => Promise.resolve([]),
+      chooseStorages: ({ settings }) => Promise.resolve(settings),
     });
     const { agent } = site.openAgent();
     const job = await agent.createBackup({ machine: 'm', mode: 'save' });

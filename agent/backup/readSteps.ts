@@ -12,6 +12,7 @@ import { JobError } from '../jobs/errors.ts';
 import { asStillpointError } from '../jobs/engine.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
+import type { ChosenStorages } from '../retain/storageChoice.ts';
 import { describeReadBackup } from '../retain/manifest.ts';
 import { readInFull } from '../retain/lineage.ts';
 import { definitionFileOf, namesFor } from '../retain/retain.ts';
@@ -48,6 +49,8 @@ export interface ReadStepDependencies {
   readonly stepRows: (jobId: string) => readonly StepRow[];
   /** Checks that the storages of the job can take what the plan will bring. */
   readonly checkStorages: (facts: ReadFacts, plan: ReadPlan) => Promise<readonly string[]>;
+  /** Chooses anew among the storages of a group, by what the plan will bring. */
+  readonly chooseStorages: (facts: ReadFacts, plan: ReadPlan) => Promise<ChosenStorages>;
   /** Decides which volumes of the plan can be increments. */
   readonly planLineages: (facts: ReadFacts, plan: ReadPlan) => Promise<ReadPlan>;
   /** The other machines that share T1. */
@@ -76,6 +79,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
   const preflight = async (context: Context): Promise<void> => {
     const { settings, machine } = context.facts;
     const seen = await planReading(hypervisor, context.jobId, machine, settings);
+    context.learn({ settings: { ...settings, ...(await dependencies.chooseStorages(context.facts, seen)) } });
     const plan = await dependencies.planLineages(context.facts, seen);
     const warnings = [...plan.warnings, ...(await dependencies.checkStorages(context.facts, plan))];
     for (const warning of warnings) context.warn(warning);

@@ -1,6 +1,7 @@
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { checkpointNameOf } from '../hypervisor/ourCheckpoints.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
+import type { ChosenStorages } from '../retain/storageChoice.ts';
 import { gatherExtras } from '../snapshot/extras.ts';
 import { guardMachine, readOwnerSettings } from '../snapshot/guard.ts';
 import { messageOf } from '../../common/errors.ts';
@@ -29,10 +30,12 @@ export function beforeOf(facts: BackupFacts): NonNullable<BackupFacts['before']>
 
 export interface SaveStepDependencies {
   readonly hypervisor: Hypervisor;
-  /** Checks that the storages of the job can take what the plan will bring. */
   /** What the other unfinished jobs are still going to write to the RAM disk. */
   readonly ramDiskReservedBytes: (jobId: string) => number;
+  /** Checks that the storages of the job can take what the plan will bring. */
   readonly checkStorages: (facts: BackupFacts, plan: SavePlan) => Promise<readonly string[]>;
+  /** Chooses anew among the storages of a group, by what the plan will bring. */
+  readonly chooseStorages: (facts: BackupFacts, plan: SavePlan) => Promise<ChosenStorages>;
 }
 
 /** The steps that make T1, and what must be closed when they fail. */
@@ -60,6 +63,7 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
       // Now others see it; who planned at the same moment has been seen by nobody, and is looked for again.
       context.commit({ plan });
     } while (plan.stateOnRamDisk && dependencies.ramDiskReservedBytes(context.jobId) > ramDiskReservedBytes);
+    context.learn({ settings: { ...settings, ...(await dependencies.chooseStorages(context.facts, plan)) } });
     const storageWarnings = await dependencies.checkStorages(context.facts, plan);
     const warnings = [...plan.warnings, ...storageWarnings];
     for (const warning of warnings) context.warn(warning);

@@ -1,3 +1,4 @@
+import { describeChoice, type StorageChoice } from './storageChoice.ts';
 import { checkpointNameOf, isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import type { Checkpoint } from '../hypervisor/backupXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
@@ -44,6 +45,8 @@ export interface IncrementWishes {
   readonly incremental: boolean;
   /** Why everything is to be read in full all the same. */
   readonly rereadReason: string | null;
+  /** Which storages stand in for others. */
+  readonly storageChoices?: readonly StorageChoice[] | undefined;
 }
 
 /** A volume that may be read in part. */
@@ -78,10 +81,16 @@ export async function planLineages<Plan extends LineagePlan>(
     const entries = wishes.incremental ? await storage.list({ machine: plan.machine.uuid }) : [];
     heads.set(storage.name, lineageHead(entries, checkpoints));
   }
-  const readOf = (volume: LineageVolume, head: LineageHead | null): VolumeRead => {
+  const readOf = (volume: LineageVolume, storage: string): VolumeRead => {
+    const head = heads.get(storage) ?? null;
     if (!wishes.incremental) return { reason: 'the policy says incremental: false' };
     if (wishes.rereadReason !== null) return { reason: wishes.rereadReason };
-    return readSince(volume, head);
+    const read = readSince(volume, head);
+    const standIn = standsIn(wishes, storage);
+    // Whoever stands in has none of the backups that were made before: not a fault, but a reason.
+    return 'reason' in read && head === null && standIn !== undefined
+      ? { reason: `${describeChoice(standIn)}; ${read.reason}` }
+      : read;
   };
   return {
     ...plan,
@@ -90,10 +99,16 @@ export async function planLineages<Plan extends LineagePlan>(
         ? checkpointNameOf(wishes.backupId)
         : null,
     volumes: plan.volumes.map((volume) => {
-      const reads = Object.fromEntries([...heads].map(([storage, head]) => [storage, readOf(volume, head)]));
+      const reads = Object.fromEntries(
+        [...heads.keys()].map((storage) => [storage, readOf(volume, storage)]),
+      );
       return { ...volume, reads, since: oldestOf(reads, checkpoints) };
     }),
   };
+}
+
+function standsIn({ storageChoices = [] }: IncrementWishes, name: string): StorageChoice | undefined {
+  return storageChoices.find(({ storage, passedOver }) => storage === name && passedOver.length > 0);
 }
 
 function readSince(volume: LineageVolume, head: LineageHead | null): VolumeRead {

@@ -7,7 +7,7 @@ import t, { type Test } from 'tap';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
-import { requireStoragesForRead } from './retain.ts';
+import { requireStoragesForRead } from './storageRoom.ts';
 import { endure, Fate } from '../../test/sim/crashes.ts';
 import { createImage, readGuestSequences, writeGuestBlock } from '../../test/sim/images.ts';
 import { brokenPromises, listed } from '../../test/sim/invariants.ts';

@@ -1,22 +1,19 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { summedBytesMax } from '../../common/chunkSums.ts';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
 import { flattenImage, readImageInfo, removeBitmap } from '../../common/qemuImage.ts';
 import { formatPointInTime } from '../../common/time.ts';
-import { formatBytes } from '../../common/units.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import { artifactNames } from '../../storage/directory/names.ts';
-import { StorageError, type StorageErrorCode } from '../../storage/errors.ts';
-import type { AddOptions, BackupWriter, Storage, StorageCheck } from '../../storage/storage.ts';
+import { StorageError } from '../../storage/errors.ts';
+import type { AddOptions, BackupWriter, Storage } from '../../storage/storage.ts';
 import { isOurCheckpoint } from '../hypervisor/ourCheckpoints.ts';
 import type { OpenVolume } from './retainVolume.ts';
 import type { PlannedVolume, SavePlan } from '../snapshot/plan.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
-import type { ReadPlan, ReadVolume } from '../snapshot/readPlan.ts';
-import { spaceFactor } from '../snapshot/space.ts';
+import type { ReadPlan } from '../snapshot/readPlan.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
 
 /** Memory states hold everything that was in the guest's memory, and the definition's secrets. */
@@ -66,111 +63,6 @@ export function extraFilesOf(
     return { name: names.extra(extra.kind, extra.label), from: extra.file, about };
   });
   return [...nvram, ...others];
-}
-
-/**
- * Before a backup that reads volumes where they are: each storage must be usable and have room for all of it.
- * @returns warnings for the operator
- * @throws StorageError
- */
-export async function requireStoragesForRead(
-  storages: readonly Storage[],
-  plan: {
-    readonly volumes: readonly (Pick<ReadVolume, 'target' | 'file' | 'allocatedBytes'> &
-      Partial<Pick<ReadVolume, 'reads' | 'kind'>>)[];
-  },
-  memoryBytes = 0,
-): Promise<readonly string[]> {
-  refuseTooLarge(storages, plan.volumes);
-  let everyLocal = true;
-  for (const storage of storages) {
-    let neededBytes = memoryBytes;
-    const { freeBytes } = await requireUsable(storage);
-    const isIncrement = ({ reads }: (typeof plan.volumes)[number]): boolean =>
-      'parent' in (reads?.[storage.name] ?? {});
-    // How much has changed nobody knows before it begins; mostly it is little. What is not shared is copied.
-    const isSmall = plan.volumes.some(isIncrement) && (await storage.sharesBlocks());
-    for (const volume of plan.volumes)
-      if (!isSmall || !isIncrement(volume)) neededBytes += volume.allocatedBytes;
-    for (const { kind, file } of plan.volumes)
-      everyLocal &&= kind !== 'network' && (await storage.sameFileSystemAs(file));
-    requireRoom(storage, freeBytes, neededBytes);
-  }
-  return everyLocal ? [localOnlyWarning] : [];
-}
-
-/** What would fail only after hours. */
-function refuseTooLarge(
-  storages: readonly Storage[],
-  volumes: readonly Pick<ReadVolume, 'target' | 'allocatedBytes'>[],
-): void {
-  if (storages.length > 0 && storages.every(({ kind }) => kind === 'repository')) return;
-  const large = volumes.find(({ allocatedBytes }) => allocatedBytes > summedBytesMax);
-  if (large === undefined) return;
-  throw new StorageError(
-    'VOLUME_TOO_LARGE',
-    `${large.target} holds ${formatBytes(large.allocatedBytes)}; a directory storage can keep up to ${formatBytes(summedBytesMax)} of a volume`,
-    { hint: 'spread what it holds over several volumes, or exclude the machine' },
-  );
-}
-
-/**
- * Before a backup: each storage must be usable and have room for what cannot be renamed into it.
- * @returns warnings for the operator
- * @throws StorageError
- */
-export async function requireStorages(
-  storages: readonly Storage[],
-  plan: SavePlan,
-): Promise<readonly string[]> {
-  refuseTooLarge(storages, plan.volumes);
-  const checks = new Map<Storage, StorageCheck>();
-  for (const storage of storages) checks.set(storage, await requireUsable(storage));
-  let everyLocal = true;
-  const ordered = await orderStorages(storages, plan);
-  for (const storage of ordered) {
-    let neededBytes = plan.memoryBytes;
-    for (const volume of plan.volumes) {
-      const local = await storage.sameFileSystemAs(volume.file);
-      everyLocal &&= local;
-      const renamed = local && volume.base === null && storage === ordered.at(-1);
-      if (!renamed) neededBytes += volume.allocatedBytes;
-    }
-    requireRoom(storage, checks.get(storage)?.freeBytes ?? null, neededBytes);
-  }
-  return everyLocal ? [localOnlyWarning] : [];
-}
-
-const localOnlyWarning = 'local-only: every copy of this backup is on the file system of the machine itself';
-
-async function requireUsable(storage: Storage): Promise<StorageCheck> {
-  const check = await storage.check();
-  if (check.ok) return check;
-  throw new StorageError(
-    storageCode(check.problem?.code),
-    `storage ${storage.name}: ${check.problem?.message ?? 'cannot be used'}`,
-    {
-      hint: check.problem?.hint ?? 'stillpoint doctor',
-      retryable: true,
-    },
-  );
-}
-
-function requireRoom(storage: Storage, freeBytes: number | null, neededBytes: number): void {
-  if (freeBytes === null || freeBytes >= neededBytes * spaceFactor) return;
-  throw new StorageError(
-    'STORAGE_FULL',
-    `storage ${storage.name} has ${formatBytes(freeBytes)} free; the backup may need ${formatBytes(neededBytes * spaceFactor)}`,
-    {
-      hint: `df -h ${storage.location}; stillpoint list; stillpoint delete BACKUP${storage.kind === 'repository' ? `, then stillpoint storage gc ${storage.name}` : ''}`,
-    },
-  );
-}
-
-/** The code of a storage's own check, where it is one of a storage. */
-function storageCode(code: string | undefined): StorageErrorCode {
-  const known: readonly StorageErrorCode[] = ['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_DENIED'];
-  return known.find((candidate) => candidate === code) ?? 'STORAGE_UNREACHABLE';
 }
 
 /**

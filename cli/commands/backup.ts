@@ -3,6 +3,7 @@ import type { Agent } from '../../agent/agent.ts';
 import type { BackupRequest } from '../../agent/backupRequests.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
+import { describeChoice, type StorageChoice } from '../../agent/storageStates.ts';
 import { templateNameOf } from '../../agent/templates.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
@@ -29,6 +30,9 @@ interface Outcome {
   readonly code: ExitCode;
   readonly error: ErrorRecord | null;
   readonly backup: Backup | null;
+  /** Which storages were chosen among those of a group. */
+  readonly storageChoices: readonly StorageChoice[];
+  readonly warnings: readonly string[];
 }
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
@@ -188,7 +192,8 @@ async function runOne(
     return await outcomeOf(agent, job);
   } catch (error) {
     const record = errorRecord(error);
-    return { machine: request.machine, code: exitCodeOf(record.code), error: record, backup: null };
+    const nothing = { backup: null, storageChoices: [], warnings: [] };
+    return { machine: request.machine, code: exitCodeOf(record.code), error: record, ...nothing };
   }
 }
 
@@ -196,7 +201,9 @@ async function outcomeOf(agent: Agent, job: JobRow): Promise<Outcome> {
   const code = exitCodeOfJob(job);
   const error = code === 0 ? null : errorRecord(new JobFailure(job));
   const stored = code === 0 ? await storedBackup(agent, job) : null;
-  return { machine: job.machineName, code, error, backup: stored };
+  const { settings, warnings = [] } = agent.backupFacts(job) ?? {};
+  const { storageChoices = [] } = settings ?? {};
+  return { machine: job.machineName, code, error, backup: stored, storageChoices, warnings };
 }
 
 async function storedBackup(agent: Agent, job: JobRow): Promise<Backup | null> {
@@ -210,12 +217,13 @@ async function storedBackup(agent: Agent, job: JobRow): Promise<Backup | null> {
   return stored ?? null;
 }
 
-function printOutcome(cli: Cli, { machine, error, backup: stored }: Outcome): void {
+function printOutcome(cli: Cli, outcome: Outcome): void {
+  const { machine, error, backup: stored, storageChoices, warnings } = outcome;
   const { terminal } = cli;
   if (error !== null) terminal.record(error, machine);
   if (stored === null) return;
   if (terminal.json) {
-    terminal.object(backupJson(stored));
+    terminal.object({ ...backupJson(stored), storageChoices, warnings });
     return;
   }
   const { manifest, pointInTime, id } = stored.entry;
@@ -229,6 +237,7 @@ function printOutcome(cli: Cli, { machine, error, backup: stored }: Outcome): vo
   );
   if (manifest !== null) terminal.out(`  mode ${manifest.mode}: ${manifest.modeReason}`);
   for (const copy of stored.storages) terminal.out(`  ${copy.name}: ${copy.directory}`);
+  for (const choice of storageChoices) terminal.out(`  ${describeChoice(choice)}`);
   for (const volume of manifest?.volumes ?? []) terminal.out(`  ${volume.target}: ${howRead(volume)}`);
 }
 

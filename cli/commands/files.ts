@@ -20,7 +20,7 @@ export const files: RunVerb = (cli, [backup = '', path = '/'], options) =>
     using interruption = new Interruption(terminal, agent.parts.journal);
     await clearAbandoned(cli, agent);
     await findBackup(cli, agent.backups, backup);
-    const entry = await agent.backups.find(backup, options.text('storage'));
+    const entry = await agent.findBackup(backup, options.text('storage'));
     const { signal } = interruption;
     const found = await agent.looking.list({ entry, signal, ...choiceOf(options) }, path);
     if (terminal.json) terminal.object({ fileSystem: found.fileSystem, files: found.files.map(fileJson) });
@@ -56,7 +56,7 @@ export function restoreFiles(cli: Cli, backup: string, options: Options): Promis
     using interruption = new Interruption(terminal, agent.parts.journal);
     await clearAbandoned(cli, agent);
     await findBackup(cli, agent.backups, backup);
-    const entry = await agent.backups.find(backup, options.text('storage'));
+    const entry = await agent.findBackup(backup, options.text('storage'));
     const { signal } = interruption;
     const force = options.flag('force');
     const { fileSystem, extracted } = await agent.looking.extract({ entry, signal, ...choice }, paths, {

@@ -1,28 +1,35 @@
 import { gatherHost } from '../../agent/hostBackup.ts';
 import { type HostStorages, listHostBackups } from '../../agent/storedHostBackups.ts';
+import { describeChoice } from '../../agent/storageStates.ts';
+import { noStorage } from '../../agent/storedBackups.ts';
+import { targetsOf } from '../../config/storageGroups.ts';
 import { errorRecord } from '../../common/errors.ts';
 import type { HostManifest } from '../../storage/hostManifest.ts';
 import type { HostBackupEntry } from '../../storage/storage.ts';
 import type { Cli } from '../cli.ts';
 import { combinedExitCode, type ExitCode, exitCodeOf } from '../exitCodes.ts';
-import { hostStorages } from '../hostSession.ts';
 import { styled } from '../output.ts';
 import { shortId, tellUnreachable } from '../backups.ts';
 import { changing, reading } from '../session.ts';
 
-/** `stillpoint backup --host`: into every storage, or the named ones; one that fails hides no other. */
+/** `stillpoint backup --host`: into every storage and one of each group, or the named ones; one that fails hides no other. */
 export function backupHost(cli: Cli, storages: readonly string[] | undefined): Promise<ExitCode> {
   return changing(cli, async ({ agent }) => {
-    const chosen = hostStorages(agent, storages);
+    const targets = [...new Set(storages ?? targetsOf(agent.parts.config))];
+    if (targets.length === 0) throw noStorage(agent.parts.configPath);
     const { manifest, files } = await gatherHost(agent.parts.hypervisor, agent.parts.config);
     const codes: ExitCode[] = [];
     const stored: { readonly name: string; readonly directory: string }[] = [];
-    for (const storage of chosen) {
+    const others = targets.filter((name) => agent.parts.storages.has(name));
+    for (const target of targets) {
       try {
+        const taken = [...others, ...stored.map(({ name }) => name)];
+        const { storage, choice } = await agent.chooseStorage(target, taken);
         stored.push({ name: storage.name, directory: await storage.addHostBackup(manifest, files) });
+        if (choice !== null && choice.passedOver.length > 0) cli.terminal.warning(describeChoice(choice));
         codes.push(0);
       } catch (error) {
-        cli.terminal.error(error, storage.name);
+        cli.terminal.error(error, target);
         codes.push(exitCodeOf(errorRecord(error).code));
       }
     }

@@ -1,5 +1,6 @@
 import type { Agent } from '../../agent/agent.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
+import { describeChoice } from '../../agent/storageStates.ts';
 import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Cli, RunVerb } from '../cli.ts';
@@ -36,7 +37,7 @@ function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> 
   const facts = agent.backupFacts(job);
   if (facts === undefined) return null;
   const { backupId, pointInTime, pauseMs, warnings, settings, committed } = facts;
-  const { mode, modeReason, storages, labels } = settings;
+  const { mode, modeReason, storages, storageChoices, labels } = settings;
   return {
     id: backupId,
     pointInTime: pointInTime ?? null,
@@ -45,6 +46,7 @@ function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> 
     mode,
     modeReason,
     storages,
+    storageChoices,
     labels,
     warnings,
   };
@@ -72,6 +74,7 @@ function printJob(cli: Cli, agent: Agent, job: JobRow, files: readonly JobFile[]
   if (facts !== undefined) {
     field('Backup', facts.backupId);
     field('Storages', facts.settings.storages.join(', '));
+    for (const choice of facts.settings.storageChoices) field('Choice', describeChoice(choice));
     if (facts.pointInTime !== undefined) field('Point in time', facts.pointInTime);
     if (typeof facts.pauseMs === 'number') field('Pause', formatDuration(facts.pauseMs));
     for (const warning of facts.warnings) field('Warning', styled('yellow', warning));

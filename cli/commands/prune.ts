@@ -13,10 +13,10 @@ import { pruneHosts } from './hostPrune.ts';
 /** `stillpoint prune [MACHINE…]`: shows what goes and why the others stay, and asks first. */
 export const prune: RunVerb = (cli, machines, options) => {
   if (options.flag('host')) return pruneHosts(cli, machines, options);
-  const request: PruneRequest = { machines, storages: options.texts('storage') };
   const unreachable = tellUnreachable(cli);
   const planWith = (agent: Agent): Promise<readonly Pruning[]> => {
-    for (const name of request.storages ?? []) agent.storage(name);
+    const named = options.texts('storage')?.flatMap((name) => agent.storagesOf(name));
+    const request: PruneRequest = { machines, storages: named?.map(({ name }) => name) };
     return agent.pruner.plan(request, unreachable.tell);
   };
   if (options.flag('dryRun')) {

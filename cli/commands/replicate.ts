@@ -1,4 +1,5 @@
 import { dirname } from 'node:path';
+import { describeChoice } from '../../agent/storageStates.ts';
 import { copyBackup, planReplication } from '../../agent/replication.ts';
 import { errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
@@ -16,7 +17,9 @@ export const replicate: RunVerb = (cli, machines, options) => {
     throw new CliError('USAGE', 'give two storages: --from NAME --to NAME', 'stillpoint storage list');
   return changing(cli, async ({ agent, interruption }) => {
     const { terminal } = cli;
-    const storages = { from: agent.storage(from), to: agent.storage(to) };
+    const { storage: target, choice } = await agent.chooseStorage(to, [from]);
+    if (choice !== null) terminal.remark(describeChoice(choice));
+    const storages = { from: agent.storage(from), to: target };
     const plan = await planReplication({ machines, ...storages, older: options.flag('older') });
     if (plan.length === 0) terminal.remark(`${to} has every backup that it should get from ${from}`);
     if (options.flag('dryRun')) {

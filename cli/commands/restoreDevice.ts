@@ -23,7 +23,7 @@ export async function restoreDevice(cli: Cli, reference: string, options: Option
     const { hypervisor, config } = agent.parts;
     const { signal } = interruption;
     await findBackup(cli, agent.backups, reference);
-    const entry = await agent.backups.find(reference, options.text('storage'));
+    const entry = await agent.findBackup(reference, options.text('storage'));
     const plan = await planDeviceRestore(hypervisor, entry, { target, device });
     if (terminal.json) terminal.object({ plan });
     else printPlan((...parts) => terminal.out(...parts), plan);

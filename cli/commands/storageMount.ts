@@ -14,7 +14,7 @@ export const storageMount: RunVerb = (cli, [backup = '', directory = ''], option
     using interruption = new Interruption(terminal, agent.parts.journal);
     await clearAbandoned(cli, agent);
     await findBackup(cli, agent.backups, backup);
-    const entry = await agent.backups.find(backup, options.text('storage'));
+    const entry = await agent.findBackup(backup, options.text('storage'));
     const volumes = options.texts('volume')?.flatMap((targets) => targets.split(','));
     const { looks } = agent.looking;
     const look = await agent.looking.mount(entry, directory, volumes);

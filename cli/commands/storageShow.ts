@@ -1,41 +1,62 @@
+import type { StorageUsage } from '../../agent/storageUsage.ts';
 import { formatBytes } from '../../common/units.ts';
-import type { RunVerb } from '../cli.ts';
+import type { Cli, RunVerb } from '../cli.ts';
 import type { Text } from '../output.ts';
 import { reading } from '../session.ts';
 
 /** `stillpoint storage show NAME`. */
 export const storageShow: RunVerb = (cli, [name = '']) =>
   reading(cli, async ({ agent }) => {
-    const usage = await agent.repositories.usage(name);
+    const usage = await agent.storageUsage(name);
     const { terminal } = cli;
-    // What is stored is shared between backups and machines, and compressed.
-    const ratio = usage.storedBytes === 0 ? null : usage.referencedBytes / usage.storedBytes;
-    if (terminal.json) {
-      terminal.object({ storage: name, ...usage, ratio });
-      return 0;
-    }
-    terminal.out(`${name}: ${usage.location}, made ${usage.createdAt}`);
-    terminal.out(
-      `stored      ${formatBytes(usage.storedBytes)} in ${usage.packs} packs, ${usage.chunks} chunks${usage.freeBytes === null ? '' : `; ${formatBytes(usage.freeBytes)} free`}`,
-    );
-    terminal.out(
-      `referenced  ${formatBytes(usage.referencedBytes)} by ${usage.backups} backups${ratio === null ? '' : `: ${ratio.toFixed(1)} times what is stored`}`,
-    );
-    if (usage.machines.length > 0) {
-      terminal.table(
-        [{ title: 'MACHINE' }, { title: 'BACKUPS', align: 'right' }, { title: 'REFERENCED', align: 'right' }],
-        usage.machines.map((machine): readonly Text[] => [
-          machine.name,
-          String(machine.backups),
-          formatBytes(machine.referencedBytes),
-        ]),
+    if (terminal.json) terminal.object({ storage: name, ...usage });
+    else printUsage(cli, name, usage);
+    const { unindexedPacks = 0, openSessions = 0 } = usage.repository ?? {};
+    if (unindexedPacks > 0)
+      terminal.warning(
+        `no index names ${unindexedPacks} packs, so nobody knows what is in them: stillpoint storage check ${name} --rebuild-index`,
       );
-    }
-    if (usage.openSessions > 0)
-      terminal.remark(`${usage.openSessions} backups are being written, or their agents died`);
-    if (usage.damagedBackups > 0) {
-      terminal.warning(`${usage.damagedBackups} backups cannot be read: stillpoint storage check ${name}`);
-      return 5;
-    }
-    return 0;
+    if (openSessions > 0) terminal.remark(`${openSessions} backups are being written, or their agents died`);
+    if (usage.warning !== null) terminal.warning(usage.warning);
+    if (usage.damagedBackups === 0) return 0;
+    const look = usage.kind === 'repository' ? `stillpoint storage check ${name}` : 'stillpoint list';
+    terminal.warning(`${usage.damagedBackups} backups cannot be read: ${look}`);
+    return 5;
   });
+
+/** What a storage holds, for people. */
+export function printUsage({ terminal }: Pick<Cli, 'terminal'>, name: string, usage: StorageUsage): void {
+  const { kind, location, capacityBytes, freeBytes, storedBytes, quotaBytes, repository } = usage;
+  const size = (bytes: number | null): string => (bytes === null ? 'unknown' : formatBytes(bytes));
+  const field = (title: string, value: string): void => terminal.out(`${title.padEnd(15)} ${value}`);
+  terminal.out(`${name}: ${kind} ${location}${repository === null ? '' : `, made ${repository.createdAt}`}`);
+  field(
+    'capacity',
+    capacityBytes === null ? 'without bounds' : `${size(capacityBytes)}, ${size(freeBytes)} free`,
+  );
+  if (quotaBytes !== null) field('quota', size(quotaBytes));
+  field('stored', `${size(storedBytes)}${repository === null ? '' : packsText(repository)}`);
+  field('referenced', `${size(usage.referencedBytes)} by ${usage.backups} backups`);
+  if (kind === 'repository') {
+    field('deduplication', ratioText(usage.deduplicationRatio, usage));
+    field('compression', ratioText(usage.compressionRatio, usage));
+  }
+  if (usage.machines.length === 0) return;
+  terminal.table(
+    [{ title: 'MACHINE' }, { title: 'BACKUPS', align: 'right' }, { title: 'REFERENCED', align: 'right' }],
+    usage.machines.map((machine): readonly Text[] => [
+      machine.name,
+      String(machine.backups),
+      formatBytes(machine.referencedBytes),
+    ]),
+  );
+}
+
+function packsText({ packs, chunks }: NonNullable<StorageUsage['repository']>): string {
+  return ` in ${packs} packs${chunks === null ? ' of unknown content' : `, ${chunks} chunks`}`;
+}
+
+function ratioText(ratio: number | null, { repository }: StorageUsage): string {
+  if (ratio !== null) return `${ratio.toFixed(1)} : 1`;
+  return repository?.chunkBytes === null ? 'unknown' : '-';
+}

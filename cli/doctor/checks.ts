@@ -1,11 +1,14 @@
 import { access, constants } from 'node:fs/promises';
 import { execa } from 'execa';
 import type { Agent } from '../../agent/agent.ts';
+import { describeChoice } from '../../agent/storageStates.ts';
+import { stateOfStorage, statesOfGroups, type StorageState } from '../../agent/storageStates.ts';
 import { errorRecord } from '../../common/errors.ts';
 import { exists, freeBytes } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';
 import { version } from '../../common/version.ts';
 import { type LoadedConfig, storageLines } from '../../config/config.ts';
+import { quotaHint } from '../../storage/quota.ts';
 import { type Check, fail, ok, warn } from './check.ts';
 import type { ReadSession } from '../session.ts';
 import { checkLeftovers } from './leftovers.ts';
@@ -115,24 +118,34 @@ async function checkJournal(agent: Agent): Promise<Check> {
 
 async function checkStorages(agent: Agent, configPath: string): Promise<readonly Check[]> {
   const checks: Check[] = [];
-  for (const storage of agent.parts.storages.values()) {
-    const { ok: usable, freeBytes: free, problem, location } = await storage.check();
-    const name = `storage ${storage.name}`;
-    if (usable) checks.push(ok(name, `${location}${free === null ? '' : `, ${formatBytes(free)} free`}`));
-    else
+  for (const storage of agent.parts.storages.values()) checks.push(checkOf(await stateOfStorage(storage)));
+  for (const { name, choice, problem } of await statesOfGroups(agent)) {
+    const title = `storage group ${name}`;
+    if (choice === null)
       checks.push(
         fail(
-          name,
-          `${problem?.code ?? 'STORAGE_FAILED'}: ${problem?.message ?? 'it cannot be used'}`,
-          problem?.hint ?? `ls -ld ${location}`,
+          title,
+          problem?.message ?? 'none of its storages can be used',
+          problem?.hint ?? 'stillpoint storage list',
         ),
       );
+    else if (choice.passedOver.length === 0) checks.push(ok(title, describeChoice(choice)));
+    else checks.push(warn(title, describeChoice(choice), 'stillpoint storage list; put those in order'));
   }
   if (checks.length === 0)
     checks.push(
       fail('storages', 'no storage is configured: there is no place for backups', storageLines(configPath)),
     );
   return checks;
+}
+
+function checkOf(state: StorageState): Check {
+  const { name, location, kind, problem, freeBytes: free, warning } = state;
+  const title = `storage ${name}`;
+  if (problem !== null)
+    return fail(title, `${problem.code}: ${problem.message}`, problem.hint ?? `ls -ld ${location}`);
+  if (warning !== null) return warn(title, warning, quotaHint(name, kind));
+  return ok(title, `${location}${free === null ? '' : `, ${formatBytes(free)} free`}`);
 }
 
 async function checkRamDisk(agent: Agent): Promise<Check> {

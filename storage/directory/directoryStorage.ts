@@ -56,8 +56,11 @@ import {
 } from './names.ts';
 import { readProtection, removeProtection, writeProtection } from './protection.ts';
 import { canReflink, removeReflinkTrials } from './reflinkTrial.ts';
+import { Quota, quotaHint } from '../quota.ts';
+import { fileSystemSpace, noBounds, type StorageBounds, type StorageSpace } from '../space.ts';
 import type { DataVerification, Verification } from '../verification.ts';
 import { writeDataVerification } from './dataVerification.ts';
+import { storedBytesBelow } from './storedBytes.ts';
 import { writeVerification } from './verifications.ts';
 import { verifyDirectory } from './verify.ts';
 import { DirectoryBackupWriter } from './writer.ts';
@@ -70,10 +73,32 @@ export class DirectoryStorage implements Storage {
   readonly kind = 'directory';
   readonly name: string;
   readonly location: string;
+  readonly bounds: StorageBounds;
+  readonly #quota: Quota | null;
 
-  constructor(options: { readonly name: string; readonly path: string }) {
-    this.name = options.name;
-    this.location = options.path;
+  constructor(options: {
+    readonly name: string;
+    readonly path: string;
+    readonly bounds?: StorageBounds | undefined;
+  }) {
+    const { name, path, bounds = noBounds } = options;
+    const { quotaBytes } = bounds;
+    const hint = quotaHint(name, this.kind);
+    this.name = name;
+    this.location = path;
+    this.bounds = bounds;
+    this.#quota =
+      quotaBytes === null ? null : new Quota({ name, quotaBytes, hint, measure: () => this.#measure() });
+  }
+
+  #measure(): Promise<number> {
+    return this.#run('looking at what is stored', storedBytesBelow);
+  }
+
+  async space({ measured = false }: { readonly measured?: boolean | undefined } = {}): Promise<StorageSpace> {
+    const { quotaBytes } = this.bounds;
+    const storedBytes = measured || quotaBytes !== null ? await this.#measure() : null;
+    return { ...(await fileSystemSpace(this.location)), storedBytes, quotaBytes };
   }
 
   async check(): Promise<StorageCheck> {
@@ -105,6 +130,7 @@ export class DirectoryStorage implements Storage {
         root,
         machine,
         directory,
+        quota: this.#quota,
         machineDirectory: () => this.#machineDirectory(root, machine),
         findCommitted: (backupId) => this.findCommitted(backupId),
       });

@@ -29,6 +29,9 @@ import { lstatOrNull, problemOfFiles, readEntry } from './entries.ts';
 import { ParentUnusable, type StoredParent, writeIncrement } from './increment.ts';
 import { assertArtifactName } from './names.ts';
 import { writeQcow2 } from './qcow2Writer.ts';
+import type { Quota } from '../quota.ts';
+import { writeWithin } from './quotaWatch.ts';
+import { blocksOf } from './storedBytes.ts';
 import { SourceFailure } from './sourceReader.ts';
 
 /** Ending of a copy that is not complete. No artifact's name may end like this. */
@@ -43,6 +46,8 @@ export interface WriterContext {
   readonly directory: string;
   /** Where backups of the machine go now; may have changed since the writer began. */
   readonly machineDirectory: () => Promise<string>;
+  /** `null`: it may take what there is. */
+  readonly quota: Quota | null;
   readonly findCommitted: (backupId: string) => Promise<BackupEntry | null>;
 }
 
@@ -95,6 +100,8 @@ export class DirectoryBackupWriter implements BackupWriter {
         `${from} and ${this.directory} are on different file systems`,
       );
     }
+    if (!from.startsWith(`${this.directory}/`)) await this.#context.quota?.take(await blocksOf(from));
+    else await this.#context.quota?.requireKept();
     await dropLibvirtLabels(from);
     if (options.ownership !== undefined) await applyOwnership(from, options.ownership);
     await fsyncFile(from);
@@ -107,7 +114,9 @@ export class DirectoryBackupWriter implements BackupWriter {
       if (await exists(to)) return this.#withSums(to, await hashFile(to, options));
       const copying = await this.#makeRoomForCopy(fileName);
       const ownership = options.ownership ?? (await readOwnership(from));
-      const copied = await copyFileDurable({ ...options, from, to: copying, mode: 0o600 });
+      const copied = await writeWithin(this.#context.quota, copying, options, (watched) =>
+        copyFileDurable({ ...watched, from, to: copying, mode: 0o600 }),
+      );
       await applyOwnership(copying, ownership);
       await fsyncFile(copying);
       await renameDurable(copying, to);
@@ -121,7 +130,7 @@ export class DirectoryBackupWriter implements BackupWriter {
   }
 
   async addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
-    return this.#write(fileName, options, (to) => writeQcow2(source, to, options));
+    return this.#write(fileName, options, (to, watched) => writeQcow2(source, to, watched));
   }
 
   async addIncrement(
@@ -131,9 +140,9 @@ export class DirectoryBackupWriter implements BackupWriter {
     options: AddOptions = {},
   ): Promise<FileDigest> {
     try {
-      return await this.#write(fileName, options, async (to) => {
+      return await this.#write(fileName, options, async (to, watched) => {
         const stored = await this.#storedParent(parent);
-        return writeIncrement(source, changes, stored, to, options);
+        return writeIncrement(source, changes, stored, to, watched);
       });
     } catch (error) {
       if (!(error instanceof ParentUnusable)) throw error;
@@ -159,14 +168,16 @@ export class DirectoryBackupWriter implements BackupWriter {
   async #write(
     fileName: string,
     options: AddOptions,
-    write: (to: string) => Promise<HashResult>,
+    write: (to: string, watched: AddOptions) => Promise<HashResult>,
   ): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     try {
       return await this.#run(`writing ${to}`, async () => {
         if (await exists(to)) return this.#withSums(to, await hashFile(to, { ...options, digest: 'chunks' }));
         const copying = await this.#makeRoomForCopy(fileName);
-        const written = await write(copying);
+        const written = await writeWithin(this.#context.quota, copying, options, (watched) =>
+          write(copying, watched),
+        );
         try {
           // Who gave up during the last fsync may have begun anew.
           options.signal?.throwIfAborted();

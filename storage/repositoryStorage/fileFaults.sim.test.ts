@@ -13,6 +13,7 @@ import { collect } from '../repository/collectionFixture.ts';
 import { Repository } from '../repository/repository.ts';
 import { initTestRepository, testSecret, volumeSource } from '../repository/repositoryFixture.ts';
 import { StorageError } from '../errors.ts';
+import { noBounds } from '../space.ts';
 import type { BackupEntry, Storage } from '../storage.ts';
 import { machine, manifestOf } from './fixture.ts';
 import { RepositoryStorage } from './repositoryStorage.ts';
@@ -58,7 +59,8 @@ const kinds: readonly Kind[] = [
         name: 'vault',
         location: root,
         open: () => Repository.open(new FileBackend(root), testSecret),
-        freeBytes: () => Promise.resolve(1),
+        bounds: noBounds,
+        room: () => Promise.resolve(null),
         removeLeftovers: async () => new FileBackend(root).removeLeftovers(new Date(Date.now() + 1000)),
       }),
     strays: async (root) => [

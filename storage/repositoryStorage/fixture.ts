@@ -50,7 +50,7 @@ export async function placeFor(test: Test, name = 'vault', directory = test.test
       name,
       location: root,
       open: () => Repository.open(new ListenedBackend(root, onReadWhole), testSecret),
-      freeBytes: () => Promise.resolve(1),
+      room: () => Promise.resolve({ capacityBytes: 2, freeBytes: 1 }),
     });
   return { directory, storage: open(), other: open };
 }

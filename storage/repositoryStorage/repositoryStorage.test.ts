@@ -325,7 +325,7 @@ void t.test('a repository that cannot be opened says why, and is tried again', a
         testSecret,
       );
     },
-    freeBytes: () => Promise.resolve(null),
+    room: () => Promise.resolve(null),
   });
   t.match(await storage.check(), { ok: false, problem: { message: /gone/ } });
   t.match(await storage.check(), { ok: true, freeBytes: null });

@@ -39,6 +39,8 @@ import { addVerification, listVerifications } from '../repository/verificationRe
 import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
 import type { Repository } from '../repository/repository.ts';
 import { RepositoryBackupWriter } from './writer.ts';
+import { storedBytesOf } from '../repository/storedBytes.ts';
+import { noBounds, type StorageBounds, type StorageSpace } from '../space.ts';
 import type { StreamReader } from '../repository/streamReader.ts';
 import { writeStream } from '../repository/streamWriter.ts';
 import { verifyBackup } from '../repository/verifyRepository.ts';
@@ -52,8 +54,10 @@ export interface RepositoryStorageOptions {
   readonly location: string;
   /** Opens the repository; called when something of it is needed, and again after a failure. */
   readonly open: () => Promise<Repository>;
-  /** Room that is left in its place; `null` where that has no bounds. */
-  readonly freeBytes: () => Promise<number | null>;
+  /** Room of its place; `null` where that has no bounds. */
+  readonly room: () => Promise<{ readonly capacityBytes: number; readonly freeBytes: number } | null>;
+  /** What the configuration allows it; `open` gives a repository that keeps to the quota. */
+  readonly bounds?: StorageBounds | undefined;
   /** Removes what writers that were killed have left in its place; returns how much. */
   readonly removeLeftovers?: (() => Promise<number>) | undefined;
 }
@@ -63,12 +67,14 @@ export class RepositoryStorage implements Storage {
   readonly kind = 'repository';
   readonly name: string;
   readonly location: string;
+  readonly bounds: StorageBounds;
   readonly #options: RepositoryStorageOptions;
   #opened: Promise<Repository> | null = null;
 
   constructor(options: RepositoryStorageOptions) {
     this.name = options.name;
     this.location = options.location;
+    this.bounds = options.bounds ?? noBounds;
     this.#options = options;
   }
 
@@ -88,10 +94,23 @@ export class RepositoryStorage implements Storage {
     try {
       // One that was opened long ago may be away by now.
       await (await this.repository()).requireThere();
-      return { ...about, ok: true, freeBytes: await this.#options.freeBytes(), problem: null };
+      return {
+        ...about,
+        ok: true,
+        freeBytes: (await this.#options.room())?.freeBytes ?? null,
+        problem: null,
+      };
     } catch (error) {
       return { ...about, ok: false, freeBytes: null, problem: errorRecord(error) };
     }
+  }
+
+  async space({ measured = false }: { readonly measured?: boolean | undefined } = {}): Promise<StorageSpace> {
+    const { quotaBytes } = this.bounds;
+    const { context } = await this.repository();
+    const storedBytes = measured || quotaBytes !== null ? await storedBytesOf(context.backend) : null;
+    const { capacityBytes = null, freeBytes = null } = (await this.#options.room()) ?? {};
+    return { capacityBytes, freeBytes, storedBytes, quotaBytes };
   }
 
   /** Nothing can be moved into it. */

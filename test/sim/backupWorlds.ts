@@ -32,6 +32,7 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       mode: 'save',
       modeReason: '',
       storages: ['local'],
+      storageChoices: [],
       retainDirectory: null,
       ramDisk: null,
       runDirectory: '/run/stillpoint',

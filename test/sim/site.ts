@@ -13,6 +13,7 @@ import { endServer } from '../../agent/restore/served.ts';
 import { freeBytes } from '../../common/files.ts';
 import { configSchema } from '../../config/schema.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
+import { noBounds } from '../../storage/space.ts';
 import type { Storage } from '../../storage/storage.ts';
 import { createImage, slotCount, writeGuestBlock } from './images.ts';
 import { Life, MortalJournal, type MomentListener } from './life.ts';
@@ -46,6 +47,10 @@ export interface SiteOptions {
    * `near` is on the file system of the images, `far` on another where this host has one; `vault` is a repository.
    */
   readonly storages?: readonly StorageName[] | undefined;
+  /** Storages that stand in for each other, by name of their group. */
+  readonly storageGroups?: Readonly<Record<string, readonly StorageName[]>> | undefined;
+  /** What storages may hold, by name. */
+  readonly quotaBytes?: Readonly<Partial<Record<StorageName, number>>> | undefined;
 }
 
 export type StorageName = 'near' | 'far' | 'vault';
@@ -145,8 +150,9 @@ export class Site implements AsyncDisposable {
   openStorages(listener?: VaultListener): Map<string, Storage> {
     return new Map(
       this.storageNames.map((name): [string, Storage] => {
-        if (name === 'vault') return [name, this.#requireVault().storage(name, listener)];
-        return [name, new DirectoryStorage({ name, path: this.storagePaths[name] ?? '' })];
+        const bounds = { ...noBounds, quotaBytes: this.options.quotaBytes?.[name] ?? null };
+        if (name === 'vault') return [name, this.#requireVault().storage(name, listener, bounds)];
+        return [name, new DirectoryStorage({ name, path: this.storagePaths[name] ?? '', bounds })];
       }),
     );
   }
@@ -230,6 +236,12 @@ export class Site implements AsyncDisposable {
               : { kind: 'directory', path: this.storagePaths[name] }),
             maxParallelMachines: this.options.storageMax,
           },
+        ]),
+      ),
+      storageGroups: Object.fromEntries(
+        Object.entries(this.options.storageGroups ?? {}).map(([name, members]) => [
+          name,
+          { storages: members },
         ]),
       ),
       policies: {

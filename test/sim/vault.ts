@@ -1,11 +1,12 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { freeBytes } from '../../common/files.ts';
 import type { Backend, CallOptions, ListedObject, ReadOptions } from '../../storage/backends/backend.ts';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
 import { StorageError } from '../../storage/errors.ts';
 import { makeKeyFile, readKeyFile } from '../../storage/repository/keyFile.ts';
 import { Repository } from '../../storage/repository/repository.ts';
+import { quotaBackendOf } from '../../agent/storages.ts';
+import { fileSystemSpace, noBounds } from '../../storage/space.ts';
 import { RepositoryStorage } from '../../storage/repositoryStorage/repositoryStorage.ts';
 
 /** Small, so that the small volumes of a site have several of both. */
@@ -52,18 +53,19 @@ export class Vault {
   }
 
   /** Opens it anew, as another process would; nothing is known of what others knew. */
-  async repository(listener?: VaultListener): Promise<Repository> {
-    const backend = new VaultBackend(this, listener);
+  async repository(listener?: VaultListener, bounds = noBounds): Promise<Repository> {
+    const backend = quotaBackendOf('vault', new VaultBackend(this, listener), bounds);
     return Repository.open(backend, await readKeyFile(this.keyFile));
   }
 
   /** As a storage; opened when something of it is needed. */
-  storage(name: string, listener?: VaultListener): RepositoryStorage {
+  storage(name: string, listener?: VaultListener, bounds = noBounds): RepositoryStorage {
     return new RepositoryStorage({
       name,
       location: this.directory,
-      open: () => this.repository(listener),
-      freeBytes: () => freeBytes(this.directory),
+      bounds,
+      open: () => this.repository(listener, bounds),
+      room: () => fileSystemSpace(this.directory),
     });
   }
 }

@@ -1,0 +1,48 @@
+import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.ts';
+
+/** Asked before an object is made; rejects where there is no room for it. */
+export type TakeRoom = (sizeBytes: number) => Promise<void>;
+
+/**
+ * A backend that takes large objects within a quota only. Small ones go in all the same: where nothing at all could be
+ * written, nothing could be deleted or collected either.
+ */
+export class QuotaBackend implements Backend {
+  readonly location: string;
+  readonly #backend: Backend;
+  readonly #prefix: string;
+  readonly #take: TakeRoom;
+
+  /** @param prefix of the objects that need room */
+  constructor(backend: Backend, prefix: string, take: TakeRoom) {
+    this.location = backend.location;
+    this.#backend = backend;
+    this.#prefix = prefix;
+    this.#take = take;
+  }
+
+  async create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
+    if (name.startsWith(this.#prefix)) await this.#take(parts.reduce((sum, part) => sum + part.length, 0));
+    return this.#backend.create(name, parts, options);
+  }
+
+  createsExclusively(options?: CallOptions): Promise<boolean> {
+    return this.#backend.createsExclusively(options);
+  }
+
+  read(name: string, options?: ReadOptions): Promise<Buffer | null> {
+    return this.#backend.read(name, options);
+  }
+
+  size(name: string, options?: CallOptions): Promise<number | null> {
+    return this.#backend.size(name, options);
+  }
+
+  list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
+    return this.#backend.list(prefix, options);
+  }
+
+  delete(name: string, options?: CallOptions): Promise<void> {
+    return this.#backend.delete(name, options);
+  }
+}
