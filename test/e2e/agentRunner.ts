@@ -48,6 +48,7 @@ const request = z.discriminatedUnion('kind', [
     deadlineMs: z.number(),
   }),
   z.strictObject({ kind: z.literal('list') }),
+  z.strictObject({ kind: z.literal('delete'), backup: z.string(), storage: z.string() }),
   z.strictObject({ kind: z.literal('jobs') }),
   z.strictObject({ kind: z.literal('retry'), id: z.string() }),
   z.strictObject({ kind: z.literal('cancel'), id: z.string() }),
@@ -98,6 +99,11 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
           throw error;
         }),
       };
+    case 'delete': {
+      const entry = await agent.findBackup(asked.backup, asked.storage);
+      await agent.deleteBackup(entry);
+      return { result: entry.id };
+    }
     case 'jobs':
       return { result: agent.parts.journal.list() };
     case 'retry':

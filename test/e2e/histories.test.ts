@@ -38,6 +38,8 @@ void t.test(
           t.comment(`${mode} into ${storages.join(' and ')}`);
           await stage.backUp(t, mode, storages);
         }
+        const thinned = await stage.thin(t);
+        if (thinned !== undefined) t.comment(thinned);
         if (stage.hasBackup && random() < 0.15) t.comment(`restored ${await stage.restore(t)}`);
       });
     }

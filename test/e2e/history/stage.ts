@@ -14,6 +14,8 @@ const mib = 1024 * 1024;
 const ringEndMiB = 17;
 /** Most changes begin in this much behind it. */
 const hotMiB = 4;
+/** More backups are not kept in a storage. */
+const keptMax = 6;
 
 export type Victim = 'agent' | 'libvirtd' | 'qemu';
 export type Mode = 'disk' | 'live' | 'save' | 'offline';
@@ -236,6 +238,35 @@ export class HistoryStage implements AsyncDisposable {
     for (const { target, path: image } of this.#machine.volumes)
       await this.#compare(t, image, references.get(target), `restored ${target}`);
     return id;
+  }
+
+  /** Deletes backups at random where there are many, the parents of others among them; the others must not notice. */
+  async thin(t: Test): Promise<string | undefined> {
+    const deleted: string[] = [];
+    for (const [storage, root] of Object.entries(this.#storages)) {
+      const stored = (await this.#stored()).filter(({ directory }) => directory.startsWith(`${root}/`));
+      for (let left = stored.length; left > keptMax; left -= 1) {
+        const [backup] = stored.splice(this.#upTo(stored.length), 1);
+        if (backup === undefined) break;
+        const { id } = backup.manifest;
+        await this.#compareBackup(t, backup, this.#references.get(id) ?? new Map());
+        const answer = await this.agent.ask({ kind: 'delete', backup: id, storage });
+        t.equal(answer.result, id, answer.log);
+        deleted.push(`${id} in ${storage}`);
+      }
+    }
+    await this.#forgetReferences();
+    return deleted.length === 0 ? undefined : `deleted ${deleted.join(', ')}`;
+  }
+
+  /** Of backups that are in no storage any more. */
+  async #forgetReferences(): Promise<void> {
+    const stored = new Set((await this.#stored()).map(({ manifest }) => manifest.id));
+    for (const [id, references] of this.#references) {
+      if (stored.has(id)) continue;
+      this.#references.delete(id);
+      await this.lab.run('rm', ['-f', ...[...references.values()].map(({ file }) => file)]);
+    }
   }
 
   /** Whatever happened since: every backup in every storage still holds what it held. */
