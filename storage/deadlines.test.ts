@@ -45,6 +45,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
   const calls: Record<string, () => Promise<unknown>> = {
     sameFileSystemAs: () => storage.sameFileSystemAs('/'),
     sharesBlocks: () => storage.sharesBlocks(),
+    space: () => storage.space(),
     begin: () => storage.begin({ jobId: 'j', backupId: newId(), machine }),
     findCommitted: () => storage.findCommitted('id'),
     list: () => storage.list(),
@@ -77,7 +78,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
   t.match(await storage.check(), { ok: false, problem: { code: 'STORAGE_UNREACHABLE' } });
   t.same(
     new Set(Object.getOwnPropertyNames(DeadlineStorage.prototype)),
-    new Set(['constructor', 'name', 'kind', 'location', 'check', ...Object.keys(calls)]),
+    new Set(['constructor', 'name', 'kind', 'location', 'bounds', 'check', ...Object.keys(calls)]),
     'a method that is new is asked for here',
   );
 });

@@ -85,7 +85,9 @@ export class S3Call {
       const { error } = failure;
       this.#throwIfOver(signal, error);
       const isFinal = !(error instanceof StorageError) || !error.retryable;
-      const attemptsMax = contact.isMade ? limits.attemptsMax : limits.firstContactAttemptsMax;
+      const attemptsMax = contact.isMade
+        ? limits.attemptsMax
+        : Math.min(limits.attemptsMax, limits.firstContactAttemptsMax);
       if (isFinal || attempt >= attemptsMax) throw error;
       await this.#pause(attempt, signal);
       this.#throwIfOver(signal, error);

@@ -55,7 +55,7 @@ export async function makeSample(
     '-o',
     'encrypt.format=luks,encrypt.key-secret=s',
   ];
-  const how = encrypted ? [...secret, '-o', 'encrypt.iter-time=10'] : [];
+  const how = encrypted ? [...secret, '-o', 'encrypt.iter-time=200'] : [];
   await execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...how, image, '16M'], { timeout: 30_000 });
   // Without its key nothing can be written to the other.
   if (!encrypted) await execa('qemu-io', ['-c', 'write -P 7 0 1M', image], { timeout: 30_000 });

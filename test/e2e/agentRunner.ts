@@ -7,6 +7,7 @@ import { z } from 'zod';
 import type { Agent } from '../../agent/agent.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { openAgent } from '../../agent/main.ts';
+import { releaseMachine } from '../../agent/release.ts';
 import { endProcess, outputGone } from '../../common/endProcess.ts';
 import { assertNever, errorRecord } from '../../common/errors.ts';
 import { createLogger } from '../../common/log.ts';
@@ -49,6 +50,7 @@ const request = z.discriminatedUnion('kind', [
   }),
   z.strictObject({ kind: z.literal('list') }),
   z.strictObject({ kind: z.literal('delete'), backup: z.string(), storage: z.string() }),
+  z.strictObject({ kind: z.literal('release'), machine: z.string() }),
   z.strictObject({ kind: z.literal('jobs') }),
   z.strictObject({ kind: z.literal('retry'), id: z.string() }),
   z.strictObject({ kind: z.literal('cancel'), id: z.string() }),
@@ -104,6 +106,8 @@ async function answer(agent: Agent, asked: AgentRequest): Promise<object> {
       await agent.deleteBackup(entry);
       return { result: entry.id };
     }
+    case 'release':
+      return { result: await releaseMachine(agent.parts, asked.machine) };
     case 'jobs':
       return { result: agent.parts.journal.list() };
     case 'retry':

@@ -140,8 +140,14 @@ export class HistoryStage implements AsyncDisposable {
     const nowMiB = (await this.#sizeOf(image)) / mib;
     if (await this.isRunning()) {
       const size = nowMiB + 1 + this.#upTo(8);
-      await this.lab.virsh('blockresize', this.#machine.uuid, target, `${size}M`);
-      return `${target} grows to ${size} MiB`;
+      const resize = ['-c', 'qemu:///system', 'blockresize', this.#machine.uuid, target, `${size}M`];
+      const refused = await this.lab.run('virsh', resize, { check: false });
+      if (refused.exitCode === 0) return `${target} grows to ${size} MiB`;
+      // A QEMU that was killed has left a bitmap that cannot be used (docs/BEHAVIOUR.md), and this is the way out.
+      if (!refused.stderr.includes('is inconsistent')) throw new Error(refused.stderr);
+      await this.agent.ask({ kind: 'release', machine: name });
+      await this.lab.run('virsh', resize);
+      return `${target} grows to ${size} MiB, after a release`;
     }
     const size = ringEndMiB + 8 + this.#upTo(60);
     await this.lab.run('qemu-img', ['resize', '-q', '--shrink', image, `${size}M`]);
