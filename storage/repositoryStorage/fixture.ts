@@ -40,6 +40,34 @@ class ListenedBackend extends FileBackend {
   }
 }
 
+/** The work is stopped when a pack of it is on its way. */
+class StoppingBackend extends FileBackend {
+  readonly #stop: () => void;
+
+  constructor(root: string, stop: () => void) {
+    super(root);
+    this.#stop = stop;
+  }
+
+  override async create(...call: Parameters<FileBackend['create']>): Promise<'created' | 'exists'> {
+    const [name, , { signal } = {}] = call;
+    if (!name.startsWith('packs/') || signal === undefined) return super.create(...call);
+    this.#stop();
+    throw signal.reason;
+  }
+}
+
+/** A repository whose work is stopped when the first pack of it is on its way. */
+export function stoppingStorage({ directory }: Place, name: string, stop: () => void): RepositoryStorage {
+  const root = join(directory, name);
+  return new RepositoryStorage({
+    name,
+    location: root,
+    open: () => Repository.open(new StoppingBackend(root, stop), testSecret),
+    room: () => Promise.resolve({ capacityBytes: 2, freeBytes: 1 }),
+  });
+}
+
 /** @param directory where it is made; a new one unless told */
 export async function placeFor(test: Test, name = 'vault', directory = test.testdir()): Promise<Place> {
   const root = join(directory, name);
