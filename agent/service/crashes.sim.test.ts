@@ -58,6 +58,9 @@ void t.test('a service that is killed at any moment runs each slot once, and los
     const report = new ScheduleReports(host.agent).of({ uuid: host.site.uuid, name: 'm' }, host.nowMs);
     if (report?.lastWord?.kind !== 'succeeded' || report.lastWord.jobId !== finished[0]?.id)
       t.fail(`${name}: the last word is ${JSON.stringify(report?.lastWord)}`);
+    // Until its job is there nothing of a run is remembered: it is no retry.
+    if (index <= moments.indexOf('journal/before:create') && report?.run?.attempt !== 1)
+      t.fail(`${name}: attempt ${report?.run?.attempt}`);
     if (report?.nextMs !== Date.parse('2026-11-23T02:00Z')) t.fail(`${name}: the next slot is not the next`);
   }
   t.comment(`${chosen.length} of ${moments.length} moments`);

@@ -16,6 +16,8 @@ import { type ScheduledMachine, Timetables } from './timetables.ts';
 
 /** Jobs of other processes end without a word: so often is looked whether one has. */
 const recheckMs = 10_000;
+/** After a run that has got no job: never at once, whatever the reason. */
+const afterNoJobMs = 1000;
 /** After what cannot be done now, such as writing to a full disk. */
 const againMs = 60_000;
 
@@ -259,8 +261,8 @@ export class Scheduler {
   async #work(machine: ScheduledMachine, entry: ScheduleEntry, decision: WaitedBegin): Promise<void> {
     const { uuid } = machine;
     try {
-      await this.#run(machine, entry, decision);
-      this.#queue.set(uuid, this.#clock().wallMs);
+      const isBegun = await this.#run(machine, entry, decision);
+      this.#queue.set(uuid, this.#clock().wallMs + (isBegun ? 0 : afterNoJobMs));
     } catch (error) {
       this.#log.failed('a scheduled backup was left as it was', error, machine);
       this.#queue.set(uuid, this.#clock().wallMs + againMs);
@@ -273,9 +275,10 @@ export class Scheduler {
     this.#onChange();
   }
 
-  async #run(machine: ScheduledMachine, entry: ScheduleEntry, decision: WaitedBegin): Promise<void> {
+  /** @returns whether there was a job */
+  async #run(machine: ScheduledMachine, entry: ScheduleEntry, decision: WaitedBegin): Promise<boolean> {
     const job = await this.#create(machine, entry, decision);
-    if (job === undefined) return;
+    if (job === undefined) return false;
     this.#creating.delete(machine.uuid);
     this.#log.begun(machine, decision, job.id);
     // Slots that come while it runs are skipped when they come.
@@ -283,6 +286,7 @@ export class Scheduler {
     this.#onChange();
     const row = await this.#agent.run(job);
     if (row.holdsMachine) this.#log.parked(machine, row.id);
+    return true;
   }
 
   /**
