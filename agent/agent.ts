@@ -16,6 +16,7 @@ import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
 import { currentBootId } from './jobs/owner.ts';
+import type { ScheduledJob } from './jobs/scheduleRows.ts';
 import { waitForTurn } from './jobs/turns.ts';
 import { findWorkDirectories, type WorkDirectory } from './leftovers.ts';
 import { LookedBackups } from './lookedBackups.ts';
@@ -153,11 +154,13 @@ export class Agent {
 
   /**
    * Writes a backup job down and takes the machine for it; `run` does it.
+   * @param scheduled what becomes of the machine's schedule with that
    * @throws HypervisorError MACHINE_NOT_FOUND; AgentError; ConfigError; JobError MACHINE_BUSY, UNFINISHED_JOB
    */
-  async createBackup(request: BackupRequest): Promise<JobRow> {
+  async createBackup(request: BackupRequest, scheduled?: ScheduledJob): Promise<JobRow> {
     const { machine, settings } = await this.#decide(request);
-    const about = { machineUuid: machine.uuid, machineName: machine.name, state: 'initialized' } as const;
+    const { uuid: machineUuid, name: machineName } = machine;
+    const about = { machineUuid, machineName, state: 'initialized', scheduled } as const;
     const known = { backupId: newId(), machine, bootId: currentBootId(), warnings: [] };
     const { engine } = this.parts;
     if (settings.mode === 'live')
@@ -340,16 +343,15 @@ export class Agent {
   }
 
   /** A guest whose memory could not be taken while it ran is backed up in mode `disk`, where its policy says so. */
-  async #fallBack({ error, record }: JobRow): Promise<JobRow | undefined> {
+  async #fallBack({ id, error, record }: JobRow): Promise<JobRow | undefined> {
     if (error?.code !== 'MEMORY_NOT_CONVERGING') return undefined;
     const facts = liveFactsSchema.safeParse(record).data;
     if (facts?.settings.whenNotConverging !== 'disk') return undefined;
     const { labels } = facts.settings;
     const storages = targetsOfChoice(facts.settings);
     const modeReason = `mode live was given up: ${error.message}`;
-    return this.run(
-      await this.createBackup({ machine: facts.machine.uuid, mode: 'disk', modeReason, storages, labels }),
-    );
+    const request = { machine: facts.machine.uuid, mode: 'disk', modeReason, storages, labels } as const;
+    return this.run(await this.createBackup(request, { insteadOf: id }));
   }
 
   /**

@@ -51,7 +51,8 @@ export const verbs: readonly Verb[] = [
   {
     name: 'machines',
     arguments: '',
-    summary: 'machines with the mode they allow, their last backup and their policy',
+    summary:
+      'machines with the mode they allow, their policy, their last backup and the next one of their schedule',
     changes: false,
     options: [],
     examples: ['machines'],
@@ -401,7 +402,7 @@ export const verbs: readonly Verb[] = [
   {
     name: 'agent',
     arguments: '',
-    summary: 'the service: takes over jobs whose process died',
+    summary: 'the service: backs machines up by their schedules, and takes over jobs whose process died',
     changes: true,
     options: [{ flags: '--once', description: 'recover what there is, and exit' }],
     examples: ['agent', 'agent --once'],

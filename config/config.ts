@@ -4,7 +4,7 @@ import type { z } from 'zod';
 import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import type { ConfigProblem } from './errors.ts';
-import { configSchema, inactiveKeys } from './schema.ts';
+import { configSchema } from './schema.ts';
 import type { Config, PolicyConfig } from './schema.ts';
 import { ConfigSource, ConfigSources } from './source.ts';
 import { membersOf, targetsOf } from './storageGroups.ts';
@@ -17,8 +17,6 @@ export interface LoadedConfig {
   readonly config: Config;
   /** The files that it comes from, in the order of their reading; none when all is default. */
   readonly files: readonly string[];
-  /** Keys that are set, and that nothing in this version acts on. */
-  readonly inactive: readonly ConfigProblem[];
 }
 
 /**
@@ -88,7 +86,7 @@ function parseSources(parts: readonly ConfigSource[], files: readonly string[]):
     throw result.error; // issues without a problem: cannot be
   }
   refuseIfAny(danglingNames(sources, result.data));
-  return { config: result.data, files, inactive: inactiveIn(sources, result.data) };
+  return { config: result.data, files };
 }
 
 function refuseIfAny(problems: readonly ConfigProblem[]): void {
@@ -217,16 +215,4 @@ function placeOf({ storages }: Config, name: string): string {
   return storage.url.startsWith('file://')
     ? storage.url.slice('file://'.length)
     : `${storage.endpoint} ${storage.url}`;
-}
-
-function inactiveIn(sources: ConfigSources, config: Config): readonly ConfigProblem[] {
-  return inactiveKeys.flatMap(({ key, reason }) => {
-    const paths =
-      key[1] === '*'
-        ? Object.keys(config.policies).map((name) => [key[0] ?? '', name, ...key.slice(2)])
-        : [key];
-    return paths
-      .filter((path) => sources.has(path))
-      .map((path) => sources.problemAt(path, `not active in this version: ${reason}`));
-  });
 }

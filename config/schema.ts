@@ -405,14 +405,6 @@ export function wholeSchedule(said: string | ScheduleConfig): ScheduleConfig {
   return typeof said === 'string' ? schedule.parse({ cron: said }) : said;
 }
 
-/**
- * Keys that the configuration accepts because they belong to it, and that nothing in this version acts on;
- * `*` stands for any name.
- */
-export const inactiveKeys: readonly { readonly key: readonly string[]; readonly reason: string }[] = [
-  { key: ['policies', '*', 'schedule'], reason: 'backups start by command only' },
-];
-
 /** A check that says of a text what its parser does. */
 function saidBy(parse: (text: string) => unknown): (text: string, context: z.RefinementCtx) => void {
   return (text, context) => {

@@ -5,6 +5,7 @@ import type { JobProgress, JobRow, JobState } from './job.ts';
 import type { Journal } from './journal.ts';
 import { RateMeter } from './rate.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner, thisOwner } from './owner.ts';
+import type { ScheduledJob } from './scheduleRows.ts';
 import type { JobDefinition, Settlement, Step, StepContext } from './step.ts';
 
 /** How often the owner of a job looks whether somebody asked to cancel it. */
@@ -56,9 +57,10 @@ export class Engine {
       readonly machineName: string;
       readonly state: JobState;
       readonly facts: Facts;
+      readonly scheduled?: ScheduledJob | undefined;
     },
   ): JobRow {
-    const { id = newId(), machineUuid, machineName, state, facts } = job;
+    const { id = newId(), machineUuid, machineName, state, facts, scheduled } = job;
     // It is this process's from now on, also while it waits for its turn.
     this.#running.add(id);
     return this.#journal.create({
@@ -69,6 +71,7 @@ export class Engine {
       state,
       record: facts,
       owner: this.#owner,
+      scheduled,
     });
   }
 

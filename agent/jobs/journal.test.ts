@@ -7,7 +7,7 @@ import t from 'tap';
 
 import { deadOwner, jobOf, journalFor } from '../../test/sim/journals.ts';
 import { Journal } from './journal.ts';
-import { thisOwner } from './owner.ts';
+import { processStartTicks, thisOwner } from './owner.ts';
 
 void t.test('what a call wrote is there after the process was killed without closing anything', async (t) => {
   const { path, journal } = await journalFor(t);
@@ -180,4 +180,57 @@ void t.test('what SQLite cannot write is told as a fault of the journal, with wh
   t.throws(() => journal.end(id, { state: 'finished' }), told);
   t.throws(() => journal.requestCancel(id), told);
   t.ok(existsSync(`${path}.reserve`), 'the reserve is for a disk that is full');
+});
+
+void t.test(
+  'a journal of the first version is taken over with its jobs, and learns of schedules',
+  async (t) => {
+    const { path, journal, open } = await journalFor(t);
+    const job = journal.create(jobOf('m'));
+    const database = new DatabaseSync(path);
+    database.exec('DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1');
+    database.close();
+    const old = open({ readOnly: true });
+    t.same([old.schedule('m'), old.serviceOwner()], [undefined, undefined], 'who only looks changes nothing');
+    const present = open();
+    t.equal(present.get(job.id).machineUuid, 'm');
+    t.same(present.schedules(), []);
+    t.equal(present.claimService(thisOwner()), true);
+    t.equal(open().get(job.id).id, job.id, 'and once');
+  },
+);
+
+const scheduleOf = (machineUuid: string) => ({
+  machineUuid,
+  machineName: `name of ${machineUuid}`,
+  slots: '{}',
+  state: { a: 1 },
+  lastWord: null,
+  seenAtMs: 1,
+});
+
+void t.test('a run of a schedule is written down with its job, or not at all', async (t) => {
+  const { journal, open } = await journalFor(t);
+  const { id } = journal.create({ ...jobOf('m'), scheduled: { schedule: scheduleOf('m') } });
+  t.same(open().schedule('m'), { ...scheduleOf('m'), jobId: id });
+  const changed = { ...scheduleOf('m'), state: { a: 2 } };
+  t.throws(() => journal.create({ ...jobOf('m'), scheduled: { schedule: changed } }), {
+    code: 'MACHINE_BUSY',
+  });
+  t.match(journal.schedule('m'), { state: { a: 1 }, jobId: id });
+  journal.end(id, { state: 'failed' });
+  const other = journal.create({ ...jobOf('m'), scheduled: { insteadOf: id } });
+  t.match(journal.schedule('m'), { state: { a: 1 }, jobId: other.id }, 'a job in the place of another');
+  journal.forgetSchedules(['m', 'n']);
+  t.same(journal.schedules(), []);
+});
+
+void t.test('one living process is the service of a host', async (t) => {
+  const { journal } = await journalFor(t);
+  const another = { ...thisOwner(), pid: process.ppid, startTicks: processStartTicks(process.ppid) ?? 0 };
+  t.equal(journal.claimService(deadOwner), true);
+  t.equal(journal.claimService(another), true, 'after a dead one');
+  t.equal(journal.claimService(another), true, 'again');
+  t.equal(journal.claimService(thisOwner()), false);
+  t.same(journal.serviceOwner(), another);
 });

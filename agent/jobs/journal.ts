@@ -4,8 +4,15 @@ import { DatabaseSync } from 'node:sqlite';
 import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
 import { JobError } from './errors.ts';
 import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
-import { jobFrom, progressSchema, schema, schemaVersion, stepFrom } from './journalTables.ts';
+import { jobFrom, migrations, ownerFrom, progressSchema, schemaVersion, stepFrom } from './journalTables.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
+import {
+  linkSchedule,
+  putSchedule,
+  scheduleFrom,
+  type ScheduledJob,
+  type ScheduleRow,
+} from './scheduleRows.ts';
 
 /** What a job writes on its way to an end, many times over. */
 const reserveBytes = 2 * 1024 * 1024;
@@ -56,7 +63,10 @@ export class Journal implements Disposable {
   #migrate(): void {
     this.#db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL');
     this.#transaction(() => {
-      if (this.#version() === 0) this.#db.exec(`${schema} PRAGMA user_version = ${schemaVersion}`);
+      const version = this.#version();
+      if (version === schemaVersion) return;
+      for (const migration of migrations.slice(version)) this.#db.exec(migration);
+      this.#db.exec(`PRAGMA user_version = ${schemaVersion}`);
     });
   }
 
@@ -137,6 +147,7 @@ export class Journal implements Disposable {
 
   /**
    * Creates a job and takes the machine for it.
+   * @param scheduled is written in the same transaction: a run of a schedule is begun with its job, or not at all
    * @throws JobError MACHINE_BUSY, UNFINISHED_JOB
    */
   create(job: {
@@ -147,6 +158,7 @@ export class Journal implements Disposable {
     readonly state: JobState;
     readonly record: unknown;
     readonly owner: JobOwner;
+    readonly scheduled?: ScheduledJob | undefined;
   }): JobRow {
     this.#transaction(() => {
       const holder = this.holder(job.machineUuid);
@@ -168,6 +180,7 @@ export class Journal implements Disposable {
           now,
           now,
         );
+      if (job.scheduled !== undefined) linkSchedule(this.#db, job.id, job.scheduled);
     });
     return this.get(job.id);
   }
@@ -318,6 +331,61 @@ export class Journal implements Disposable {
 
   steps(jobId: string): readonly StepRow[] {
     return this.#db.prepare('SELECT * FROM steps WHERE job_id = ? ORDER BY seq').all(jobId).map(stepFrom);
+  }
+
+  /** What is kept about the schedules of all machines. */
+  schedules(): readonly ScheduleRow[] {
+    return this.#db.prepare('SELECT * FROM schedules ORDER BY machine_uuid').all().map(scheduleFrom);
+  }
+
+  /** What is kept about the schedule of one machine. */
+  schedule(machineUuid: string): ScheduleRow | undefined {
+    if (!this.#knowsSchedules()) return undefined;
+    const row = this.#db.prepare('SELECT * FROM schedules WHERE machine_uuid = ?').get(machineUuid);
+    return row === undefined ? undefined : scheduleFrom(row);
+  }
+
+  /** Puts rows in the places of those of their machines, all or none. */
+  writeSchedules(rows: readonly ScheduleRow[]): void {
+    this.#transaction(() => {
+      for (const row of rows) putSchedule(this.#db, row);
+    });
+  }
+
+  /** Removes what is kept about the schedules of machines. */
+  forgetSchedules(machineUuids: readonly string[]): void {
+    this.#transaction(() => {
+      const statement = this.#db.prepare('DELETE FROM schedules WHERE machine_uuid = ?');
+      for (const uuid of machineUuids) statement.run(uuid);
+    });
+  }
+
+  /**
+   * Makes `owner` the service of this host, the only process that acts on schedules.
+   * @returns false when another living one is
+   */
+  claimService(owner: JobOwner): boolean {
+    return this.#transaction(() => {
+      const present = this.serviceOwner();
+      if (present !== undefined && isSameOwner(present, owner)) return true;
+      if (present !== undefined && isOwnerAlive(present)) return false;
+      this.#db
+        .prepare('INSERT OR REPLACE INTO service (only_one, owner) VALUES (1, ?)')
+        .run(JSON.stringify(owner));
+      return true;
+    });
+  }
+
+  /** The process that last was the service; it need not be alive. */
+  serviceOwner(): JobOwner | undefined {
+    if (!this.#knowsSchedules()) return undefined;
+    const row = this.#db.prepare('SELECT owner FROM service').get();
+    return row === undefined ? undefined : ownerFrom(row);
+  }
+
+  /** A journal that was opened read-only stays as an older program has made it. */
+  #knowsSchedules(): boolean {
+    return this.#version() >= 2;
   }
 
   [Symbol.dispose](): void {

@@ -1,11 +1,10 @@
 import { z } from 'zod';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
+import type { JobOwner } from './owner.ts';
+import { scheduleTables } from './scheduleRows.ts';
 
-/** Version of the tables, kept in SQLite's `user_version`. */
-export const schemaVersion = 1;
-
-/** The tables of a new journal. */
-export const schema = `
+/** The tables of the first version. */
+const jobTables = `
   CREATE TABLE jobs (
     id TEXT PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -34,6 +33,12 @@ export const schema = `
     PRIMARY KEY (job_id, seq)
   ) STRICT;
 `;
+
+/** What makes each version of the one before, from none on. */
+export const migrations: readonly string[] = [jobTables, scheduleTables];
+
+/** Version of the tables, kept in SQLite's `user_version`. */
+export const schemaVersion = migrations.length;
 
 /** Text of a column that holds JSON. */
 const json = z.string().transform((text): unknown => JSON.parse(text));
@@ -109,6 +114,11 @@ export function jobFrom(columns: unknown): JobRow {
     updatedAtMs: row.updated_at_ms,
     finishedAtMs: row.finished_at_ms,
   };
+}
+
+/** The owner in a row of `service`. */
+export function ownerFrom(columns: unknown): JobOwner {
+  return z.object({ owner: json.pipe(ownerSchema) }).parse(columns).owner;
 }
 
 /** A row of `steps`. */

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { openAgent } from '../../agent/main.ts';
+import { actOnSchedules } from '../../agent/service/schedules.ts';
 import { createLogger, type Logger } from '../../common/log.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { changing, readConfig } from '../session.ts';
@@ -30,7 +31,6 @@ export const agent: RunVerb = (cli, _, options) => {
 async function serve(cli: Cli): Promise<0> {
   const loaded = await readConfig(cli);
   const log = createLogger({ level: loaded.config.agent.logLevel });
-  for (const { file, line, key, message } of loaded.inactive) log.warn({ file, line, setting: key }, message);
   const stop = new AbortController();
   const onSignal = (signal: NodeJS.Signals): void => {
     log.info({ signal }, 'ending; a job at hand is brought to its end first');
@@ -46,12 +46,13 @@ async function serve(cli: Cli): Promise<0> {
     const work = recover(what, log).finally(() => working.delete(work));
     working.add(work);
   };
+  const schedules = actOnSchedules(open.agent, { log, signal: stop.signal });
   for (let looks = 0; !stop.signal.aborted; looks += 1) {
     begin(() => open.agent.recoverOrphans());
     if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => open.agent.retryParked());
     await pause(stop.signal);
   }
-  await Promise.all(working);
+  await Promise.all([schedules, ...working]);
   log.info('the agent has ended');
   return 0;
 }

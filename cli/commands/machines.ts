@@ -1,10 +1,12 @@
 import type { Agent } from '../../agent/agent.ts';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
+import { type ScheduleReport, ScheduleReports } from '../../agent/service/report.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { policyFor } from '../../config/policy.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { styled, type Text } from '../output.ts';
+import { lastRunText, nextText, scheduleJson } from '../schedules.ts';
 import { reading } from '../session.ts';
 
 /** What a backup of a machine would be, or why there can be none. */
@@ -19,6 +21,8 @@ interface MachineReport {
     readonly pointInTime: string;
     readonly storage: string;
   } | null;
+  /** null: it is backed up by command only. */
+  readonly schedule: ScheduleReport | null;
 }
 
 /** `stillpoint machines`. */
@@ -57,7 +61,8 @@ async function report(
   const last = backups.findLast((entry) => entry.machine.uuid === machine.uuid && entry.state === 'Active');
   const lastBackup =
     last === undefined ? null : { id: last.id, pointInTime: last.pointInTime, storage: last.storage };
-  const about = { machine, lastBackup, policy: null, mode: null, refusal: null };
+  const schedule = scheduleOf(agent, machine);
+  const about = { machine, lastBackup, schedule, policy: null, mode: null, refusal: null };
   const unfinished = unfinishedJob(agent, machine);
   if (unfinished !== undefined) return { ...about, refusal: unfinished };
   try {
@@ -76,6 +81,12 @@ async function report(
   } catch (error) {
     return { ...about, refusal: errorRecord(error) };
   }
+}
+
+/** Without a storage there is no policy, which the refusal tells. */
+function scheduleOf(agent: Agent, machine: MachineSummary): ScheduleReport | null {
+  if (agent.parts.storages.size === 0) return null;
+  return new ScheduleReports(agent).of(machine, Date.now());
 }
 
 /** A machine that a job has in its hands: what it looks like says nothing, and is not to be acted upon. */
@@ -115,7 +126,7 @@ async function withPlan(agent: Agent, about: MachineReport): Promise<MachineRepo
   }
 }
 
-function reportJson({ machine, policy, mode, refusal, lastBackup }: MachineReport): unknown {
+function reportJson({ machine, policy, mode, refusal, lastBackup, schedule }: MachineReport): unknown {
   const { name, uuid, status, persistent, autostart } = machine;
   return {
     name,
@@ -128,18 +139,20 @@ function reportJson({ machine, policy, mode, refusal, lastBackup }: MachineRepor
     mode,
     refusal,
     lastBackup,
+    schedule: schedule === null ? null : scheduleJson(schedule),
   };
 }
 
 function printReports(cli: Cli, reports: readonly MachineReport[]): void {
-  const titles = ['MACHINE', 'STATE', 'MODE', 'POLICY', 'LAST BACKUP', 'REMARKS'];
-  const rows = reports.map(({ machine, policy, mode, refusal, lastBackup }): readonly Text[] => [
+  const titles = ['MACHINE', 'STATE', 'MODE', 'POLICY', 'LAST BACKUP', 'NEXT BACKUP', 'REMARKS'];
+  const rows = reports.map(({ machine, policy, mode, refusal, lastBackup, schedule }): readonly Text[] => [
     machine.name,
     machine.status.state,
     mode === null ? '-' : styled('green', mode),
     policy ?? '-',
     lastBackup?.pointInTime ?? 'never',
-    refusal === null ? '' : styled('yellow', `${refusal.code}: ${refusal.message}`),
+    schedule === null ? '-' : nextText(schedule),
+    styled('yellow', remarksOn(refusal, schedule)),
   ]);
   cli.terminal.table(
     titles.map((title) => ({ title })),
@@ -149,4 +162,12 @@ function printReports(cli: Cli, reports: readonly MachineReport[]): void {
     if (refusal?.hint !== undefined)
       cli.terminal.remark(styled('bold', 'hint: '), `${machine.name}: ${refusal.hint}`);
   }
+}
+
+function remarksOn(refusal: ErrorRecord | null, schedule: ScheduleReport | null): string {
+  const remarks = [
+    refusal === null ? null : `${refusal.code}: ${refusal.message}`,
+    schedule === null ? null : lastRunText(schedule),
+  ];
+  return remarks.filter((remark) => remark !== null).join('; ');
 }

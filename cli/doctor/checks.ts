@@ -14,6 +14,7 @@ import type { ReadSession } from '../session.ts';
 import { checkLeftovers } from './leftovers.ts';
 import { checkMachines } from './machines.ts';
 import { checkReplications } from './replications.ts';
+import { checkSchedules } from './schedules.ts';
 
 /** Looks at everything that a backup on this host needs; changes nothing. */
 export async function checkHost(
@@ -22,10 +23,11 @@ export async function checkHost(
 ): Promise<readonly Check[]> {
   const groups = [
     [checkPrivileges()],
-    checkConfig(loaded, configPath),
+    [checkConfig(loaded, configPath)],
     await checkLibvirt(agent),
     [await checkQemuImg()],
     [await checkJournal(agent)],
+    checkSchedules(agent),
     await checkStorages(agent, configPath),
     [await checkRamDisk(agent)],
     await checkMachines(agent),
@@ -45,21 +47,12 @@ function checkPrivileges(): Check {
       );
 }
 
-function checkConfig({ files, inactive }: LoadedConfig, configPath: string): readonly Check[] {
+function checkConfig({ files }: LoadedConfig, configPath: string): Check {
   const read =
     files.length === 0
       ? `there is none at ${configPath}; everything has its default`
       : `${files.join(', ')} can be used`;
-  return [
-    ok('configuration', read),
-    ...inactive.map(({ file, line, column, key, message }) =>
-      warn(
-        'configuration',
-        `${file}:${line}:${column}: ${key}: ${message}`,
-        'nothing acts on it; take it out, or leave it for a later version',
-      ),
-    ),
-  ];
+  return ok('configuration', read);
 }
 
 async function checkLibvirt(agent: Agent): Promise<readonly Check[]> {

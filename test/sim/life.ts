@@ -120,30 +120,51 @@ export class Life {
 /** A journal that cannot be written by the dead. */
 export class MortalJournal extends Journal {
   readonly #life: Life;
+  readonly #onWrite: (moment: string) => void;
 
-  constructor(path: string, life: Life) {
+  /** @param onWrite hears of each durable write, before and after it; it may kill */
+  constructor(path: string, life: Life, onWrite: (moment: string) => void = () => undefined) {
     super(path);
     this.#life = life;
+    this.#onWrite = onWrite;
   }
 
   override create(...args: Parameters<Journal['create']>): ReturnType<Journal['create']> {
-    this.#life.requireAlive();
-    return super.create(...args);
+    return this.#write('create', () => super.create(...args));
   }
 
   override write(...args: Parameters<Journal['write']>): void {
-    this.#life.requireAlive();
-    super.write(...args);
+    this.#write('write', () => super.write(...args));
   }
 
   override end(...args: Parameters<Journal['end']>): void {
-    this.#life.requireAlive();
-    super.end(...args);
+    this.#write('end', () => super.end(...args));
   }
 
   override takeOver(...args: Parameters<Journal['takeOver']>): boolean {
+    return this.#write('takeOver', () => super.takeOver(...args));
+  }
+
+  override writeSchedules(...args: Parameters<Journal['writeSchedules']>): void {
+    this.#write('writeSchedules', () => super.writeSchedules(...args));
+  }
+
+  override forgetSchedules(...args: Parameters<Journal['forgetSchedules']>): void {
+    this.#write('forgetSchedules', () => super.forgetSchedules(...args));
+  }
+
+  override claimService(...args: Parameters<Journal['claimService']>): boolean {
+    return this.#write('claimService', () => super.claimService(...args));
+  }
+
+  #write<T>(name: string, act: () => T): T {
     this.#life.requireAlive();
-    return super.takeOver(...args);
+    this.#onWrite(`journal/before:${name}`);
+    this.#life.requireAlive();
+    const result = act();
+    this.#onWrite(`journal/after:${name}`);
+    this.#life.requireAlive();
+    return result;
   }
 
   override publishProgress(...args: Parameters<Journal['publishProgress']>): void {

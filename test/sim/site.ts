@@ -37,6 +37,8 @@ export interface SiteOptions {
   readonly guestAgent?: boolean | undefined;
   /** What the policy says of freezing the guest; `auto` unless told. */
   readonly freeze?: 'auto' | 'never' | 'required' | undefined;
+  /** Other keys of `agent`. */
+  readonly agent?: Readonly<Record<string, unknown>> | undefined;
   /** Other keys of the policy. */
   readonly policy?: Readonly<Record<string, unknown>> | undefined;
   /** How many machines may be backed up into each storage at a time. */
@@ -123,6 +125,15 @@ export class Site implements AsyncDisposable {
     site.#sequence = targets.length;
     if (options.suspended) await world.connect().suspend(uuid);
     return site;
+  }
+
+  /** Another machine that runs, with one volume. */
+  async addMachine(name: string): Promise<string> {
+    const path = this.image('vda', name);
+    await copyFile(await writtenImage(1), path);
+    const uuid = await this.world.addMachine({ name, volumes: [{ target: 'vda', path, exists: true }] });
+    await this.world.startMachine(name);
+    return uuid;
   }
 
   image(target: string, machine = 'm'): string {
@@ -212,13 +223,18 @@ export class Site implements AsyncDisposable {
     return written.filter((sequence) => this.targetOf(sequence) === target && sequence > last - slotCount);
   }
 
-  /** A new agent on the same journal and world; `listener` hears every moment and may kill it. */
+  /**
+   * A new agent on the same journal and world; `listener` hears every moment, `onWrite` each durable write of the
+   * journal, and both may kill it. `policy` wins over that of the site.
+   */
   openAgent(
     listener: (moment: string, self: LivingAgent) => Promise<void> | void = () => undefined,
+    onWrite: (moment: string, self: LivingAgent) => void = () => undefined,
+    policy: SiteOptions['policy'] = {},
   ): LivingAgent {
     const moments: MomentListener = (moment) => listener(moment, self);
     const life = new Life(moments);
-    const journal = new MortalJournal(this.journalPath, life);
+    const journal = new MortalJournal(this.journalPath, life, (moment) => onWrite(moment, self));
     this.#journals.push(journal);
     const storages = this.openStorages((moment) => life.at(moment));
     const config = configSchema.parse({
@@ -226,6 +242,7 @@ export class Site implements AsyncDisposable {
         ramDisk: this.options.ramDisk ? this.ramDisk : null,
         stateDir: join(this.directory, 'state'),
         socket: join(this.runDirectory, 'agent.sock'),
+        ...this.options.agent,
       },
       storages: Object.fromEntries(
         this.storageNames.map((name) => [
@@ -249,6 +266,7 @@ export class Site implements AsyncDisposable {
           freeze: this.options.freeze ?? 'auto',
           deadlines: { freezeSeconds: 1 },
           ...this.options.policy,
+          ...policy,
         },
       },
     });

@@ -1,0 +1,56 @@
+import type { Agent } from '../agent.ts';
+import { decideSchedule } from '../schedule/decide.ts';
+import { type ScheduledRun, type ScheduleState, skipped } from '../schedule/runState.ts';
+import type { Timetable } from '../schedule/timetable.ts';
+import { entryOf, type LastWord, stateOf } from './scheduleBook.ts';
+import { Timetables } from './timetables.ts';
+
+/** How a machine stands to its schedule, for whoever asks. */
+export interface ScheduleReport {
+  /** When its next backup begins, as far as that can be known; not after now: it is due. null: never. */
+  readonly nextMs: number | null;
+  /** The newest run; null: there was none. */
+  readonly run: (ScheduledRun & { readonly jobId: string | null }) | null;
+  readonly lastWord: LastWord | null;
+}
+
+/** Says how machines stand to their schedules, from the journal and the configuration; changes nothing. */
+export class ScheduleReports {
+  readonly #agent: Agent;
+  readonly #timetables: Timetables;
+
+  constructor(agent: Agent) {
+    this.#agent = agent;
+    this.#timetables = new Timetables(agent.parts);
+  }
+
+  /** null for a machine that is backed up by command only. @throws ConfigError NO_STORAGE */
+  of(about: { readonly uuid: string; readonly name: string }, nowMs: number): ScheduleReport | null {
+    const machine = this.#timetables.of(about);
+    if (machine === null) return null;
+    const { journal } = this.#agent.parts;
+    const row = journal.schedule(machine.uuid);
+    const entry = row === undefined ? undefined : entryOf(row);
+    const state = stateOf(machine, entry?.state, row?.slots, nowMs);
+    const unfinished = journal.holder(machine.uuid) !== undefined;
+    const run = state.run === null ? null : { ...state.run, jobId: entry?.jobId ?? null };
+    return {
+      nextMs: nextOf(machine.table, state, { nowMs, unfinished }),
+      run,
+      lastWord: entry?.lastWord ?? null,
+    };
+  }
+}
+
+function nextOf(
+  table: Timetable,
+  before: ScheduleState,
+  { nowMs, unfinished }: { readonly nowMs: number; readonly unfinished: boolean },
+): number | null {
+  const { state, decision } = decideSchedule(table, before, { nowMs, unfinished });
+  if (decision.kind === 'wait') return decision.untilMs;
+  if (decision.kind === 'never') return null;
+  if (decision.kind === 'skip')
+    return nextOf(table, skipped(state, decision.slotMs, nowMs), { nowMs, unfinished });
+  return nowMs;
+}

@@ -1,0 +1,109 @@
+import type { Logger } from '../../common/log.ts';
+import type { Agent } from '../agent.ts';
+import type { HypervisorEvent } from '../hypervisor/hypervisor.ts';
+import { ScheduleLog } from './scheduleLog.ts';
+import { Scheduler } from './scheduler.ts';
+import { Timetables } from './timetables.ts';
+
+/** The machines of the host are looked at so often, should an event have been lost. */
+const refreshMs = 60_000;
+
+/**
+ * Acts on the schedules of the policies until `signal`; then begins nothing more, and returns when the backups that it
+ * has begun are at their end. What cannot be done now is told in the log and tried again. Returns at once where no
+ * policy has a schedule.
+ */
+export async function actOnSchedules(
+  agent: Agent,
+  { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
+): Promise<void> {
+  if (!new Timetables(agent.parts).any) return;
+  const wake = new Wake(signal);
+  const scheduler = new Scheduler({ agent, log, onChange: () => wake.up() });
+  const machines = new MachineWatch(agent, scheduler, { log: new ScheduleLog(log), wake });
+  while (!signal.aborted) {
+    machines.lookIfNeeded();
+    await wake.sleep(scheduler.lookAtDue());
+  }
+  await machines.end();
+  await scheduler.end();
+}
+
+/** A sleep that can be ended early; an `up` that nobody sleeps through counts for the next one. */
+class Wake {
+  #signalled = Promise.withResolvers<void>();
+
+  constructor(signal: AbortSignal) {
+    signal.addEventListener('abort', () => this.up(), { once: true });
+  }
+
+  up(): void {
+    this.#signalled.resolve();
+  }
+
+  async sleep(longestMs: number): Promise<void> {
+    const timer = setTimeout(() => this.up(), longestMs);
+    await this.#signalled.promise;
+    clearTimeout(timer);
+    this.#signalled = Promise.withResolvers();
+  }
+}
+
+/** Keeps the scheduler told of the machines of the host, without ever holding it up. */
+class MachineWatch {
+  readonly #agent: Agent;
+  readonly #scheduler: Scheduler;
+  readonly #log: ScheduleLog;
+  readonly #wake: Wake;
+  #unsubscribe: (() => Promise<void>) | undefined;
+  #look: Promise<void> | undefined;
+  #dueMs = 0;
+
+  constructor(
+    agent: Agent,
+    scheduler: Scheduler,
+    { log, wake }: { readonly log: ScheduleLog; readonly wake: Wake },
+  ) {
+    this.#agent = agent;
+    this.#scheduler = scheduler;
+    this.#log = log;
+    this.#wake = wake;
+  }
+
+  lookIfNeeded(): void {
+    if (this.#look !== undefined || performance.now() < this.#dueMs) return;
+    this.#dueMs = performance.now() + refreshMs;
+    this.#look = this.#refresh().finally(() => {
+      this.#look = undefined;
+      this.#wake.up();
+    });
+  }
+
+  /** Never rejects. */
+  async #refresh(): Promise<void> {
+    try {
+      this.#unsubscribe ??= await this.#agent.parts.hypervisor.subscribe((event) => this.#hear(event));
+      await this.#scheduler.refresh();
+    } catch (error) {
+      this.#log.failed('the machines of this host could not be looked at', error);
+    }
+  }
+
+  #hear(event: HypervisorEvent): void {
+    const concerns =
+      event.kind === 'reconnected' ||
+      (event.kind === 'lifecycle' && ['defined', 'undefined', 'started', 'stopped'].includes(event.event));
+    if (!concerns) return;
+    this.#dueMs = 0;
+    this.#wake.up();
+  }
+
+  async end(): Promise<void> {
+    await this.#look;
+    try {
+      await this.#unsubscribe?.();
+    } catch (error) {
+      this.#log.failed('libvirt could not be told that its events are not listened to any more', error);
+    }
+  }
+}

@@ -1,0 +1,52 @@
+import type { ScheduleReport } from '../agent/service/report.ts';
+
+const iso = (instantMs: number | null): string | null =>
+  instantMs === null ? null : new Date(instantMs).toISOString();
+
+/** When the next backup of a schedule begins. */
+export function nextText({ nextMs }: ScheduleReport): string {
+  if (nextMs === null) return 'never: its windows are closed';
+  return nextMs <= Date.now() ? 'due' : new Date(nextMs).toISOString();
+}
+
+const whatBecame = {
+  skipped: 'was skipped: the machine had an unfinished job',
+  cancelled: 'was cancelled',
+  retry: 'failed, and is tried again',
+  'gave-up': 'failed, and is not tried again',
+} as const;
+
+/** What is to be remarked about the last run of a schedule; null: it succeeded, or there was none. */
+export function lastRunText({ lastWord }: ScheduleReport): string | null {
+  if (lastWord === null || lastWord.kind === 'succeeded') return null;
+  const { kind, slotMs, error } = lastWord;
+  const why = error === null ? '' : `: ${error.code}: ${error.message}`;
+  return `scheduled backup of ${iso(slotMs)} ${whatBecame[kind]}${why}`;
+}
+
+/** A schedule as `--json` prints it. */
+export function scheduleJson({ nextMs, run, lastWord }: ScheduleReport): unknown {
+  return {
+    nextAt: iso(nextMs),
+    run:
+      run === null
+        ? null
+        : {
+            slot: iso(run.slotMs),
+            attempt: run.attempt,
+            startedAt: iso(run.startedMs),
+            endedAt: iso(run.endedMs),
+            jobId: run.jobId,
+          },
+    last:
+      lastWord === null
+        ? null
+        : {
+            result: lastWord.kind,
+            slot: iso(lastWord.slotMs),
+            at: iso(lastWord.atMs),
+            jobId: lastWord.jobId,
+            error: lastWord.error,
+          },
+  };
+}
