@@ -4,6 +4,7 @@ import t from 'tap';
 import { createImage, readGuestSequences } from '../../test/sim/images.ts';
 import { eventually } from '../../test/lab/eventually.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { readImageInfo } from '../../common/qemuImage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { JobRow } from '../jobs/job.ts';
 import { streamVolumes } from '../merge/stream.ts';
@@ -126,6 +127,23 @@ for (const dies of [false, true]) {
     t.ok(below !== '', 'what he has snapshotted can be read');
   });
 }
+
+void t.test(
+  'a merge whose end libvirt has missed is not begun again into an image that he put on top',
+  async (t) => {
+    await using site = await Site.create({ targets: ['vda'] });
+    const { agent } = site.openAgent();
+    const gate = site.world.hold('pull:dismissed');
+    const running = agent.run(await agent.createBackup({ machine: 'm', mode: 'save' }));
+    await gate.reached;
+    await site.world.restartLibvirtd();
+    const overlay = await snapshot(site);
+    gate.release();
+    t.match(await running, { error: { code: 'CANNOT_MERGE_DISK_IMAGES', message: overlay } });
+    t.match((await readImageInfo(overlay, 'qcow2', { inUse: true })).backing, { path: site.image('vda') });
+    await requireWhole(site);
+  },
+);
 
 void t.test('undefine while a machine is read ends nothing: it runs on as a transient one', async (t) => {
   await using site = await Site.create({ targets: ['vda'] });

@@ -124,7 +124,10 @@ async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): 
       if (state === 'without-frozen') return;
       goneSinceMs ??= performance.now();
       if (performance.now() - goneSinceMs > noteOfEndMs) {
-        if (pull.stopped.has(volume.target) || pulls >= pullsMax) throw incomplete(plan, volume);
+        // Nothing keeps the owner from a snapshot while there is no job.
+        await requireOwnImage(pull);
+        const isOver = pull.stopped.has(volume.target) || pulls >= pullsMax;
+        if (isOver || state !== 'expected') throw incomplete(plan, volume);
         await begin();
         goneSinceMs = undefined;
       }
