@@ -31,6 +31,7 @@ import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
 import { PolicyReplication } from './policyReplication.ts';
+import { replicationFactsSchema } from './replicationJob.ts';
 import { Pruner } from './pruning.ts';
 import { Repositories } from './repositories.ts';
 import { chooseMember, targetsOfChoice } from './storageGroups.ts';
@@ -270,7 +271,11 @@ export class Agent {
    */
   async deleteBackup(entry: BackupEntry): Promise<void> {
     for (const job of this.parts.journal.holding()) {
-      if (job.kind === 'backup' || job.kind === 'replicate') continue;
+      if (job.kind === 'backup') continue;
+      if (job.kind === 'replicate') {
+        requireNotCopied(job, entry);
+        continue;
+      }
       const schema = job.kind === 'restore' ? restoreFactsSchema : bootFactsSchema;
       const facts = schema.safeParse(job.record).data;
       // A record that cannot be read may mean any backup.
@@ -292,7 +297,12 @@ export class Agent {
 
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
-    await this.#waitForTurn(job);
+    try {
+      await this.#waitForTurn(job);
+    } catch (error) {
+      this.parts.engine.leave(job.id);
+      throw error;
+    }
     const row = await this.#kinds.runner(job).run(job.id);
     return (await this.#fallBack(row)) ?? row;
   }
@@ -432,4 +442,14 @@ export class Agent {
     const row = await this.#kinds.runner(job).recover(job.id);
     return row ?? this.parts.journal.get(job.id);
   }
+}
+
+/** What is copied is read for hours. @throws JobError MACHINE_BUSY */
+function requireNotCopied(job: JobRow, { storage, machine }: BackupEntry): void {
+  const facts = replicationFactsSchema.safeParse(job.record).data;
+  if (facts !== undefined && (facts.from !== storage || facts.machine.uuid !== machine.uuid)) return;
+  throw new JobError('MACHINE_BUSY', `job ${job.id} copies backups of ${job.machineName} from ${storage}`, {
+    hint: `stillpoint job watch ${job.id}`,
+    retryable: true,
+  });
 }

@@ -5,6 +5,7 @@ import { RecordedTerminal } from '../cli/fixture.ts';
 import { combinedExitCode, type ExitCode } from '../cli/exitCodes.ts';
 import { PolicyCopies } from '../cli/policyCopies.ts';
 import { checkReplications } from '../cli/doctor/replications.ts';
+import { collectGarbage } from '../storage/repository/collection.ts';
 import { type LivingAgent, removeSharedImages, Site } from '../test/sim/site.ts';
 import type { JobRow } from './jobs/job.ts';
 
@@ -127,6 +128,75 @@ void t.test('what is damaged is told, and holds up nothing that came after it', 
   t.same(await idsIn(site, 'vault'), [whole?.id]);
   t.match(living.warnings.at(-1), /is not copied to vault/);
 });
+
+void t.test('what is not copied on yet is not pruned, nor what a copy reads', async (t) => {
+  await using site = await Site.create({
+    targets: ['vda'],
+    storages: ['near', 'vault'],
+    policy: { storages: ['near'], keep: { last: 1 }, replicate: [{ ...rule, keep: { last: 9 } }] },
+  });
+  const { vault } = site;
+  if (vault === undefined) throw new Error('no vault');
+  const refused: unknown[] = [];
+  const living = site.openAgent(async (moment, self) => {
+    if (moment !== 'replicate/copy/copied') return;
+    for (const entry of (await self.storages.get('near')?.list()) ?? [])
+      await self.agent.deleteBackup(entry).catch((error: unknown) => refused.push(error));
+  });
+  const prune = async (): Promise<readonly string[]> => {
+    const { pruner } = living.agent;
+    const plan = await pruner.plan({ machines: [], storages: ['near'] }, () => undefined);
+    const { signal } = new AbortController();
+    const listener = { removed: () => undefined, keptAfterAll: () => undefined };
+    await pruner.run(plan, {
+      signal,
+      listener: {
+        ...listener,
+        failed: (_, __, error) => {
+          throw error;
+        },
+      },
+    });
+    return plan.flatMap(({ decisions }) => decisions.flatMap(({ reasons }) => reasons));
+  };
+  for (let backup = 0; backup < 3; backup += 1) await backUp(site, living);
+  vault.fault = 'away';
+  t.match(await prune(), [/^whether vault has it cannot be found out/, /^whether vault/, /last/]);
+  vault.fault = null;
+  t.match(await prune(), ['it is not copied to vault yet', 'it is not copied to vault yet', /last/]);
+  const made = await idsIn(site, 'near');
+  t.equal(made.length, 3);
+  t.match(await copy(site, living), { state: 'finished' });
+  t.match(refused, { length: 9 });
+  for (const error of refused)
+    t.match(error, { code: 'MACHINE_BUSY', message: /copies backups of m from near/ });
+  await prune();
+  t.same(await idsIn(site, 'near'), made.slice(2));
+  t.same(await idsIn(site, 'vault'), made);
+});
+
+void t.test(
+  'a copy that a collection gives up meanwhile is begun once more, and is passed by none',
+  async (t) => {
+    await using site = await siteWithRule();
+    let fenced = false;
+    const living = site.openAgent(async (moment) => {
+      if (fenced || moment !== 'vault/after:create packs') return;
+      fenced = true;
+      const repository = await site.vault?.repository();
+      if (repository === undefined) throw new Error('no vault');
+      await collectGarbage(repository, {
+        collector: { host: 'other', at: new Date().toISOString() },
+        repackBelow: 0,
+        onOpenSession: () => Promise.resolve('fence'),
+      });
+    });
+    for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+    t.match(await copy(site, living), { state: 'finished', error: null });
+    t.equal(fenced, true);
+    t.same(await idsIn(site, 'vault'), await idsIn(site, 'near'));
+  },
+);
 
 /** What `stillpoint backup` does about copies after a backup that was made. */
 async function copiesOf(site: Site, { agent }: LivingAgent) {

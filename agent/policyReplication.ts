@@ -1,6 +1,5 @@
 import { dirname } from 'node:path';
 import { policyFor } from '../config/policy.ts';
-import { membersOf } from '../config/storageGroups.ts';
 import type { PolicyConfig } from '../config/schema.ts';
 import type { MachineIdentity } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
@@ -25,11 +24,7 @@ export class PolicyReplication {
   rulesFor(machineName: string): readonly ReplicationRule[] {
     const { config, configPath } = this.#parts;
     const decision = policyFor(config, machineName, configPath);
-    if (decision.kind !== 'policy') return [];
-    // Whichever storage of a group has taken a backup.
-    return decision.policy.replicate.flatMap(({ from, to }) =>
-      membersOf(config, from).map((member) => ({ from: member, to })),
-    );
+    return decision.kind === 'policy' ? decision.policy.replicate : [];
   }
 
   /** What the journal calls the copies of a machine into a storage, where jobs have the machine that they hold. */

@@ -1,12 +1,14 @@
 import { dirname } from 'node:path';
 import { keepIn, policyFor } from '../config/policy.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
+import { StillpointError } from '../common/errors.ts';
 import { StorageError } from '../storage/errors.ts';
 import { isTemplate } from '../storage/template.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import type { Hypervisor, MachineSummary } from './hypervisor/hypervisor.ts';
 import { hostTimeZone } from './retain/periods.ts';
 import { decideRetention, type KeepRules, type RetentionDecision } from './retain/retention.ts';
+import { planReplication } from './replication.ts';
 import { type OnUnreachable, StoredBackups } from './storedBackups.ts';
 
 export interface PruneRequest {
@@ -97,15 +99,19 @@ export class Pruner {
     });
     const machines = await this.#parts.hypervisor.machines();
     const groups = groupsOf(entries);
-    if (request.machines.length === 0)
-      return sorted(groups.map((group) => this.#planGroup(group, { machines, isNamed: false, now })));
+    const plan = async (chosen: Iterable<Group>, isNamed: boolean): Promise<readonly Pruning[]> => {
+      const planned: Pruning[] = [];
+      for (const group of chosen) planned.push(await this.#planGroup(group, { machines, isNamed, now }));
+      return sorted(planned);
+    };
+    if (request.machines.length === 0) return plan(groups, false);
     const named = new Set<Group>();
     for (const name of new Set(request.machines)) {
       const mine = groupsNamed(groups, machines, name);
       if (mine.length === 0 && isComplete) await this.#parts.hypervisor.findMachine(name);
       for (const group of mine) named.add(group);
     }
-    return sorted([...named].map((group) => this.#planGroup(group, { machines, isNamed: true, now })));
+    return plan(named, true);
   }
 
   /**
@@ -184,7 +190,44 @@ export class Pruner {
   async #decideAnew(pruning: Pruning): Promise<Decisions> {
     const entries = await this.#storage(pruning.storage).list();
     const group = groupsOf(entries).find(({ uuid }) => uuid === pruning.machine.uuid);
-    return decide(group?.entries ?? [], pruning);
+    return this.#decide(group?.entries ?? [], pruning);
+  }
+
+  /** By the rules; and what a policy has copied on stays until it is. */
+  async #decide(
+    entries: readonly BackupEntry[],
+    pruning: Pick<Pruning, 'keep' | 'timeZone' | 'now' | 'storage' | 'machine' | 'policy'>,
+  ): Promise<Decisions> {
+    const decisions = decide(entries, pruning);
+    if (decisions.every(({ keep }) => keep)) return decisions;
+    const rules = (this.#parts.config.policies[pruning.policy] ?? emptyPolicy()).replicate;
+    const waiting = new Map<string, string>();
+    for (const { from, to } of rules) {
+      if (from !== pruning.storage) continue;
+      for (const [key, why] of await this.#uncopied(entries, pruning.machine.uuid, { from, to }))
+        waiting.set(key, why);
+    }
+    return decisions.map((decision) => {
+      const why = waiting.get(keyOf(decision.backup.entry));
+      return why === undefined || decision.keep ? decision : { ...decision, keep: true, reasons: [why] };
+    });
+  }
+
+  /** Backups that are still to be copied, with why they stay; all of them where that cannot be found out. */
+  async #uncopied(
+    entries: readonly BackupEntry[],
+    uuid: string | null,
+    { from, to }: { readonly from: string; readonly to: string },
+  ): Promise<readonly (readonly [key: string, why: string])[]> {
+    try {
+      const storages = { from: this.#storage(from), to: this.#storage(to) };
+      const missing = await planReplication({ machines: [uuid ?? ''], ...storages, older: false });
+      return missing.map(({ entry }) => [keyOf(entry), `it is not copied to ${to} yet`]);
+    } catch (error) {
+      if (!(error instanceof StillpointError)) throw error;
+      const why = `whether ${to} has it cannot be found out: ${error.message}`;
+      return entries.map((entry) => [keyOf(entry), why]);
+    }
   }
 
   /** What everything else may go for must be there: presence, sizes and structure, not every byte. */
@@ -204,14 +247,14 @@ export class Pruner {
     checked.add(keyOf(last));
   }
 
-  #planGroup(
+  async #planGroup(
     group: Group,
     {
       machines,
       isNamed,
       now,
     }: { readonly machines: readonly MachineSummary[]; readonly isNamed: boolean; readonly now: Date },
-  ): Pruning {
+  ): Promise<Pruning> {
     const { config, configPath } = this.#parts;
     const present = machines.find(({ uuid }) => uuid === group.uuid);
     const newest = group.entries.findLast(({ machine }) => machine.uuid === group.uuid);
@@ -239,7 +282,8 @@ export class Pruner {
       now,
       skipped,
     };
-    const decisions = decide(group.entries, about).map(({ backup, keep, reasons }): PruneDecision => {
+    const decided = await this.#decide(group.entries, about);
+    const decisions = decided.map(({ backup, keep, reasons }): PruneDecision => {
       const kept = skipped === null || !backup.good ? { keep, reasons } : { keep: true, reasons: [skipped] };
       return { entry: backup.entry, ...kept };
     });

@@ -25,6 +25,9 @@ const hopeless: ReadonlySet<string> = new Set<StorageErrorCode | RepositoryError
   'BACKUP_FENCED',
 ]);
 
+/** What a copy fails with that a collection has fenced: the second when it meets what is gone before it meets the fence. */
+const afterFence: ReadonlySet<string> = new Set<RepositoryErrorCode>(['BACKUP_FENCED', 'REPOSITORY_DAMAGED']);
+
 /**
  * Copies what a storage has of one machine into another one that has it not, oldest first. It ends at the first backup
  * whose copy fails, so that the next one begins there: what is older than the newest one there counts as pruned there.
@@ -79,7 +82,22 @@ async function copyMissing(
   if (first !== undefined) throw first;
 }
 
-function copyOne(
+/** A copy that was fenced meanwhile is begun once more, behind the fence; one that was deleted there is refused again. */
+async function copyOne(
+  context: StepContext<ReplicationFacts>,
+  from: Storage,
+  to: Storage,
+  planned: PlannedCopy,
+): Promise<BackupEntry> {
+  try {
+    return await copyOnce(context, from, to, planned);
+  } catch (error) {
+    if (!(error instanceof StillpointError) || !afterFence.has(error.code)) throw error;
+    return copyOnce(context, from, to, planned);
+  }
+}
+
+function copyOnce(
   context: StepContext<ReplicationFacts>,
   from: Storage,
   to: Storage,

@@ -169,6 +169,17 @@ void t.test('keep takes its rules and nothing else, and without it everything st
   t.end();
 });
 
+void t.test('a bandwidth that would make a storage seem silent is refused', (t) => {
+  const vault = (limits: string): string =>
+    `storages: { v: { kind: repository, url: "file:///v", keyFile: /k, ${limits} } }\n`;
+  t.match(problemsOf(vault('bandwidthBytesPerSecond: 1000')), [/expected 0 or at least 524288/]);
+  t.match(problemsOf(vault('stallSeconds: 60, bandwidthBytesPerSecond: 1000000')), [
+    /bandwidthBytesPerSecond: expected 0 or at least 2236963 with a stallSeconds of 60/,
+  ]);
+  t.ok(parseConfig(vault('bandwidthBytesPerSecond: 1000000'), 'c.yaml'));
+  t.end();
+});
+
 void t.test('a policy copies from where its backups are by then to where they are not', (t) => {
   const storages = ['local', 'vault', 'cloud'].map(
     (name) => `  ${name}: { kind: directory, path: /${name} }\n`,
@@ -193,10 +204,13 @@ void t.test('a policy copies from where its backups are by then to where they ar
     ],
   );
   const grouped = `storageGroups: { main: { storages: [local, vault] } }\n`;
-  const fromGroup = text('{ replicate: [{ from: main, to: cloud }] }') + grouped;
-  const byGroup = policyFor(parseConfig(fromGroup, 'c.yaml').config, 'm', 'c.yaml');
-  t.match(byGroup, { policy: { storages: ['main'] } }, 'a group may have them');
-  t.match(problemsOf(text('{ storages: [main], replicate: [{ from: main, to: vault }] }') + grouped), [
+  const fromMember = text('{ replicate: [{ from: local, to: cloud }] }') + grouped;
+  const byGroup = policyFor(parseConfig(fromMember, 'c.yaml').config, 'm', 'c.yaml');
+  t.match(byGroup, { policy: { storages: ['main'] } }, 'a storage of a group may have them');
+  t.match(problemsOf(text('{ replicate: [{ from: main, to: cloud }] }') + grouped), [
+    /replicate\.0\.from: main is a group; name one of its storages: local, vault/,
+  ]);
+  t.match(problemsOf(text('{ storages: [main], replicate: [{ from: local, to: vault }] }') + grouped), [
     /replicate\.0\.to: the backups of this policy are in vault already/,
   ]);
   t.end();

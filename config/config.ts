@@ -198,8 +198,9 @@ function replicationProblems(
     const refuse = (key: string, why: string): void => {
       problems.push(sources.problemAt(['policies', policyName, 'replicate', index, key], why));
     };
-    if (!storages.includes(from) && config.storageGroups[from] === undefined)
-      refuse('from', `no storage is called ${from}`);
+    if (config.storageGroups[from] !== undefined)
+      refuse('from', `${from} is a group; name one of its storages: ${membersOf(config, from).join(', ')}`);
+    else if (!storages.includes(from)) refuse('from', `no storage is called ${from}`);
     else if (!have.has(from)) refuse('from', `no backup of this policy is in ${from} by then`);
     if (!storages.includes(to)) refuse('to', `no storage is called ${to}`);
     else if (have.has(to)) refuse('to', `the backups of this policy are in ${to} already`);

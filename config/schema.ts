@@ -72,8 +72,9 @@ const directoryStorage = z.strictObject({
   ...ofEveryStorage,
 });
 
-/** Slower than this a few packs that wait for each other would seem to be a storage that does not answer. */
 const slowestBytesPerSecond = 512 * 1024;
+/** A few packs wait for each other. What takes longer than a storage may be silent would seem to be one that is away. */
+const waitingBytes = 128 * 1024 * 1024;
 
 const repositoryStorage = z
   .strictObject({
@@ -123,6 +124,14 @@ const repositoryStorage = z
       if (!isS3 && storage[key] !== undefined)
         context.addIssue({ code: 'custom', path: [key], message: `a storage of file: has no ${key}` });
     }
+    const { bandwidthBytesPerSecond: limit, stallSeconds } = storage;
+    const slowest = Math.ceil(waitingBytes / stallSeconds);
+    if (limit > 0 && limit < slowest)
+      context.addIssue({
+        code: 'custom',
+        path: ['bandwidthBytesPerSecond'],
+        message: `expected 0 or at least ${slowest} with a stallSeconds of ${stallSeconds}`,
+      });
   });
 
 const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile'] as const;
@@ -214,7 +223,7 @@ const schedule = z
 
 const replication = z.strictObject({
   from: name.describe(
-    'What has them: one of `storages`, also a group, or the `to` of an entry before this one.',
+    'The storage that has them: one of `storages`, or of a group of them, or the `to` of an entry before this one.',
   ),
   to: name.describe('The storage that gets them.'),
   keep: keep

@@ -119,6 +119,11 @@ export class Engine {
     return this.#journal.get(jobId);
   }
 
+  /** A job of this process that nobody runs, for what kept it from being begun: the next look takes it over. */
+  leave(jobId: string): void {
+    this.#running.delete(jobId);
+  }
+
   async #drive<Facts>(
     definition: JobDefinition<Facts>,
     jobId: string,

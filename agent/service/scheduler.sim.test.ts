@@ -199,6 +199,25 @@ void t.test(
   },
 );
 
+void t.test('a backup for which there is no room lets the rules make some', async (t) => {
+  await using host = await ScheduledSite.create(
+    { schedule: { cron: '0 * * * *', retries: { count: 0 } }, keep: { last: 1 } },
+    '2026-11-22T00:30',
+  );
+  await host.start();
+  const { pruner } = host.agent;
+  const run = pruner.run.bind(pruner);
+  pruner.run = () => Promise.resolve();
+  await host.until('2026-11-22T02:30');
+  t.equal((await host.agent.backups.list(undefined, () => undefined)).length, 2);
+  pruner.run = run;
+  const full = new HypervisorError('NO_SPACE', 'no space', { retryable: false });
+  host.site.world.failNext('definition', full, 'before');
+  await host.until('2026-11-22T03:30');
+  t.match(host.lines(/is not tried again$/), [{ error: { code: 'NO_SPACE' } }]);
+  t.equal(host.lines(/^backup pruned$/).length, 1);
+});
+
 void t.test('a pruning that fails is told, and fails nothing', async (t) => {
   await using host = await ScheduledSite.create(
     { schedule: '0 * * * *', keep: { last: 1 } },

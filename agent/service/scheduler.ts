@@ -22,6 +22,15 @@ const afterNoJobMs = 1000;
 /** After what cannot be done now, such as writing to a full disk. */
 const againMs = 60_000;
 
+/** What a backup fails with where there is no room for it. */
+const storageIsFull: ReadonlySet<string> = new Set([
+  'NOT_ENOUGH_DISK_SPACE',
+  'NO_SPACE',
+  'QUOTA_EXCEEDED',
+  'STORAGE_FULL',
+  'STORAGE_GROUP_UNUSABLE',
+]);
+
 /** The clocks of the host. */
 export const hostClock = (): ClockReading => ({ wallMs: Date.now(), monotonicMs: performance.now() });
 
@@ -210,7 +219,9 @@ export class Scheduler {
     const error = job?.error ?? null;
     const outcome = job === undefined ? 'failed' : outcomeOf(job);
     this.#writeEnd(machine, entry, { outcome, error, nowMs });
-    if (outcome === 'succeeded') this.#follow(machine);
+    if (outcome === 'succeeded') this.#follow(machine, { copies: true });
+    // What the rules let go may be the room that the next one needs.
+    else if (error !== null && storageIsFull.has(error.code)) this.#follow(machine, { copies: false });
   }
 
   #writeEnd(
@@ -242,14 +253,18 @@ export class Scheduler {
    * What a policy asks for after a backup: copies, then pruning. One machine after the other: both read and write in
    * storages that all of them share.
    */
-  #follow(machine: ScheduledMachine): void {
-    this.#following = this.#copyAndPrune(this.#following, machine);
+  #follow(machine: ScheduledMachine, options: { readonly copies: boolean }): void {
+    this.#following = this.#copyAndPrune(this.#following, machine, options);
   }
 
-  async #copyAndPrune(before: Promise<void>, machine: ScheduledMachine): Promise<void> {
+  async #copyAndPrune(
+    before: Promise<void>,
+    machine: ScheduledMachine,
+    { copies }: { readonly copies: boolean },
+  ): Promise<void> {
     await before;
     const how = { log: this.#logger, signal: this.#ending.signal };
-    await copyAfter(this.#agent, machine, how);
+    if (copies) await copyAfter(this.#agent, machine, how);
     if (machine.prunes && !how.signal.aborted) await pruneAfter(this.#agent, machine, how);
   }
 

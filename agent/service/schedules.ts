@@ -25,8 +25,8 @@ export async function actOnSchedules(
     machines.lookIfNeeded();
     await wake.sleep(scheduler.lookAtDue());
   }
-  await machines.end();
-  await scheduler.end();
+  // The scheduler first: libvirt may keep the other one waiting, and nothing may begin meanwhile.
+  await Promise.all([scheduler.end(), machines.end()]);
 }
 
 /** A sleep that can be ended early; an `up` that nobody sleeps through counts for the next one. */
