@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { hashFile } from '../../common/copy.ts';
 import { newId } from '../../common/ids.ts';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
@@ -15,7 +16,7 @@ import { type BlockDevice, leadsTo, readBlockDevice, usersOfDevice } from './blo
 import { RestoreError } from './errors.ts';
 import { isOff } from './request.ts';
 import { type ImageSource, imagesOf } from './takenPaths.ts';
-import { isHalfWritten, writeDevice, type WriteOptions } from './writeDevice.ts';
+import { writeDevice, type WriteOptions } from './writeDevice.ts';
 
 /** Whatever looks at new devices (udev) has them open no longer than this. */
 const patienceMs = 3000;
@@ -68,7 +69,7 @@ export async function planDeviceRestore(
     remarks: [
       `everything in the first ${formatBytes(volume.virtualSizeBytes)} of ${device.path} is overwritten, and nothing of it is kept`,
       ...(behindBytes === 0 ? [] : [`the ${formatBytes(behindBytes)} behind that stay as they are`]),
-      ...((await isHalfWritten(device.path)) ? ['an earlier restore onto it has not ended'] : []),
+      ...((await isHalfRestored(device.path)) ? ['an earlier restore onto it has not ended'] : []),
     ],
   };
 }

@@ -8,9 +8,12 @@ import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
 import { planDeviceRestore, restoreToDevice } from '../../agent/restore/deviceRestore.ts';
-import { isHalfWritten } from '../../agent/restore/writeDevice.ts';
 import { openBelow } from '../sim/faultyFiles.ts';
+import { removeSharedImages, Site } from '../sim/site.ts';
+import { OfflineWatch } from '../../agent/snapshot/offlineWatch.ts';
+import { planRead } from '../../agent/snapshot/planRead.ts';
 import { newId } from '../../common/ids.ts';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import { volumeSource } from '../../storage/repository/repositoryFixture.ts';
 import { machine, manifestOf, placeFor, store } from '../../storage/repositoryStorage/fixture.ts';
@@ -117,7 +120,7 @@ for (const kind of ['repository', 'directory'] as const) {
           content.subarray(volume.length).equals(Buffer.alloc(deviceBytes - volume.length, 0xa5)),
           'as it was',
         );
-        t.notOk(await isHalfWritten(device));
+        t.notOk(await isHalfRestored(device));
         t.same(
           (await openBelow('/dev')).filter((path) => path === device),
           [],
@@ -136,7 +139,7 @@ for (const kind of ['repository', 'directory'] as const) {
             code: 'DEVICE_HALF_WRITTEN',
             hint: /repeat/,
           });
-          t.ok(await isHalfWritten(device));
+          t.ok(await isHalfRestored(device));
           const { remarks } = await planDeviceRestore(emptyHost, from.entry, { target: undefined, device });
           t.match(remarks.join(), /has not ended/);
         }
@@ -146,6 +149,63 @@ for (const kind of ['repository', 'directory'] as const) {
     },
   );
 }
+
+/** Begins a restore onto a device, and interrupts it. */
+async function restoreHalf(
+  t: Test,
+  from: { storage: Storage; entry: BackupEntry },
+  device: string,
+): Promise<void> {
+  const controller = new AbortController();
+  await t.rejects(
+    restore(t, from, device, () => controller.abort(), controller.signal),
+    { code: 'DEVICE_HALF_WRITTEN' },
+  );
+}
+
+void t.test('a half restored device is never backed up as good', async (t) => {
+  const from = await stored(t, 'repository');
+  const device = await loopDevice(t);
+  const site = await Site.create({ targets: ['vda'] });
+  t.teardown(async () => {
+    await site[Symbol.asyncDispose]();
+    await removeSharedImages();
+  });
+  const simulated = site.world.machine('m');
+  const disk = `<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='${device}'/><target dev='vdb' bus='virtio'/></disk></devices>`;
+  const { persistent, instance } = simulated;
+  if (persistent === undefined || instance === undefined) throw new Error('the machine does not run');
+  simulated.persistent = persistent.replace('</devices>', disk);
+  simulated.instance = { ...instance, definition: instance.definition.replace('</devices>', disk) };
+  const hypervisor = site.world.connect();
+  const plan = (mode: 'disk' | 'offline') =>
+    planRead(hypervisor, {
+      jobId: newId(),
+      machineUuid: site.uuid,
+      mode,
+      modeReason: '',
+      retainDirectory: null,
+      runDirectory: site.runDirectory,
+    });
+  const refusal = {
+    code: 'CORRUPT_DISK_IMAGE_FOUND',
+    message: /half restored/,
+    hint: new RegExp(`--volume vdb --to-device ${device}`),
+  };
+  await restoreHalf(t, from, device);
+  await t.rejects(plan('disk'), refusal, 'its machine was started on it');
+  await hypervisor.powerOff(site.uuid);
+  await t.rejects(plan('offline'), refusal);
+  await restore(t, from, device);
+  await using watch = await OfflineWatch.start(hypervisor, await plan('offline'));
+  await watch.requireUntouched();
+  await restoreHalf(t, from, device);
+  await t.rejects(
+    watch.requireUntouched(),
+    { code: 'MACHINE_INTERFERED', message: /half restored/ },
+    'nor when the restore began after it was planned',
+  );
+});
 
 void t.test('a device that anybody has a use for is not touched', async (t) => {
   const from = await stored(t, 'repository');
