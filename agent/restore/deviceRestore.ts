@@ -48,7 +48,11 @@ export interface DevicePlan {
 export async function planDeviceRestore(
   hypervisor: Machines,
   entry: BackupEntry,
-  { target, device: name }: { readonly target: string | undefined; readonly device: string },
+  {
+    target,
+    device: name,
+    signal,
+  }: { readonly target: string | undefined; readonly device: string; readonly signal: AbortSignal },
 ): Promise<DevicePlan> {
   const { volume, id, machine } = volumeOf(entry, target);
   const device = await readBlockDevice(name);
@@ -59,7 +63,7 @@ export async function planDeviceRestore(
       { hint: 'lsblk --paths --bytes; choose a larger device' },
     );
   }
-  await requireFree(hypervisor, device, machine.uuid);
+  await requireFree(hypervisor, device, machine.uuid, signal);
   const behindBytes = device.sizeBytes - volume.virtualSizeBytes;
   return {
     backup: { id, storage: entry.storage, machine: machine.name, pointInTime: entry.pointInTime },
@@ -92,7 +96,7 @@ export async function restoreToDevice(
     if (source.virtualSizeBytes !== plan.sizeBytes)
       throw damaged(entry, `${volume.target} has ${source.virtualSizeBytes} bytes, not ${plan.sizeBytes}`);
     const device = await readBlockDevice(plan.device.path);
-    await requireFree(hypervisor, device, machine.uuid);
+    await requireFree(hypervisor, device, machine.uuid, options.signal);
     if (device.sizeBytes !== plan.device.sizeBytes)
       throw new RestoreError('DEVICE_UNSUITABLE', `${device.path} is another device than it was`, {
         hint: 'lsblk --paths; repeat the command',
@@ -175,7 +179,12 @@ async function requireWhole(
  * has it mounted is told by the kernel when it is opened.
  * @throws RestoreError DEVICE_BUSY
  */
-async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: string): Promise<void> {
+async function requireFree(
+  hypervisor: Machines,
+  device: BlockDevice,
+  uuid: string,
+  signal: AbortSignal,
+): Promise<void> {
   for (const machine of await hypervisor.machines()) {
     if (machine.uuid === uuid && isOff(machine) && !machine.hasManagedSave) continue;
     for (const path of await imagesOf(hypervisor, machine))
@@ -184,7 +193,7 @@ async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: stri
   }
   const deadline = performance.now() + patienceMs;
   for (;;) {
-    const user = (await usersOfDevice(device))[0];
+    const user = (await usersOfDevice(device, signal))[0];
     if (user === undefined) return;
     if (performance.now() > deadline)
       throw busy(
@@ -192,7 +201,7 @@ async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: stri
         `process ${user.pid} (${user.command}) has it open`,
         `ps ${user.pid}; lsblk ${device.path}`,
       );
-    await sleep(pollMs);
+    await sleep(pollMs, undefined, { signal });
   }
 }
 

@@ -24,7 +24,7 @@ export async function restoreDevice(cli: Cli, reference: string, options: Option
     const { signal } = interruption;
     await findBackup(cli, agent.backups, reference);
     const entry = await agent.findBackup(reference, options.text('storage'));
-    const plan = await planDeviceRestore(hypervisor, entry, { target, device });
+    const plan = await planDeviceRestore(hypervisor, entry, { target, device, signal });
     if (terminal.json) terminal.object({ plan });
     else printPlan((...parts) => terminal.out(...parts), plan);
     await confirm(cli, options, signal);

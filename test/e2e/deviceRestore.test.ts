@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
+import { readBlockDevice, usersOfDevice } from '../../agent/restore/blockDevice.ts';
 import { planDeviceRestore, restoreToDevice } from '../../agent/restore/deviceRestore.ts';
-import { openBelow } from '../sim/faultyFiles.ts';
+import { FaultyFiles, openBelow } from '../sim/faultyFiles.ts';
 import { removeSharedImages, Site } from '../sim/site.ts';
 import { OfflineWatch } from '../../agent/snapshot/offlineWatch.ts';
 import { planRead } from '../../agent/snapshot/planRead.ts';
@@ -31,6 +32,8 @@ const volume = Buffer.concat([
   randomBytes(5 * 512),
 ]);
 const deviceBytes = 16 * 1024 * 1024;
+
+const { signal } = new AbortController();
 
 /** A loop device full of other bytes, gone after the test. */
 async function loopDevice(t: Test, sizeBytes = deviceBytes): Promise<string> {
@@ -90,12 +93,12 @@ async function restore(
   { storage, entry }: { storage: Storage; entry: BackupEntry },
   device: string,
   onProgress: () => void = () => undefined,
-  signal = new AbortController().signal,
+  ending = signal,
 ): Promise<void> {
-  const plan = await planDeviceRestore(emptyHost, entry, { target: 'vda', device });
+  const plan = await planDeviceRestore(emptyHost, entry, { target: 'vda', device, signal });
   const runDirectory = await mkdtemp(join(tmpdir(), 'sp-run-'));
   try {
-    await restoreToDevice(emptyHost, storage, entry, plan, { signal, runDirectory, onProgress });
+    await restoreToDevice(emptyHost, storage, entry, plan, { signal: ending, runDirectory, onProgress });
   } finally {
     t.same(await readdir(runDirectory), [], 'nothing is left of what served it');
     await rm(runDirectory, { recursive: true });
@@ -140,7 +143,11 @@ for (const kind of ['repository', 'directory'] as const) {
             hint: /repeat/,
           });
           t.ok(await isHalfRestored(device));
-          const { remarks } = await planDeviceRestore(emptyHost, from.entry, { target: undefined, device });
+          const { remarks } = await planDeviceRestore(emptyHost, from.entry, {
+            target: undefined,
+            device,
+            signal,
+          });
           t.match(remarks.join(), /has not ended/);
         }
         await restore(t, from, device);
@@ -210,7 +217,7 @@ void t.test('a half restored device is never backed up as good', async (t) => {
 void t.test('a device that anybody has a use for is not touched', async (t) => {
   const from = await stored(t, 'repository');
   const plan = async (device: string, at = emptyHost) =>
-    planDeviceRestore(at, from.entry, { target: 'vda', device });
+    planDeviceRestore(at, from.entry, { target: 'vda', device, signal });
 
   await t.test('no block device', async (t) => {
     await t.rejects(plan('/dev/null'), { code: 'DEVICE_UNSUITABLE', message: /not a block device/ });
@@ -233,6 +240,40 @@ void t.test('a device that anybody has a use for is not touched', async (t) => {
     t.teardown(() => child.kill());
     await once(child.stdout, 'data');
     await t.rejects(plan(device), { code: 'DEVICE_BUSY', message: /process \d+ \(sh\)/ });
+  });
+
+  await t.test('no other file of a process is asked for: it may be on a dead network mount', async (t) => {
+    const device = await loopDevice(t);
+    const child = spawn('sh', ['-c', `exec 3<${import.meta.filename} 4<${device}; echo open; read line`], {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    });
+    t.teardown(() => child.kill());
+    await once(child.stdout, 'data');
+    const of = await readBlockDevice(device);
+    const place = `/proc/${child.pid}/fd`;
+    using files = new FaultyFiles(place);
+    const users = await usersOfDevice(of, signal);
+    t.match(users, [{ pid: child.pid }]);
+    const asked = files.calls.filter(({ operation }) => operation === 'stat').map(({ path }) => path);
+    t.same(asked.includes(`${place}/3`), false);
+    t.same(asked.includes(`${place}/4`), true);
+  });
+
+  await t.test('waiting for whoever has it open ends with a signal', async (t) => {
+    const device = await loopDevice(t);
+    const child = spawn('sh', ['-c', `exec 3<${device}; echo open; read line`], {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    });
+    t.teardown(() => child.kill());
+    await once(child.stdout, 'data');
+    const ending = new AbortController();
+    const planned = planDeviceRestore(emptyHost, from.entry, {
+      target: 'vda',
+      device,
+      signal: ending.signal,
+    });
+    ending.abort();
+    await t.rejects(planned, { name: 'AbortError' });
   });
 
   await t.test('mounted', async (t) => {
