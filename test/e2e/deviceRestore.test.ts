@@ -9,6 +9,7 @@ import t, { type Test } from 'tap';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
 import { readBlockDevice, usersOfDevice } from '../../agent/restore/blockDevice.ts';
 import { planDeviceRestore, restoreToDevice } from '../../agent/restore/deviceRestore.ts';
+import { eventually, startLab } from '../lab/lab.ts';
 import { FaultyFiles, openBelow } from '../sim/faultyFiles.ts';
 import { removeSharedImages, Site } from '../sim/site.ts';
 import { OfflineWatch } from '../../agent/snapshot/offlineWatch.ts';
@@ -316,3 +317,44 @@ void t.test('damage of a backup is found before the device is touched', async (t
   await t.rejects(restore(t, from, device), { code: 'BACKUP_DAMAGED' });
   t.ok((await contentOf(device)).every((byte) => byte === 0xa5));
 });
+
+void t.test(
+  'the command restores a disk of a real machine that is off, and keeps its backup meanwhile',
+  async (t) => {
+    await using lab = await startLab();
+    const agent = await lab.installAgent();
+    const device = await loopDevice(t);
+    const disk = `<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='${device}'/><target dev='vdb' bus='virtio'/></disk>`;
+    const options = { name: 'sp-device', volumes: [{ target: 'vda' }], extraDevicesXml: disk };
+    await lab.createMachine(options, { start: false });
+    await writeFile(device, volume, { flag: 'r+' });
+    const before = await contentOf(device);
+    t.match(await agent.run(['backup', 'sp-device', '--mode', 'offline']), { exitCode: 0 });
+    await writeFile(device, Buffer.alloc(deviceBytes, 0x5a), { flag: 'r+' });
+    const args = ['restore', 'sp-device@latest', '--volume', 'vdb', '--to-device', device];
+
+    const unasked = await agent.run(args);
+    t.match(unasked, { exitCode: 2, stdout: /is overwritten, and nothing of it is kept/ });
+    t.ok(
+      (await contentOf(device)).every((byte) => byte === 0x5a),
+      'nothing was written',
+    );
+
+    // A terminal, on which it asks.
+    const command = [agent.command, ...args, '--config', agent.configFile].join(' ');
+    const typed = join(lab.root, 'typed');
+    await lab.run('mkfifo', [typed]);
+    const terminal = ['-c', 'exec script -qec "$0" /dev/null 0<>"$1"', command, typed];
+    const asking = lab.background('sh', terminal, { timeoutMs: 120_000 });
+    await eventually(() => asking.output().stdout.includes('Type yes'), { timeoutMs: 60_000 });
+    const remove = ['delete', 'sp-device@latest', '--yes'];
+    t.match(await agent.run(remove), { exitCode: 7, stderr: /^MOUNT_BUSY/m });
+    await asking.kill9();
+
+    const restored = await agent.run([...args, '--yes']);
+    t.match(restored, { exitCode: 0, stdout: /read back and compared/ }, restored.stderr);
+    t.ok((await contentOf(device)).equals(before), 'the device is as it was');
+    t.match(await agent.run(['backup', 'sp-device', '--mode', 'offline']), { exitCode: 0 });
+    t.match(await agent.run(remove), { exitCode: 0 }, 'nothing keeps a backup any more');
+  },
+);
