@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   chmod,
   chown,
@@ -16,7 +18,8 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
 import { mountPoints } from './restore/fuse.ts';
-import { extImage, lookStage, storageNames, storeVolumes } from './lookedFixture.ts';
+import type { BackupEntry } from '../storage/storage.ts';
+import { extImage, type LookStage, lookStage, storageNames, storeVolumes } from './lookedFixture.ts';
 
 const { signal } = new AbortController();
 
@@ -232,3 +235,59 @@ void t.test('a look that is ended in the middle leaves nothing mounted', async (
   );
   t.same(await stage.looked.looks.list(), []);
 });
+
+void t.test(
+  'a backup that is being read is not deleted, until its reader has ended or was killed',
+  async (t) => {
+    const stage = await lookStage(t);
+    for (const name of storageNames) {
+      const entry = await storeVolumes(stage.storage(name), stage.directory, {
+        vda: Buffer.alloc(65_536, 1),
+      });
+      const other = stage.other();
+      await t.rejects(
+        stage.looked.whileKept(entry, async () => {
+          await t.rejects(other.requireUnused(entry), { code: 'MOUNT_BUSY' }, name);
+          throw new Error('in the middle');
+        }),
+        { message: 'in the middle' },
+      );
+      await other.requireUnused(entry);
+
+      const { child, ended } = await heldByChild(stage, entry);
+      await t.rejects(other.requireUnused(entry), {
+        code: 'MOUNT_BUSY',
+        message: new RegExp(`${child.pid}`),
+      });
+      child.kill('SIGKILL');
+      await ended;
+      await other.requireUnused(entry);
+      const [abandoned, ...others] = await other.looks.abandoned();
+      t.same(others, []);
+      if (abandoned !== undefined) await other.looks.end(abandoned);
+      t.same(await other.looks.list(), [], 'the record of the dead one can be taken away');
+
+      await stage.storage(name).delete(entry);
+      await t.rejects(
+        stage.looked.whileKept(entry, () => Promise.resolve()),
+        { code: 'BACKUP_NOT_FOUND' },
+        'nor is one read that was deleted before',
+      );
+      t.same(await other.looks.list(), []);
+    }
+  },
+);
+
+/** A process that reads a backup until it is killed. */
+async function heldByChild({ directory }: LookStage, entry: BackupEntry) {
+  const module = new URL('restore/looks.ts', import.meta.url);
+  const script = `import { Looks } from '${module.href}';
+    await new Looks(process.argv[1]).hold(JSON.parse(process.argv[2]));
+    console.log('held');
+    setInterval(() => undefined, 1000);`;
+  const args = ['--input-type=module', '-e', script, join(directory, 'run'), JSON.stringify(entry)];
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const ended = once(child, 'exit');
+  await once(child.stdout, 'data');
+  return { child, ended };
+}

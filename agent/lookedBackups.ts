@@ -67,11 +67,25 @@ export class LookedBackups {
     return this.looks.begin({ entry, volumes, directory, config: this.#configOf(entry) });
   }
 
+  /**
+   * Reads a backup, which nobody on this host can delete meanwhile.
+   * @param found is looked up once more: it may have been deleted just before
+   * @throws StorageError BACKUP_NOT_FOUND
+   */
+  async whileKept<T>(found: BackupEntry, read: (entry: BackupEntry) => Promise<T>): Promise<T> {
+    const look = await this.looks.hold(found);
+    try {
+      return await read(found.id === null ? found : await this.#storage(found.storage).find(found.id));
+    } finally {
+      await this.looks.end(look);
+    }
+  }
+
   /** @throws RestoreError MOUNT_BUSY: a process of ours reads this copy */
   async requireUnused(entry: BackupEntry): Promise<void> {
     for (const { backup, owner, directory } of await this.looks.list()) {
       if (backup.id !== entry.id || backup.storage !== entry.storage || !isOwnerAlive(owner)) continue;
-      throw new RestoreError('MOUNT_BUSY', `process ${owner.pid} looks into this backup`, {
+      throw new RestoreError('MOUNT_BUSY', `process ${owner.pid} reads this backup`, {
         hint: directory === null ? 'wait until it has ended' : `stillpoint storage unmount ${directory}`,
         retryable: true,
       });

@@ -1,4 +1,4 @@
-import { readdir, readFile, realpath, stat } from 'node:fs/promises';
+import { readdir, readFile, readlink, realpath, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
 import { RestoreError } from './errors.ts';
@@ -38,9 +38,13 @@ export interface DeviceUser {
 }
 
 /** Processes other than this one that have a device, a partition of it, or the disk that it is on, open. */
-export async function usersOfDevice({ related }: BlockDevice): Promise<readonly DeviceUser[]> {
+export async function usersOfDevice(
+  { related }: BlockDevice,
+  signal: AbortSignal,
+): Promise<readonly DeviceUser[]> {
   const users: DeviceUser[] = [];
   for (const pid of await readdir('/proc')) {
+    signal.throwIfAborted();
     if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
     if (!(await hasOpen(pid, related))) continue;
     const command = (await readOrNull(`/proc/${pid}/cmdline`)) ?? '';
@@ -52,7 +56,10 @@ export async function usersOfDevice({ related }: BlockDevice): Promise<readonly 
 async function hasOpen(pid: string, related: ReadonlySet<bigint>): Promise<boolean> {
   try {
     for (const descriptor of await readdir(`/proc/${pid}/fd`)) {
-      const status = await statOrNull(`/proc/${pid}/fd/${descriptor}`);
+      const path = `/proc/${pid}/fd/${descriptor}`;
+      // A stat of a file on a dead network mount would hang. Not only at the beginning: a chroot has devices of its own.
+      if ((await readlinkOrNull(path))?.includes('/dev/') !== true) continue;
+      const status = await statOrNull(path);
       if (status?.isBlockDevice() === true && related.has(status.rdev)) return true;
     }
   } catch (error) {
@@ -108,9 +115,17 @@ async function readOrNull(file: string): Promise<string | null> {
   }
 }
 
-async function statOrNull(path: string) {
+function statOrNull(path: string) {
+  return orNull(stat(path, { bigint: true }));
+}
+
+function readlinkOrNull(path: string) {
+  return orNull(readlink(path));
+}
+
+async function orNull<T>(looking: Promise<T>): Promise<T | null> {
   try {
-    return await stat(path, { bigint: true });
+    return await looking;
   } catch (error) {
     if (['ENOENT', 'ENOTDIR', 'EACCES', 'ESRCH'].some((code) => isErrno(error, code))) return null;
     throw error;

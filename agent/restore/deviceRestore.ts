@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { hashFile } from '../../common/copy.ts';
 import { newId } from '../../common/ids.ts';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { readQcow2Header } from '../../storage/directory/qcow2Header.ts';
@@ -15,7 +16,7 @@ import { type BlockDevice, leadsTo, readBlockDevice, usersOfDevice } from './blo
 import { RestoreError } from './errors.ts';
 import { isOff } from './request.ts';
 import { type ImageSource, imagesOf } from './takenPaths.ts';
-import { isHalfWritten, writeDevice, type WriteOptions } from './writeDevice.ts';
+import { writeDevice, type WriteOptions } from './writeDevice.ts';
 
 /** Whatever looks at new devices (udev) has them open no longer than this. */
 const patienceMs = 3000;
@@ -47,7 +48,11 @@ export interface DevicePlan {
 export async function planDeviceRestore(
   hypervisor: Machines,
   entry: BackupEntry,
-  { target, device: name }: { readonly target: string | undefined; readonly device: string },
+  {
+    target,
+    device: name,
+    signal,
+  }: { readonly target: string | undefined; readonly device: string; readonly signal: AbortSignal },
 ): Promise<DevicePlan> {
   const { volume, id, machine } = volumeOf(entry, target);
   const device = await readBlockDevice(name);
@@ -58,7 +63,7 @@ export async function planDeviceRestore(
       { hint: 'lsblk --paths --bytes; choose a larger device' },
     );
   }
-  await requireFree(hypervisor, device, machine.uuid);
+  await requireFree(hypervisor, device, machine.uuid, signal);
   const behindBytes = device.sizeBytes - volume.virtualSizeBytes;
   return {
     backup: { id, storage: entry.storage, machine: machine.name, pointInTime: entry.pointInTime },
@@ -68,7 +73,7 @@ export async function planDeviceRestore(
     remarks: [
       `everything in the first ${formatBytes(volume.virtualSizeBytes)} of ${device.path} is overwritten, and nothing of it is kept`,
       ...(behindBytes === 0 ? [] : [`the ${formatBytes(behindBytes)} behind that stay as they are`]),
-      ...((await isHalfWritten(device.path)) ? ['an earlier restore onto it has not ended'] : []),
+      ...((await isHalfRestored(device.path)) ? ['an earlier restore onto it has not ended'] : []),
     ],
   };
 }
@@ -91,7 +96,7 @@ export async function restoreToDevice(
     if (source.virtualSizeBytes !== plan.sizeBytes)
       throw damaged(entry, `${volume.target} has ${source.virtualSizeBytes} bytes, not ${plan.sizeBytes}`);
     const device = await readBlockDevice(plan.device.path);
-    await requireFree(hypervisor, device, machine.uuid);
+    await requireFree(hypervisor, device, machine.uuid, options.signal);
     if (device.sizeBytes !== plan.device.sizeBytes)
       throw new RestoreError('DEVICE_UNSUITABLE', `${device.path} is another device than it was`, {
         hint: 'lsblk --paths; repeat the command',
@@ -174,7 +179,12 @@ async function requireWhole(
  * has it mounted is told by the kernel when it is opened.
  * @throws RestoreError DEVICE_BUSY
  */
-async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: string): Promise<void> {
+async function requireFree(
+  hypervisor: Machines,
+  device: BlockDevice,
+  uuid: string,
+  signal: AbortSignal,
+): Promise<void> {
   for (const machine of await hypervisor.machines()) {
     if (machine.uuid === uuid && isOff(machine) && !machine.hasManagedSave) continue;
     for (const path of await imagesOf(hypervisor, machine))
@@ -183,7 +193,7 @@ async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: stri
   }
   const deadline = performance.now() + patienceMs;
   for (;;) {
-    const user = (await usersOfDevice(device))[0];
+    const user = (await usersOfDevice(device, signal))[0];
     if (user === undefined) return;
     if (performance.now() > deadline)
       throw busy(
@@ -191,7 +201,7 @@ async function requireFree(hypervisor: Machines, device: BlockDevice, uuid: stri
         `process ${user.pid} (${user.command}) has it open`,
         `ps ${user.pid}; lsblk ${device.path}`,
       );
-    await sleep(pollMs);
+    await sleep(pollMs, undefined, { signal });
   }
 }
 

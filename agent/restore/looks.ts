@@ -113,6 +113,11 @@ export class Looks {
     }
   }
 
+  /** Keeps a backup from being deleted on this host, until the look ends or its process does. */
+  hold(entry: BackupEntry): Promise<Look> {
+    return this.#writeDown(newId(), entry, [], null);
+  }
+
   async #writeDown(
     id: string,
     { storage, machine, pointInTime, manifest }: BackupEntry,

@@ -3,30 +3,18 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { directBuffers } from '../../common/directBuffers.ts';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { openDirect } from '../../common/pieces.ts';
+import { restoreMark } from '../../common/restoreMark.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { RestoreError } from './errors.ts';
 
 const pieceBytes = 4 * 1024 * 1024;
 const zeros = Buffer.alloc(pieceBytes);
-/** What stands at the beginning of a device while the rest is being written. */
-const marker = 'stillpoint: this device is half restored';
-const markerBytes = 4096;
+/** The mark takes a whole block, as devices are written in these. */
+const markBytes = 4096;
 
 export interface WriteOptions {
   readonly signal: AbortSignal;
   readonly onProgress: (what: 'writing' | 'comparing', doneBytes: number) => void;
-}
-
-/** True when a restore onto a device has begun and not ended. */
-export async function isHalfWritten(path: string): Promise<boolean> {
-  const file = await open(path, constants.O_RDONLY);
-  try {
-    const head = Buffer.alloc(marker.length);
-    await file.read(head, 0, head.length, 0);
-    return head.toString('latin1') === marker;
-  } finally {
-    await file.close();
-  }
 }
 
 /**
@@ -86,8 +74,8 @@ async function writeRest(
   device: FileHandle,
   { signal, onProgress }: WriteOptions,
 ): Promise<void> {
-  const mark = Buffer.alloc(markerBytes);
-  mark.write(`${marker}\n`, 'latin1');
+  const mark = Buffer.alloc(markBytes);
+  mark.write(`${restoreMark}\n`, 'latin1');
   await writeAll(device, mark, 0);
   await device.sync();
   const old = Buffer.alloc(pieceBytes);

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { stat } from 'node:fs/promises';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { SnapshotError } from './errors.ts';
 import { requireAtRest } from './planTemplate.ts';
@@ -37,7 +38,8 @@ export class OfflineWatch implements AsyncDisposable {
     });
     try {
       const marks = new Map<string, string>();
-      // What is written to a device does not show in its node: there only the machine's own start is noticed.
+      // What is written to a device does not show in its node: there only the machine's own start is noticed, and
+      // at the end a restore of ours.
       for (const { file, kind } of plan.volumes) if (kind === 'file') marks.set(file, await markOf(file));
       const watch = new OfflineWatch(hypervisor, plan, marks, (listener) => {
         listeners.push(listener);
@@ -65,6 +67,9 @@ export class OfflineWatch implements AsyncDisposable {
     for (const [file, mark] of this.#marks) {
       if ((await markOf(file)) !== mark) throw this.#interfered(`has a changed image (${file})`);
     }
+    for (const { file, kind } of this.#plan.volumes)
+      if (kind === 'block' && (await isHalfRestored(file)))
+        throw this.#interfered(`has a device that is half restored (${file})`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

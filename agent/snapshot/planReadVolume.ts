@@ -1,5 +1,6 @@
 import { lstat, realpath } from 'node:fs/promises';
 import { type ImageFormat, type ImageInfo, readImageInfo } from '../../common/qemuImage.ts';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import type { Ownership } from '../../common/files.ts';
 import { messageOf } from '../../common/errors.ts';
 import type { DomainVolume } from '../hypervisor/domainXml.ts';
@@ -54,6 +55,7 @@ export async function planReadVolume(
   const image = await localImageOf(hypervisor, machine.name, what, volume);
   const { kind, file } = await resolveSource(what, image);
   if (request.mode === 'offline') await refuseOtherUsers(what, file, machine.uuid);
+  if (kind === 'block') await refuseHalfRestored(volume.target, what, file);
   const info = await readImageInfo(file, format, { inUse: true });
   refuseUnsuitable(what, file, info, kind, request.mode);
   if (kind === 'file') await requireUsableRetainDirectory(what, file, request.retainDirectory);
@@ -129,6 +131,14 @@ async function blockDeviceOf(image: string): Promise<string | undefined> {
     // `resolveImage` says what is wrong with it.
     return undefined;
   }
+}
+
+/** What a restore has not ended on is no state that the machine ever had. */
+async function refuseHalfRestored(target: string, what: string, device: string): Promise<void> {
+  if (!(await isHalfRestored(device))) return;
+  throw new SnapshotError('CORRUPT_DISK_IMAGE_FOUND', `${what}: ${device} is half restored`, {
+    hint: `wait for its restore, or repeat it: stillpoint restore BACKUP --volume ${target} --to-device ${device}`,
+  });
 }
 
 function refuseUnsuitable(

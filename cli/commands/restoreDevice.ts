@@ -1,6 +1,8 @@
 import { dirname, resolve } from 'node:path';
+import type { Agent } from '../../agent/agent.ts';
 import { type DevicePlan, planDeviceRestore, restoreToDevice } from '../../agent/restore/deviceRestore.ts';
 import { formatBytes } from '../../common/units.ts';
+import type { BackupEntry } from '../../storage/storage.ts';
 import { findBackup } from '../backups.ts';
 import type { Cli } from '../cli.ts';
 import { confirm } from '../confirm.ts';
@@ -9,6 +11,7 @@ import type { ExitCode } from '../exitCodes.ts';
 import type { Options } from '../options.ts';
 import { styled, type Text } from '../output.ts';
 import { changing } from '../session.ts';
+import { clearAbandoned } from './storageMount.ts';
 
 /** `stillpoint restore BACKUP --volume TARGET --to-device DEVICE`: plan, question, work. */
 export async function restoreDevice(cli: Cli, reference: string, options: Options): Promise<ExitCode> {
@@ -18,41 +21,53 @@ export async function restoreDevice(cli: Cli, reference: string, options: Option
   const [target, ...others] = options.texts('volume') ?? [];
   if (others.length > 0 || target?.includes(',') === true)
     throw new CliError('USAGE', 'one volume goes onto one device', usage);
-  return changing(cli, async ({ agent, interruption }) => {
-    const { terminal } = cli;
-    const { hypervisor, config } = agent.parts;
-    const { signal } = interruption;
+  return changing(cli, async ({ agent, interruption: { signal } }) => {
+    await clearAbandoned(cli, agent);
     await findBackup(cli, agent.backups, reference);
-    const entry = await agent.findBackup(reference, options.text('storage'));
-    const plan = await planDeviceRestore(hypervisor, entry, { target, device });
-    if (terminal.json) terminal.object({ plan });
-    else printPlan((...parts) => terminal.out(...parts), plan);
-    await confirm(cli, options, signal);
-    try {
-      await restoreToDevice(hypervisor, agent.storage(entry.storage), entry, plan, {
-        signal,
-        runDirectory: dirname(config.agent.socket),
-        onProgress: (what, doneBytes) =>
-          terminal.live([
-            [`${what} ${plan.device.path}: ${formatBytes(doneBytes)} of ${formatBytes(plan.sizeBytes)}`],
-          ]),
-      });
-    } catch (error) {
-      if (!signal.aborted) throw error;
-      terminal.live([]);
-      terminal.error(error, plan.device.path);
-      return 130;
-    }
-    terminal.live([]);
-    if (terminal.json) terminal.object({ restored: plan.target, device: plan.device.path });
-    else
-      terminal.out(
-        styled('green', 'restored '),
-        styled('bold', plan.device.path),
-        ` is ${plan.target} of ${plan.backup.machine} as of ${plan.backup.pointInTime}, read back and compared`,
-      );
-    return 0;
+    const found = await agent.findBackup(reference, options.text('storage'));
+    // Also while the operator thinks about the plan.
+    return agent.looking.whileKept(found, async (entry) => {
+      const plan = await planDeviceRestore(agent.parts.hypervisor, entry, { target, device, signal });
+      if (cli.terminal.json) cli.terminal.object({ plan });
+      else printPlan((...parts) => cli.terminal.out(...parts), plan);
+      await confirm(cli, options, signal);
+      return restorePlanned(cli, agent, entry, plan, signal);
+    });
   });
+}
+
+async function restorePlanned(
+  { terminal }: Cli,
+  agent: Agent,
+  entry: BackupEntry,
+  plan: DevicePlan,
+  signal: AbortSignal,
+): Promise<ExitCode> {
+  const { hypervisor, config } = agent.parts;
+  try {
+    await restoreToDevice(hypervisor, agent.storage(entry.storage), entry, plan, {
+      signal,
+      runDirectory: dirname(config.agent.socket),
+      onProgress: (what, doneBytes) =>
+        terminal.live([
+          [`${what} ${plan.device.path}: ${formatBytes(doneBytes)} of ${formatBytes(plan.sizeBytes)}`],
+        ]),
+    });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    terminal.live([]);
+    terminal.error(error, plan.device.path);
+    return 130;
+  }
+  terminal.live([]);
+  if (terminal.json) terminal.object({ restored: plan.target, device: plan.device.path });
+  else
+    terminal.out(
+      styled('green', 'restored '),
+      styled('bold', plan.device.path),
+      ` is ${plan.target} of ${plan.backup.machine} as of ${plan.backup.pointInTime}, read back and compared`,
+    );
+  return 0;
 }
 
 function printPlan(out: (...parts: readonly Text[]) => void, plan: DevicePlan): void {

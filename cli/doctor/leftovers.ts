@@ -102,7 +102,7 @@ async function abandonedLooks(agent: Agent): Promise<readonly Check[]> {
     directory === null
       ? warn(
           'leftovers',
-          `process ${owner.pid} died while it took files out of backup ${backup.id}; its servers are still there`,
+          `process ${owner.pid} died while it read backup ${backup.id}; what served it may still be there`,
           `the next command of its kind takes them away: stillpoint files ${backup.id}`,
         )
       : warn(

@@ -7,10 +7,15 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
+import { readBlockDevice, usersOfDevice } from '../../agent/restore/blockDevice.ts';
 import { planDeviceRestore, restoreToDevice } from '../../agent/restore/deviceRestore.ts';
-import { isHalfWritten } from '../../agent/restore/writeDevice.ts';
-import { openBelow } from '../sim/faultyFiles.ts';
+import { eventually, startLab } from '../lab/lab.ts';
+import { FaultyFiles, openBelow } from '../sim/faultyFiles.ts';
+import { removeSharedImages, Site } from '../sim/site.ts';
+import { OfflineWatch } from '../../agent/snapshot/offlineWatch.ts';
+import { planRead } from '../../agent/snapshot/planRead.ts';
 import { newId } from '../../common/ids.ts';
+import { isHalfRestored } from '../../common/restoreMark.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import { volumeSource } from '../../storage/repository/repositoryFixture.ts';
 import { machine, manifestOf, placeFor, store } from '../../storage/repositoryStorage/fixture.ts';
@@ -28,6 +33,8 @@ const volume = Buffer.concat([
   randomBytes(5 * 512),
 ]);
 const deviceBytes = 16 * 1024 * 1024;
+
+const { signal } = new AbortController();
 
 /** A loop device full of other bytes, gone after the test. */
 async function loopDevice(t: Test, sizeBytes = deviceBytes): Promise<string> {
@@ -87,12 +94,12 @@ async function restore(
   { storage, entry }: { storage: Storage; entry: BackupEntry },
   device: string,
   onProgress: () => void = () => undefined,
-  signal = new AbortController().signal,
+  ending = signal,
 ): Promise<void> {
-  const plan = await planDeviceRestore(emptyHost, entry, { target: 'vda', device });
+  const plan = await planDeviceRestore(emptyHost, entry, { target: 'vda', device, signal });
   const runDirectory = await mkdtemp(join(tmpdir(), 'sp-run-'));
   try {
-    await restoreToDevice(emptyHost, storage, entry, plan, { signal, runDirectory, onProgress });
+    await restoreToDevice(emptyHost, storage, entry, plan, { signal: ending, runDirectory, onProgress });
   } finally {
     t.same(await readdir(runDirectory), [], 'nothing is left of what served it');
     await rm(runDirectory, { recursive: true });
@@ -117,7 +124,7 @@ for (const kind of ['repository', 'directory'] as const) {
           content.subarray(volume.length).equals(Buffer.alloc(deviceBytes - volume.length, 0xa5)),
           'as it was',
         );
-        t.notOk(await isHalfWritten(device));
+        t.notOk(await isHalfRestored(device));
         t.same(
           (await openBelow('/dev')).filter((path) => path === device),
           [],
@@ -136,8 +143,12 @@ for (const kind of ['repository', 'directory'] as const) {
             code: 'DEVICE_HALF_WRITTEN',
             hint: /repeat/,
           });
-          t.ok(await isHalfWritten(device));
-          const { remarks } = await planDeviceRestore(emptyHost, from.entry, { target: undefined, device });
+          t.ok(await isHalfRestored(device));
+          const { remarks } = await planDeviceRestore(emptyHost, from.entry, {
+            target: undefined,
+            device,
+            signal,
+          });
           t.match(remarks.join(), /has not ended/);
         }
         await restore(t, from, device);
@@ -147,10 +158,67 @@ for (const kind of ['repository', 'directory'] as const) {
   );
 }
 
+/** Begins a restore onto a device, and interrupts it. */
+async function restoreHalf(
+  t: Test,
+  from: { storage: Storage; entry: BackupEntry },
+  device: string,
+): Promise<void> {
+  const controller = new AbortController();
+  await t.rejects(
+    restore(t, from, device, () => controller.abort(), controller.signal),
+    { code: 'DEVICE_HALF_WRITTEN' },
+  );
+}
+
+void t.test('a half restored device is never backed up as good', async (t) => {
+  const from = await stored(t, 'repository');
+  const device = await loopDevice(t);
+  const site = await Site.create({ targets: ['vda'] });
+  t.teardown(async () => {
+    await site[Symbol.asyncDispose]();
+    await removeSharedImages();
+  });
+  const simulated = site.world.machine('m');
+  const disk = `<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='${device}'/><target dev='vdb' bus='virtio'/></disk></devices>`;
+  const { persistent, instance } = simulated;
+  if (persistent === undefined || instance === undefined) throw new Error('the machine does not run');
+  simulated.persistent = persistent.replace('</devices>', disk);
+  simulated.instance = { ...instance, definition: instance.definition.replace('</devices>', disk) };
+  const hypervisor = site.world.connect();
+  const plan = (mode: 'disk' | 'offline') =>
+    planRead(hypervisor, {
+      jobId: newId(),
+      machineUuid: site.uuid,
+      mode,
+      modeReason: '',
+      retainDirectory: null,
+      runDirectory: site.runDirectory,
+    });
+  const refusal = {
+    code: 'CORRUPT_DISK_IMAGE_FOUND',
+    message: /half restored/,
+    hint: new RegExp(`--volume vdb --to-device ${device}`),
+  };
+  await restoreHalf(t, from, device);
+  await t.rejects(plan('disk'), refusal, 'its machine was started on it');
+  await hypervisor.powerOff(site.uuid);
+  await t.rejects(plan('offline'), refusal);
+  await restore(t, from, device);
+  await using watch = await OfflineWatch.start(hypervisor, await plan('offline'));
+  await watch.requireUntouched();
+  await restoreHalf(t, from, device);
+  await t.rejects(
+    watch.requireUntouched(),
+    { code: 'MACHINE_INTERFERED', message: /half restored/ },
+    'nor when the restore began after it was planned',
+  );
+});
+
 void t.test('a device that anybody has a use for is not touched', async (t) => {
   const from = await stored(t, 'repository');
   const plan = async (device: string, at = emptyHost) =>
-    planDeviceRestore(at, from.entry, { target: 'vda', device });
+    planDeviceRestore(at, from.entry, { target: 'vda', device, signal });
 
   await t.test('no block device', async (t) => {
     await t.rejects(plan('/dev/null'), { code: 'DEVICE_UNSUITABLE', message: /not a block device/ });
@@ -173,6 +241,40 @@ void t.test('a device that anybody has a use for is not touched', async (t) => {
     t.teardown(() => child.kill());
     await once(child.stdout, 'data');
     await t.rejects(plan(device), { code: 'DEVICE_BUSY', message: /process \d+ \(sh\)/ });
+  });
+
+  await t.test('no other file of a process is asked for: it may be on a dead network mount', async (t) => {
+    const device = await loopDevice(t);
+    const child = spawn('sh', ['-c', `exec 3<${import.meta.filename} 4<${device}; echo open; read line`], {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    });
+    t.teardown(() => child.kill());
+    await once(child.stdout, 'data');
+    const of = await readBlockDevice(device);
+    const place = `/proc/${child.pid}/fd`;
+    using files = new FaultyFiles(place);
+    const users = await usersOfDevice(of, signal);
+    t.match(users, [{ pid: child.pid }]);
+    const asked = files.calls.filter(({ operation }) => operation === 'stat').map(({ path }) => path);
+    t.same(asked.includes(`${place}/3`), false);
+    t.same(asked.includes(`${place}/4`), true);
+  });
+
+  await t.test('waiting for whoever has it open ends with a signal', async (t) => {
+    const device = await loopDevice(t);
+    const child = spawn('sh', ['-c', `exec 3<${device}; echo open; read line`], {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    });
+    t.teardown(() => child.kill());
+    await once(child.stdout, 'data');
+    const ending = new AbortController();
+    const planned = planDeviceRestore(emptyHost, from.entry, {
+      target: 'vda',
+      device,
+      signal: ending.signal,
+    });
+    ending.abort();
+    await t.rejects(planned, { name: 'AbortError' });
   });
 
   await t.test('mounted', async (t) => {
@@ -215,3 +317,44 @@ void t.test('damage of a backup is found before the device is touched', async (t
   await t.rejects(restore(t, from, device), { code: 'BACKUP_DAMAGED' });
   t.ok((await contentOf(device)).every((byte) => byte === 0xa5));
 });
+
+void t.test(
+  'the command restores a disk of a real machine that is off, and keeps its backup meanwhile',
+  async (t) => {
+    await using lab = await startLab();
+    const agent = await lab.installAgent();
+    const device = await loopDevice(t);
+    const disk = `<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='${device}'/><target dev='vdb' bus='virtio'/></disk>`;
+    const options = { name: 'sp-device', volumes: [{ target: 'vda' }], extraDevicesXml: disk };
+    await lab.createMachine(options, { start: false });
+    await writeFile(device, volume, { flag: 'r+' });
+    const before = await contentOf(device);
+    t.match(await agent.run(['backup', 'sp-device', '--mode', 'offline']), { exitCode: 0 });
+    await writeFile(device, Buffer.alloc(deviceBytes, 0x5a), { flag: 'r+' });
+    const args = ['restore', 'sp-device@latest', '--volume', 'vdb', '--to-device', device];
+
+    const unasked = await agent.run(args);
+    t.match(unasked, { exitCode: 2, stdout: /is overwritten, and nothing of it is kept/ });
+    t.ok(
+      (await contentOf(device)).every((byte) => byte === 0x5a),
+      'nothing was written',
+    );
+
+    // A terminal, on which it asks.
+    const command = [agent.command, ...args, '--config', agent.configFile].join(' ');
+    const typed = join(lab.root, 'typed');
+    await lab.run('mkfifo', [typed]);
+    const terminal = ['-c', 'exec script -qec "$0" /dev/null 0<>"$1"', command, typed];
+    const asking = lab.background('sh', terminal, { timeoutMs: 120_000 });
+    await eventually(() => asking.output().stdout.includes('Type yes'), { timeoutMs: 60_000 });
+    const remove = ['delete', 'sp-device@latest', '--yes'];
+    t.match(await agent.run(remove), { exitCode: 7, stderr: /^MOUNT_BUSY/m });
+    await asking.kill9();
+
+    const restored = await agent.run([...args, '--yes']);
+    t.match(restored, { exitCode: 0, stdout: /read back and compared/ }, restored.stderr);
+    t.ok((await contentOf(device)).equals(before), 'the device is as it was');
+    t.match(await agent.run(['backup', 'sp-device', '--mode', 'offline']), { exitCode: 0 });
+    t.match(await agent.run(remove), { exitCode: 0 }, 'nothing keeps a backup any more');
+  },
+);
