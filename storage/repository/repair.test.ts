@@ -1,10 +1,13 @@
 import t from 'tap';
-import { deleteBackup, listBackups } from './backups.ts';
+import { newId } from '../../common/ids.ts';
+import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { collect, unreadable } from './collectionFixture.ts';
 import { putRecord } from './collectionRecords.ts';
 import { damagedName, manifestName, numberedName, prefixes, recordName } from './names.ts';
+import { attemptAfterFences } from './openSessions.ts';
 import { listProtections, readProtection, writeProtection } from './protections.ts';
 import { touchedOf } from './repair.ts';
+import { planManifests } from './repairManifests.ts';
 import { damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
 import { Repository } from './repository.ts';
 import { backUp, readVolume, someVolume, testSecret, testStage, testTime } from './repositoryFixture.ts';
@@ -152,4 +155,105 @@ void t.test('a verdict that is damaged goes on the word that nobody follows it, 
   t.match(await repair(repository), { steps: [], kept: [{ name, reason: /--alone/ }] });
   t.match(await repair(repository, { isAlone: true }), { steps: [{ action: 'set-aside', name }] });
   t.match(await collect(repository), { collection: 1 });
+});
+
+/** A backup whose first attempt is a fence and whose second one has the manifest. */
+async function secondAttempt(repository: Repository, id: string) {
+  await (await repository.begin({ backupId: id, startedAt: testTime, afterFence: true })).abandon();
+  const volume = someVolume(2);
+  const { manifest } = await backUp(repository, volume, { id, afterFence: true });
+  return { manifest, volume };
+}
+
+void t.test('a damaged fence in front of a whole attempt counts as the fence that it was', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  const { manifest, volume } = await secondAttempt(repository, id);
+  store.damage(manifestName(id), 700);
+  const { steps, kept, touched } = await repair(await Repository.open(store.client(), testSecret));
+  t.same({ steps, kept, touched }, { steps: [], kept: [], touched: [] });
+  t.same(store.names(prefixes.deletions), []);
+  t.same(store.names(prefixes.manifests), [manifestName(id), manifestName(id, 2)], 'its name stays taken');
+  const { context } = repository;
+  t.match(await listBackups(context), [{ id, problem: null }], 'once');
+  t.same(await readManifest(context, id), manifest);
+  t.equal(await attemptAfterFences(context, id), 2);
+  await collect(repository);
+  t.ok((await readVolume(repository, manifest)).equals(volume));
+});
+
+void t.test('a damaged fence counts as one as soon as the next attempt is announced', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  await (await repository.begin({ backupId: id, startedAt: testTime })).abandon();
+  const session = await repository.begin({ backupId: id, startedAt: testTime, afterFence: true });
+  store.damage(manifestName(id), 700);
+  const { steps, kept } = await repair(repository);
+  t.same({ steps, kept }, { steps: [], kept: [] });
+  await session.abandon();
+  t.same(await listBackups(repository.context), []);
+});
+
+void t.test('of a backup whose last attempt is damaged every damaged attempt is kept aside', async (t) => {
+  for (const isFenceDamaged of [false, true]) {
+    const { store, repository } = await testStage();
+    const id = newId();
+    await secondAttempt(repository, id);
+    const names = [...(isFenceDamaged ? [manifestName(id)] : []), manifestName(id, 2)];
+    for (const name of names) store.damage(name, 700);
+    const bytes = names.map((name) => store.bytesOf(name));
+    const { context } = repository;
+    t.match(await listBackups(context), [{ id, problem: /damaged/ }], 'listed once');
+    await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' });
+    t.match(await repair(repository), { steps: [{ name: manifestName(id, 2) }], kept: [] });
+    t.same(
+      names.map((name) => store.bytesOf(damagedName(name, 1))),
+      bytes,
+    );
+    t.same(store.names(prefixes.damaged).length, names.length, 'and nothing that was whole');
+    t.same(store.names(prefixes.manifests), []);
+    await collect(repository);
+  }
+});
+
+void t.test(
+  'a later attempt that is damaged stops collections no more, also without its fence',
+  async (t) => {
+    const { store, repository } = await testStage();
+    const id = newId();
+    await secondAttempt(repository, id);
+    store.objects.delete(manifestName(id));
+    store.damage(manifestName(id, 2), 700);
+    await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' });
+    t.match(await repair(repository), { steps: [{ name: manifestName(id, 2) }] });
+    t.same(store.names(prefixes.manifests), []);
+    await collect(repository);
+  },
+);
+
+void t.test('names under damaged/ tell copies of one object from copies of another', (t) => {
+  const id = newId();
+  const names = [1, 2].flatMap((attempt) =>
+    [1, 2].map((number) => damagedName(manifestName(id, attempt), number)),
+  );
+  t.equal(new Set(names).size, 4);
+  t.end();
+});
+
+void t.test('what has changed since a repair has looked is judged anew', async (t) => {
+  const { store, repository } = await testStage();
+  const { context } = repository;
+  const ids: string[] = [];
+  for (let backup = 0; backup < 2; backup++) ids.push((await backUp(repository, someVolume(1))).manifest.id);
+  const [first = '', second = ''] = ids;
+  const whole = store.objects.get(manifestName(second));
+  for (const id of ids) store.damage(manifestName(id), 700);
+  const options = { data: false, apply: true, at: testTime, packSizeBytes: 1024, isAlone: false };
+  const { steps } = await planManifests(context, options);
+  t.equal(steps.length, 2);
+  await writeProtection(context, first, { reason: null });
+  if (whole !== undefined) store.objects.set(manifestName(second), whole);
+  for (const { act } of steps) t.equal(await act(), false);
+  t.same(store.names(prefixes.deletions), []);
+  t.same(store.names(prefixes.damaged), []);
 });
