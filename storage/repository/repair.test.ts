@@ -1,14 +1,16 @@
+import { hash } from 'node:crypto';
 import t from 'tap';
 import { newId } from '../../common/ids.ts';
 import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { collect, unreadable } from './collectionFixture.ts';
 import { putRecord } from './collectionRecords.ts';
-import { damagedName, manifestName, numberedName, prefixes, recordName } from './names.ts';
+import { damagedName, manifestName, numberedName, packName, prefixes, recordName } from './names.ts';
 import { attemptAfterFences } from './openSessions.ts';
 import { listProtections, readProtection, writeProtection } from './protections.ts';
 import { touchedOf } from './repair.ts';
 import { planManifests } from './repairManifests.ts';
 import { damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
+import { copyChunks } from './repack.ts';
 import { Repository } from './repository.ts';
 import { backUp, readVolume, someVolume, testSecret, testStage, testTime } from './repositoryFixture.ts';
 
@@ -256,4 +258,58 @@ void t.test('what has changed since a repair has looked is judged anew', async (
   for (const { act } of steps) t.equal(await act(), false);
   t.same(store.names(prefixes.deletions), []);
   t.same(store.names(prefixes.damaged), []);
+});
+
+/** The lowest bits of the version and of the generation in the header of a pack. */
+const tooNewBits = [9 * 8 + 1, 15 * 8 + 1];
+
+void t.test('a turned bit in the version or generation of a pack stops no repair', async (t) => {
+  for (const bit of tooNewBits) {
+    const { store, repository } = await testStage();
+    const { manifest } = await backUp(repository, someVolume(3));
+    const [pack = ''] = await dataPacksOf(repository);
+    store.damage(pack, bit);
+    const { steps, touched } = await repair(await Repository.open(store.client(), testSecret));
+    t.match(
+      steps.map(({ action, name }) => ({ action, name })),
+      [{ action: 'quarantine', name: pack }],
+    );
+    t.match(touched, [{ id: manifest.id, lostChunks: 4 }]);
+  }
+});
+
+void t.test('the same in a pack that no index names hides no other', async (t) => {
+  for (const bit of tooNewBits) {
+    const { store, repository } = await testStage();
+    const volume = someVolume(3);
+    const { manifest } = await backUp(repository, volume);
+    const [pack = ''] = await dataPacksOf(repository);
+    // The same chunks once more, in a pack that is not known.
+    const index = await repository.index();
+    const places = [...index.placesOf(index.packs.findIndex(({ id }) => packName(id) === pack))];
+    const before = store.names(prefixes.packs);
+    await copyChunks(repository.context, index, places, { packSizeBytes: 1024 * 1024 });
+    const copy = store.names(prefixes.packs).find((name) => !before.includes(name)) ?? '';
+    for (const name of store.names(prefixes.indexes)) store.objects.delete(name);
+    store.damage(copy, bit);
+    const open = async () => Repository.open(store.client(), testSecret);
+    t.ok((await readVolume(await open(), manifest)).equals(volume));
+    t.match(await repair(await open()), {
+      touched: [],
+      steps: [{ action: 'index' }, { action: 'quarantine' }],
+    });
+    await collect(await open());
+    t.ok((await readVolume(await open(), manifest)).equals(volume));
+  }
+});
+
+void t.test('a pack of a newer version is no damage', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(1));
+  const bytes = Buffer.from(store.bytesOf((await dataPacksOf(repository))[0] ?? ''));
+  bytes.writeUInt16BE(2, 8);
+  const later = packName(hash('sha256', bytes, 'buffer'));
+  await store.client().create(later, [bytes]);
+  await t.rejects(repair(repository), { code: 'REPOSITORY_TOO_NEW' });
+  t.same(store.names(prefixes.quarantine), []);
 });

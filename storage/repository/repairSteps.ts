@@ -148,7 +148,8 @@ async function salvageable(
       await reader.readPlace(place, place.entry.domain, options);
       found.push(place);
     } catch (error) {
-      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+      // Also REPOSITORY_TOO_NEW: of a pack that is damaged, nothing but damage speaks.
+      if (!(error instanceof RepositoryError)) throw error;
     }
   }
   return found;
