@@ -313,3 +313,43 @@ void t.test('a pack of a newer version is no damage', async (t) => {
   await t.rejects(repair(repository), { code: 'REPOSITORY_TOO_NEW' });
   t.same(store.names(prefixes.quarantine), []);
 });
+
+void t.test('a pack that was damaged on its way once is not quarantined', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(2));
+  const [pack = ''] = await dataPacksOf(repository);
+  const client = store.client();
+  const read = client.read.bind(client);
+  let flips = 0;
+  client.read = async (name, options) => {
+    const bytes = await read(name, options);
+    if (name === pack && bytes !== null && flips++ === 0) bytes[500] = (bytes[500] ?? 0) ^ 1;
+    return bytes;
+  };
+  t.same((await repair(await Repository.open(client, testSecret))).steps, []);
+  t.not(flips, 0);
+  t.same(store.names(prefixes.quarantine), []);
+});
+
+void t.test('a chunk is salvaged unless another place of it can really be read', async (t) => {
+  for (const isOtherDamaged of [true, false]) {
+    const { store, repository } = await testStage();
+    const volume = someVolume(1);
+    const { manifest } = await backUp(repository, volume);
+    const [pack = ''] = await dataPacksOf(repository);
+    const index = await repository.index();
+    const places = [...index.placesOf(index.packs.findIndex(({ id }) => packName(id) === pack))];
+    await copyChunks(repository.context, index, places, { packSizeBytes: 1024 * 1024 });
+    const other = (await dataPacksOf(repository)).find((name) => name !== pack) ?? '';
+    store.truncate(pack, 16);
+    if (isOtherDamaged) store.damage(other, 140 * 8);
+    // Without a look at the data nobody knows of the damage in the other one.
+    const { steps } = await repair(await Repository.open(store.client(), testSecret), { data: false });
+    const expected = isOtherDamaged ? ['quarantine', 'salvage'] : ['quarantine'];
+    t.same(
+      steps.filter(({ name }) => name === pack).map(({ action }) => action),
+      expected,
+    );
+    t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
+  }
+});

@@ -8,6 +8,7 @@ import { RepositoryError } from './errors.ts';
 import { deleteHost } from './hostRecords.ts';
 import { backupIdOf, indexIdOf, numberedName, packIdOf, packName, prefixes } from './names.ts';
 import { getObject, type RepositoryContext } from './objects.ts';
+import { checkWholePack } from './packReader.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { copyChunks } from './repack.ts';
 import type { RepairOptions } from './repair.ts';
@@ -63,15 +64,18 @@ export async function planPacks(
     const id = packIdOf(name);
     return id === null ? [] : [{ id, reason }];
   });
-  const bad = [...damagedPacks, ...unreadable];
-  const badIds = new Set(bad.map(({ id }) => id.toString('hex')));
+  const suspected = [...damagedPacks, ...unreadable];
+  const bad: PackProblem[] = [];
+  for (const { id, reason } of suspected) {
+    const name = packName(id);
+    if ((await context.backend.size(name, options)) === null)
+      plan.kept.push({ name, reason: `${reason}; the next collection takes it out of the indexes` });
+    else if ((await packDamage(context, id, options)) !== null) bad.push({ id, reason });
+  }
   const inQuarantine = await quarantinedPacks(context, options);
+  const badIds = new Set([...inQuarantine, ...bad.map(({ id }) => id.toString('hex'))]);
   for (const { id, reason } of bad) {
     const name = packName(id);
-    if ((await context.backend.size(name, options)) === null) {
-      plan.kept.push({ name, reason: `${reason}; the next collection takes it out of the indexes` });
-      continue;
-    }
     const why = { reason, at: options.at };
     if (!inQuarantine.has(id.toString('hex')))
       plan.steps.push({
@@ -129,7 +133,19 @@ async function planIndexes(
   }
 }
 
-/** Chunks of a damaged pack that can be read, and that are in no pack that is thought to be whole. */
+/** What is damaged about a pack, all of whose bytes are read for it. */
+async function packDamage(
+  context: RepositoryContext,
+  id: Buffer,
+  options: CallOptions,
+): Promise<string | null> {
+  return damageOf(async () => {
+    const bytes = await context.backend.read(packName(id), options);
+    if (bytes !== null) await checkWholePack(bytes, id, context.namer, context);
+  });
+}
+
+/** Chunks of a damaged pack that can be read, and that can be read in no other pack that is not known to be bad. */
 async function salvageable(
   context: RepositoryContext,
   index: ChunkIndex,
@@ -143,16 +159,24 @@ async function salvageable(
   const isBad = (pack: number): boolean => badIds.has(index.pack(pack).id.toString('hex'));
   const found: ChunkPlace[] = [];
   for (const place of index.placesOf(number)) {
-    if ([...index.find(place.entry.id)].some(({ pack }) => !isBad(pack))) continue;
-    try {
-      await reader.readPlace(place, place.entry.domain, options);
-      found.push(place);
-    } catch (error) {
-      // Also REPOSITORY_TOO_NEW: of a pack that is damaged, nothing but damage speaks.
-      if (!(error instanceof RepositoryError)) throw error;
-    }
+    if (!(await isReadable(reader, place, options))) continue;
+    const others = [...index.find(place.entry.id)].filter(({ pack }) => !isBad(pack));
+    let standsElsewhere = false;
+    for (const other of others) standsElsewhere ||= await isReadable(reader, other, options);
+    if (!standsElsewhere) found.push(place);
   }
   return found;
+}
+
+async function isReadable(reader: ChunkReader, place: ChunkPlace, options: CallOptions): Promise<boolean> {
+  try {
+    await reader.readPlace(place, place.entry.domain, options);
+    return true;
+  } catch (error) {
+    // Also REPOSITORY_TOO_NEW: in a pack that is damaged that is damage, too.
+    if (!(error instanceof RepositoryError)) throw error;
+    return false;
+  }
 }
 
 /** Backups of hosts, to which nothing else refers. */
