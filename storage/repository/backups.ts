@@ -2,7 +2,15 @@ import { messageOf } from '../../common/errors.ts';
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { assertBackupId, type BackupManifest, decodeManifest } from './backupManifest.ts';
 import { RepositoryError } from './errors.ts';
-import { type Attempt, attemptOf, backupIdOf, deletionName, manifestName, prefixes } from './names.ts';
+import {
+  type Attempt,
+  attemptOf,
+  backupIdOf,
+  deletionName,
+  manifestName,
+  prefixes,
+  sessionName,
+} from './names.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
 
 /** A backup, or what is left of one. */
@@ -46,8 +54,26 @@ export async function readManifest(
   }
 }
 
-/** What came of an attempt; `null` when nothing has yet, or the backup was deleted. Rejects as `readManifest`. */
+/**
+ * What came of an attempt; `null` when nothing has yet, or the backup was deleted. One that is damaged was a fence if
+ * a later one was begun (docs/FORMAT.md, "Attempts"). Rejects as `readManifest`.
+ */
 export async function readAttempt(
+  context: RepositoryContext,
+  attempt: Attempt,
+  call: CallOptions = {},
+): Promise<BackupManifest | 'fenced' | null> {
+  try {
+    return await openAttempt(context, attempt, call);
+  } catch (error) {
+    if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+    if (await isFollowed(context, attempt, call)) return 'fenced';
+    throw error;
+  }
+}
+
+/** The same of the object alone: what is damaged is damaged, whatever else there is. */
+export async function openAttempt(
   context: RepositoryContext,
   { backupId, attempt }: Attempt,
   call: CallOptions = {},
@@ -60,6 +86,17 @@ export async function readAttempt(
   const manifest = decodeManifest(object.content, name);
   assertBackupId(manifest, backupId, name);
   return manifest;
+}
+
+/** Whether a later attempt was begun: then a fence ended this one, whatever stands in its place now. */
+export async function isFollowed(
+  { backend }: RepositoryContext,
+  { backupId, attempt }: Attempt,
+  call: CallOptions = {},
+): Promise<boolean> {
+  // In this order: a session is removed only after the name of its manifest was taken.
+  if ((await backend.size(sessionName(backupId, attempt + 1), call)) !== null) return true;
+  return (await backend.size(manifestName(backupId, attempt + 1), call)) !== null;
 }
 
 /**

@@ -158,6 +158,7 @@ export async function readIndex(
   return decodeIndex(openObject(bytes, indexBoundName, ['index'], context).content, name);
 }
 
+/** Reads the table of a pack; `null` for one that is gone. Rejects with REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW. */
 async function readPack(
   context: RepositoryContext,
   id: Buffer,
@@ -176,6 +177,13 @@ async function readPack(
     return { id, kind, sizeBytes, entries };
   } catch (error) {
     if (seen.gone) return null;
+    if (error instanceof RepositoryError && error.code === 'REPOSITORY_TOO_NEW') {
+      // What asks for a newer version stands before all that proves the header: its name tells whether that is damage.
+      const bytes = await context.backend.read(name, options);
+      if (bytes === null) return null;
+      if (!hash('sha256', bytes, 'buffer').equals(id))
+        throw damaged(name, 'its bytes are not those of its name', error);
+    }
     throw error;
   }
 }

@@ -43,7 +43,7 @@ export class ChunkReader {
    * The content of a chunk. A place that is damaged is read twice, then others are tried: those of index objects that
    * were written since (a collection may have moved the chunk), then packs that no index names.
    *
-   * Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED.
+   * Rejects with CHUNK_MISSING, REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW.
    */
   async read(id: Buffer, domain: ChunkDomain, options: CallOptions = {}): Promise<Buffer> {
     const tried = new Set<number>();
@@ -139,7 +139,7 @@ export class ChunkReader {
       const faults = await this.#work.run({ kind: 'open', bytes, blobs }, rawBytes);
       return group.map((_, place) => typeof faults !== 'string' && faults[place] === null);
     } catch (error) {
-      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
+      if (!(error instanceof RepositoryError)) throw error;
       return group.map(() => false);
     }
   }
@@ -171,7 +171,8 @@ export class ChunkReader {
     try {
       return await this.readPlace(place, domain, options);
     } catch (error) {
-      if (error instanceof RepositoryError && error.code === 'REPOSITORY_DAMAGED') return error;
+      // A turned bit in the version of a pack says REPOSITORY_TOO_NEW, and no other pack is worse for that.
+      if (error instanceof RepositoryError) return error;
       throw error;
     }
   }

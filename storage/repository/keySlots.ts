@@ -111,8 +111,9 @@ export class KeySlots {
         hint: `the slots are: ${slots.map((slot) => slot.slotId).join(', ')}`,
       });
     }
-    // One that is damaged lets nobody in, and so is no other way.
-    if (wanted.slot !== null && slots.filter(({ slot }) => slot !== null).length === 1) {
+    // One that cannot be read lets nobody in as far as is known; of the wanted one that says nothing: it may be newer than
+    // this program, or damaged on its way.
+    if (!slots.some((other) => other.slotId !== slotId && other.slot !== null)) {
       throw new RepositoryError(
         'KEY_SLOT_LAST',
         'without its last key slot nobody could open the repository',

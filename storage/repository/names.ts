@@ -92,9 +92,12 @@ export function hostName(id: string): string {
   return `${prefixes.hosts}${id}`;
 }
 
-/** Where a repair puts a damaged object; what else was found under the same name comes after it. @param number from 1 on */
+/**
+ * Where a repair puts a damaged object; what else was found under the same name comes after it. No other object is
+ * called so: those of later attempts end in a dot and a number. @param number from 1 on
+ */
 export function damagedName(name: string, number: number): string {
-  return number === 1 ? `${prefixes.damaged}${name}` : `${prefixes.damaged}${name}.${number}`;
+  return number === 1 ? `${prefixes.damaged}${name}` : `${prefixes.damaged}${name}-${number}`;
 }
 
 /** What is said of backups after their commit, by numbered records. */

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { type CallOptions, listAll } from '../backends/backend.ts';
+import { readAttempt } from './backups.ts';
 import { parseDocument } from './document.ts';
 import { RepositoryError } from './errors.ts';
 import { attemptsMax, objectBytesMax } from './limits.ts';
@@ -79,8 +80,7 @@ export async function attemptAfterFences(
   call: CallOptions = {},
 ): Promise<number> {
   for (let attempt = 1; attempt <= attemptsMax; attempt++) {
-    const there = await getObject(context, manifestName(backupId, attempt), ['manifest', 'fence'], call);
-    if (there?.type !== 'fence') return attempt;
+    if ((await readAttempt(context, { backupId, attempt }, call)) !== 'fenced') return attempt;
   }
   throw new RepositoryError('BACKUP_FENCED', `backup ${backupId} was given up ${attemptsMax} times`);
 }

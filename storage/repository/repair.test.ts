@@ -1,11 +1,16 @@
+import { hash } from 'node:crypto';
 import t from 'tap';
-import { deleteBackup, listBackups } from './backups.ts';
+import { newId } from '../../common/ids.ts';
+import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { collect, unreadable } from './collectionFixture.ts';
 import { putRecord } from './collectionRecords.ts';
-import { damagedName, manifestName, numberedName, prefixes, recordName } from './names.ts';
+import { damagedName, manifestName, numberedName, packName, prefixes, recordName } from './names.ts';
+import { attemptAfterFences } from './openSessions.ts';
 import { listProtections, readProtection, writeProtection } from './protections.ts';
 import { touchedOf } from './repair.ts';
+import { planManifests } from './repairManifests.ts';
 import { damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
+import { copyChunks } from './repack.ts';
 import { Repository } from './repository.ts';
 import { backUp, readVolume, someVolume, testSecret, testStage, testTime } from './repositoryFixture.ts';
 
@@ -152,4 +157,199 @@ void t.test('a verdict that is damaged goes on the word that nobody follows it, 
   t.match(await repair(repository), { steps: [], kept: [{ name, reason: /--alone/ }] });
   t.match(await repair(repository, { isAlone: true }), { steps: [{ action: 'set-aside', name }] });
   t.match(await collect(repository), { collection: 1 });
+});
+
+/** A backup whose first attempt is a fence and whose second one has the manifest. */
+async function secondAttempt(repository: Repository, id: string) {
+  await (await repository.begin({ backupId: id, startedAt: testTime, afterFence: true })).abandon();
+  const volume = someVolume(2);
+  const { manifest } = await backUp(repository, volume, { id, afterFence: true });
+  return { manifest, volume };
+}
+
+void t.test('a damaged fence in front of a whole attempt counts as the fence that it was', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  const { manifest, volume } = await secondAttempt(repository, id);
+  store.damage(manifestName(id), 700);
+  const { steps, kept, touched } = await repair(await Repository.open(store.client(), testSecret));
+  t.same({ steps, kept, touched }, { steps: [], kept: [], touched: [] });
+  t.same(store.names(prefixes.deletions), []);
+  t.same(store.names(prefixes.manifests), [manifestName(id), manifestName(id, 2)], 'its name stays taken');
+  const { context } = repository;
+  t.match(await listBackups(context), [{ id, problem: null }], 'once');
+  t.same(await readManifest(context, id), manifest);
+  t.equal(await attemptAfterFences(context, id), 2);
+  await collect(repository);
+  t.ok((await readVolume(repository, manifest)).equals(volume));
+});
+
+void t.test('a damaged fence counts as one as soon as the next attempt is announced', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  await (await repository.begin({ backupId: id, startedAt: testTime })).abandon();
+  const session = await repository.begin({ backupId: id, startedAt: testTime, afterFence: true });
+  store.damage(manifestName(id), 700);
+  const { steps, kept } = await repair(repository);
+  t.same({ steps, kept }, { steps: [], kept: [] });
+  await session.abandon();
+  t.same(await listBackups(repository.context), []);
+});
+
+void t.test('of a backup whose last attempt is damaged every damaged attempt is kept aside', async (t) => {
+  for (const isFenceDamaged of [false, true]) {
+    const { store, repository } = await testStage();
+    const id = newId();
+    await secondAttempt(repository, id);
+    const names = [...(isFenceDamaged ? [manifestName(id)] : []), manifestName(id, 2)];
+    for (const name of names) store.damage(name, 700);
+    const bytes = names.map((name) => store.bytesOf(name));
+    const { context } = repository;
+    t.match(await listBackups(context), [{ id, problem: /damaged/ }], 'listed once');
+    await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' });
+    t.match(await repair(repository), { steps: [{ name: manifestName(id, 2) }], kept: [] });
+    t.same(
+      names.map((name) => store.bytesOf(damagedName(name, 1))),
+      bytes,
+    );
+    t.same(store.names(prefixes.damaged).length, names.length, 'and nothing that was whole');
+    t.same(store.names(prefixes.manifests), []);
+    await collect(repository);
+  }
+});
+
+void t.test(
+  'a later attempt that is damaged stops collections no more, also without its fence',
+  async (t) => {
+    const { store, repository } = await testStage();
+    const id = newId();
+    await secondAttempt(repository, id);
+    store.objects.delete(manifestName(id));
+    store.damage(manifestName(id, 2), 700);
+    await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' });
+    t.match(await repair(repository), { steps: [{ name: manifestName(id, 2) }] });
+    t.same(store.names(prefixes.manifests), []);
+    await collect(repository);
+  },
+);
+
+void t.test('names under damaged/ tell copies of one object from copies of another', (t) => {
+  const id = newId();
+  const names = [1, 2].flatMap((attempt) =>
+    [1, 2].map((number) => damagedName(manifestName(id, attempt), number)),
+  );
+  t.equal(new Set(names).size, 4);
+  t.end();
+});
+
+void t.test('what has changed since a repair has looked is judged anew', async (t) => {
+  const { store, repository } = await testStage();
+  const { context } = repository;
+  const ids: string[] = [];
+  for (let backup = 0; backup < 2; backup++) ids.push((await backUp(repository, someVolume(1))).manifest.id);
+  const [first = '', second = ''] = ids;
+  const whole = store.objects.get(manifestName(second));
+  for (const id of ids) store.damage(manifestName(id), 700);
+  const options = { data: false, apply: true, at: testTime, packSizeBytes: 1024, isAlone: false };
+  const { steps } = await planManifests(context, options);
+  t.equal(steps.length, 2);
+  await writeProtection(context, first, { reason: null });
+  if (whole !== undefined) store.objects.set(manifestName(second), whole);
+  for (const { act } of steps) t.equal(await act(), false);
+  t.same(store.names(prefixes.deletions), []);
+  t.same(store.names(prefixes.damaged), []);
+});
+
+/** The lowest bits of the version and of the generation in the header of a pack. */
+const tooNewBits = [9 * 8 + 1, 15 * 8 + 1];
+
+void t.test('a turned bit in the version or generation of a pack stops no repair', async (t) => {
+  for (const bit of tooNewBits) {
+    const { store, repository } = await testStage();
+    const { manifest } = await backUp(repository, someVolume(3));
+    const [pack = ''] = await dataPacksOf(repository);
+    store.damage(pack, bit);
+    const { steps, touched } = await repair(await Repository.open(store.client(), testSecret));
+    t.match(
+      steps.map(({ action, name }) => ({ action, name })),
+      [{ action: 'quarantine', name: pack }],
+    );
+    t.match(touched, [{ id: manifest.id, lostChunks: 4 }]);
+  }
+});
+
+void t.test('the same in a pack that no index names hides no other', async (t) => {
+  for (const bit of tooNewBits) {
+    const { store, repository } = await testStage();
+    const volume = someVolume(3);
+    const { manifest } = await backUp(repository, volume);
+    const [pack = ''] = await dataPacksOf(repository);
+    // The same chunks once more, in a pack that is not known.
+    const index = await repository.index();
+    const places = [...index.placesOf(index.packs.findIndex(({ id }) => packName(id) === pack))];
+    const before = store.names(prefixes.packs);
+    await copyChunks(repository.context, index, places, { packSizeBytes: 1024 * 1024 });
+    const copy = store.names(prefixes.packs).find((name) => !before.includes(name)) ?? '';
+    for (const name of store.names(prefixes.indexes)) store.objects.delete(name);
+    store.damage(copy, bit);
+    const open = async () => Repository.open(store.client(), testSecret);
+    t.ok((await readVolume(await open(), manifest)).equals(volume));
+    t.match(await repair(await open()), {
+      touched: [],
+      steps: [{ action: 'index' }, { action: 'quarantine' }],
+    });
+    await collect(await open());
+    t.ok((await readVolume(await open(), manifest)).equals(volume));
+  }
+});
+
+void t.test('a pack of a newer version is no damage', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(1));
+  const bytes = Buffer.from(store.bytesOf((await dataPacksOf(repository))[0] ?? ''));
+  bytes.writeUInt16BE(2, 8);
+  const later = packName(hash('sha256', bytes, 'buffer'));
+  await store.client().create(later, [bytes]);
+  await t.rejects(repair(repository), { code: 'REPOSITORY_TOO_NEW' });
+  t.same(store.names(prefixes.quarantine), []);
+});
+
+void t.test('a pack that was damaged on its way once is not quarantined', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(2));
+  const [pack = ''] = await dataPacksOf(repository);
+  const client = store.client();
+  const read = client.read.bind(client);
+  let flips = 0;
+  client.read = async (name, options) => {
+    const bytes = await read(name, options);
+    if (name === pack && bytes !== null && flips++ === 0) bytes[500] = (bytes[500] ?? 0) ^ 1;
+    return bytes;
+  };
+  t.same((await repair(await Repository.open(client, testSecret))).steps, []);
+  t.not(flips, 0);
+  t.same(store.names(prefixes.quarantine), []);
+});
+
+void t.test('a chunk is salvaged unless another place of it can really be read', async (t) => {
+  for (const isOtherDamaged of [true, false]) {
+    const { store, repository } = await testStage();
+    const volume = someVolume(1);
+    const { manifest } = await backUp(repository, volume);
+    const [pack = ''] = await dataPacksOf(repository);
+    const index = await repository.index();
+    const places = [...index.placesOf(index.packs.findIndex(({ id }) => packName(id) === pack))];
+    await copyChunks(repository.context, index, places, { packSizeBytes: 1024 * 1024 });
+    const other = (await dataPacksOf(repository)).find((name) => name !== pack) ?? '';
+    store.truncate(pack, 16);
+    if (isOtherDamaged) store.damage(other, 140 * 8);
+    // Without a look at the data nobody knows of the damage in the other one.
+    const { steps } = await repair(await Repository.open(store.client(), testSecret), { data: false });
+    const expected = isOtherDamaged ? ['quarantine', 'salvage'] : ['quarantine'];
+    t.same(
+      steps.filter(({ name }) => name === pack).map(({ action }) => action),
+      expected,
+    );
+    t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
+  }
 });

@@ -2,14 +2,8 @@ import type { CallOptions } from '../backends/backend.ts';
 import type { Problem } from './chunkIndex.ts';
 import { wantedCopies } from './configCopies.ts';
 import { createOnce } from './objects.ts';
-import {
-  planCollection,
-  planHosts,
-  planManifests,
-  planPacks,
-  type RepairPlan,
-  type RepairStep,
-} from './repairSteps.ts';
+import { planCollection, planHosts, planPacks, type RepairPlan, type RepairStep } from './repairSteps.ts';
+import { planManifests } from './repairManifests.ts';
 import type { Repository } from './repository.ts';
 import { type BackupReport, verifyRepository } from './verifyRepository.ts';
 
@@ -43,7 +37,7 @@ export interface TouchedBackup {
 
 export interface RepairReport {
   readonly applied: boolean;
-  /** In their order. */
+  /** In their order: what there is to do, or what was done. */
   readonly steps: readonly RepairStep[];
   /** Damage that stays, each with what to do about it. */
   readonly kept: readonly Problem[];
@@ -74,19 +68,21 @@ export async function repairRepository(
     await planCollection(context, options),
   ];
   const planned = plans.flatMap(({ steps }) => steps);
-  const report = {
-    applied: options.apply,
-    steps: planned.map(({ action, name, reason }) => ({ action, name, reason })),
-    kept: plans.flatMap(({ kept }) => kept),
-  };
-  if (!options.apply) return { ...report, touched: touchedOf(before.backups) };
-  for (const { act } of planned) {
+  const kept = plans.flatMap((plan) => plan.kept);
+  if (!options.apply)
+    return { applied: false, steps: planned.map(described), kept, touched: touchedOf(before.backups) };
+  const done: RepairStep[] = [];
+  for (const step of planned) {
     options.signal?.throwIfAborted();
-    await act();
+    if (await step.act()) done.push(described(step));
   }
   repository.forgetIndex();
   const after = await verifyRepository(context, await repository.index(options), { ...options, compared });
-  return { ...report, touched: touchedOf(after.backups) };
+  return { applied: true, steps: done, kept, touched: touchedOf(after.backups) };
+}
+
+function described({ action, name, reason }: RepairStep): RepairStep {
+  return { action, name, reason };
 }
 
 async function planConfig({ context }: Repository, options: CallOptions): Promise<RepairPlan> {
@@ -95,7 +91,7 @@ async function planConfig({ context }: Repository, options: CallOptions): Promis
     action: 'copy' as const,
     name,
     reason,
-    act: async () => void (await createOnce(context.backend, name, [bytes], options)),
+    act: async () => (await createOnce(context.backend, name, [bytes], options)) === 'created',
   }));
   return { steps, kept: [] };
 }

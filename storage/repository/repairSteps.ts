@@ -1,5 +1,4 @@
 import { type CallOptions, listAll } from '../backends/backend.ts';
-import { deleteBackup, readManifest } from './backups.ts';
 import { type ChunkIndex, type Problem, readIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ChunkPlace } from './chunkTable.ts';
@@ -9,11 +8,11 @@ import { RepositoryError } from './errors.ts';
 import { deleteHost } from './hostRecords.ts';
 import { backupIdOf, indexIdOf, numberedName, packIdOf, packName, prefixes } from './names.ts';
 import { getObject, type RepositoryContext } from './objects.ts';
-import { readProtection } from './protections.ts';
+import { checkWholePack } from './packReader.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { copyChunks } from './repack.ts';
 import type { RepairOptions } from './repair.ts';
-import { damageOf, keepAside } from './setAside.ts';
+import { damageOf, setAside } from './setAside.ts';
 import type { PackProblem } from './verifyRepository.ts';
 
 export type RepairAction =
@@ -37,9 +36,12 @@ export interface RepairStep {
   readonly reason: string;
 }
 
-/** A step that can be done. Doing it twice, or by two at once, does no more than once. */
+/**
+ * A step that can be done. Doing it twice, or by two at once, does no more than once. It is judged once more before
+ * anything goes: resolves with false if there is no need any more.
+ */
 export interface PlannedStep extends RepairStep {
-  readonly act: () => Promise<void>;
+  readonly act: () => Promise<boolean>;
 }
 
 /** What there is to do, and what is left as it is. */
@@ -62,25 +64,39 @@ export async function planPacks(
     const id = packIdOf(name);
     return id === null ? [] : [{ id, reason }];
   });
-  const bad = [...damagedPacks, ...unreadable];
-  const badIds = new Set(bad.map(({ id }) => id.toString('hex')));
+  const suspected = [...damagedPacks, ...unreadable];
+  const bad: PackProblem[] = [];
+  for (const { id, reason } of suspected) {
+    const name = packName(id);
+    if ((await context.backend.size(name, options)) === null)
+      plan.kept.push({ name, reason: `${reason}; the next collection takes it out of the indexes` });
+    else if ((await packDamage(context, id, options)) !== null) bad.push({ id, reason });
+  }
   const inQuarantine = await quarantinedPacks(context, options);
+  const badIds = new Set([...inQuarantine, ...bad.map(({ id }) => id.toString('hex'))]);
   for (const { id, reason } of bad) {
     const name = packName(id);
-    if ((await context.backend.size(name, options)) === null) {
-      plan.kept.push({ name, reason: `${reason}; the next collection takes it out of the indexes` });
-      continue;
-    }
     const why = { reason, at: options.at };
     if (!inQuarantine.has(id.toString('hex')))
-      plan.steps.push({ action: 'quarantine', name, reason, act: async () => quarantine(context, id, why) });
+      plan.steps.push({
+        action: 'quarantine',
+        name,
+        reason,
+        act: async () => {
+          await quarantine(context, id, why);
+          return true;
+        },
+      });
     const places = await salvageable(context, index, id, badIds, options);
     if (places.length > 0)
       plan.steps.push({
         action: 'salvage',
         name,
         reason: `${places.length} of its chunks can be read, and stand nowhere else`,
-        act: async () => copyChunks(context, index, places, options),
+        act: async () => {
+          await copyChunks(context, index, places, options);
+          return true;
+        },
       });
   }
   return plan;
@@ -98,26 +114,38 @@ async function planIndexes(
       action: 'index',
       name: prefixes.indexes,
       reason: `no index names ${packsAdded} packs`,
-      act: async () => void (await rebuildIndex(context, { ...options, dryRun: false })),
+      act: async () => (await rebuildIndex(context, { ...options, dryRun: false })).packsAdded > 0,
     });
   for (const { name } of problems) {
     const id = indexIdOf(name);
-    const reason = id === null ? null : await damageOf(async () => readIndex(context, id, options));
+    if (id === null) continue;
+    const judge = async (): Promise<string | null> => damageOf(async () => readIndex(context, id, options));
+    const reason = await judge();
     if (reason !== null)
       plan.steps.push({
         action: 'set-aside',
         name,
         reason,
-        act: async () => {
-          await keepAside(context, name, options);
-          // Indexes are believed in nothing: whoever misses it reads the packs.
-          await context.backend.delete(name, options);
-        },
+        // Indexes are believed in nothing: whoever misses it reads the packs.
+        act: async () =>
+          setAside(context, name, { ...options, judge, remove: () => context.backend.delete(name, options) }),
       });
   }
 }
 
-/** Chunks of a damaged pack that can be read, and that are in no pack that is thought to be whole. */
+/** What is damaged about a pack, all of whose bytes are read for it. */
+async function packDamage(
+  context: RepositoryContext,
+  id: Buffer,
+  options: CallOptions,
+): Promise<string | null> {
+  return damageOf(async () => {
+    const bytes = await context.backend.read(packName(id), options);
+    if (bytes !== null) await checkWholePack(bytes, id, context.namer, context);
+  });
+}
+
+/** Chunks of a damaged pack that can be read, and that can be read in no other pack that is not known to be bad. */
 async function salvageable(
   context: RepositoryContext,
   index: ChunkIndex,
@@ -131,44 +159,24 @@ async function salvageable(
   const isBad = (pack: number): boolean => badIds.has(index.pack(pack).id.toString('hex'));
   const found: ChunkPlace[] = [];
   for (const place of index.placesOf(number)) {
-    if ([...index.find(place.entry.id)].some(({ pack }) => !isBad(pack))) continue;
-    try {
-      await reader.readPlace(place, place.entry.domain, options);
-      found.push(place);
-    } catch (error) {
-      if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
-    }
+    if (!(await isReadable(reader, place, options))) continue;
+    const others = [...index.find(place.entry.id)].filter(({ pack }) => !isBad(pack));
+    let standsElsewhere = false;
+    for (const other of others) standsElsewhere ||= await isReadable(reader, other, options);
+    if (!standsElsewhere) found.push(place);
   }
   return found;
 }
 
-/**
- * Manifests: one that is damaged stops every collection, because it may refer to anything. Its bytes are kept aside,
- * and its backup is deleted as any other is, which a collection may meet at any moment.
- */
-export async function planManifests(context: RepositoryContext, options: RepairOptions): Promise<RepairPlan> {
-  const plan: RepairPlan = { steps: [], kept: [] };
-  for (const { name } of await listAll(context.backend, prefixes.manifests, options)) {
-    const id = backupIdOf(name, prefixes.manifests);
-    const reason = id === null ? null : await damageOf(async () => readManifest(context, id, options));
-    if (id === null || reason === null) continue;
-    if ((await readProtection(context, id, options)) !== null)
-      plan.kept.push({
-        name,
-        reason: `${reason}; it is protected: collections stay stopped until stillpoint protect ${id} --off and another repair`,
-      });
-    else
-      plan.steps.push({
-        action: 'set-aside',
-        name,
-        reason,
-        act: async () => {
-          await keepAside(context, name, options);
-          await deleteBackup(context, id, options.at, options);
-        },
-      });
+async function isReadable(reader: ChunkReader, place: ChunkPlace, options: CallOptions): Promise<boolean> {
+  try {
+    await reader.readPlace(place, place.entry.domain, options);
+    return true;
+  } catch (error) {
+    // Also REPOSITORY_TOO_NEW: in a pack that is damaged that is damage, too.
+    if (!(error instanceof RepositoryError)) throw error;
+    return false;
   }
-  return plan;
 }
 
 /** Backups of hosts, to which nothing else refers. */
@@ -176,17 +184,17 @@ export async function planHosts(context: RepositoryContext, options: RepairOptio
   const plan: RepairPlan = { steps: [], kept: [] };
   for (const { name } of await listAll(context.backend, prefixes.hosts, options)) {
     const id = backupIdOf(name, prefixes.hosts);
-    const reason =
-      id === null ? null : await damageOf(async () => getObject(context, name, ['host'], options));
-    if (id === null || reason === null) continue;
+    if (id === null) continue;
+    const judge = async (): Promise<string | null> =>
+      damageOf(async () => getObject(context, name, ['host'], options));
+    const reason = await judge();
+    if (reason === null) continue;
     plan.steps.push({
       action: 'set-aside',
       name,
       reason,
-      act: async () => {
-        await keepAside(context, name, options);
-        await deleteHost(context, id, options);
-      },
+      act: async () =>
+        setAside(context, name, { ...options, judge, remove: () => deleteHost(context, id, options) }),
     });
   }
   return plan;
@@ -205,7 +213,9 @@ export async function planCollection(
       name: numberedName('marks', number),
       reason: `${mark}; no backup begins until stillpoint storage gc has ended this collection`,
     });
-  const verdict = await damageOf(async () => readVerdict(context, number, options));
+  const judge = async (): Promise<string | null> =>
+    damageOf(async () => readVerdict(context, number, options));
+  const verdict = await judge();
   if (verdict === null) return plan;
   const name = numberedName('verdicts', number);
   if (options.isAlone)
@@ -213,10 +223,8 @@ export async function planCollection(
       action: 'set-aside',
       name,
       reason: verdict,
-      act: async () => {
-        await keepAside(context, name, options);
-        await context.backend.delete(name, options);
-      },
+      act: async () =>
+        setAside(context, name, { ...options, judge, remove: () => context.backend.delete(name, options) }),
     });
   else
     plan.kept.push({

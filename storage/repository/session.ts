@@ -187,10 +187,17 @@ export class RepositorySession implements ChunkSink {
   async flush(options: CallOptions = {}): Promise<void> {
     this.#assertOpen();
     await this.#packs.flush(options);
-    const packs = this.#newPacks.slice(this.#packsIndexed);
-    if (packs.length === 0) return;
-    await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
-    this.#packsIndexed += packs.length;
+    await this.#indexStored(options);
+  }
+
+  /**
+   * Ends this attempt as `abandon` does, and has what arrived be found by the next one. What keeps it from that, and
+   * what had failed before, is no failure of the end; a commit that has happened is left as it is.
+   */
+  async suspend(options: CallOptions = {}): Promise<void> {
+    if (this.#state === 'committed') return;
+    await this.#saveArrived(options);
+    await this.abandon(options);
   }
 
   /**
@@ -205,6 +212,27 @@ export class RepositorySession implements ChunkSink {
     const outcome = await fenceBackup(this.#context, this, options);
     await this.#context.backend.delete(sessionName(this.backupId, this.attempt), options);
     return outcome === 'fenced' ? 'abandoned' : 'committed';
+  }
+
+  /**
+   * Makes known whatever was stored, also where the store takes no more packs: an index takes little. What fails here
+   * is sent again by the next attempt, and costs nothing else; what has ended the work the caller knows.
+   */
+  async #saveArrived(options: CallOptions): Promise<void> {
+    // What has ended the work has ended packs on their way, too: the first flush tells that, the second sends them.
+    const flush = async (): Promise<void> => this.#packs.flush(options);
+    await flush()
+      .catch(flush)
+      .catch(() => undefined);
+    await this.#packs.settled(options.signal);
+    await this.#indexStored(options).catch(() => undefined);
+  }
+
+  async #indexStored(options: CallOptions): Promise<void> {
+    const packs = this.#newPacks.slice(this.#packsIndexed);
+    if (packs.length === 0) return;
+    await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
+    this.#packsIndexed += packs.length;
   }
 
   async #has(id: Buffer, options: CallOptions): Promise<boolean> {

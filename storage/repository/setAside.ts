@@ -45,3 +45,22 @@ export async function keepAside(
     if ((await createOnce(context.backend, damagedName(name, number), [bytes], options)) !== 'taken') return;
   throw damaged(name, `there are more than ${copiesMax} copies of it under damaged/`);
 }
+
+/**
+ * Moves a damaged object aside, if it is still damaged: since it was looked at hours may have gone by. Returns whether
+ * it was.
+ */
+export async function setAside(
+  context: RepositoryContext,
+  name: string,
+  {
+    judge,
+    remove,
+    ...options
+  }: CallOptions & { readonly judge: () => Promise<string | null>; readonly remove: () => Promise<void> },
+): Promise<boolean> {
+  if ((await judge()) === null) return false;
+  await keepAside(context, name, options);
+  await remove();
+  return true;
+}

@@ -123,12 +123,7 @@ export class RepositoryBackupWriter implements BackupWriter {
 
   /** The fence is what lets collections go on; this backup can be begun once more behind it. */
   async suspend(): Promise<void> {
-    try {
-      // What has ended the work has ended packs on their way, too: the first flush tells that, the second sends them.
-      await this.#session.flush().catch(() => this.#session.flush());
-    } finally {
-      await this.#session.abandon();
-    }
+    await this.#session.suspend();
   }
 
   async abandon(): Promise<void> {

@@ -1,0 +1,90 @@
+import { randomBytes } from 'node:crypto';
+import t from 'tap';
+import { newId } from '../../common/ids.ts';
+import { ObjectStore, type SimulatedClient } from '../../test/sim/objectStore.ts';
+import { collect } from './collectionFixture.ts';
+import { manifestName, sessionName } from './names.ts';
+import { Repository } from './repository.ts';
+import {
+  backUp,
+  initTestRepository,
+  readVolume,
+  testChunkBytes,
+  testManifest,
+  testSecret,
+  testTime,
+  volumeSource,
+} from './repositoryFixture.ts';
+import { writeStream } from './streamWriter.ts';
+
+/** Packs of two chunks. */
+const packSizeBytes = 2 * testChunkBytes;
+
+async function beginAttempt(client: SimulatedClient, backupId: string) {
+  const repository = await Repository.open(client, testSecret);
+  return repository.begin({ backupId, startedAt: testTime, afterFence: true });
+}
+
+void t.test('what arrived before the store was full is not sent again by the next attempt', async (t) => {
+  const store = new ObjectStore();
+  const client = store.client();
+  await initTestRepository(client, packSizeBytes);
+  const id = newId();
+  const volume = randomBytes(12 * testChunkBytes);
+  const session = await beginAttempt(client, id);
+  store.capacityBytes = store.usedBytes + 4.5 * packSizeBytes;
+  await t.rejects(writeStream(volumeSource(volume), session, { chunkSizeBytes: testChunkBytes }), {
+    code: 'STORAGE_FULL',
+  });
+  await session.suspend();
+  t.same(store.names('sessions/'), [], 'nobody waits for it');
+  store.capacityBytes = Number.POSITIVE_INFINITY;
+  const repository = await Repository.open(client, testSecret);
+  const next = await backUp(repository, volume, { id, afterFence: true });
+  t.equal(next.session.attempt, 2);
+  // The page, the root and the definition are in packs of another kind, and were never complete.
+  const arrived = 12 + 4 - next.session.statistics.newChunks;
+  t.ok(arrived >= 6, `${arrived} chunks had arrived`);
+  t.ok((await readVolume(repository, next.manifest)).equals(volume));
+});
+
+void t.test('a session whose commit has failed is ended in order', async (t) => {
+  const store = new ObjectStore();
+  const client = store.client();
+  await initTestRepository(client, packSizeBytes);
+  const id = newId();
+  const volume = randomBytes(3 * testChunkBytes);
+  const session = await beginAttempt(client, id);
+  const content = await writeStream(volumeSource(volume), session, { chunkSizeBytes: testChunkBytes });
+  const missing = { ...content, root: 'ab'.repeat(32) };
+  await t.rejects(session.commit(testManifest(id, content, missing)), { code: 'CHUNK_MISSING' });
+  await session.suspend();
+  t.same(store.names('sessions/'), []);
+  const next = await backUp(await Repository.open(client, testSecret), volume, { id, afterFence: true });
+  t.equal(
+    next.session.statistics.newChunks,
+    3,
+    'data, page and root of the definition, nothing of the volume',
+  );
+});
+
+void t.test('to suspend a session that is committed changes nothing', async (t) => {
+  const store = new ObjectStore();
+  const repository = await initTestRepository(store.client(), packSizeBytes);
+  const { manifest, session } = await backUp(repository, randomBytes(testChunkBytes));
+  await session.suspend();
+  t.same(store.names('manifests/'), [manifestName(manifest.id)]);
+});
+
+void t.test('a session that cannot be fenced stays, and says so', async (t) => {
+  const store = new ObjectStore();
+  await initTestRepository(store.client(), packSizeBytes);
+  const id = newId();
+  const session = await beginAttempt(store.client(), id);
+  store.capacityBytes = 0;
+  await t.rejects(session.suspend(), { code: 'STORAGE_FULL' });
+  t.same(store.names('sessions/'), [sessionName(id)]);
+  store.capacityBytes = Number.POSITIVE_INFINITY;
+  const repository = await Repository.open(store.client(), testSecret);
+  t.match(await collect(repository), { waitingFor: [] });
+});
