@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { buffer } from 'node:stream/consumers';
 import { isErrno } from '../../common/errors.ts';
@@ -85,7 +85,7 @@ export class ExtTree implements GuestTree {
   async *content({ inode, sizeBytes, name }: GuestFile): AsyncGenerator<Buffer> {
     const child = this.#start(`cat <${inode}>`);
     const said = buffer(child.stderr);
-    const ended = once(child, 'close');
+    const ended = ending(child);
     let bytes = 0;
     try {
       for await (const chunk of child.stdout) {
@@ -117,7 +117,7 @@ export class ExtTree implements GuestTree {
       env: environment,
       signal,
       stdio: ['ignore', 'pipe', 'pipe'],
-    }).on('error', () => undefined);
+    });
   }
 }
 
@@ -166,18 +166,31 @@ async function run(
     killSignal: 'SIGKILL',
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  const ended = once(child, 'close');
+  const ended = ending(child);
   try {
-    const [output, said] = await Promise.all([bounded(child.stdout), buffer(child.stderr), ended]);
+    const closed = once(child, 'close');
+    const [output, said] = await Promise.all([bounded(child.stdout), buffer(child.stderr), closed]);
     return { code: child.exitCode, output, said: withoutBanner(said) };
   } catch (error) {
     child.kill('SIGKILL');
+    await ended;
+    signal.throwIfAborted();
     if (!isErrno(error, 'ENOENT')) throw error;
     throw new RestoreError('FILE_SYSTEM_UNSUPPORTED', `${program} is not on this host`, {
       cause: error,
       hint: 'apt-get install e2fsprogs',
     });
   }
+}
+
+/**
+ * When a child is gone and has let go of the file. Never rejects: an abort comes while whoever reads it waits for
+ * something else, and nobody would be there to hear.
+ */
+function ending(child: ChildProcess): Promise<void> {
+  return new Promise((done) => {
+    child.on('error', () => undefined).once('close', () => done());
+  });
 }
 
 async function bounded(stream: AsyncIterable<Buffer>): Promise<Buffer> {
