@@ -13,6 +13,7 @@ import {
   symlink,
   utimes,
 } from 'node:fs/promises';
+import { writeFully } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { RestoreError } from './errors.ts';
 import { componentsOf, type GuestFile, type GuestTree } from './guestTree.ts';
@@ -189,8 +190,7 @@ export class FileExtraction {
           for (let at = 0; at < chunk.length; at += pieceBytes) {
             const piece = chunk.subarray(at, at + pieceBytes);
             // Holes stay holes: a guest can claim more zeros than any disk has room for.
-            if (!piece.equals(zeros.subarray(0, piece.length)))
-              await written.write(piece, 0, piece.length, bytes);
+            if (!piece.equals(zeros.subarray(0, piece.length))) await writeFully(written, piece, bytes);
             bytes += piece.length;
           }
         }
