@@ -37,7 +37,7 @@ export interface GuestTree {
 }
 
 /** As many as Linux follows, path_resolution(7). */
-const linksMax = 40;
+export const linksMax = 40;
 
 /**
  * Finds a file by its path from the root of the guest's file system. Links on the way are followed inside it, the last
@@ -75,4 +75,16 @@ export async function findGuestFile(tree: GuestTree, path: string): Promise<Gues
 /** The names of a path; what means nothing is left out. */
 export function componentsOf(path: string): readonly string[] {
   return path.split('/').filter((name) => name !== '' && name !== '.');
+}
+
+/** Paths of a guest are bytes: one character for each. */
+export function bytesOfPath(path: string): string {
+  return Buffer.from(path, 'utf8').toString('latin1');
+}
+
+/** A path of a guest as people read it, with nothing in it that speaks to a terminal. */
+export function shownPath(path: string): string {
+  return Buffer.from(path, 'latin1')
+    .toString('utf8')
+    .replaceAll(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, '?');
 }
