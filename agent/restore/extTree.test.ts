@@ -1,4 +1,4 @@
-import { chmod, chown, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdtemp, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -57,4 +57,19 @@ void t.test('an abort while the bytes of a file are used is thrown to who reads 
   };
   await t.rejects(reading(), { message: 'enough' });
   await t.rejects(tree.list(await tree.root()), { message: 'enough' }, 'nothing is begun any more');
+});
+
+void t.test('a link that leads further than any path is one file that cannot be read', async (t) => {
+  const far = '/tmp'.padEnd(1000, '/.');
+  const fill = async (root: string): Promise<void> => {
+    await symlink(far, join(root, 'far'));
+    await writeFile(join(root, 'further'), '/../'.repeat(100_000));
+  };
+  const image = await extImage(t, fill, { debugfs: ['set_inode_field /further mode 0120777'] });
+  const { tree } = await open(t, image);
+  t.equal((await tree.details(await find(tree, '/far'))).leadsTo, far);
+  const further = await find(tree, '/further');
+  t.equal(further.kind, 'link');
+  await t.rejects(tree.details(further), { code: 'FILE_UNREADABLE' });
+  await t.rejects(findGuestFile(tree, '/further/on'), { code: 'FILE_UNREADABLE' });
 });

@@ -157,3 +157,40 @@ void t.test(
     }
   },
 );
+
+void t.test('what a guest claims and no host can have hides no other file, and has an end', async (t) => {
+  const to = await directoryFor(t);
+  const cycle = new Map<string, Claim>([['f', hello]]);
+  cycle.set('again', cycle);
+  let deep: Claim = new Map([['f', hello]]);
+  for (let depth = 0; depth < 3000; depth += 1) deep = new Map([['d', deep]]);
+  const claims = new Map<string, Claim>([
+    ['x'.repeat(256), hello],
+    ['x'.repeat(256).toUpperCase(), new Map()],
+    ['far', 'x'.repeat(4096)],
+    ['nowhere', ''],
+    ['zero', 'a\0b'],
+    ['a/b', hello],
+    ['cycle', cycle],
+    ['deep', deep],
+    ['last', hello],
+  ]);
+  const extracted = await extract(to, '/top', claims);
+  t.equal(await readFile(join(to, 'top/last'), 'utf8'), 'hello');
+  t.equal(await readFile(join(to, 'top/cycle/f'), 'utf8'), 'hello');
+  t.same((await readdir(join(to, 'top'))).toSorted(), ['cycle', 'deep', 'last']);
+  t.match(extracted, { files: 2, links: 0 });
+  t.same(
+    extracted.unreadable.map((told) => told.slice(0, 12)),
+    [
+      '/top/xxxxxxx',
+      '/top/XXXXXXX',
+      '/top/far: fa',
+      '/top/nowhere',
+      '/top/zero: z',
+      '/top/a/b: a/',
+      '/top/cycle/a',
+      '/top/deep/d/',
+    ],
+  );
+});

@@ -36,12 +36,16 @@ export interface ExtractionOptions {
 const setIdBits = 0o6000;
 const pieceBytes = 64 * 1024;
 const zeros = Buffer.alloc(pieceBytes);
+/** PATH_MAX of Linux without the final zero; it bounds how many directories are held open, too. */
+const pathBytesMax = 4095;
 
 /** Takes files out of a file system of a guest, one after the other. */
 export class FileExtraction {
   readonly #tree: GuestTree;
   readonly #options: ExtractionOptions;
   readonly #keepsOwners = process.geteuid?.() === 0;
+  /** Inodes of the directories that were taken out for the path that is being extracted. */
+  readonly #entered = new Set<number>();
   readonly extracted: Extracted = {
     files: 0,
     directories: 0,
@@ -88,6 +92,7 @@ export class FileExtraction {
     if (to === null) throw new Error(`${this.#options.to} was made and is not there`);
     let directory = passed.use(to);
     const { above, name } = splitPath(path);
+    this.#entered.clear();
     for (const one of above) directory = passed.use((await directory.insideOrNew(one)).directory);
     // The root of the guest's file system is `to` itself.
     if (name === null) await this.#writeInto(directory, '', file);
@@ -119,6 +124,7 @@ export class FileExtraction {
     const place = { directory, name, path: `${path}/${name}` };
     try {
       requireName(name);
+      if (directory.pathOf(name).length > pathBytesMax) throw unreadable(name, 'its path is too long');
       await this.#write(place, file);
     } catch (error) {
       if (!(error instanceof RestoreError) || error.code !== 'FILE_UNREADABLE') throw error;
@@ -127,6 +133,10 @@ export class FileExtraction {
   }
 
   async #writeDirectory(place: Place, file: GuestFile): Promise<void> {
+    // A directory has one place; one that is in itself has no end.
+    if (this.#entered.has(file.inode))
+      throw unreadable(place.name, 'this directory is in another place, too');
+    this.#entered.add(file.inode);
     // Until all is in it, it is ours alone.
     const { directory, isNew } = await place.directory.insideOrNew(place.name);
     await using _ = directory;
@@ -145,7 +155,9 @@ export class FileExtraction {
 
   async #writeLink(place: Place, file: GuestFile): Promise<void> {
     const { leadsTo, modifiedAt } = await this.#tree.details(file);
-    const target = Buffer.from(leadsTo ?? '', 'latin1');
+    if (leadsTo === null || leadsTo === '' || leadsTo.includes('\0'))
+      throw unreadable(place.name, 'the link leads to no path');
+    const target = Buffer.from(leadsTo, 'latin1');
     await this.#put(place, async (temporary) => {
       await symlink(target, temporary);
       await dressLink(temporary, this.#keepsOwners ? file : null, modifiedAt);
@@ -217,6 +229,7 @@ interface Place {
 /** What the system says of a path that only we have means nothing to anybody. */
 function writeError(error: unknown, { directory, name }: Place): unknown {
   if (!(error instanceof Error && 'syscall' in error)) return error;
+  if (isErrno(error, 'ENAMETOOLONG')) return unreadable(name, 'its name or target is too long here');
   const isFull = isErrno(error, 'ENOSPC') || isErrno(error, 'EDQUOT');
   const place = shownPath(directory.pathOf(name));
   const why = error.message.replaceAll(/ '\/proc\/self\/fd\/.*/gs, '');
@@ -240,5 +253,11 @@ function splitPath(path: string): { readonly above: readonly string[]; readonly 
 /** A name with a separator in it, or that leads upwards, is none that a guest can use. */
 function requireName(name: string): void {
   if (name === '' || name === '.' || name === '..' || /[/\0]/.test(name))
-    throw new RestoreError('FILE_UNREADABLE', `${shownPath(name)} is no name of a file`);
+    throw unreadable(name, 'it is no name of a file');
+}
+
+function unreadable(name: string, why: string): RestoreError {
+  return new RestoreError('FILE_UNREADABLE', `${shownPath(name)} cannot be taken out: ${why}`, {
+    hint: 'the file system of the guest is damaged, or the file cannot be on this host',
+  });
 }
