@@ -3,14 +3,14 @@ import type { BackupEntry, Storage } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
 import { isOwnerAlive } from './jobs/owner.ts';
 import { RestoreError } from './restore/errors.ts';
+import { type Extracted, type ExtractionOptions, FileExtraction } from './restore/fileExtraction.ts';
 import {
   bytesOfPath,
-  type Extracted,
-  type ExtractionOptions,
-  FileExtraction,
+  findGuestFile,
+  type GuestFile,
+  type GuestTree,
   shownPath,
-} from './restore/fileExtraction.ts';
-import { findGuestFile, type GuestFile, type GuestTree } from './restore/guestTree.ts';
+} from './restore/guestTree.ts';
 import {
   type LocatedFileSystem,
   locateFileSystems,
@@ -95,7 +95,8 @@ export class LookedBackups {
   /**
    * Takes files and directories of a guest out of a backup, all of them from one file system.
    * @param paths in the guest's file system, of files and directories
-   * @throws RestoreError FILE_NOT_FOUND, FILE_EXISTS: nothing was written; FILE_UNREADABLE in the middle
+   * @throws RestoreError FILE_NOT_FOUND, FILE_EXISTS, WORK_DIRECTORY_UNSAFE: nothing was written; FILE_UNREADABLE in the
+   *   middle
    */
   extract(
     request: FilesRequest,

@@ -272,7 +272,8 @@ function isZero(block: Buffer, start: number): boolean {
   return piece.equals(piece.length === holeBytes ? zeros : zeros.subarray(0, piece.length));
 }
 
-async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {
+/** Writes all of the data; one write(2) may take less. */
+export async function writeFully(file: FileHandle, data: Buffer, position: number): Promise<void> {
   let written = 0;
   while (written < data.length) {
     const { bytesWritten } = await file.write(data, written, data.length - written, position + written);

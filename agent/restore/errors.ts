@@ -52,7 +52,9 @@ export type RestoreErrorCode =
   | 'FILE_NOT_FOUND'
   /** It is in the file system of the guest, and cannot be taken out of it. */
   | 'FILE_UNREADABLE'
-  | 'FILE_EXISTS';
+  | 'FILE_EXISTS'
+  /** Others than root could change where files of a guest go. */
+  | 'WORK_DIRECTORY_UNSAFE';
 
 /** An error of a restore. */
 export class RestoreError extends StillpointError<RestoreErrorCode> {

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { buffer } from 'node:stream/consumers';
 import { isErrno } from '../../common/errors.ts';
@@ -13,7 +13,10 @@ import type { GuestFile, GuestFileDetails, GuestFileKind, GuestTree } from './gu
 /** Nobody: the owner of no file. */
 export const readerUser = { uid: 65534, gid: 65534 };
 const answerMs = 60_000;
-const answerBytesMax = 256 * 1024 * 1024;
+/** Of a directory: some hundred thousand names. */
+const answerBytesMax = 32 * 1024 * 1024;
+/** PATH_MAX of Linux without the final zero: a longer one leads nowhere in the guest either. */
+const targetBytesMax = 4095;
 const rootInode = 2;
 const environment = { PATH: '/usr/sbin:/sbin:/usr/bin:/bin', LC_ALL: 'C' };
 
@@ -78,14 +81,14 @@ export class ExtTree implements GuestTree {
   async #target(inode: number, text: string): Promise<string> {
     const mark = 'Fast link dest: "';
     const at = text.indexOf(mark);
-    if (at === -1) return (await this.#ask(`cat <${inode}>`)).toString('latin1');
+    if (at === -1) return (await this.#ask(`cat <${inode}>`, targetBytesMax)).toString('latin1');
     return text.slice(at + mark.length, text.lastIndexOf('"'));
   }
 
   async *content({ inode, sizeBytes, name }: GuestFile): AsyncGenerator<Buffer> {
     const child = this.#start(`cat <${inode}>`);
     const said = buffer(child.stderr);
-    const ended = once(child, 'close');
+    const ended = ending(child);
     let bytes = 0;
     try {
       for await (const chunk of child.stdout) {
@@ -102,8 +105,9 @@ export class ExtTree implements GuestTree {
       throw unreadable(name, `${bytes} of ${sizeBytes} bytes; ${withoutBanner(await said)}`);
   }
 
-  async #ask(command: string): Promise<Buffer> {
-    const { code, output, said } = await run(this.#place, 'debugfs', ['-R', command, this.#place.file]);
+  async #ask(command: string, bytesMax = answerBytesMax): Promise<Buffer> {
+    const args = ['-R', command, this.#place.file];
+    const { code, output, said } = await run(this.#place, 'debugfs', args, bytesMax);
     // debugfs ends with 0 whatever happens.
     if (code !== 0 || said !== '') throw unreadable(command, said);
     return output;
@@ -117,7 +121,7 @@ export class ExtTree implements GuestTree {
       env: environment,
       signal,
       stdio: ['ignore', 'pipe', 'pipe'],
-    }).on('error', () => undefined);
+    });
   }
 }
 
@@ -156,6 +160,7 @@ async function run(
   { directory, signal }: ExtPlace,
   program: string,
   args: readonly string[],
+  bytesMax = answerBytesMax,
 ): Promise<Answer> {
   const child = spawn(program, args, {
     ...asReader(),
@@ -166,12 +171,19 @@ async function run(
     killSignal: 'SIGKILL',
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  const ended = once(child, 'close');
+  const ended = ending(child);
   try {
-    const [output, said] = await Promise.all([bounded(child.stdout), buffer(child.stderr), ended]);
+    const closed = once(child, 'close');
+    const [output, said] = await Promise.all([
+      bounded(child.stdout, args, bytesMax),
+      buffer(child.stderr),
+      closed,
+    ]);
     return { code: child.exitCode, output, said: withoutBanner(said) };
   } catch (error) {
     child.kill('SIGKILL');
+    await ended;
+    signal.throwIfAborted();
     if (!isErrno(error, 'ENOENT')) throw error;
     throw new RestoreError('FILE_SYSTEM_UNSUPPORTED', `${program} is not on this host`, {
       cause: error,
@@ -180,12 +192,26 @@ async function run(
   }
 }
 
-async function bounded(stream: AsyncIterable<Buffer>): Promise<Buffer> {
+/**
+ * When a child is gone and has let go of the file. Never rejects: an abort comes while whoever reads it waits for
+ * something else, and nobody would be there to hear.
+ */
+function ending(child: ChildProcess): Promise<void> {
+  return new Promise((done) => {
+    child.on('error', () => undefined).once('close', () => done());
+  });
+}
+
+async function bounded(
+  stream: AsyncIterable<Buffer>,
+  args: readonly string[],
+  bytesMax: number,
+): Promise<Buffer> {
   const pieces: Buffer[] = [];
   let bytes = 0;
   for await (const piece of stream) {
     bytes += piece.length;
-    if (bytes > answerBytesMax) throw unreadable('a directory', 'it has too many names');
+    if (bytes > bytesMax) throw unreadable(args.join(' '), `the answer has more than ${bytesMax} bytes`);
     pieces.push(piece);
   }
   return Buffer.concat(pieces);

@@ -21,6 +21,8 @@ export interface FuseFile {
 export interface FuseScratch {
   /** An empty qcow2 image of the size of the volume. */
   readonly overlay: string;
+  /** It does not grow beyond this. */
+  readonly overlayBytesMax: number;
   /** The stretch of the volume that the file system is. */
   readonly offsetBytes: number;
   readonly lengthBytes: number;
@@ -40,7 +42,8 @@ const umountMs = 30_000;
 export async function startFuse(files: readonly FuseFile[], pidFile: string): Promise<void> {
   const log = `${pidFile}.log`;
   try {
-    await startServer([program, '--daemonize', '--pidfile', pidFile, ...files.flatMap(argumentsOf)], log);
+    const command = [program, '--daemonize', '--pidfile', pidFile, ...files.flatMap(argumentsOf)];
+    await startServer([...fileLimit(files), ...command], log);
   } catch (error) {
     const said = (await exists(log)) ? (await readFile(log, 'utf8')).trim().slice(0, 500) : '';
     throw new RestoreError('MOUNT_FAILED', `nothing was mounted: ${said || messageOf(error)}`, {
@@ -48,6 +51,13 @@ export async function startFuse(files: readonly FuseFile[], pidFile: string): Pr
       hint: `qemu-system-common (${program}) must be installed, and /dev/fuse be there: modprobe fuse`,
     });
   }
+}
+
+/** What a program is started by that may write no longer files; a write beyond fails, and does not end it. */
+function fileLimit(files: readonly FuseFile[]): readonly string[] {
+  const limits = files.flatMap(({ scratch }) => scratch?.overlayBytesMax ?? []);
+  if (limits.length === 0) return [];
+  return ['env', '--ignore-signal=XFSZ', 'prlimit', `--fsize=${Math.max(...limits)}`];
 }
 
 function argumentsOf(file: FuseFile, index: number): readonly string[] {

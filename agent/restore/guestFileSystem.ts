@@ -1,9 +1,11 @@
-import { chmod, chown, mkdir, open, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, chown, mkdir, open, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { execa } from 'execa';
+import { freeBytes } from '../../common/files.ts';
+import { formatBytes } from '../../common/units.ts';
 import { NbdVolume } from '../../nbd/volume.ts';
 import { RestoreError } from './errors.ts';
-import { ExtTree, readerUser } from './extTree.ts';
+import { type ExtPlace, ExtTree, readerUser } from './extTree.ts';
 import { findFileSystems, type FoundFileSystem } from './fileSystems.ts';
 import { endFuse, startFuse } from './fuse.ts';
 import type { GuestTree } from './guestTree.ts';
@@ -11,6 +13,10 @@ import type { Look } from './looks.ts';
 
 const answerMs = 60_000;
 const overlayMs = 30_000;
+/** What an overlay may take of the room beside the sockets, which is in memory, and libvirt's, too. */
+const overlayShare = 1 / 4;
+/** An overlay that has come so near to its limit has met it: clusters are taken in any order. */
+const overlayNearBytes = 1024 * 1024;
 
 /** A file system of a guest that can be read, and which it is. */
 export interface OpenFileSystem extends AsyncDisposable {
@@ -62,7 +68,7 @@ export function requireReadable(located: readonly LocatedFileSystem[]): readonly
 /**
  * Opens a file system of a look. What is written to put it in order goes into an overlay, which goes with it.
  * @param directory of the look
- * @throws RestoreError MOUNT_FAILED, FILE_SYSTEM_UNSUPPORTED
+ * @throws RestoreError MOUNT_FAILED, FILE_SYSTEM_UNSUPPORTED, NOT_ENOUGH_DISK_SPACE
  */
 export async function openFileSystem(
   { volume, name, partition, offsetBytes, lengthBytes }: LocatedFileSystem,
@@ -90,13 +96,41 @@ export async function openFileSystem(
       timeout: overlayMs,
       stdin: 'ignore',
     });
-    const scratch = { overlay, offsetBytes, lengthBytes };
+    const overlayBytesMax = Math.floor((await freeBytes(closed)) * overlayShare);
+    const scratch = { overlay, overlayBytesMax, offsetBytes, lengthBytes };
     await startFuse([{ path: file, socket: volume.socket, exportName: volume.target, scratch }], pidFile);
     if (process.geteuid?.() === 0) await chown(file, readerUser.uid, readerUser.gid);
-    const tree = await ExtTree.open({ directory: inside, file: 'volume', signal });
+    const tree = await openTree({ directory: inside, file: 'volume', signal }, overlay, overlayBytesMax);
     return { tree, name, [Symbol.asyncDispose]: close };
   } catch (error) {
     await close();
+    throw error;
+  }
+}
+
+/**
+ * What the journal holds may need more than the overlay may take, whatever e2fsck makes of it.
+ * @throws RestoreError NOT_ENOUGH_DISK_SPACE, FILE_SYSTEM_UNSUPPORTED
+ */
+export async function openTree(place: ExtPlace, overlay: string, overlayBytesMax: number): Promise<ExtTree> {
+  const requireRoom = async (cause?: unknown): Promise<void> => {
+    const { size } = await stat(overlay);
+    if (size < overlayBytesMax - overlayNearBytes) return;
+    throw new RestoreError(
+      'NOT_ENOUGH_DISK_SPACE',
+      `what the journal of the file system holds needs more than ${formatBytes(overlayBytesMax)} in ${dirname(overlay)}`,
+      {
+        cause,
+        hint: `df -h ${dirname(overlay)}; a quarter of what is free there is used: make it larger, or set agent.socket to a directory that is`,
+      },
+    );
+  };
+  try {
+    const tree = await ExtTree.open(place);
+    await requireRoom();
+    return tree;
+  } catch (error) {
+    if (error instanceof RestoreError && error.code === 'FILE_SYSTEM_UNSUPPORTED') await requireRoom(error);
     throw error;
   }
 }

@@ -21,7 +21,7 @@ export interface GuestFile {
 /** What only the file itself says. */
 export interface GuestFileDetails {
   readonly modifiedAt: Date;
-  /** Where a symbolic link leads; `null` for anything else. */
+  /** Where a symbolic link leads, at most 4095 bytes; `null` for anything else. */
   readonly leadsTo: string | null;
 }
 
@@ -37,7 +37,7 @@ export interface GuestTree {
 }
 
 /** As many as Linux follows, path_resolution(7). */
-const linksMax = 40;
+export const linksMax = 40;
 
 /**
  * Finds a file by its path from the root of the guest's file system. Links on the way are followed inside it, the last
@@ -45,29 +45,29 @@ const linksMax = 40;
  */
 export async function findGuestFile(tree: GuestTree, path: string): Promise<GuestFile | null> {
   const root = await tree.root();
-  let ahead = componentsOf(path);
-  let way: readonly GuestFile[] = [root];
+  let names = componentsOf(path);
+  const way: GuestFile[] = [root];
   let links = 0;
-  while (ahead.length > 0) {
-    const [name = '', ...rest] = ahead;
-    ahead = rest;
+  for (let at = 0; at < names.length; at += 1) {
+    const name = names[at];
     const here = way.at(-1) ?? root;
     if (name === '..') {
-      way = way.length > 1 ? way.slice(0, -1) : way;
+      if (way.length > 1) way.pop();
       continue;
     }
     if (here.kind !== 'directory') return null;
     const found = (await tree.list(here)).find((file) => file.name === name);
     if (found === undefined) return null;
-    if (found.kind !== 'link' || ahead.length === 0) {
-      way = [...way, found];
+    if (found.kind !== 'link' || at === names.length - 1) {
+      way.push(found);
       continue;
     }
     links += 1;
     const { leadsTo } = await tree.details(found);
     if (leadsTo === null || links > linksMax) return null;
-    if (leadsTo.startsWith('/')) way = [root];
-    ahead = [...componentsOf(leadsTo), ...ahead];
+    if (leadsTo.startsWith('/')) way.length = 1;
+    names = [...componentsOf(leadsTo), ...names.slice(at + 1)];
+    at = -1;
   }
   return way.at(-1) ?? root;
 }
@@ -75,4 +75,16 @@ export async function findGuestFile(tree: GuestTree, path: string): Promise<Gues
 /** The names of a path; what means nothing is left out. */
 export function componentsOf(path: string): readonly string[] {
   return path.split('/').filter((name) => name !== '' && name !== '.');
+}
+
+/** Paths of a guest are bytes: one character for each. */
+export function bytesOfPath(path: string): string {
+  return Buffer.from(path, 'utf8').toString('latin1');
+}
+
+/** A path of a guest as people read it, with nothing in it that speaks to a terminal. */
+export function shownPath(path: string): string {
+  return Buffer.from(path, 'latin1')
+    .toString('utf8')
+    .replaceAll(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, '?');
 }

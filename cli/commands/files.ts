@@ -1,5 +1,5 @@
 import type { FileSystemChoice, ListedFile } from '../../agent/lookedBackups.ts';
-import { shownPath } from '../../agent/restore/fileExtraction.ts';
+import { shownPath } from '../../agent/restore/guestTree.ts';
 import { formatBytes } from '../../common/units.ts';
 import { findBackup } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
