@@ -128,7 +128,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     t.match((await agent.run(['storage', 'show', 'vault', '--json'])).json(), {
       backups: made.length,
       machines: [{ name: 'sp-vault', backups: made.length }],
-      openSessions: 0,
+      repository: { openSessions: 0 },
     });
   });
 

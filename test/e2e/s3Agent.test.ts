@@ -64,7 +64,7 @@ void t.test('a machine is kept in a bucket, and comes back out of it', async (t)
   t.match(collected.json(), { waitingFor: [] });
   t.match(requireDone(t, await agent.run(['storage', 'show', 'bucket', '--json'])).json(), {
     backups: 1,
-    openSessions: 0,
+    repository: { openSessions: 0 },
   });
   t.match(requireDone(t, await agent.run(['storage', 'check', 'bucket', '--data', '--json'])).json(), {
     ok: true,

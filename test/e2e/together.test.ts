@@ -158,7 +158,7 @@ void t.test('machines that are backed up together have one T1', async (t) => {
 
 /** The fields of the manifest among those that `backup --json` prints. */
 function manifestOf(backup: object): object {
-  const known = ['state', 'problem', 'protected', 'storages'];
+  const known = ['state', 'problem', 'protected', 'storages', 'storageChoices', 'warnings'];
   return Object.fromEntries(Object.entries(backup).filter(([key]) => !known.includes(key)));
 }
 
