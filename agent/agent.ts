@@ -31,7 +31,7 @@ import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import { Together } from './snapshot/together.ts';
 import { JobKinds } from './jobKinds.ts';
 import { PolicyReplication } from './policyReplication.ts';
-import { replicationFactsSchema } from './replicationJob.ts';
+import { requireNotCopied } from './replicationJob.ts';
 import { Pruner } from './pruning.ts';
 import { Repositories } from './repositories.ts';
 import { chooseMember, targetsOfChoice } from './storageGroups.ts';
@@ -249,9 +249,14 @@ export class Agent {
     });
   }
 
-  #waitForTurn(job: JobRow): Promise<void> {
-    const { journal, config } = this.parts;
-    return waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
+  async #waitForTurn(job: JobRow): Promise<void> {
+    const { journal, config, engine } = this.parts;
+    try {
+      await waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
+    } catch (error) {
+      engine.leave(job.id);
+      throw error;
+    }
   }
 
   /** What a backup job has found out so far; `undefined` for another kind, and for a record of another version. */
@@ -297,12 +302,7 @@ export class Agent {
 
   /** Runs a job that was created by this process to its end. */
   async run(job: JobRow): Promise<JobRow> {
-    try {
-      await this.#waitForTurn(job);
-    } catch (error) {
-      this.parts.engine.leave(job.id);
-      throw error;
-    }
+    await this.#waitForTurn(job);
     const row = await this.#kinds.runner(job).run(job.id);
     return (await this.#fallBack(row)) ?? row;
   }
@@ -442,14 +442,4 @@ export class Agent {
     const row = await this.#kinds.runner(job).recover(job.id);
     return row ?? this.parts.journal.get(job.id);
   }
-}
-
-/** What is copied is read for hours. @throws JobError MACHINE_BUSY */
-function requireNotCopied(job: JobRow, { storage, machine }: BackupEntry): void {
-  const facts = replicationFactsSchema.safeParse(job.record).data;
-  if (facts !== undefined && (facts.from !== storage || facts.machine.uuid !== machine.uuid)) return;
-  throw new JobError('MACHINE_BUSY', `job ${job.id} copies backups of ${job.machineName} from ${storage}`, {
-    hint: `stillpoint job watch ${job.id}`,
-    retryable: true,
-  });
 }

@@ -4,6 +4,7 @@ import type { StorageErrorCode } from '../storage/errors.ts';
 import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { JobError } from './jobs/errors.ts';
+import type { JobRow } from './jobs/job.ts';
 import type { JobDefinition, StepContext } from './jobs/step.ts';
 import { copyBackup, type PlannedCopy, planReplication } from './replication.ts';
 
@@ -111,5 +112,18 @@ function copyOnce(
       context.report({ detail: `${pointInTime} to ${to.name}: ${what}`, doneBytes }),
     onLeftOpen: (error) =>
       context.warn(`the copy to ${to.name} is left open, and storage gc waits for it: ${messageOf(error)}`),
+  });
+}
+
+/**
+ * What is copied is read for hours, and must stay until then.
+ * @throws JobError MACHINE_BUSY where this replication may read the backup; a record that cannot be read may mean any
+ */
+export function requireNotCopied(job: JobRow, { storage, machine }: BackupEntry): void {
+  const facts = replicationFactsSchema.safeParse(job.record).data;
+  if (facts !== undefined && (facts.from !== storage || facts.machine.uuid !== machine.uuid)) return;
+  throw new JobError('MACHINE_BUSY', `job ${job.id} copies backups of ${job.machineName} from ${storage}`, {
+    hint: `stillpoint job watch ${job.id}`,
+    retryable: true,
   });
 }

@@ -209,6 +209,22 @@ async function dyingAt(site: Site, machine: string, moment: string): Promise<voi
   );
 }
 
+void t.test(
+  'a job that could not wait for its turn holds its machine until the next look only',
+  async (t) => {
+    await using site = await Site.create({ targets: ['vda'] });
+    const { agent, journal } = site.openAgent();
+    const job = await agent.createBackup({ machine: 'm', mode: 'disk' });
+    const asked = journal.isCancelRequested.bind(journal);
+    journal.isCancelRequested = () => {
+      throw new Error('locked');
+    };
+    await t.rejects(agent.run(job), { message: 'locked' });
+    journal.isCancelRequested = asked;
+    t.match(await agent.recoverOrphans(), [{ id: job.id, holdsMachine: false }]);
+  },
+);
+
 void t.test('a merge whose end libvirtd has missed, because it died, is completed', async (t) => {
   await using site = await Site.create({ targets: ['vda', 'vdb'] });
   const { agent } = site.openAgent();

@@ -29,7 +29,14 @@ async function copy(
   try {
     const { id: jobId } = agent.replications.create({ uuid, name }, rule);
     log.info({ ...about, jobId }, 'copy begins');
-    const cancel = (): void => agent.parts.journal.requestCancel(jobId);
+    const cancel = (): void => {
+      try {
+        agent.parts.journal.requestCancel(jobId);
+      } catch (error) {
+        // Nobody catches what a listener throws; the copy goes on, and the service waits for it.
+        log.error({ ...about, jobId, err: error }, 'copy could not be cancelled');
+      }
+    };
     signal.addEventListener('abort', cancel);
     try {
       const { state, error } = await agent.run(agent.parts.journal.get(jobId));
