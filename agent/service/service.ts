@@ -1,0 +1,63 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from '../../common/log.ts';
+import type { LoadedConfig } from '../../config/config.ts';
+import type { Agent } from '../agent.ts';
+import type { JobRow } from '../jobs/job.ts';
+import { actOnSchedules } from './schedules.ts';
+
+/** How often the service looks for jobs whose process died. */
+const lookIntervalMs = 5_000;
+/** Jobs that were parked because libvirt was away are tried again once a minute. */
+const looksBetweenRetries = 12;
+
+/** What every part of the service works with. */
+export interface ServiceContext {
+  readonly agent: Agent;
+  readonly loaded: LoadedConfig;
+  readonly configPath: string;
+  readonly log: Logger;
+  /** Aborted when the service is to end; a job at hand is brought to its end first. */
+  readonly signal: AbortSignal;
+}
+
+/** Runs the service of a host until its signal: takes over jobs of dead processes, and acts on schedules. */
+export async function runService(context: ServiceContext): Promise<void> {
+  const { agent, loaded, log, signal } = context;
+  log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
+  await agent.finishDeletions();
+  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  log.info('the agent has ended');
+}
+
+async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Promise<void> {
+  // A recovery can end with a merge of hours: others are not kept waiting for it.
+  const working = new Set<Promise<void>>();
+  const begin = (what: () => Promise<readonly JobRow[]>): void => {
+    const work = recover(what, log).finally(() => working.delete(work));
+    working.add(work);
+  };
+  for (let looks = 0; !signal.aborted; looks += 1) {
+    begin(() => agent.recoverOrphans());
+    if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => agent.retryParked());
+    await pause(signal);
+  }
+  await Promise.all(working);
+}
+
+async function recover(what: () => Promise<readonly JobRow[]>, log: Logger): Promise<void> {
+  try {
+    for (const row of await what())
+      log.info({ jobId: row.id, machine: row.machineName, state: row.state }, 'job taken over and ended');
+  } catch (error) {
+    // A service outlives what it cannot do now; it tries again with the next look.
+    log.error({ err: error }, 'jobs could not be taken over');
+  }
+}
+
+async function pause(signal: AbortSignal): Promise<void> {
+  try {
+    await sleep(lookIntervalMs, undefined, { signal });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+}
