@@ -234,6 +234,10 @@ class DeadlineWriter implements BackupWriter {
     return this.#writer.directory;
   }
 
+  get readUnitBytes(): number {
+    return this.#writer.readUnitBytes;
+  }
+
   has(fileName: string): Promise<boolean> {
     return withDeadline(this.#storage, `looking for ${fileName}`, this.#patience.answerMs, () =>
       this.#writer.has(fileName),

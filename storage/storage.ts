@@ -204,6 +204,8 @@ export interface BeginRequest {
 export interface BackupWriter {
   /** The directory in which the files gather; `null` where no files are kept. */
   readonly directory: string | null;
+  /** What it reads of a volume begins and ends at multiples of this, or at the volume's end. */
+  readonly readUnitBytes: number;
 
   /** True when this file is complete. */
   has(fileName: string): Promise<boolean>;

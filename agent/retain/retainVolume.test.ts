@@ -7,6 +7,7 @@ import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import { machine, makeSample, storeSample } from '../../storage/directory/fixture.ts';
 import { GeneratedSource, problemOfVolume, turns } from '../../storage/directory/volumeFixture.ts';
+import { placeFor, store as storeInRepository } from '../../storage/repositoryStorage/fixture.ts';
 import type { BackupWriter } from '../../storage/storage.ts';
 import type { VolumeRead } from '../snapshot/readPlan.ts';
 import { type ReadOptions, retainVolume } from './retainVolume.ts';
@@ -67,11 +68,8 @@ async function retain(
 
 async function requireWhole(test: Test, place: Place, source: GeneratedSource): Promise<void> {
   for (const [storage, { directory }] of place.writers) {
-    const problem = await problemOfVolume(
-      join(directory ?? '', name),
-      source,
-      join(place.directory, 'reference'),
-    );
+    if (directory === null) continue;
+    const problem = await problemOfVolume(join(directory, name), source, join(place.directory, 'reference'));
     test.equal(problem, null, `${storage} holds the volume`);
   }
 }
@@ -126,4 +124,64 @@ void t.test('a cancelled job ends all, with its reason', async (t) => {
   const reason = new Error('cancelled');
   const onProgress = (): void => cancelled.abort(reason);
   await t.rejects(retain(place, source, changes, { signal: cancelled.signal, onProgress }), reason);
+});
+
+/** A repository beside the storages of a place, with a backup of the volume in it, and one on its way. */
+async function addRepository(test: Test, place: Place, storageName: string): Promise<BackupWriter> {
+  const { storage, other } = await placeFor(test, storageName, place.directory, [4 * mebibyte, mebibyte]);
+  const before = Buffer.alloc(16 * mebibyte);
+  before.fill(7, 0, mebibyte);
+  const { entry } = await storeInRepository({ directory: place.directory, storage, other }, before);
+  if (entry.id === null) throw new Error('the backup has no id');
+  place.reads[storageName] = { parent: entry.id, checkpoint: 'stillpoint-1' };
+  const writer = await storage.begin({ jobId: newId(), backupId: newId(), machine });
+  place.writers.set(storageName, writer);
+  // For what it is compared with.
+  return storage.begin({ jobId: newId(), backupId: newId(), machine });
+}
+
+void t.test(
+  'a directory and a repository, which read in different pieces, read an increment once',
+  async (t) => {
+    const place = await placeWith(t, ['one', 'two']);
+    const reference = await addRepository(t, place, 'vault');
+    const ends = [64, 128, 3072, 3136, 3584, 3712, 12_288, 16_384];
+    const changes = turns(
+      ends.map((end) => end * 1024),
+      true,
+    );
+    const source = new GeneratedSource(16 * mebibyte, changes);
+    const { files, reads } = await retain(place, source, changes);
+    t.equal(source.reads, 6, 'the first and the fourth MiB, and the last four');
+    t.same(reads, place.reads, 'each as an increment');
+    await requireWhole(t, place, source);
+    t.equal(files['vault']?.sha256, (await reference.addVolume(source, name)).sha256);
+  },
+);
+
+void t.test('a first backup into directories and repositories is read once', async (t) => {
+  const place = await placeWith(t, ['one', 'two']);
+  const references = new Map([
+    ['vault', await addRepository(t, place, 'vault')],
+    ['second vault', await addRepository(t, place, 'second vault')],
+  ]);
+  for (const storageName of place.writers.keys()) place.reads[storageName] = { reason: 'no earlier backup' };
+  const { source } = sourceOf();
+  const { files } = await retain(place, source, []);
+  t.equal(source.reads, 12, '12 MiB, a MiB at a time');
+  await requireWhole(t, place, source);
+  for (const [storageName, reference] of references)
+    t.equal(files[storageName]?.sha256, (await reference.addVolume(source, name)).sha256);
+});
+
+void t.test('a repository that is new reads the whole beside an increment of a directory', async (t) => {
+  const place = await placeWith(t, ['one']);
+  const reference = await addRepository(t, place, 'vault');
+  place.reads['vault'] = { reason: 'no earlier backup' };
+  const { source, changes } = sourceOf();
+  const { files, reads } = await retain(place, source, changes);
+  t.equal(source.reads, 12);
+  t.same(reads, place.reads);
+  await requireWhole(t, place, source);
+  t.equal(files['vault']?.sha256, (await reference.addVolume(source, name)).sha256);
 });

@@ -5,7 +5,7 @@ import { StorageError } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import type { ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
 import type { RetainOptions } from './retain.ts';
-import { SharedSource } from './sharedSource.ts';
+import { joined, SharedSource, stretchesOf } from './sharedSource.ts';
 
 /** A volume that is open for reading. */
 export interface OpenVolume extends AsyncDisposable {
@@ -37,9 +37,10 @@ export interface RetainedVolume {
 export type OtherWay = (writer: BackupWriter, options: AddOptions) => Promise<FileDigest | null>;
 
 /**
- * Brings a volume into every storage, and reads it once: what has changed goes to all storages that have something
- * that it can be added to at the same time; the others copy the whole from the first that has it as a file then, and
- * only where none has is the whole read. A storage that keeps no files reads it for itself.
+ * Brings a volume into every storage, and reads it once: what has changed, for storages that have something that it can
+ * be added to; the whole for one that keeps files, and for each that keeps none; all at the same time. The other
+ * storages copy the whole from the first that has it as a file. One whose increment turns out not to be possible reads
+ * the whole for itself where nothing can be copied.
  * @throws NbdError, StorageError, or the reason of the signal
  */
 export async function retainVolume(
@@ -53,68 +54,120 @@ export async function retainVolume(
   const files: Record<string, FileDigest> = {};
   const reads: Record<string, VolumeRead> = { ...volume.reads };
   let first: Stored | undefined;
-  for (const { storage, writer, increment } of await addIncrements(
-    writers,
-    { volume, name, options },
-    opened,
-  )) {
-    if ('reason' in increment) {
-      reads[storage] = increment;
-      continue;
-    }
-    files[storage] = increment;
-    first ??= storedIn(writer, increment);
-  }
-  for (const [storage, writer] of writers) {
-    if (files[storage] !== undefined) continue;
-    const digest = await addWhole({ storage, writer, volume, name, options }, opened, first, otherWay);
+  const have = (storage: string, writer: BackupWriter, digest: FileDigest): void => {
     files[storage] = digest;
     reads[storage] ??= { reason: 'no increments are made' };
     first ??= storedIn(writer, digest);
+  };
+  const destinations = [...writers].map(
+    ([storage, writer]): Destination => ({ storage, writer, volume, name, options }),
+  );
+  for (const to of destinations) {
+    if (parentOf(to) !== undefined) continue;
+    const digest = await otherWay(to.writer, wholeOptions(to));
+    if (digest !== null) have(to.storage, to.writer, digest);
+  }
+  const readers = destinations.filter(({ storage }) => files[storage] === undefined);
+  for (const { storage, writer, stored } of await addTogether(chosen(readers, first), opened, options)) {
+    if ('reason' in stored) reads[storage] = stored;
+    else have(storage, writer, stored);
+  }
+  for (const to of destinations) {
+    if (files[to.storage] !== undefined) continue;
+    const digest =
+      (await otherWay(to.writer, wholeOptions(to))) ??
+      (first === undefined || to.writer.directory === null
+        ? await addWhole(to, opened.source)
+        : await copyFrom(first, to.writer, name, wholeOptions(to)));
+    have(to.storage, to.writer, digest);
   }
   return { files, reads };
 }
 
-interface AddedIncrement {
+/** Those that read: of storages that keep files, and have nothing that it can be added to, only one, if any. */
+function chosen(readers: readonly Destination[], first: Stored | undefined): readonly Destination[] {
+  const keepsFiles = ({ writer }: Destination): boolean => writer.directory !== null;
+  const hasParent = (to: Destination): boolean => parentOf(to) !== undefined;
+  const isThere = first !== undefined || readers.some((to) => keepsFiles(to) && hasParent(to));
+  const whole = isThere ? undefined : readers.find(keepsFiles);
+  return readers.filter((to) => hasParent(to) || !keepsFiles(to) || to === whole);
+}
+
+function parentOf({ storage, volume }: Destination): string | undefined {
+  const read = volume.reads[storage];
+  return read !== undefined && 'parent' in read ? read.parent : undefined;
+}
+
+interface Added {
   readonly storage: string;
   readonly writer: BackupWriter;
   /** What was written, or why it cannot be an increment. */
-  readonly increment: FileDigest | { readonly reason: string };
+  readonly stored: FileDigest | { readonly reason: string };
 }
 
-/** Adds the increments that are planned, all at a time; when one storage fails, the others are stopped. */
-async function addIncrements(
-  writers: ReadonlyMap<string, BackupWriter>,
-  about: Pick<Destination, 'volume' | 'name' | 'options'>,
+/** Adds increments and whole volumes, all at a time; when one storage fails, the others are stopped. */
+async function addTogether(
+  destinations: readonly Destination[],
   opened: ChangingVolume,
-): Promise<readonly AddedIncrement[]> {
-  const planned = [...writers].flatMap(([storage, writer]) => {
-    const read = about.volume.reads[storage];
-    return read !== undefined && 'parent' in read ? [{ storage, writer, parent: read.parent }] : [];
-  });
-  if (planned.length === 0) return [];
-  const changes = await opened.changes();
+  options: ReadOptions,
+): Promise<readonly Added[]> {
+  if (destinations.length === 0) return [];
+  const changes = destinations.some((to) => parentOf(to) !== undefined) ? await opened.changes() : [];
   const failed = new AbortController();
-  const signal = AbortSignal.any([about.options.signal, failed.signal]);
-  const shared = new SharedSource(opened.source, signal);
+  const signal = AbortSignal.any([options.signal, failed.signal]);
+  const sources = await sourcesFor(destinations, opened.source, changes, signal);
   const added = await Promise.allSettled(
-    planned
-      .map((one) => ({ ...one, reader: shared.join() }))
-      .map(async ({ storage, writer, parent, reader }): Promise<AddedIncrement> => {
-        using source = reader;
-        const to: Destination = { ...about, storage, writer, options: { ...about.options, signal } };
-        try {
-          return { storage, writer, increment: await addIncrement(to, parent, source, changes) };
-        } catch (error) {
-          failed.abort(error);
-          throw error;
-        }
-      }),
+    destinations.map(async (about, place): Promise<Added> => {
+      using source = sources[place];
+      if (source === undefined) throw new Error('each reader has a source');
+      const { storage, writer } = about;
+      const to: Destination = { ...about, options: { ...options, signal } };
+      const parent = parentOf(to);
+      try {
+        const stored =
+          parent === undefined
+            ? await addWhole(to, source.volume)
+            : await addIncrement(to, parent, source.volume, changes);
+        return { storage, writer, stored };
+      } catch (error) {
+        failed.abort(error);
+        throw error;
+      }
+    }),
   );
-  about.options.signal.throwIfAborted();
+  options.signal.throwIfAborted();
   // Those that were only stopped fail with the same reason.
   failed.signal.throwIfAborted();
   return added.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+}
+
+/** What one of several readers reads from. */
+interface ReaderSource extends Disposable {
+  readonly volume: VolumeSource;
+}
+
+/** Who is alone reads as it likes. */
+async function sourcesFor(
+  destinations: readonly Destination[],
+  source: VolumeSource,
+  changes: readonly Extent[],
+  signal: AbortSignal,
+): Promise<readonly ReaderSource[]> {
+  if (destinations.length === 1) return [{ volume: source, [Symbol.dispose]: () => undefined }];
+  const wholeExtents = destinations.every((to) => parentOf(to) !== undefined)
+    ? []
+    : await source.extents(signal);
+  const wanted = destinations.flatMap((to) =>
+    stretchesOf(
+      parentOf(to) === undefined ? wholeExtents : changes,
+      to.writer.readUnitBytes,
+      source.virtualSizeBytes,
+    ),
+  );
+  const shared = new SharedSource(source, joined(wanted), signal);
+  return destinations
+    .map(() => shared.join())
+    .map((volume) => ({ volume, [Symbol.dispose]: () => volume[Symbol.dispose]() }));
 }
 
 /** A volume that a storage has already, as a file. */
@@ -174,22 +227,16 @@ async function addIncrement(
   }
 }
 
-/** @param first a storage that has it already, whole as everything that is stored */
-async function addWhole(
-  { storage, writer, volume, name, options }: Destination,
-  { source }: OpenVolume,
-  first: Stored | undefined,
-  otherWay: OtherWay,
-): Promise<FileDigest> {
+function addWhole(to: Destination, source: VolumeSource): Promise<FileDigest> {
+  return to.writer.addVolume(source, to.name, wholeOptions(to));
+}
+
+function wholeOptions({ storage, volume, options }: Destination): AddOptions {
   const { target, owner, allocatedBytes } = volume;
-  const about: AddOptions = {
+  return {
     ...options,
     ownership: owner,
     digest: 'chunks',
     onProgress: (doneBytes) => options.onProgress(`${storage}: ${target}`, doneBytes, allocatedBytes),
   };
-  const other = await otherWay(writer, about);
-  if (other !== null) return other;
-  if (first === undefined || writer.directory === null) return writer.addVolume(source, name, about);
-  return copyFrom(first, writer, name, about);
 }

@@ -18,6 +18,7 @@ import {
   sameFileSystem,
   writeFileDurable,
 } from '../../common/files.ts';
+import { clusterBytes } from '../../common/qcow2/layout.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
@@ -53,6 +54,7 @@ export interface WriterContext {
 
 /** A backup that gathers in a `.partial-<jobId>` directory and is committed by renaming that to its T1. */
 export class DirectoryBackupWriter implements BackupWriter {
+  readonly readUnitBytes = clusterBytes;
   readonly #context: WriterContext;
 
   constructor(context: WriterContext) {

@@ -14,12 +14,16 @@ export const testChunkBytes = 64 * 1024;
 export const testSecret: Secret = { kind: 'keyFile', key: Buffer.alloc(32, 9) };
 export const testTime = '2026-11-21T10:00:00.000Z';
 
-export async function initTestRepository(backend: Backend, packSizeBytes = 256 * 1024): Promise<Repository> {
+export async function initTestRepository(
+  backend: Backend,
+  packSizeBytes = 256 * 1024,
+  chunkSizeBytes = testChunkBytes,
+): Promise<Repository> {
   return Repository.init(backend, {
     secret: testSecret,
     label: 'test',
     createdAt: testTime,
-    chunkSizeBytes: testChunkBytes,
+    chunkSizeBytes,
     packSizeBytes,
   });
 }

@@ -68,11 +68,19 @@ export function stoppingStorage({ directory }: Place, name: string, stop: () => 
   });
 }
 
-/** @param directory where it is made; a new one unless told */
-export async function placeFor(test: Test, name = 'vault', directory = test.testdir()): Promise<Place> {
+/**
+ * @param directory where it is made; a new one unless told
+ * @param sizes of packs and of chunks
+ */
+export async function placeFor(
+  test: Test,
+  name = 'vault',
+  directory: string = test.testdir(),
+  sizes: readonly [number, number] | readonly [] = [],
+): Promise<Place> {
   const root = join(directory, name);
   await mkdir(root);
-  await initTestRepository(new FileBackend(root));
+  await initTestRepository(new FileBackend(root), ...sizes);
   const open = (onReadWhole?: (name: string) => void): RepositoryStorage =>
     new RepositoryStorage({
       name,

@@ -32,6 +32,10 @@ export class RepositoryBackupWriter implements BackupWriter {
     this.#entryOf = entryOf;
   }
 
+  get readUnitBytes(): number {
+    return this.#repository.config.chunkSizeBytes;
+  }
+
   /** Nothing has a name before the commit. */
   has(): Promise<boolean> {
     return Promise.resolve(false);
