@@ -44,6 +44,15 @@ void t.test('the socket is ours and the group’s alone, in a directory that all
   await t.rejects(lstat(path), { code: 'ENOENT' }, 'it goes with the service');
 });
 
+void t.test('a directory that was made for root alone lets the group through', async (t) => {
+  await using at = await place();
+  const path = join(at.directory, 'agent.sock');
+  const listening = server();
+  await using _ = await listenAt(listening, path, 27);
+  t.equal((await stat(at.directory)).mode & 0o777, 0o755);
+  listening.close();
+});
+
 void t.test('without a group nobody else may connect', async (t) => {
   await using at = await place();
   const path = join(at.directory, 'agent.sock');

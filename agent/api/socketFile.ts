@@ -25,7 +25,7 @@ export async function listenAt(server: Server, path: string, gid: number | null)
     throw unusable(path, `it has more than ${pathBytesMax - 4} bytes`, 'name a shorter one in agent.socket');
   await requireUnused(path);
   try {
-    await requireDirectory(dirname(path), path);
+    await requireDirectory(dirname(path), path, gid !== null);
     await rm(made, { force: true });
     server.listen({ path: made });
     await once(server, 'listening');
@@ -82,11 +82,13 @@ export function serviceRunning(what: string): ApiError {
 }
 
 /** Who could put another socket in the place of ours would hear what is asked of us. */
-async function requireDirectory(directory: string, path: string): Promise<void> {
+async function requireDirectory(directory: string, path: string, isShared: boolean): Promise<void> {
   if ((await mkdir(directory, { recursive: true, mode: 0o755 })) !== undefined) await chmod(directory, 0o755);
   const { mode, uid } = await stat(directory);
   const isForeign = uid !== 0 && uid !== process.getuid?.();
   const isOpen = (mode & 0o002) !== 0 && (mode & 0o1000) === 0;
+  // A command that came first may have made it for root alone.
+  if (!isForeign && !isOpen && isShared && (mode & 0o055) !== 0o055) await chmod(directory, mode | 0o055);
   if (!isForeign && !isOpen) return;
   throw unusable(
     path,
