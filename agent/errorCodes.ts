@@ -3,6 +3,7 @@ import type { ConfigErrorCode } from '../config/errors.ts';
 import type { StorageErrorCode } from '../storage/errors.ts';
 import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
 import type { NbdErrorCode } from '../nbd/errors.ts';
+import type { ApiErrorCode } from './api/errors.ts';
 import type { AgentErrorCode } from './errors.ts';
 import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
@@ -14,6 +15,7 @@ import type { SnapshotErrorCode } from './snapshot/errors.ts';
 /** Every code of every error that a call of the agent, or the error of one of its jobs, can carry. */
 export type ServiceErrorCode =
   | AgentErrorCode
+  | ApiErrorCode
   | ConfigErrorCode
   | DomainXmlErrorCode
   | HypervisorErrorCode

@@ -1,51 +1,18 @@
 import type { Agent } from '../agent/agent.ts';
+import { backupOf, type StoredBackup as Backup } from '../agent/backupCopies.ts';
 import type { OnUnreachable } from '../agent/storedBackups.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { ManifestVolume } from '../storage/manifest.ts';
 import type { BackupEntry } from '../storage/storage.ts';
-import type { Verification } from '../storage/verification.ts';
 import type { Cli } from './cli.ts';
 import { type ExitCode, exitCodeOf } from './exitCodes.ts';
 
-/** One copy of a backup in one storage. */
-export interface BackupCopy {
-  readonly name: string;
-  readonly directory: string;
-  /** It stands on the file system that holds the machine's images. */
-  readonly local: boolean;
-  readonly state: BackupEntry['state'];
-  readonly problem: string | null;
-  readonly protected: boolean;
-  readonly protectedReason: string | null;
-  /** What came of starting it in isolation, the last time. */
-  readonly verified: Verification | null;
-}
-
-/** A backup with all its copies. */
-export interface Backup {
-  /** The first copy that can be restored, otherwise the first. */
-  readonly entry: BackupEntry;
-  readonly entries: readonly BackupEntry[];
-  readonly state: BackupEntry['state'];
-  readonly storages: readonly BackupCopy[];
-  /** Every copy goes with the machine's own file system. */
-  readonly localOnly: boolean;
-}
-
-/** Brings the copies of each backup together, in the order of the entries. What has no id stands alone. */
-export async function gatherBackups(
-  agent: Agent,
-  entries: readonly BackupEntry[],
-): Promise<readonly Backup[]> {
-  const groups = new Map<string, BackupEntry[]>();
-  for (const entry of entries) {
-    const key = entry.id ?? `${entry.storage}:${entry.directory}`;
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [entry]);
-    else group.push(entry);
-  }
-  return Promise.all([...groups.values()].map((group) => backupOf(agent, group)));
-}
+export {
+  type BackupCopy,
+  gatherBackups,
+  type StoredBackup as Backup,
+  storedBytes,
+} from '../agent/backupCopies.ts';
 
 /** The backup with all its copies that an entry is one of. */
 export async function backupOfEntry(
@@ -93,20 +60,6 @@ export function tellUnreachable(cli: Cli): { readonly tell: OnUnreachable; code:
   return told;
 }
 
-async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<Backup> {
-  const entry = entries.find(({ state }) => state === 'Active') ?? entries[0];
-  if (entry === undefined) throw new Error('a backup without a copy');
-  const storages = await Promise.all(
-    entries.map(async (copy): Promise<BackupCopy> => {
-      const { storage: name, directory, state, problem, protected: isProtected, protectedReason } = copy;
-      const { verified = null } = copy;
-      const local = await agent.backups.isLocal(copy);
-      return { name, directory, local, state, problem, protected: isProtected, protectedReason, verified };
-    }),
-  );
-  return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };
-}
-
 /** Whether some copy of it may not be removed, for a table; empty if every one may. */
 export function protectionRemark({ storages }: Backup): string {
   const holders = storages.filter((copy) => copy.protected);
@@ -130,17 +83,6 @@ export function backupJson({ entry, state, storages }: Backup): Readonly<Record<
   const { id, machine, pointInTime, manifest, problem } = entry;
   const isProtected = storages.some((copy) => copy.protected);
   return { ...(manifest ?? { id, machine, pointInTime }), state, problem, protected: isProtected, storages };
-}
-
-/** What a backup takes in its storage. */
-export function storedBytes(entry: BackupEntry): number | null {
-  const { manifest } = entry;
-  if (manifest === null) return null;
-  const sizes = [
-    ...manifest.volumes.map((volume) => volume.storedBytes),
-    ...manifest.extras.map((extra) => extra.sizeBytes),
-  ];
-  return sizes.reduce((sum, size) => sum + size, manifest.memory?.sizeBytes ?? 0);
 }
 
 /** The beginning of an id: the millisecond of its making, which names it wherever an id is asked for. */

@@ -10,6 +10,8 @@ export interface Cli {
   readonly configIsNamed: boolean;
   /** What the program does is told on stderr, also where all is well. */
   readonly verbose: boolean;
+  /** The work is done in this process, also where the service of the host runs. */
+  readonly standalone?: boolean | undefined;
 }
 
 /** A verb at work. Errors are thrown and printed by the entry. */

@@ -11,7 +11,13 @@ export type CliErrorCode =
   /** A signal asked the command to end before it had begun. */
   | 'INTERRUPTED'
   /** What the command had to tell could not be written. */
-  | 'OUTPUT_FAILED';
+  | 'OUTPUT_FAILED'
+  /** There is a service of this host, but it does not answer, or this user may not speak with it. */
+  | 'SERVICE_UNREACHABLE'
+  /** The service is of a version that does not know what this command needs. */
+  | 'SERVICE_INCOMPATIBLE'
+  /** The service went away while it was doing what it had been asked for. */
+  | 'SERVICE_LOST';
 
 /** An error of a command as it was typed. */
 export class CliError extends StillpointError<CliErrorCode> {

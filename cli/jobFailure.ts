@@ -3,7 +3,7 @@ import { StillpointError } from '../common/errors.ts';
 
 /** The error with which a job ended, as the journal has it. */
 export class JobFailure extends StillpointError {
-  constructor(job: JobRow) {
+  constructor(job: Pick<JobRow, 'id' | 'state' | 'holdsMachine' | 'error'>) {
     const { code, message, hint, retryable } = job.error ?? {
       code: job.state === 'cancelled' ? 'CANCELLED' : 'INTERNAL_ERROR',
       message:

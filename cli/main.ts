@@ -22,6 +22,7 @@ function cliFor(globals: Options, terminal: Terminal): Cli {
     configPath: named ?? defaultConfigPath,
     configIsNamed: named !== undefined,
     verbose: globals.flag('verbose'),
+    standalone: globals.flag('standalone'),
   };
 }
 

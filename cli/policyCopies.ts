@@ -63,7 +63,7 @@ export class PolicyCopies {
       const job = await agent.run(created);
       view.done(job.id);
       const { copied } = replicationFactsSchema.parse(job.record);
-      for (const id of copied) this.#tell(machine, rule, id);
+      for (const id of copied) tellCopied(this.#cli, machine, rule, id);
       const code = exitCodeOfJob(job);
       this.#codes.push(code);
       if (code !== 0) terminal.record(errorRecord(new JobFailure(job)), what);
@@ -73,15 +73,20 @@ export class PolicyCopies {
       this.#codes.push(exitCodeOf(record.code));
     }
   }
+}
 
-  #tell(machine: MachineIdentity, { from, to }: ReplicationRule, id: string): void {
-    const { terminal } = this.#cli;
-    if (terminal.json) terminal.object({ id, machine, from, to, state: 'copied' });
-    else
-      terminal.out(
-        styled('green', 'copied '),
-        styled('bold', machine.name),
-        ` from ${from} to ${to}, id ${shortId(id)}`,
-      );
-  }
+/** Tells of a backup that was copied. */
+export function tellCopied(
+  { terminal }: Pick<Cli, 'terminal'>,
+  machine: MachineIdentity,
+  { from, to }: ReplicationRule,
+  id: string,
+): void {
+  if (terminal.json) terminal.object({ id, machine, from, to, state: 'copied' });
+  else
+    terminal.out(
+      styled('green', 'copied '),
+      styled('bold', machine.name),
+      ` from ${from} to ${to}, id ${shortId(id)}`,
+    );
 }

@@ -429,7 +429,10 @@ export const globalOptions: readonly VerbOption[] = [
     description:
       'configuration, a file or a directory (default: $STILLPOINT_CONFIG, then /etc/stillpoint/config.yaml)',
   },
-  { flags: '--standalone', description: 'run the service in this process; always so in this version' },
+  {
+    flags: '--standalone',
+    description: 'do the work in this process, also where the service of the host runs',
+  },
   { flags: '--no-color', description: 'no colours, also on a terminal' },
 ];
 

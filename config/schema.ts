@@ -4,6 +4,7 @@ import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
+import { socketGroup } from './socketGroup.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -21,7 +22,8 @@ const agent = z.strictObject({
   stateDir: absolutePath.default('/var/lib/stillpoint').describe('Where the journal is.'),
   socket: absolutePath
     .default('/run/stillpoint/agent.sock')
-    .describe('Where the agent will listen; the sockets of disk backups are made in its directory.'),
+    .describe('Where the service listens; the sockets of disk backups are made in its directory.'),
+  socketGroup,
   ramDisk: absolutePath
     .nullable()
     .default('/dev/shm/stillpoint')

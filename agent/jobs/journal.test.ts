@@ -188,7 +188,9 @@ void t.test(
     const { path, journal, open } = await journalFor(t);
     const job = journal.create(jobOf('m'));
     const database = new DatabaseSync(path);
-    database.exec('DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1');
+    database.exec(
+      'DROP TABLE schedules; DROP TABLE service; DROP TABLE request_outcomes; DROP TABLE requests; DROP INDEX jobs_instead_of; ALTER TABLE jobs DROP COLUMN instead_of; PRAGMA user_version = 1',
+    );
     database.close();
     const old = open({ readOnly: true });
     t.same([old.schedule('m'), old.serviceOwner()], [undefined, undefined], 'who only looks changes nothing');

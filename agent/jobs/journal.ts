@@ -6,6 +6,7 @@ import { JobError } from './errors.ts';
 import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import { jobFrom, migrations, ownerFrom, progressSchema, schemaVersion, stepFrom } from './journalTables.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
+import { RequestBook } from './requestRows.ts';
 import {
   linkSchedule,
   putSchedule,
@@ -33,6 +34,8 @@ export interface JournalEntry {
  * returned survives a power cut. Several processes may have it open (the service and the CLI).
  */
 export class Journal implements Disposable {
+  /** Requests that must not be carried out twice. */
+  readonly requests: RequestBook;
   readonly #db: DatabaseSync;
   readonly #path: string;
 
@@ -58,6 +61,7 @@ export class Journal implements Disposable {
         cause: error,
       });
     }
+    this.requests = new RequestBook(this.#db, (work) => this.#transaction(work));
   }
 
   #migrate(): void {
@@ -327,6 +331,13 @@ export class Journal implements Disposable {
       .prepare('SELECT * FROM jobs WHERE machine_uuid = ? AND holds_machine = 1')
       .get(machineUuid);
     return row === undefined ? undefined : jobFrom(row);
+  }
+
+  /** The job that takes the place of another one. */
+  replacementOf(jobId: string): string | undefined {
+    if (this.#version() < 3) return undefined;
+    const id = this.#db.prepare('SELECT id FROM jobs WHERE instead_of = ?').get(jobId)?.['id'];
+    return typeof id === 'string' ? id : undefined;
   }
 
   steps(jobId: string): readonly StepRow[] {

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
 import type { JobOwner } from './owner.ts';
+import { requestTables } from './requestRows.ts';
 import { scheduleTables } from './scheduleRows.ts';
 
 /** The tables of the first version. */
@@ -35,7 +36,7 @@ const jobTables = `
 `;
 
 /** What makes each version of the one before, from none on. */
-export const migrations: readonly string[] = [jobTables, scheduleTables];
+export const migrations: readonly string[] = [jobTables, scheduleTables, requestTables];
 
 /** Version of the tables, kept in SQLite's `user_version`. */
 export const schemaVersion = migrations.length;

@@ -1,5 +1,6 @@
 import type { DatabaseSync } from 'node:sqlite';
 import { z } from 'zod';
+import { linkRequest, type RequestPart } from './requestRows.ts';
 
 /** What the journal keeps about the schedule of one machine; nothing of it means anything to the journal. */
 export interface ScheduleRow {
@@ -17,12 +18,14 @@ export interface ScheduleRow {
   readonly seenAtMs: number;
 }
 
-/** How a new job stands to the schedule of its machine; written in the transaction that creates the job. */
+/** How a new job stands to what asked for it; written in the transaction that creates the job. */
 export interface ScheduledJob {
   /** The machine's schedule after this job has begun. */
   readonly schedule?: Omit<ScheduleRow, 'jobId'> | undefined;
-  /** It takes the place of this job, where a schedule has begun that. */
+  /** It takes the place of this job, also in the schedule that has begun that. */
   readonly insteadOf?: string | undefined;
+  /** The piece of a request that it is for. */
+  readonly request?: RequestPart | undefined;
 }
 
 /** Since version 2 of the journal. */
@@ -85,9 +88,15 @@ export function putSchedule(db: DatabaseSync, row: ScheduleRow): void {
   );
 }
 
-/** Writes down, in the transaction that creates a job, what that means for the schedule of its machine. */
-export function linkSchedule(db: DatabaseSync, jobId: string, { schedule, insteadOf }: ScheduledJob): void {
+/** Writes down, in the transaction that creates a job, what that means for what asked for it. */
+export function linkSchedule(
+  db: DatabaseSync,
+  jobId: string,
+  { schedule, insteadOf, request }: ScheduledJob,
+): void {
   if (schedule !== undefined) putSchedule(db, { ...schedule, jobId });
-  if (insteadOf !== undefined)
-    db.prepare('UPDATE schedules SET job_id = ? WHERE job_id = ?').run(jobId, insteadOf);
+  if (request !== undefined) linkRequest(db, jobId, request);
+  if (insteadOf === undefined) return;
+  db.prepare('UPDATE schedules SET job_id = ? WHERE job_id = ?').run(jobId, insteadOf);
+  db.prepare('UPDATE jobs SET instead_of = ? WHERE id = ?').run(insteadOf, jobId);
 }

@@ -2,7 +2,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
+import type { JobSignals } from '../api/jobSignals.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { serveCallers } from './api.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -16,13 +18,19 @@ export interface ServiceContext {
   readonly loaded: LoadedConfig;
   readonly configPath: string;
   readonly log: Logger;
+  /** What the jobs of this process say while they run. */
+  readonly jobSignals: JobSignals;
   /** Aborted when the service is to end; a job at hand is brought to its end first. */
   readonly signal: AbortSignal;
 }
 
-/** Runs the service of a host until its signal: takes over jobs of dead processes, and acts on schedules. */
+/**
+ * Runs the service of a host until its signal: answers callers, takes over jobs of dead processes, and acts on schedules.
+ * @throws ApiError SERVICE_RUNNING, SOCKET_UNUSABLE; JobError JOURNAL_UNUSABLE
+ */
 export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
+  await using _api = await serveCallers(context);
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   await agent.finishDeletions();
   await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);

@@ -1,3 +1,4 @@
+import { JobSignals } from '../../agent/api/jobSignals.ts';
 import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
@@ -31,7 +32,9 @@ async function serve(cli: Cli): Promise<0> {
   };
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
-  await using open = await openAgent({ loaded, configPath, log });
-  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal });
+  const jobSignals = new JobSignals();
+  const listener = jobSignals.listener();
+  await using open = await openAgent({ loaded, configPath, log, listener });
+  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, signal: stop.signal });
   return 0;
 }

@@ -1,46 +1,37 @@
 import { resolve } from 'node:path';
 import type { Agent } from '../../agent/agent.ts';
+import { backupOfJob } from '../../agent/backupCopies.ts';
 import type { BackupRequest } from '../../agent/backupRequests.ts';
 import { DomainXml } from '../../agent/hypervisor/domainXml.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
-import { describeChoice, type StorageChoice } from '../../agent/storageStates.ts';
 import { templateNameOf } from '../../agent/templates.ts';
-import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
+import { errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
 import { policyFor } from '../../config/policy.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
-import { type Backup, backupJson, gatherBackups, howRead, shortId, storedBytes } from '../backups.ts';
+import { connectToService } from '../api/connect.ts';
+import { type Outcome, printOutcome, printTable } from '../backupOutcome.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
-import { combinedExitCode, type ExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
+import { combinedExitCode, exitCodeOf, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
 import { parseLabels } from '../labels.ts';
 import { backupHost } from './hostBackup.ts';
-import { chooseMachines } from '../machineChoice.ts';
+import { type Choice, chooseMachines } from '../machineChoice.ts';
 import type { Options } from '../options.ts';
-import { styled } from '../output.ts';
 import { runLimited } from '../parallel.ts';
 import { PolicyCopies } from '../policyCopies.ts';
 import { type ChangeSession, changing, reading } from '../session.ts';
 import { printDryRun } from '../dryRun.ts';
 
-/** How the backup of one machine ended. */
-interface Outcome {
-  readonly machine: string;
-  readonly code: ExitCode;
-  readonly error: ErrorRecord | null;
-  readonly backup: Backup | null;
-  /** Which storages were chosen among those of a group. */
-  readonly storageChoices: readonly StorageChoice[];
-  readonly warnings: readonly string[];
-}
+/** What the service can be asked for; with any other option the work is done in this process. */
+const knownByService: ReadonlySet<string> = new Set(['all', 'exclude', 'mode', 'reread', 'storage', 'label']);
 
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
 
 type Wishes = Omit<BackupRequest, 'machine'>;
 
 /** `stillpoint backup MACHINE… | --all`. */
-export const backup: RunVerb = (cli, names, options) => {
+export const backup: RunVerb = async (cli, names, options) => {
   const wishes = wishesOf(options);
   if (options.flag('host')) {
     if (names.length > 0)
@@ -49,6 +40,13 @@ export const backup: RunVerb = (cli, names, options) => {
     return backupHost(cli, wishes.storages);
   }
   const choose = chooserOf(names, options, wishes);
+  if (options.typed.every((name) => knownByService.has(name))) {
+    using client = await connectToService(cli);
+    if (client !== null) {
+      const { backupByService } = await import('./serviceBackup.ts');
+      return await backupByService(cli, client, choiceOf(names, options), wishes);
+    }
+  }
   if (options.flag('dryRun'))
     return reading(cli, async ({ agent }) =>
       printDryRun(cli, agent, await choose(agent), options.flag('together')),
@@ -103,7 +101,7 @@ function chooserOf(names: readonly string[], options: Options, wishes: Wishes): 
   }
   if (name !== undefined)
     throw new CliError('USAGE', '--name names an image', 'stillpoint backup --image PATH --name NAME');
-  const choice = { typed: names, all: options.flag('all'), exclude: options.texts('exclude') ?? [] };
+  const choice = choiceOf(names, options);
   return async ({ parts }) => {
     const chosen = chooseMachines(await parts.hypervisor.machines(), parts, choice);
     return chosen.map((machine) => {
@@ -111,6 +109,10 @@ function chooserOf(names: readonly string[], options: Options, wishes: Wishes): 
       return { machine, template, ...wishes };
     });
   };
+}
+
+function choiceOf(typed: readonly string[], options: Options): Choice {
+  return { typed, all: options.flag('all'), exclude: options.texts('exclude') ?? [] };
 }
 
 /** Several machines at a time, as the configuration allows; the order of the outcomes is that of the names. */
@@ -200,57 +202,8 @@ async function runOne(
 async function outcomeOf(agent: Agent, job: JobRow): Promise<Outcome> {
   const code = exitCodeOfJob(job);
   const error = code === 0 ? null : errorRecord(new JobFailure(job));
-  const stored = code === 0 ? await storedBackup(agent, job) : null;
+  const stored = code === 0 ? await backupOfJob(agent, job) : null;
   const { settings, warnings = [] } = agent.backupFacts(job) ?? {};
   const { storageChoices = [] } = settings ?? {};
   return { machine: job.machineName, code, error, backup: stored, storageChoices, warnings };
-}
-
-async function storedBackup(agent: Agent, job: JobRow): Promise<Backup | null> {
-  const facts = agent.backupFacts(job);
-  const entries: BackupEntry[] = [];
-  for (const name of facts?.settings.storages ?? []) {
-    const entry = facts === undefined ? null : await agent.storage(name).findCommitted(facts.backupId);
-    if (entry !== null) entries.push(entry);
-  }
-  const [stored] = await gatherBackups(agent, entries);
-  return stored ?? null;
-}
-
-function printOutcome(cli: Cli, outcome: Outcome): void {
-  const { machine, error, backup: stored, storageChoices, warnings } = outcome;
-  const { terminal } = cli;
-  if (error !== null) terminal.record(error, machine);
-  if (stored === null) return;
-  if (terminal.json) {
-    terminal.object({ ...backupJson(stored), storageChoices, warnings });
-    return;
-  }
-  const { manifest, pointInTime, id } = stored.entry;
-  const pause =
-    typeof manifest?.pauseMs === 'number' ? `paused ${Math.round(manifest.pauseMs)} ms` : 'no pause';
-  const size = formatBytes(storedBytes(stored.entry) ?? 0);
-  terminal.out(
-    styled('green', 'backed up '),
-    styled('bold', machine),
-    ` at ${pointInTime}, ${pause}, ${size}, id ${shortId(id ?? '')}`,
-  );
-  if (manifest !== null) terminal.out(`  mode ${manifest.mode}: ${manifest.modeReason}`);
-  for (const copy of stored.storages) terminal.out(`  ${copy.name}: ${copy.directory}`);
-  for (const choice of storageChoices) terminal.out(`  ${describeChoice(choice)}`);
-  for (const volume of manifest?.volumes ?? []) terminal.out(`  ${volume.target}: ${howRead(volume)}`);
-}
-
-function printTable(cli: Cli, outcomes: readonly Outcome[]): void {
-  const titles = ['MACHINE', 'RESULT', 'POINT IN TIME'];
-  const rows = outcomes.map(({ machine, error, backup: stored }) => [
-    machine,
-    error === null ? styled('green', 'done') : styled('red', error.code),
-    stored?.entry.pointInTime ?? '-',
-  ]);
-  cli.terminal.out('');
-  cli.terminal.table(
-    titles.map((title) => ({ title })),
-    rows,
-  );
 }

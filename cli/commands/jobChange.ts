@@ -1,4 +1,5 @@
 import type { JobRow } from '../../agent/jobs/job.ts';
+import { connectToService } from '../api/connect.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { type ExitCode, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
@@ -6,7 +7,16 @@ import { holdOf, jobJson } from '../jobView.ts';
 import { changing, type ChangeSession } from '../session.ts';
 
 /** `stillpoint job cancel ID`. Of a job that runs elsewhere it only asks; `job watch` shows how it ends. */
-export const jobCancel: RunVerb = (cli, [id = '']) =>
+export const jobCancel: RunVerb = async (cli, [id = '']) => {
+  using client = await connectToService(cli);
+  if (client !== null) {
+    const { cancelByService } = await import('./serviceJobs.ts');
+    return await cancelByService(cli, client, id);
+  }
+  return cancelHere(cli, id);
+};
+
+const cancelHere = (cli: Cli, id: string): Promise<ExitCode> =>
   changing(
     cli,
     async (session) => {
@@ -35,7 +45,16 @@ export const jobCancel: RunVerb = (cli, [id = '']) =>
   );
 
 /** `stillpoint job retry ID`. */
-export const jobRetry: RunVerb = (cli, [id = '']) =>
+export const jobRetry: RunVerb = async (cli, [id = '']) => {
+  using client = await connectToService(cli);
+  if (client !== null) {
+    const { retryByService } = await import('./serviceJobs.ts');
+    return await retryByService(cli, client, id);
+  }
+  return retryHere(cli, id);
+};
+
+const retryHere = (cli: Cli, id: string): Promise<ExitCode> =>
   changing(cli, async (session) => {
     const { agent, view, takenOver } = session;
     const before = agent.parts.journal.get(id);

@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { JobProgress, JobRow } from '../../agent/jobs/job.ts';
 import type { Journal } from '../../agent/jobs/journal.ts';
 import type { Cli, RunVerb } from '../cli.ts';
-import { exitCodeOfJob } from '../exitCodes.ts';
+import { connectToService } from '../api/connect.ts';
+import { type ExitCode, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
 import { holdOf } from '../jobView.ts';
 import { ProgressView, RateMeter } from '../progress.ts';
@@ -12,7 +13,16 @@ import { reading } from '../session.ts';
 const lookIntervalMs = 500;
 
 /** `stillpoint job watch ID`; ends as the job does. */
-export const jobWatch: RunVerb = (cli, [id = '']) =>
+export const jobWatch: RunVerb = async (cli, [id = '']) => {
+  using client = await connectToService(cli);
+  if (client !== null) {
+    const { watchByService } = await import('./serviceJobs.ts');
+    return await watchByService(cli, client, id);
+  }
+  return watchByJournal(cli, id);
+};
+
+const watchByJournal = (cli: Cli, id: string): Promise<ExitCode> =>
   reading(cli, async ({ agent }) => {
     const { journal } = agent.parts;
     const job = await follow(cli, journal, journal.get(id));
@@ -53,7 +63,12 @@ async function follow(cli: Cli, journal: Journal, first: JobRow): Promise<JobRow
 }
 
 /** One JSON line for each change. @returns what was told last */
-function tellJson(cli: Cli, job: JobRow, progress: JobProgress | undefined, told: string): string {
+export function tellJson(
+  cli: Cli,
+  job: Pick<JobRow, 'id' | 'machineName' | 'state' | 'error'>,
+  progress: JobProgress | undefined,
+  told: string,
+): string {
   const { id: jobId, machineName: machine, state, error } = job;
   const { step, detail, doneBytes, totalBytes, bytesPerSecond, etaSeconds } = progress ?? {};
   const line = {

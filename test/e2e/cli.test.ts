@@ -321,7 +321,7 @@ void t.test('the command line on a real host', async (t) => {
   await t.test('the service takes over what died while it runs, and ends on SIGTERM', async (t) => {
     const service = agent.background(['agent'], { timeoutMs: 300_000 });
     await eventually(() => service.output().stderr.includes('the agent is ready'), { timeoutMs: 60_000 });
-    const running = agent.background(['backup', 'sp-second'], { timeoutMs: 300_000 });
+    const running = agent.background(['backup', 'sp-second', '--standalone'], { timeoutMs: 300_000 });
     await eventually(() => running.output().stderr.includes('sp-second: merging'), { timeoutMs: 60_000 });
     await running.kill9();
     await eventually(() => service.output().stderr.includes('job taken over and ended'), {

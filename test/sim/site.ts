@@ -5,7 +5,7 @@ import { DatabaseSync } from 'node:sqlite';
 
 import { Agent } from '../../agent/agent.ts';
 import { repairAllOffline } from '../../agent/offlineRepair.ts';
-import { Engine } from '../../agent/jobs/engine.ts';
+import { Engine, type EngineListener } from '../../agent/jobs/engine.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { Journal } from '../../agent/jobs/journal.ts';
 import type { JobOwner } from '../../agent/jobs/owner.ts';
@@ -51,6 +51,8 @@ export interface SiteOptions {
   readonly storages?: readonly StorageName[] | undefined;
   /** Storages that stand in for each other, by name of their group. */
   readonly storageGroups?: Readonly<Record<string, readonly StorageName[]>> | undefined;
+  /** Hears what the jobs of every agent say. */
+  readonly listener?: EngineListener | undefined;
   /** What storages may hold, by name. */
   readonly quotaBytes?: Readonly<Partial<Record<StorageName, number>>> | undefined;
 }
@@ -275,7 +277,13 @@ export class Site implements AsyncDisposable {
     const engine = new Engine({
       journal,
       onPoint: (point) => life.at(point),
-      listener: { warning: (_, message) => warnings.push(message) },
+      listener: {
+        ...this.options.listener,
+        warning: (jobId, message) => {
+          warnings.push(message);
+          this.options.listener?.warning?.(jobId, message);
+        },
+      },
     });
     const hypervisor = life.hypervisor(this.world.connect());
     const agent = new Agent({

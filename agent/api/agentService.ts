@@ -1,0 +1,27 @@
+import type { AgentServer } from '../../proto/generated/stillpoint/v1/agent.ts';
+import { getBackup, listBackups, startBackup } from './backupCalls.ts';
+import type { CallerOf } from './callRules.ts';
+import type { ApiContext } from './context.ts';
+import { streaming, unary } from './handlers.ts';
+import { getHost, listMachines } from './hostCalls.ts';
+import { cancelJob, getJob, listJobs, retryJob } from './jobCalls.ts';
+import { watchJob } from './jobWatch.ts';
+
+/** The calls of proto/stillpoint/v1/agent.proto. */
+export function agentService(context: ApiContext, callerOf: CallerOf): AgentServer {
+  const { log, closing, events } = context;
+  const parts = { log, closing, callerOf };
+  return {
+    getHost: unary(parts, (request) => getHost(context, request)),
+    listMachines: unary(parts, (request) => listMachines(context, request)),
+    listBackups: unary(parts, (request) => listBackups(context, request)),
+    getBackup: unary(parts, (request) => getBackup(context, request)),
+    startBackup: unary(parts, (request, call) => startBackup(context, request, call)),
+    listJobs: unary(parts, (request) => listJobs(context, request)),
+    getJob: unary(parts, (request) => getJob(context, request)),
+    cancelJob: unary(parts, (request, call) => cancelJob(context, request, call)),
+    retryJob: unary(parts, (request, call) => retryJob(context, request, call)),
+    watchJob: streaming(parts, (request, { signal }) => watchJob(context, request, signal)),
+    watchEvents: streaming(parts, ({ cursor }, { signal }) => events.watch(cursor, signal)),
+  };
+}

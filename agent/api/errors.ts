@@ -1,0 +1,33 @@
+import { StillpointError } from '../../common/errors.ts';
+
+/** Closed set of what the API itself refuses or reports. */
+export type ApiErrorCode =
+  /** A field of a request is missing, or has a value that it cannot have. */
+  | 'REQUEST_INVALID'
+  /** A call asks for more time than there is for one. */
+  | 'DEADLINE_TOO_LONG'
+  /** The same key came with another request. */
+  | 'IDEMPOTENCY_KEY_REUSED'
+  /** More requests of a day than are remembered. */
+  | 'TOO_MANY_REQUESTS'
+  /** What came after this cursor is not known any more. */
+  | 'CURSOR_EXPIRED'
+  /** The process, or the controller, may not use the API. */
+  | 'CALLER_DENIED'
+  /** The service is being ended: it begins nothing new. */
+  | 'SERVICE_ENDING'
+  /** Another living process is the service of this host. */
+  | 'SERVICE_RUNNING'
+  /** The socket cannot be made where and as the configuration says. */
+  | 'SOCKET_UNUSABLE';
+
+/** An error of the API. */
+export class ApiError extends StillpointError<ApiErrorCode> {
+  constructor(
+    code: ApiErrorCode,
+    message: string,
+    options: { readonly hint?: string; readonly cause?: unknown; readonly retryable?: boolean } = {},
+  ) {
+    super(message, { code, ...options });
+  }
+}

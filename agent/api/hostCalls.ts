@@ -1,0 +1,68 @@
+import { hostname } from 'node:os';
+import { resolve } from 'node:path';
+import { errorRecord } from '../../common/errors.ts';
+import { version } from '../../common/version.ts';
+import {
+  type GetHostRequest,
+  type GetHostResponse,
+  type Host,
+  HostView,
+  type ListMachinesRequest,
+  type ListMachinesResponse,
+} from '../../proto/generated/stillpoint/v1/agent.ts';
+import type { ApiContext } from './context.ts';
+import { errorDetail } from './grpcErrors.ts';
+import { machineMessage } from './machineMessage.ts';
+import { pageOf } from './page.ts';
+
+/** Raised by each release that adds to the API. */
+export const apiLevel = 1;
+
+const machinesDefault = 1000;
+
+/** Never fails because libvirt is away: that is a part of the answer. */
+export async function getHost(
+  { agent, startedAtMs }: ApiContext,
+  { view }: GetHostRequest,
+): Promise<GetHostResponse> {
+  const { config, configPath, storages } = agent.parts;
+  const host: Host = {
+    name: hostname(),
+    agentVersion: version,
+    apiLevel,
+    startedAt: new Date(startedAtMs),
+    maxParallelMachines: config.agent.maxParallelMachines,
+    storages: [...storages.keys()],
+    libvirtUri: config.agent.libvirtUri,
+    libvirtVersion: '',
+    qemuVersion: '',
+    libvirtError: undefined,
+    configPath: resolve(configPath),
+  };
+  if (view !== HostView.HOST_VIEW_FULL) return { host };
+  try {
+    const { hostName: name, libvirtVersion, qemuVersion } = await agent.parts.hypervisor.hostInfo();
+    return { host: { ...host, name, libvirtVersion, qemuVersion } };
+  } catch (error) {
+    return { host: { ...host, libvirtError: errorDetail(errorRecord(error)) } };
+  }
+}
+
+/** @throws HypervisorError; ConfigError NO_STORAGE; ApiError REQUEST_INVALID */
+export async function listMachines(
+  { agent }: ApiContext,
+  request: ListMachinesRequest,
+): Promise<ListMachinesResponse> {
+  const { hypervisor, journal } = agent.parts;
+  const machines = await hypervisor.machines();
+  const sorted = machines.toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
+  const { items, nextPageToken } = pageOf(sorted, keyOf, request, machinesDefault);
+  return {
+    machines: items.map((machine) => machineMessage(machine, agent.parts, journal.holder(machine.uuid))),
+    nextPageToken,
+  };
+}
+
+function keyOf({ name, uuid }: { readonly name: string; readonly uuid: string }): string {
+  return `${name}\n${uuid}`;
+}

@@ -1,0 +1,27 @@
+import { type ServedApi, serveApi } from '../api/serveApi.ts';
+import { copyAfter } from './copyAfter.ts';
+import type { ServiceContext } from './service.ts';
+
+/**
+ * The part of the service that answers the command line, and whoever else has a listener.
+ * @throws ApiError SERVICE_RUNNING, SOCKET_UNUSABLE; JobError JOURNAL_UNUSABLE
+ */
+export function serveCallers({
+  agent,
+  log,
+  signal,
+  jobSignals: signals,
+}: ServiceContext): Promise<ServedApi> {
+  return serveApi({
+    agent,
+    log,
+    signals,
+    ending: signal,
+    makeCopies: (machine, onCopy) =>
+      copyAfter(agent, machine, {
+        log,
+        signal,
+        onCopy: ({ rule, job, error }) => onCopy({ ...rule, job, error }),
+      }),
+  });
+}
