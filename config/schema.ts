@@ -4,6 +4,7 @@ import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
+import { listen } from './listen.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -22,6 +23,7 @@ const agent = z.strictObject({
   socket: absolutePath
     .default('/run/stillpoint/agent.sock')
     .describe('Where the agent will listen; the sockets of disk backups are made in its directory.'),
+  listen,
   ramDisk: absolutePath
     .nullable()
     .default('/dev/shm/stillpoint')
