@@ -4,7 +4,7 @@ import { createServer as createTlsServer } from 'node:tls';
 import { createPublicKey, X509Certificate } from 'node:crypto';
 import t, { type Test } from 'tap';
 import { secureContextOptions } from '../../common/tls/material.ts';
-import { FreeAuthority } from '../../test/tls/authority.ts';
+import { enrolHost, FreeAuthority } from '../../test/tls/authority.ts';
 import { makeHost, startController } from '../../test/tls/controllerBench.ts';
 import { certificateOf } from '../identity/identity.ts';
 import { makeCertificateRequest } from '../identity/certificateRequest.ts';
@@ -134,7 +134,10 @@ void t.test('a message that is too large is refused, and the token is as good as
   const token = ca.issueToken();
   using client = new EnrolmentClient(address, joiningCredentials(ca.certificate));
   const host = { hostId, name: 'h', agentVersion: '1' };
-  await t.rejects(client.enrol(token, new Uint8Array(100 * 1024), host), { code: 'ENROLMENT_REFUSED' });
+  await t.rejects(client.enrol(token, new Uint8Array(100 * 1024), host), {
+    code: 'ENROLMENT_REFUSED',
+    message: /larger than/,
+  });
   await join(address, token);
 });
 
@@ -172,6 +175,18 @@ void t.test('who answers is known before anything is said to him', async (t) => 
   t.teardown(() => silent.close());
   const plain = await addressOf(silent);
   await t.rejects(askForAuthority(plain, { now }), { code: 'CONTROLLER_UNREACHABLE', retryable: true });
+});
+
+void t.test('a host of the same CA that poses as the controller is asked for nothing', async (t) => {
+  const { ca, address } = await startController(t);
+  const { store, join } = await makeHost(t);
+  const identity = await join(address, ca.issueToken());
+  const server = createTlsServer({ ...secureContextOptions(enrolHost(ca)), ALPNProtocols: ['h2'] });
+  t.teardown(() => server.close());
+  const posing = { ...identity, controller: { ...identity.controller, address: await addressOf(server) } };
+  const error = { code: 'CONTROLLER_UNREACHABLE', message: /not the certificate of a controller/ };
+  await t.rejects(renewIdentity(store, posing, new Date()), error);
+  await t.rejects(askForRevoked(posing), error);
 });
 
 void t.test('another controller in the place of the one that was accepted gets no token', async (t) => {

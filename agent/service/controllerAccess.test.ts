@@ -1,92 +1,22 @@
 import { once } from 'node:events';
 import { X509Certificate } from 'node:crypto';
-import {
-  Client,
-  type ChannelCredentials,
-  type ClientReadableStream,
-  Metadata,
-  type sendUnaryData,
-  Server,
-  type ServerUnaryCall,
-  type ServerWritableStream,
-  type ServiceDefinition,
-} from '@grpc/grpc-js';
 import t, { type Test } from 'tap';
 import { z } from 'zod';
 import { createLogger } from '../../common/log.ts';
-import { peerOfCall } from '../../common/tls/peerOfCall.ts';
-import { formatPeerName } from '../../common/tls/peerName.ts';
 import { agentCredentials } from '../../controller/agentChannel.ts';
 import type { CertificateAuthority } from '../../controller/ca.ts';
 import { enrolHost, openAuthority, temporaryDirectory } from '../../test/tls/authority.ts';
 import { makeHost, startController } from '../../test/tls/controllerBench.ts';
+import { TextClient, TextService } from '../../test/tls/textService.ts';
 import { eventually } from '../../test/lab/eventually.ts';
 import { renewIdentity } from '../enrolment/joining.ts';
 import type { KeptIdentity } from '../identity/identity.ts';
 import { ControllerListener, identityDirectory, keepControllerAccess } from './controllerAccess.ts';
 import { IdentityStore } from '../identity/identityStore.ts';
 
-const text = {
-  requestSerialize: (value: string) => Buffer.from(value),
-  requestDeserialize: (bytes: Buffer) => bytes.toString(),
-  responseSerialize: (value: string) => Buffer.from(value),
-  responseDeserialize: (bytes: Buffer) => bytes.toString(),
-};
-const whoAmI = { path: '/test.Api/WhoAmI', requestStream: false, responseStream: false, ...text } as const;
-const follow = { path: '/test.Api/Follow', requestStream: false, responseStream: true, ...text } as const;
-const service = { whoAmI, follow } satisfies ServiceDefinition;
-
-/** An API that says who calls, and one stream to which the test writes. */
-class Api {
-  readonly server = new Server();
-  streams: ServerWritableStream<string, string>[] = [];
-
-  constructor() {
-    this.server.addService(service, {
-      whoAmI: (call: ServerUnaryCall<string, string>, done: sendUnaryData<string>) => {
-        const peer = peerOfCall(call);
-        done(null, peer === null ? 'nobody' : formatPeerName(peer));
-      },
-      follow: (call: ServerWritableStream<string, string>) => {
-        this.streams.push(call);
-        call.write('begun');
-      },
-    });
-  }
-}
-
-function clientOf(t: Test, port: number | null, credentials: ChannelCredentials): Client {
-  const options = {
-    'grpc.ssl_target_name_override': 'host.stillpoint.invalid',
-    'grpc.use_local_subchannel_pool': 1,
-  };
-  const client = new Client(`127.0.0.1:${port}`, credentials, options);
-  t.teardown(() => client.close());
-  return client;
-}
-
-async function ask(client: Client): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const deadline = Date.now() + 10_000;
-    client.makeUnaryRequest(
-      whoAmI.path,
-      text.requestSerialize,
-      text.responseDeserialize,
-      'who?',
-      new Metadata(),
-      { deadline },
-      (error, answer) => (error === null ? resolve(answer ?? '') : reject(error)),
-    );
-  });
-}
-
-function watch(client: Client): ClientReadableStream<string> {
-  return client.makeServerStreamRequest(follow.path, text.requestSerialize, text.responseDeserialize, 'all');
-}
-
 interface Bench {
   readonly ca: CertificateAuthority;
-  readonly api: Api;
+  readonly api: TextService;
   readonly identity: KeptIdentity;
   readonly access: ControllerListener;
   readonly log: string[];
@@ -96,7 +26,7 @@ interface Bench {
 async function open(t: Test): Promise<Bench> {
   const ca = await openAuthority(t, { name: 'c1' });
   const identity = { ...enrolHost(ca), generation: 1 };
-  const [api, log] = [new Api(), [] as string[]];
+  const [api, log] = [new TextService(), [] as string[]];
   const destination = { write: (line: string) => log.push(line) };
   const access = new ControllerListener(
     api.server,
@@ -115,14 +45,14 @@ const any = (): boolean => true;
 void t.test('the controller calls the API of the host that it means, and is known by its name', async (t) => {
   const { ca, identity, access } = await open(t);
   const credentials = agentCredentials(ca.controllerMaterial(), identity.hostId, any);
-  t.equal(await ask(clientOf(t, access.port, credentials)), 'stillpoint://controller/c1');
+  t.equal(await new TextClient(t, access.port, credentials).whoAmI(), 'stillpoint://controller/c1');
 });
 
 void t.test('the certificate of a host, of this one or another, opens no API', async (t) => {
   const { ca, identity, access, log } = await open(t);
   for (const host of [identity, enrolHost(ca)]) {
     log.length = 0;
-    await t.rejects(ask(clientOf(t, access.port, agentCredentials(host, identity.hostId, any))));
+    await t.rejects(new TextClient(t, access.port, agentCredentials(host, identity.hostId, any)).whoAmI());
     t.match(log.join(''), /it is no controller: URI:stillpoint:\/\/host/);
   }
 });
@@ -133,10 +63,12 @@ void t.test(
     const { ca, identity, access } = await open(t);
     const material = ca.controllerMaterial();
     const other = agentCredentials(material, enrolHost(ca).hostId, any);
-    await t.rejects(ask(clientOf(t, access.port, other)), { message: /was called, and .* answers/ });
+    await t.rejects(new TextClient(t, access.port, other).whoAmI(), {
+      message: /was called, and .* answers/,
+    });
     ca.revokeHost(identity.hostId);
     const revoked = agentCredentials(material, identity.hostId, (serial) => ca.isGood(serial));
-    await t.rejects(ask(clientOf(t, access.port, revoked)), { message: /was revoked/ });
+    await t.rejects(new TextClient(t, access.port, revoked).whoAmI(), { message: /was revoked/ });
   },
 );
 
@@ -145,13 +77,13 @@ void t.test(
   async (t) => {
     const { ca, api, identity, access } = await open(t);
     const material = ca.controllerMaterial();
-    const stream = watch(clientOf(t, access.port, agentCredentials(material, identity.hostId, any)));
-    t.same(await once(stream, 'data'), ['begun']);
+    const controller = agentCredentials(material, identity.hostId, any);
+    const stream = await new TextClient(t, access.port, controller).follow();
     const next = { ...enrolHost(ca), generation: 2 };
     await access.follow(next, new Set());
     const seen: string[] = [];
     const credentials = agentCredentials(material, next.hostId, (serial) => seen.push(serial) > 0);
-    await ask(clientOf(t, access.port, credentials));
+    await new TextClient(t, access.port, credentials).whoAmI();
     t.same(seen, [new X509Certificate(next.certificate).serialNumber]);
     const heard = once(stream, 'data');
     api.streams[0]?.write('still here');
@@ -166,15 +98,14 @@ void t.test('a controller whose certificate was revoked is put out, in the middl
   const { ca, identity, access, log } = await open(t);
   const material = ca.controllerMaterial();
   const credentials = agentCredentials(material, identity.hostId, any);
-  const stream = watch(clientOf(t, access.port, credentials));
-  t.same(await once(stream, 'data'), ['begun']);
+  const stream = await new TextClient(t, access.port, credentials).follow();
   const ended = once(stream, 'error');
   await access.follow(identity, new Set([new X509Certificate(material.certificate).serialNumber]));
   await ended;
-  await t.rejects(ask(clientOf(t, access.port, credentials)));
+  await t.rejects(new TextClient(t, access.port, credentials).whoAmI());
   t.match(log.join(''), /was revoked/);
   const other = agentCredentials(ca.controllerMaterial(), identity.hostId, any);
-  t.equal(await ask(clientOf(t, access.port, other)), 'stillpoint://controller/c1');
+  t.equal(await new TextClient(t, access.port, other).whoAmI(), 'stillpoint://controller/c1');
 });
 
 void t.test(
@@ -194,7 +125,7 @@ void t.test(
     const stop = new AbortController();
     const { serialNumber } = new X509Certificate(ca.controllerMaterial().certificate);
     ca.revoke(serialNumber);
-    const api = new Api();
+    const api = new TextService();
     const work = keepControllerAccess(
       api.server,
       { stateDir, listen: '127.0.0.1:0' },
@@ -202,20 +133,20 @@ void t.test(
     );
     const port = await eventually(() => log.find((line) => line.port !== undefined)?.port);
     const credentials = agentCredentials(ca.controllerMaterial(), hostId, any);
-    t.equal(await ask(clientOf(t, port, credentials)), 'stillpoint://controller/c1');
+    t.equal(await new TextClient(t, port, credentials).whoAmI(), 'stillpoint://controller/c1');
     t.ok((await store.revoked()).has(serialNumber));
     const kept = await store.current();
     if (kept !== null) t.equal((await renewIdentity(store, kept, new Date())).generation, 2);
     stop.abort();
     await work;
-    await t.rejects(ask(clientOf(t, port, credentials)), 'nobody listens any more');
+    await t.rejects(new TextClient(t, port, credentials).whoAmI(), 'nobody listens any more');
   },
 );
 
 void t.test('an address that is taken is told, and tried again', async (t) => {
   const { ca, access } = await open(t);
   const second = new ControllerListener(
-    new Api().server,
+    new TextService().server,
     `127.0.0.1:${access.port}`,
     createLogger({ level: 'silent' }),
   );

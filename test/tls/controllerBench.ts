@@ -23,7 +23,10 @@ export interface ControllerBench {
 }
 
 /** Starts a controller that is ended with the test. */
-export async function startController(t: Test, options: CaOptions = {}): Promise<ControllerBench> {
+export async function startController(
+  t: Test,
+  options: CaOptions & { readonly server?: Server } = {},
+): Promise<ControllerBench> {
   const directory = await temporaryDirectory(t, 'controller');
   const ca = await openAuthority(t, options, directory);
   const log: string[] = [];
@@ -32,7 +35,7 @@ export async function startController(t: Test, options: CaOptions = {}): Promise
   const listener = await HostListener.open({
     ca,
     listen: { host: '127.0.0.1', port: 0 },
-    server: new Server(),
+    server: options.server ?? new Server(),
     log: createLogger({
       level: 'info',
       destination: {
