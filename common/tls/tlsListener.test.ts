@@ -164,6 +164,9 @@ void t.test('a session is not resumed: each connection has its certificate looke
   const sessions: Buffer[] = [];
   first.on('session', (session) => sessions.push(session));
   t.equal(await answerOf(first), 'hello');
+  const closed = once(first, 'close');
+  first.end();
+  await closed;
   const second = client(t, bench, material, sessions[0] === undefined ? {} : { session: sessions[0] });
   t.equal(await answerOf(second), 'hello');
   t.equal(second.isSessionReused(), false);
