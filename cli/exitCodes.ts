@@ -1,5 +1,8 @@
+import type { EnrolmentErrorCode } from '../agent/enrolment/errors.ts';
 import type { ServiceErrorCode } from '../agent/errorCodes.ts';
+import type { IdentityErrorCode } from '../agent/identity/errors.ts';
 import type { JobRow } from '../agent/jobs/job.ts';
+import type { CaErrorCode } from '../controller/caErrors.ts';
 import type { CliErrorCode } from './errors.ts';
 
 /** What each exit code means; the only ones there are. */
@@ -20,7 +23,7 @@ export const exitMeanings = {
 export type ExitCode = keyof typeof exitMeanings;
 
 /** Every code of every error class; the compiler refuses a table in which one is missing. */
-type AnyErrorCode = ServiceErrorCode | CliErrorCode;
+type AnyErrorCode = ServiceErrorCode | CliErrorCode | IdentityErrorCode | EnrolmentErrorCode | CaErrorCode;
 
 /** The exit code of each error code: the one table. */
 export const exitCodes = {
@@ -44,6 +47,10 @@ export const exitCodes = {
   CANNOT_SAVE_MACHINE_STATE: 1,
   CANNOT_START_MACHINE: 1,
   CANNOT_THAW: 1,
+  CERTIFICATE_EXPIRED: 1,
+  CERTIFICATE_INVALID: 1,
+  CERTIFICATE_NOT_YET_VALID: 1,
+  CERTIFICATE_UNKNOWN: 4,
   CHECKPOINTS_PRESENT: 8,
   CHECKPOINT_UNUSABLE: 1,
   CHUNK_MISSING: 5,
@@ -51,6 +58,8 @@ export const exitCodes = {
   CONFIG_INVALID: 2,
   CONFIG_MISSING: 2,
   CONFIG_UNREADABLE: 2,
+  CONTROLLER_UNREACHABLE: 1,
+  CONTROLLER_UNTRUSTED: 8,
   CORRUPT_DISK_IMAGE_FOUND: 5,
   CROSS_FILE_SYSTEM: 1,
   CURSOR_EXPIRED: 1,
@@ -58,6 +67,7 @@ export const exitCodes = {
   DEADLINE_TOO_LONG: 2,
   DEFINITION_INVALID: 1,
   DEFINITION_UNUSABLE: 5,
+  ENROLMENT_REFUSED: 8,
   FILE_EXISTS: 8,
   FILE_MISSING: 5,
   FILE_NOT_FOUND: 4,
@@ -69,9 +79,14 @@ export const exitCodes = {
   GUEST_AGENT_UNAVAILABLE: 1,
   GUEST_WITHOUT_ROOM: 1,
   GUEST_NOT_FROZEN: 1,
+  HOST_ALREADY_ENROLLED: 8,
   HOST_DEVICE_UNSUPPORTED: 8,
+  HOST_ENROLLED: 8,
+  HOST_ID_MISSING: 2,
   HYPERVISOR_UNREACHABLE: 1,
   IDEMPOTENCY_KEY_REUSED: 8,
+  IDENTITY_DAMAGED: 5,
+  IDENTITY_REPLACED: 7,
   IMAGE_LOCKED: 7,
   IMAGE_TOOL_FAILED: 1,
   IMAGE_UNSUPPORTED: 8,
@@ -174,6 +189,11 @@ export const exitCodes = {
   TEMPLATE_NAME_TAKEN: 2,
   TOGETHER_UNSUITABLE: 8,
   TOO_MANY_REQUESTS: 7,
+  TOKEN_EXPIRED: 8,
+  TOKEN_OF_ANOTHER_HOST: 8,
+  TOKEN_REFUSED: 8,
+  TOKEN_UNKNOWN: 8,
+  TOKEN_USED: 8,
   TPM_UNSUPPORTED: 8,
   UNFINISHED_JOB: 9,
   CANNOT_SERVE: 1,

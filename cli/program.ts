@@ -110,6 +110,7 @@ function groupOf(program: Command, name: string, write: (text: string) => void):
 }
 
 const groupSummaries: Readonly<Record<string, string>> = {
+  controller: 'the certificates that a controller gives to its hosts: token, revoke',
   job: 'one job: show, watch, cancel, retry',
   storage: 'the storages: list, init, show, gc, check, keys, mount, unmount',
 };

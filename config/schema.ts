@@ -5,6 +5,7 @@ import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
 import { socketGroup } from './socketGroup.ts';
+import { listen } from './listen.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -24,6 +25,7 @@ const agent = z.strictObject({
     .default('/run/stillpoint/agent.sock')
     .describe('Where the service listens; the sockets of disk backups are made in its directory.'),
   socketGroup,
+  listen,
   ramDisk: absolutePath
     .nullable()
     .default('/dev/shm/stillpoint')

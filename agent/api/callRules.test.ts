@@ -12,7 +12,9 @@ async function silentServer(): Promise<
   { readonly client: HealthClient; readonly given: Promise<void> } & Disposable
 > {
   const deadlines = { defaultMs: 200, maxMs: 1000 };
-  const server = new Server({ interceptors: [callRules(() => ({ kind: 'controller', name: 'c' }), deadlines)] });
+  const server = new Server({
+    interceptors: [callRules(() => ({ kind: 'controller', name: 'c' }), deadlines)],
+  });
   const given = Promise.withResolvers<void>();
   const silent: HealthServer = {
     check: (call) => void call.on('cancelled', () => given.resolve()),

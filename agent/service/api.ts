@@ -1,4 +1,7 @@
+import { createApiServer } from '../api/apiServer.ts';
+import type { ApiContext } from '../api/context.ts';
 import { type ServedApi, serveApi } from '../api/serveApi.ts';
+import type { ServerFor } from './controllerAccess.ts';
 import { copyAfter } from './copyAfter.ts';
 import type { ServiceContext } from './service.ts';
 
@@ -24,4 +27,9 @@ export function serveCallers({
         onCopy: ({ rule, job, error }) => onCopy({ ...rule, job, error }),
       }),
   });
+}
+
+/** Serves a controller that has shown its certificate what the socket serves. */
+export function controllerServer(context: ApiContext): ServerFor {
+  return (name) => createApiServer(context, () => ({ kind: 'controller', name }));
 }

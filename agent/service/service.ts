@@ -4,7 +4,8 @@ import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import type { JobRow } from '../jobs/job.ts';
-import { serveCallers } from './api.ts';
+import { controllerServer, serveCallers } from './api.ts';
+import { keepControllerAccess } from './controllerAccess.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -30,10 +31,14 @@ export interface ServiceContext {
  */
 export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
-  await using _api = await serveCallers(context);
+  await using api = await serveCallers(context);
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   await agent.finishDeletions();
-  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  await Promise.all([
+    actOnSchedules(agent, { log, signal }),
+    recoverAgainAndAgain(context),
+    keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
+  ]);
   log.info('the agent has ended');
 }
 

@@ -11,6 +11,7 @@ import { type LoadedConfig, storageLines } from '../../config/config.ts';
 import { quotaHint } from '../../storage/quota.ts';
 import { type Check, fail, ok, warn } from './check.ts';
 import type { ReadSession } from '../session.ts';
+import { checkIdentityOf } from './identity.ts';
 import { checkLeftovers } from './leftovers.ts';
 import { checkMachines } from './machines.ts';
 import { checkReplications } from './replications.ts';
@@ -28,6 +29,7 @@ export async function checkHost(
     [await checkQemuImg()],
     [await checkJournal(agent)],
     checkSchedules(agent),
+    await checkIdentityOf(agent.parts.config.agent, new Date()),
     await checkStorages(agent, configPath),
     [await checkRamDisk(agent)],
     await checkMachines(agent),

@@ -1,0 +1,25 @@
+import { X509Certificate } from 'node:crypto';
+import t from 'tap';
+import { FreeAuthority } from '../../test/tls/authority.ts';
+import { formatPeerName, peerNameOf } from './peerName.ts';
+
+void t.test('the name that was signed is the name that is read', async (t) => {
+  const ca = new FreeAuthority();
+  for (const name of [
+    { role: 'host', id: '5d0c9a3e-6f1b-4c62-9a51-0c8a4be7f201' },
+    { role: 'controller', id: 'backup.example' },
+  ] as const) {
+    const certificate = new X509Certificate(ca.sign(name).certificate);
+    t.same(peerNameOf(certificate), name);
+    t.equal(certificate.subjectAltName, `URI:${formatPeerName(name)}`);
+  }
+});
+
+void t.test('what is not exactly one name of ours is none', async (t) => {
+  const ca = new FreeAuthority();
+  t.equal(peerNameOf(new X509Certificate(ca.certificate)), null, 'the CA itself');
+  for (const id of ['', 'a/b', 'a, URI:stillpoint://controller/c', 'x'.repeat(65), 'a b', 'é']) {
+    const { certificate } = ca.sign({ role: 'host', id });
+    t.equal(peerNameOf(new X509Certificate(certificate)), null, id);
+  }
+});
