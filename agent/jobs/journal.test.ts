@@ -5,7 +5,7 @@ import { DatabaseSync } from 'node:sqlite';
 
 import t from 'tap';
 
-import { deadOwner, jobOf, journalFor } from '../../test/sim/journals.ts';
+import { deadOwner, jobOf, journalFor, undoVersion3 } from '../../test/sim/journals.ts';
 import { Journal } from './journal.ts';
 import { processStartTicks, thisOwner } from './owner.ts';
 
@@ -188,7 +188,7 @@ void t.test(
     const { path, journal, open } = await journalFor(t);
     const job = journal.create(jobOf('m'));
     const database = new DatabaseSync(path);
-    database.exec('DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1');
+    database.exec(`${undoVersion3}; DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1`);
     database.close();
     const old = open({ readOnly: true });
     t.same([old.schedule('m'), old.serviceOwner()], [undefined, undefined], 'who only looks changes nothing');

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { changeTables } from './changeRows.ts';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
 import type { JobOwner } from './owner.ts';
 import { scheduleTables } from './scheduleRows.ts';
@@ -35,7 +36,7 @@ const jobTables = `
 `;
 
 /** What makes each version of the one before, from none on. */
-export const migrations: readonly string[] = [jobTables, scheduleTables];
+export const migrations: readonly string[] = [jobTables, scheduleTables, changeTables];
 
 /** Version of the tables, kept in SQLite's `user_version`. */
 export const schemaVersion = migrations.length;

@@ -32,6 +32,16 @@ export async function journalFor(test: Test): Promise<{
   return { path, journal: open(), open };
 }
 
+/** Takes away what version 3 of a journal has and version 2 had not. */
+export const undoVersion3 = `
+  DROP TRIGGER job_created;
+  DROP TRIGGER job_changed;
+  DROP TRIGGER step_begun;
+  DROP TRIGGER step_ended;
+  DROP TABLE job_changes;
+  DROP TABLE journal_identity;
+  PRAGMA user_version = 2`;
+
 /** What `Journal.create` needs for a backup of machine `uuid`. */
 export function jobOf(uuid: string, owner: JobOwner = thisOwner()) {
   return {
