@@ -8,6 +8,7 @@ import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { JobErrorCode } from './jobs/errors.ts';
 import type { MergeErrorCode } from './merge/errors.ts';
+import type { ReportErrorCode } from './report/errors.ts';
 import type { RestoreErrorCode } from './restore/errors.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 
@@ -21,6 +22,7 @@ export type ServiceErrorCode =
   | MergeErrorCode
   | NbdErrorCode
   | QemuImageErrorCode
+  | ReportErrorCode
   | RepositoryErrorCode
   | RestoreErrorCode
   | SnapshotErrorCode
