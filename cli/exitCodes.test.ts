@@ -8,7 +8,7 @@ const root = resolve(import.meta.dirname, '..');
 /** Every code in every `type …ErrorCode = 'A' | 'B'` and every `StillpointError<'A'>` of the product. */
 async function codesInSources(): Promise<ReadonlyMap<string, string>> {
   const codes = new Map<string, string>();
-  for (const directory of ['agent', 'cli', 'common', 'config', 'nbd', 'storage']) {
+  for (const directory of ['agent', 'cli', 'common', 'config', 'controller', 'nbd', 'storage']) {
     for (const name of await readdir(join(root, directory), { recursive: true })) {
       if (!name.endsWith('.ts') || name.endsWith('.test.ts')) continue;
       const source = await readFile(join(root, directory, name), 'utf8');

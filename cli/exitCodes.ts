@@ -1,5 +1,6 @@
 import type { ServiceErrorCode } from '../agent/errorCodes.ts';
 import type { JobRow } from '../agent/jobs/job.ts';
+import type { ReceiverErrorCode } from '../controller/receiverError.ts';
 import type { CliErrorCode } from './errors.ts';
 
 /** What each exit code means; the only ones there are. */
@@ -20,7 +21,7 @@ export const exitMeanings = {
 export type ExitCode = keyof typeof exitMeanings;
 
 /** Every code of every error class; the compiler refuses a table in which one is missing. */
-type AnyErrorCode = ServiceErrorCode | CliErrorCode;
+type AnyErrorCode = ServiceErrorCode | ReceiverErrorCode | CliErrorCode;
 
 /** The exit code of each error code: the one table. */
 export const exitCodes = {
@@ -36,6 +37,7 @@ export const exitCodes = {
   CANNOT_BEGIN_BACKUP: 1,
   CANNOT_CREATE_EMPTY_DISK_IMAGE: 1,
   CANNOT_EXPORT_IMAGE: 1,
+  CANNOT_LISTEN: 1,
   CANNOT_MERGE_DISK_IMAGES: 1,
   CANNOT_PUT_BACK: 9,
   CANNOT_RENAME_DISK_IMAGE: 1,
@@ -50,6 +52,8 @@ export const exitCodes = {
   CONFIG_INVALID: 2,
   CONFIG_MISSING: 2,
   CONFIG_UNREADABLE: 2,
+  CONTROLLER_REFUSED: 1,
+  CONTROLLER_UNREACHABLE: 1,
   CORRUPT_DISK_IMAGE_FOUND: 5,
   CROSS_FILE_SYSTEM: 1,
   DEADLINE_EXCEEDED: 1,
@@ -131,6 +135,8 @@ export const exitCodes = {
   OPERATION_ABORTED: 1,
   OPERATION_FAILED: 1,
   OPERATION_UNSUPPORTED: 8,
+  OUTBOX_DAMAGED: 5,
+  OUTBOX_UNUSABLE: 1,
   OUTPUT_FAILED: 1,
   OVERLAY_FULL: 1,
   PARENT_UNUSABLE: 5,
@@ -138,6 +144,7 @@ export const exitCodes = {
   POOL_UNUSABLE: 2,
   QUOTA_EXCEEDED: 6,
   RELATIVE_BACKING: 8,
+  REPORT_STORE_UNUSABLE: 1,
   REPOSITORY_DAMAGED: 5,
   REPOSITORY_EXISTS: 8,
   REPOSITORY_NOT_FOUND: 4,

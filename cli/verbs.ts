@@ -1,4 +1,5 @@
 import type { RunVerb } from './cli.ts';
+import { controllerVerbs } from './controllerVerbs.ts';
 import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
@@ -408,6 +409,7 @@ export const verbs: readonly Verb[] = [
     examples: ['agent', 'agent --once'],
     load: async () => (await import('./commands/agent.ts')).agent,
   },
+  ...controllerVerbs,
   {
     name: 'completion',
     arguments: '<SHELL>',
@@ -434,4 +436,4 @@ export const globalOptions: readonly VerbOption[] = [
 ];
 
 /** Words that belong to Stillpoint and that this version does not know. */
-export const laterWords: ReadonlySet<string> = new Set(['sync', 'controller']);
+export const laterWords: ReadonlySet<string> = new Set(['sync']);
