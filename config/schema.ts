@@ -4,6 +4,7 @@ import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
+import { controllerSchema } from './controller.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -369,6 +370,7 @@ const template = z.strictObject({
 /** The whole configuration. Every key has a default. */
 export const configSchema = z.strictObject({
   agent: agent.prefault({}),
+  controller: controllerSchema,
   storages: z.record(name, storage).default({}),
   storageGroups: z
     .record(name, storageGroup)

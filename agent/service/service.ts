@@ -3,6 +3,7 @@ import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { reportToController } from './reporting.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -25,7 +26,11 @@ export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   await agent.finishDeletions();
-  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  await Promise.all([
+    actOnSchedules(agent, { log, signal }),
+    recoverAgainAndAgain(context),
+    reportToController(agent, { log, signal }),
+  ]);
   log.info('the agent has ended');
 }
 
