@@ -14,14 +14,9 @@ export const changeTables = `
   CREATE TRIGGER job_created AFTER INSERT ON jobs BEGIN
     INSERT OR REPLACE INTO job_changes (job_id) VALUES (NEW.id);
   END;
+  -- A step begins and ends with a write of its job.
   CREATE TRIGGER job_changed AFTER UPDATE OF state, error, holds_machine, owner, finished_at_ms ON jobs BEGIN
     INSERT OR REPLACE INTO job_changes (job_id) VALUES (NEW.id);
-  END;
-  CREATE TRIGGER step_begun AFTER INSERT ON steps BEGIN
-    INSERT OR REPLACE INTO job_changes (job_id) VALUES (NEW.job_id);
-  END;
-  CREATE TRIGGER step_ended AFTER UPDATE ON steps BEGIN
-    INSERT OR REPLACE INTO job_changes (job_id) VALUES (NEW.job_id);
   END;
   -- Numbers of changes mean something within one journal only.
   CREATE TABLE journal_identity (

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, renameSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { z } from 'zod';
@@ -31,8 +31,6 @@ export function openOutboxFile(path: string, isDamaged: boolean): DatabaseSync {
 function opened(path: string, isDamaged: boolean): DatabaseSync {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
   if (isDamaged && existsSync(path)) renameSync(path, `${path}.damaged`);
-  // What belonged to a file that is gone would be taken for a part of the new one.
-  if (!existsSync(path)) for (const suffix of ['-wal', '-shm']) rmSync(`${path}${suffix}`, { force: true });
   const db = new DatabaseSync(path, { timeout: busyMs });
   try {
     db.exec(

@@ -36,8 +36,6 @@ export async function journalFor(test: Test): Promise<{
 export const undoVersion3 = `
   DROP TRIGGER job_created;
   DROP TRIGGER job_changed;
-  DROP TRIGGER step_begun;
-  DROP TRIGGER step_ended;
   DROP TABLE job_changes;
   DROP TABLE journal_identity;
   PRAGMA user_version = 2`;
