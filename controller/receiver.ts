@@ -12,6 +12,8 @@ import type { ReportStore, Taken } from './reportStore.ts';
 
 /** So many reports of a host may be on their way: they are stored together, and held in memory until then. */
 const windowReports = 256;
+/** What arrives within so long is stored in one go. */
+const gatherMs = 10;
 
 export type DeliverCall = ServerDuplexStream<DeliverRequest, DeliverResponse>;
 
@@ -139,14 +141,14 @@ class ReportStream {
     this.#answer(receivedThrough);
   }
 
-  /** What arrives in one go is stored in one go. */
+  /** One commit for many: each takes longer than the way of a report. */
   #storeSoon(hello: ReportHello): void {
     if (this.#isStoring) return;
     this.#isStoring = true;
-    setImmediate(() => {
+    setTimeout(() => {
       this.#isStoring = false;
       this.#attempt(() => this.#store(hello));
-    });
+    }, gatherMs);
   }
 
   #store({ hostId, generation }: ReportHello): void {

@@ -37,7 +37,14 @@ async function hostFor(
   const log = createLogger({ destination, level: 'info' });
   let sender: Sender | undefined;
   const keeper = new OutboxKeeper(path, { maxBytes, now }, { log, onNoted: () => sender?.wake() });
-  const channel = { address, credentials: () => credentials.createInsecure() };
+  const attempts: number[] = [];
+  const channel = {
+    address,
+    credentials: () => {
+      attempts.push(performance.now());
+      return credentials.createInsecure();
+    },
+  };
   const host = { id: hostId, name: 'sim', version: '0' };
   sender = new Sender({ keeper, channel, host, log, backoff: new Backoff(quick) });
   const stop = new AbortController();
@@ -49,7 +56,7 @@ async function hostFor(
   };
   test.teardown(end);
   const delivered = () => eventually(() => keeper.outbox.backlog.reports === 0);
-  return { path, keeper, said, end, delivered };
+  return { path, keeper, said, attempts, end, delivered };
 }
 
 /** A receiver of its own kind, on loopback. */
@@ -306,4 +313,19 @@ void t.test('delays double up to a maximum, by chance up to a half shorter, and 
   backoff.reset();
   t.equal(next(), 500);
   t.end();
+});
+
+void t.test('a controller that is away for long is told once, and then that it is back', async (t) => {
+  const receiver = await receiverFor(t);
+  await receiver.stop();
+  const host = await hostFor(t, receiver.address);
+  host.keeper.note({ reports: alerts(1, 1) });
+  const failures = () => host.said.filter((line) => line.includes('CONTROLLER_UNREACHABLE'));
+  await eventually(() => failures().length > 0);
+  const attempts = host.attempts.length;
+  await eventually(() => host.attempts.length > attempts + 5);
+  t.equal(failures().length, 1);
+  await receiver.start();
+  await host.delivered();
+  t.equal(host.said.filter((line) => line.includes('takes reports"')).length, 1);
 });

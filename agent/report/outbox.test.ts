@@ -80,7 +80,11 @@ void t.test(
     await rm(path);
     t.equal(outbox.isInPlace, false);
     const next = open();
-    t.same(waiting(next), [], 'what the log of the old one holds is not taken for its own, SQLite sees to that');
+    t.same(
+      waiting(next),
+      [],
+      'what the log of the old one holds is not taken for its own, SQLite sees to that',
+    );
     t.not(next.state.generation, outbox.state.generation);
     await writeFile(`${path}.new`, '');
     await rename(`${path}.new`, path);

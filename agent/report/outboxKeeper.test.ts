@@ -37,18 +37,21 @@ void t.test('an outbox whose file is removed while it is open goes on in a new o
   t.equal(noted.length, 2);
 });
 
-void t.test('an outbox that turns out to be damaged is told, set aside, and goes on in a new one', async (t) => {
-  const { path, keeper, said } = await keeperFor(t);
-  keeper.note({ reports: [alert('a')] });
-  const other = new DatabaseSync(path);
-  other.exec(`UPDATE reports SET content = x'ffff'`);
-  other.close();
-  t.throws(() => keeper.outbox.pending(0, { count: 1, bytes: 1 }), { code: 'OUTBOX_DAMAGED' });
-  keeper.note({ reports: [alert('b')] });
-  t.equal(keeper.outbox.state.reason, 'damaged');
-  t.ok(said.some((line) => line.includes('damaged and set aside')));
-  t.ok((await stat(`${path}.damaged`)).size > 0);
-});
+void t.test(
+  'an outbox that turns out to be damaged is told, set aside, and goes on in a new one',
+  async (t) => {
+    const { path, keeper, said } = await keeperFor(t);
+    keeper.note({ reports: [alert('a')] });
+    const other = new DatabaseSync(path);
+    other.exec(`UPDATE reports SET content = x'ffff'`);
+    other.close();
+    t.throws(() => keeper.outbox.pending(0, { count: 1, bytes: 1 }), { code: 'OUTBOX_DAMAGED' });
+    keeper.note({ reports: [alert('b')] });
+    t.equal(keeper.outbox.state.reason, 'damaged');
+    t.ok(said.some((line) => line.includes('damaged and set aside')));
+    t.ok((await stat(`${path}.damaged`)).size > 0);
+  },
+);
 
 void t.test('after its end nothing opens it again', async (t) => {
   const { keeper } = await keeperFor(t);

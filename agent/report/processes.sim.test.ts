@@ -15,7 +15,7 @@ import { UnrulyLink } from '../../test/sim/unrulyLink.ts';
 import { Outbox } from './outbox.ts';
 
 const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? Date.now() % 2 ** 31);
-const count = Number(process.env['STILLPOINT_TEST_REPORTS'] ?? 2_500);
+const count = Number(process.env['STILLPOINT_TEST_REPORTS'] ?? 800);
 const root = resolve(import.meta.dirname, '../..');
 const maxBytes = 64 * 1024 * 1024;
 t.comment(`seed ${seed} (STILLPOINT_TEST_SEED)`);
@@ -105,7 +105,7 @@ void t.test(
     const port = await freePort(stub);
     await using link = await UnrulyLink.start(port, {
       seed,
-      bytesMax: 400_000,
+      bytesMax: 120_000,
       delayMsMax: 30,
       lingerMsMax: 400,
       replaysOneOf: 3,

@@ -73,7 +73,7 @@ export class Sender {
       try {
         await this.#deliver(signal);
       } catch (error) {
-        this.#tell(asReportError(this.#options.channel.address, error));
+        this.#tell(asReportError(this.#options.channel.address, error), kindOf(error));
       }
       await pause(this.#backoff.next(), signal);
     }
@@ -101,14 +101,19 @@ export class Sender {
   }
 
   /** Each thing once, until it is another one: a controller may be away for days. */
-  #tell(error: ReportError): void {
+  #tell(error: ReportError, kind: string): void {
     const { log, channel } = this.#options;
-    const isNew = this.#told !== error.message;
-    this.#told = error.message;
+    const isNew = this.#told !== kind;
+    this.#told = kind;
     const about = { controller: channel.address, err: error };
     if (isNew) log.warn(about, 'reports wait in the outbox');
     else log.debug(about, 'reports wait in the outbox');
   }
+}
+
+/** What kind of error it is; a message of gRPC has times in it. */
+function kindOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : messageOf(error);
 }
 
 function asReportError(address: string, error: unknown): ReportError {
