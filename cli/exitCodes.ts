@@ -2,7 +2,9 @@ import type { EnrolmentErrorCode } from '../agent/enrolment/errors.ts';
 import type { ServiceErrorCode } from '../agent/errorCodes.ts';
 import type { IdentityErrorCode } from '../agent/identity/errors.ts';
 import type { JobRow } from '../agent/jobs/job.ts';
+import type { ReportErrorCode } from '../agent/report/errors.ts';
 import type { CaErrorCode } from '../controller/caErrors.ts';
+import type { ReceiverErrorCode } from '../controller/receiverError.ts';
 import type { CliErrorCode } from './errors.ts';
 
 /** What each exit code means; the only ones there are. */
@@ -23,7 +25,14 @@ export const exitMeanings = {
 export type ExitCode = keyof typeof exitMeanings;
 
 /** Every code of every error class; the compiler refuses a table in which one is missing. */
-type AnyErrorCode = ServiceErrorCode | CliErrorCode | IdentityErrorCode | EnrolmentErrorCode | CaErrorCode;
+type AnyErrorCode =
+  | ServiceErrorCode
+  | ReportErrorCode
+  | ReceiverErrorCode
+  | CliErrorCode
+  | IdentityErrorCode
+  | EnrolmentErrorCode
+  | CaErrorCode;
 
 /** The exit code of each error code: the one table. */
 export const exitCodes = {
@@ -40,6 +49,7 @@ export const exitCodes = {
   CANNOT_BEGIN_BACKUP: 1,
   CANNOT_CREATE_EMPTY_DISK_IMAGE: 1,
   CANNOT_EXPORT_IMAGE: 1,
+  CANNOT_LISTEN: 1,
   CANNOT_MERGE_DISK_IMAGES: 1,
   CANNOT_PUT_BACK: 9,
   CANNOT_RENAME_DISK_IMAGE: 1,
@@ -58,6 +68,7 @@ export const exitCodes = {
   CONFIG_INVALID: 2,
   CONFIG_MISSING: 2,
   CONFIG_UNREADABLE: 2,
+  CONTROLLER_REFUSED: 1,
   CONTROLLER_UNREACHABLE: 1,
   CONTROLLER_UNTRUSTED: 8,
   CORRUPT_DISK_IMAGE_FOUND: 5,
@@ -150,6 +161,8 @@ export const exitCodes = {
   OPERATION_ABORTED: 1,
   OPERATION_FAILED: 1,
   OPERATION_UNSUPPORTED: 8,
+  OUTBOX_DAMAGED: 5,
+  OUTBOX_UNUSABLE: 1,
   OUTPUT_FAILED: 1,
   OVERLAY_FULL: 1,
   PARENT_UNUSABLE: 5,
@@ -157,6 +170,7 @@ export const exitCodes = {
   POOL_UNUSABLE: 2,
   QUOTA_EXCEEDED: 6,
   RELATIVE_BACKING: 8,
+  REPORT_STORE_UNUSABLE: 1,
   REPOSITORY_DAMAGED: 5,
   REPOSITORY_EXISTS: 8,
   REPOSITORY_NOT_FOUND: 4,

@@ -1,5 +1,6 @@
 import type { RunVerb } from './cli.ts';
 import { enrolmentVerbs } from './enrolmentVerbs.ts';
+import { controllerVerbs } from './controllerVerbs.ts';
 import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
@@ -410,6 +411,7 @@ export const verbs: readonly Verb[] = [
     load: async () => (await import('./commands/agent.ts')).agent,
   },
   ...enrolmentVerbs,
+  ...controllerVerbs,
   {
     name: 'completion',
     arguments: '<SHELL>',

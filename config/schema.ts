@@ -6,6 +6,7 @@ import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
 import { socketGroup } from './socketGroup.ts';
 import { listen } from './listen.ts';
+import { controllerSchema } from './controller.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -373,6 +374,7 @@ const template = z.strictObject({
 /** The whole configuration. Every key has a default. */
 export const configSchema = z.strictObject({
   agent: agent.prefault({}),
+  controller: controllerSchema,
   storages: z.record(name, storage).default({}),
   storageGroups: z
     .record(name, storageGroup)

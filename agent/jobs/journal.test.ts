@@ -5,7 +5,7 @@ import { DatabaseSync } from 'node:sqlite';
 
 import t from 'tap';
 
-import { deadOwner, jobOf, journalFor } from '../../test/sim/journals.ts';
+import { deadOwner, jobOf, journalFor, undoVersion3, undoVersion4 } from '../../test/sim/journals.ts';
 import { Journal } from './journal.ts';
 import { processStartTicks, thisOwner } from './owner.ts';
 
@@ -189,7 +189,7 @@ void t.test(
     const job = journal.create(jobOf('m'));
     const database = new DatabaseSync(path);
     database.exec(
-      'DROP TABLE schedules; DROP TABLE service; DROP TABLE request_outcomes; DROP TABLE requests; DROP INDEX jobs_instead_of; ALTER TABLE jobs DROP COLUMN instead_of; PRAGMA user_version = 1',
+      `${undoVersion4}; ${undoVersion3}; DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1`,
     );
     database.close();
     const old = open({ readOnly: true });

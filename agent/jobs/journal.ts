@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
+import { type ChangeCursor, changedJobRows, type ChangedJobs } from './changeRows.ts';
 import { JobError } from './errors.ts';
 import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import { jobFrom, migrations, ownerFrom, progressSchema, schemaVersion, stepFrom } from './journalTables.ts';
@@ -310,6 +311,15 @@ export class Journal implements Disposable {
       )
       .all(options.machineUuid ?? null, options.machineUuid ?? null, options.limit ?? 1000);
     return rows.map((row) => jobFrom(row));
+  }
+
+  /**
+   * Jobs that have changed (state, error, steps, who owns them) after a cursor, in the order of their last changes.
+   * @param after from the first change on unless told, and where it is of another journal
+   */
+  changedJobs(after: ChangeCursor | undefined, limit: number): ChangedJobs<JobRow> {
+    const changed = changedJobRows(this.#db, after, limit);
+    return { ...changed, jobs: changed.jobs.map((row) => jobFrom(row)) };
   }
 
   /** Jobs that hold a machine, oldest first. */

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { changeTables } from './changeRows.ts';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
 import type { JobOwner } from './owner.ts';
 import { requestTables } from './requestRows.ts';
@@ -36,7 +37,7 @@ const jobTables = `
 `;
 
 /** What makes each version of the one before, from none on. */
-export const migrations: readonly string[] = [jobTables, scheduleTables, requestTables];
+export const migrations: readonly string[] = [jobTables, scheduleTables, requestTables, changeTables];
 
 /** Version of the tables, kept in SQLite's `user_version`. */
 export const schemaVersion = migrations.length;

@@ -1,4 +1,5 @@
 import type { Logger } from '../../common/log.ts';
+import { Wake } from '../../common/wake.ts';
 import type { Agent } from '../agent.ts';
 import type { HypervisorEvent } from '../hypervisor/hypervisor.ts';
 import { ScheduleLog } from './scheduleLog.ts';
@@ -27,26 +28,6 @@ export async function actOnSchedules(
   }
   // The scheduler first: libvirt may keep the other one waiting, and nothing may begin meanwhile.
   await Promise.all([scheduler.end(), machines.end()]);
-}
-
-/** A sleep that can be ended early; an `up` that nobody sleeps through counts for the next one. */
-class Wake {
-  #signalled = Promise.withResolvers<void>();
-
-  constructor(signal: AbortSignal) {
-    signal.addEventListener('abort', () => this.up(), { once: true });
-  }
-
-  up(): void {
-    this.#signalled.resolve();
-  }
-
-  async sleep(longestMs: number): Promise<void> {
-    const timer = setTimeout(() => this.up(), longestMs);
-    await this.#signalled.promise;
-    clearTimeout(timer);
-    this.#signalled = Promise.withResolvers();
-  }
 }
 
 /** Keeps the scheduler told of the machines of the host, without ever holding it up. */

@@ -6,6 +6,7 @@ import type { JobSignals } from '../api/jobSignals.ts';
 import type { JobRow } from '../jobs/job.ts';
 import { controllerServer, serveCallers } from './api.ts';
 import { keepControllerAccess } from './controllerAccess.ts';
+import { reportToController } from './reporting.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -38,6 +39,7 @@ export async function runService(context: ServiceContext): Promise<void> {
     actOnSchedules(agent, { log, signal }),
     recoverAgainAndAgain(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
+    reportToController(agent, { log, signal }),
   ]);
   log.info('the agent has ended');
 }

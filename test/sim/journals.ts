@@ -32,6 +32,22 @@ export async function journalFor(test: Test): Promise<{
   return { path, journal: open(), open };
 }
 
+/** Takes away what version 3 of a journal has and version 2 had not. */
+export const undoVersion4 = `
+  DROP TRIGGER job_created;
+  DROP TRIGGER job_changed;
+  DROP TABLE job_changes;
+  DROP TABLE journal_identity;
+  PRAGMA user_version = 3`;
+
+/** The same of version 3. */
+export const undoVersion3 = `
+  DROP TABLE request_outcomes;
+  DROP TABLE requests;
+  DROP INDEX jobs_instead_of;
+  ALTER TABLE jobs DROP COLUMN instead_of;
+  PRAGMA user_version = 2`;
+
 /** What `Journal.create` needs for a backup of machine `uuid`. */
 export function jobOf(uuid: string, owner: JobOwner = thisOwner()) {
   return {

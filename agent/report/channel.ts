@@ -1,0 +1,38 @@
+import { credentials } from '@grpc/grpc-js';
+import { ReportError } from './errors.ts';
+import { controllerChannelOptions, hostCredentials } from '../enrolment/controllerChannel.ts';
+import type { IdentityStore } from '../identity/identityStore.ts';
+import type { ControllerChannel } from './sender.ts';
+
+/**
+ * The way to the controller of the configuration. Without certificates it leads to this host only.
+ * @throws ReportError CONTROLLER_REFUSED
+ */
+export function channelOf(address: string): ControllerChannel {
+  if (isLoopback(address)) return { address, credentials: () => credentials.createInsecure() };
+  throw new ReportError('CONTROLLER_REFUSED', `nothing is sent to ${address} without certificates`, {
+    hint: 'join the controller, or name one on 127.0.0.1 for a test',
+  });
+}
+
+/** The way of a host that has joined: each connection shows the certificate that is in force then. */
+export function joinedChannelOf(
+  address: string,
+  identities: Pick<IdentityStore, 'current'>,
+): ControllerChannel {
+  return {
+    address,
+    options: controllerChannelOptions,
+    credentials: async () => {
+      const identity = await identities.current();
+      if (identity !== null) return hostCredentials(identity);
+      throw new ReportError('CONTROLLER_REFUSED', `nothing is sent to ${address}: this host has left it`, {
+        hint: 'stillpoint agent join',
+      });
+    },
+  };
+}
+
+function isLoopback(address: string): boolean {
+  return /^(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost):\d+$/.test(address);
+}
