@@ -86,21 +86,27 @@ async function copyLicences(packages: readonly string[], to: string): Promise<vo
   for (const name of packages) {
     const from = join(repository, 'node_modules', name);
     const file = (await readdir(from)).find((entry) => /^licen[cs]e/i.test(entry));
-    const text = file === undefined ? await namedLicence(name, from) : join(from, file);
-    await copyFile(text, join(to, `${name.replace('/', '-')}.txt`));
+    const text = file === undefined ? await namedLicence(name, from) : await readFile(join(from, file));
+    await writeFile(join(to, `${name.replace('/', '-')}.txt`), text);
   }
 }
+
+/** Has no licence file: this source of it begins with the words of the second of its licences. */
+const secondLicence = { name: '@bufbuild/protobuf', file: 'dist/esm/wire/varint.js' };
 
 /** The text of the licence that a package names, where we have it: our own has no words but those of Apache 2.0. */
 async function namedLicence(name: string, directory: string): Promise<string> {
   const described: unknown = JSON.parse(await readFile(join(directory, 'package.json'), 'utf8'));
-  const isApache =
-    typeof described === 'object' &&
-    described !== null &&
-    'license' in described &&
-    described.license === 'Apache-2.0';
-  if (isApache) return join(repository, 'LICENSE');
-  throw new Error(`the npm package ${name} has no licence file`);
+  const named =
+    typeof described === 'object' && described !== null && 'license' in described ? described.license : null;
+  const apache = await readFile(join(repository, 'LICENSE'), 'utf8');
+  if (named === 'Apache-2.0') return apache;
+  if (named !== '(Apache-2.0 AND BSD-3-Clause)' || name !== secondLicence.name)
+    throw new Error(`the npm package ${name} has no licence file`);
+  const source = await readFile(join(directory, secondLicence.file), 'utf8');
+  const [words = ''] = /^(\/\/.*\n)+/.exec(source) ?? [];
+  if (!words.includes('Redistribution')) throw new Error(`${secondLicence.file} of ${name} names no licence`);
+  return `${apache}\n\n${words.replaceAll(/^\/\/ ?/gm, '')}`;
 }
 
 async function copyProgram(to: string): Promise<void> {

@@ -22,6 +22,7 @@ import {
   type ListJobsResponse,
   type ListMachinesResponse,
   MachineState,
+  type RetryJobResponse,
   type WatchEventsResponse,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import {
@@ -216,6 +217,26 @@ void t.test('a backup that waits for its turn is cancelled at once', async (t) =
   t.equal((await refusal(answerOf((done) => client.cancelJob({ id: n }, done)))).code, 'JOB_STATE_INVALID');
   const retry = { id: n, idempotencyKey: 'retry-1' };
   t.equal((await refusal(answerOf((done) => client.retryJob(retry, done)))).code, 'JOB_STATE_INVALID');
+});
+
+void t.test('a job that was left with work is gone on with, once for each key', async (t) => {
+  await using served = await ServedSite.create();
+  const { agent, journal } = served.living;
+  const { id } = await agent.createBackup({ machine: 'm' });
+  const error = { code: 'HYPERVISOR_UNREACHABLE', message: 'libvirt was away', retryable: true };
+  journal.end(id, { state: 'failed', error, holdsMachine: true });
+  const client = served.client();
+  const retry = (idempotencyKey: string) =>
+    answerOf<RetryJobResponse>((done) => client.retryJob({ id, idempotencyKey }, done));
+  t.equal((await refusal(retry(''))).code, 'REQUEST_INVALID');
+  t.not((await retry('retry-1')).job?.hold, JobHold.JOB_HOLD_PARKED, 'it was taken over');
+  t.equal(lastJob(await watched(client, id)).hold, JobHold.JOB_HOLD_UNSPECIFIED);
+  t.equal((await retry('retry-1')).job?.id, id, 'the same request is answered again');
+  t.equal(
+    (await refusal(retry('retry-2'))).code,
+    'JOB_STATE_INVALID',
+    'another one has nothing to go on with',
+  );
 });
 
 void t.test('a service that ends begins nothing more, and brings to its end what it has begun', async (t) => {
