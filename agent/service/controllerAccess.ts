@@ -15,6 +15,8 @@ export function identityDirectory(stateDir: string): string {
   return join(stateDir, 'identity');
 }
 
+/** A controller needs one. */
+const maxConnections = 64;
 /** Calls that are under way when the service ends have so long. */
 const drainMs = 5_000;
 
@@ -93,6 +95,7 @@ export class ControllerListener implements AsyncDisposable {
         const { serialNumber } = certificate;
         return this.#revoked.has(serialNumber) ? `certificate ${serialNumber} was revoked` : null;
       },
+      maxConnections,
       accept: (socket) => this.#injector.injectConnection(socket),
       refused: (peer, reason) => this.#log.warn({ peer, reason }, 'a connection to the API was refused'),
     });
