@@ -16,6 +16,8 @@ export interface HostListenerOptions {
   readonly log: Logger;
 }
 
+/** Each host has one or two. */
+const maxConnections = 16_384;
 /** A host that joins has one call to make. */
 const joiningConnectionMs = 60_000;
 const joiningMessageBytes = 64 * 1024;
@@ -69,6 +71,7 @@ export class HostListener {
         if (name?.role !== 'host') return `it is no host: ${certificate.subjectAltName ?? 'it names nobody'}`;
         return ca.isGood(certificate.serialNumber) ? null : `the certificate of host ${name.id} was revoked`;
       },
+      maxConnections,
       accept: (socket, certificate) =>
         (certificate === null ? forJoining : forHosts).injectConnection(socket),
       refused: (peer, reason) => log.warn({ peer, reason }, 'a connection was refused'),

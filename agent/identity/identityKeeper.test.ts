@@ -130,10 +130,18 @@ void t.test(
     const bench = await joined(t);
     bench.nowMs = certificateOf(await bench.current()).validToDate.getTime() + 1;
     await bench.keeper.look();
-    t.equal(bench.renewals, 0);
-    t.match(bench.log, [{}, { level: 50, err: { code: 'CERTIFICATE_EXPIRED', hint: /agent join/ } }]);
+    t.same([bench.renewals, bench.revocationQuestions], [0, 0]);
+    t.match(bench.log[1], { level: 50, err: { code: 'CERTIFICATE_EXPIRED', hint: /agent join/ } });
   },
 );
+
+void t.test('a clock that is behind is told, with what it says', async (t) => {
+  const bench = await joined(t);
+  bench.nowMs -= 48 * hourMs;
+  await bench.keeper.look();
+  const err = { code: 'CERTIFICATE_NOT_YET_VALID', message: /the clock here says/, hint: /timedatectl/ };
+  t.match(bench.log[1], { level: 40, err });
+});
 
 void t.test(
   'revocations are asked for each hour, and the last word counts while nobody answers',
@@ -162,7 +170,7 @@ void t.test('a clock that goes back does not keep the host from asking', async (
   const bench = await joined(t);
   bench.nowMs += 48 * hourMs;
   await bench.keeper.look();
-  bench.nowMs -= 48 * hourMs;
+  bench.nowMs -= 47 * hourMs;
   await bench.keeper.look();
   t.equal(bench.revocationQuestions, 2);
 });

@@ -106,10 +106,12 @@ export class IdentityKeeper {
 
   async #followRevocations(identity: KeptIdentity): Promise<void> {
     const { store, listRevoked, log } = this.#options;
-    const nowMs = this.#now().getTime();
-    if (isAhead(this.#nextRevocationsMs, nowMs, revocationIntervalMs)) return;
-    this.#nextRevocationsMs = nowMs + revocationIntervalMs;
+    const now = this.#now();
+    if (isAhead(this.#nextRevocationsMs, now.getTime(), revocationIntervalMs)) return;
+    this.#nextRevocationsMs = now.getTime() + revocationIntervalMs;
     try {
+      // What the clock says is clearer than how a controller refuses.
+      checkValidity(identity, now);
       await store.keepRevoked(await listRevoked(identity));
     } catch (error) {
       log.warn({ err: error }, 'the controller could not be asked what it has revoked; its last word counts');

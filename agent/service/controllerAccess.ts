@@ -20,6 +20,8 @@ export function identityDirectory(stateDir: string): string {
   return join(stateDir, 'identity');
 }
 
+/** A controller needs one. */
+const maxConnections = 64;
 /** Calls that are under way when the service ends have so long. */
 const drainMs = 5_000;
 
@@ -98,6 +100,7 @@ export class ControllerListener implements AsyncDisposable {
         const { serialNumber } = certificate;
         return this.#revoked.has(serialNumber) ? `certificate ${serialNumber} was revoked` : null;
       },
+      maxConnections,
       accept: (socket, certificate) => this.#accept(socket, certificate),
       refused: (peer, reason) => this.#log.warn({ peer, reason }, 'a connection to the API was refused'),
     });

@@ -33,6 +33,7 @@ async function listen(t: Test, material: TlsMaterial): Promise<Bench> {
       accepted.push(socket);
       socket.write('hello');
     },
+    maxConnections: 4,
     refused: (_, reason) => refusals.push(reason),
   });
   const port = await listener.listen({ host: '127.0.0.1', port: 0 });
@@ -170,6 +171,15 @@ void t.test('a session is not resumed: each connection has its certificate looke
   const second = client(t, bench, material, sessions[0] === undefined ? {} : { session: sessions[0] });
   t.equal(await answerOf(second), 'hello');
   t.equal(second.isSessionReused(), false);
+});
+
+void t.test('more connections than there may be are refused', async (t) => {
+  const ca = new FreeAuthority();
+  const bench = await listen(t, ca.sign(host));
+  const answers = Array.from({ length: 4 }, () => answerOf(client(t, bench, ca.sign(controller))));
+  t.same(await Promise.all(answers), ['hello', 'hello', 'hello', 'hello']);
+  t.equal(await answerOf(client(t, bench, ca.sign(controller))), 'closed');
+  t.same(bench.refusals, ['there are 4 connections']);
 });
 
 void t.test('an end of listening is not held up by who has connected and says nothing', async (t) => {

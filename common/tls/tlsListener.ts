@@ -14,14 +14,14 @@ export interface TlsListenerOptions {
   readonly judge: (certificate: X509Certificate | null) => string | null;
   /** Takes over a connection that carries HTTP/2. */
   readonly accept: (socket: TLSSocket, certificate: X509Certificate | null) => void;
+  /** Those beyond it are refused: descriptors are for work, too. */
+  readonly maxConnections: number;
   /** A connection was refused, or ended because its peer is not acceptable any more. */
   readonly refused: (peer: string, reason: string) => void;
 }
 
 /** Who says nothing for so long after connecting is dropped. */
 const handshakeTimeoutMs = 10_000;
-/** Those beyond it are refused: descriptors are for work, too. */
-const maxConnections = 512;
 
 /**
  * Listens for HTTP/2 over TLS 1.3 and lets in only peers with a certificate that is acceptable, or none where that is
@@ -44,7 +44,7 @@ export class TlsListener {
       ALPNProtocols: ['h2'],
       handshakeTimeout: handshakeTimeoutMs,
     });
-    this.#server.maxConnections = maxConnections;
+    this.#server.maxConnections = options.maxConnections;
     this.#server.on('connection', (socket: Socket) => {
       this.#connected.add(socket);
       socket.once('close', () => this.#connected.delete(socket));
@@ -52,7 +52,7 @@ export class TlsListener {
     this.#server.on('secureConnection', (socket) => this.#enter(socket));
     this.#server.on('tlsClientError', ({ message }, socket) => options.refused(peerOf(socket), message));
     this.#server.on('drop', (dropped) =>
-      options.refused(dropped?.remoteAddress ?? 'unknown', `there are ${maxConnections} connections`),
+      options.refused(dropped?.remoteAddress ?? 'unknown', `there are ${options.maxConnections} connections`),
     );
   }
 
