@@ -1,6 +1,7 @@
 import type { Agent } from '../agent/agent.ts';
 import type { OnUnreachable } from '../agent/storedBackups.ts';
 import { errorRecord } from '../common/errors.ts';
+import { lockedNow } from '../storage/backupLock.ts';
 import type { ManifestVolume } from '../storage/manifest.ts';
 import type { BackupEntry } from '../storage/storage.ts';
 import type { Verification } from '../storage/verification.ts';
@@ -17,6 +18,8 @@ export interface BackupCopy {
   readonly problem: string | null;
   readonly protected: boolean;
   readonly protectedReason: string | null;
+  /** Nobody can delete it before, RFC 3339; `null`: it is not locked, or not any more. */
+  readonly lockedUntil: string | null;
   /** What came of starting it in isolation, the last time. */
   readonly verified: Verification | null;
 }
@@ -101,7 +104,9 @@ async function backupOf(agent: Agent, entries: readonly BackupEntry[]): Promise<
       const { storage: name, directory, state, problem, protected: isProtected, protectedReason } = copy;
       const { verified = null } = copy;
       const local = await agent.backups.isLocal(copy);
-      return { name, directory, local, state, problem, protected: isProtected, protectedReason, verified };
+      const lockedUntil = lockedNow(copy, new Date());
+      const shield = { protected: isProtected, protectedReason, lockedUntil };
+      return { name, directory, local, state, problem, ...shield, verified };
     }),
   );
   return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };
@@ -112,6 +117,13 @@ export function protectionRemark({ storages }: Backup): string {
   const holders = storages.filter((copy) => copy.protected);
   if (holders.length === storages.length) return 'protected';
   return holders.length === 0 ? '' : `protected in ${holders.map(({ name }) => name).join(', ')}`;
+}
+
+/** Until when some copy of it cannot be deleted, for a table; empty if every one can. */
+export function lockRemark({ storages }: Backup): string {
+  const ends = storages.flatMap(({ lockedUntil }) => lockedUntil ?? []).toSorted();
+  const last = ends.at(-1);
+  return last === undefined ? '' : `locked until ${last.slice(0, 10)}`;
 }
 
 /** Whether some copy of it was seen to work, the last time that somebody looked; empty if nobody has. */
