@@ -210,6 +210,17 @@ export class Repositories {
     return settings.objectLock === undefined ? null : lookAtLock(repository, options);
   }
 
+  /** In what the configuration of this host and that of the repository do not fit together, for people. */
+  async differences(name: string): Promise<readonly string[]> {
+    const { repository, settings } = await this.#open(name);
+    const isLocked = repository.config.capabilities.objectLock === true;
+    if (isLocked && settings.objectLock === undefined)
+      return ['backups there are locked, and what this host writes would not be: set objectLock for it'];
+    if (!isLocked && settings.objectLock !== undefined)
+      return [`backups there were not locked so far: stillpoint storage check ${name}, before the next one`];
+    return [];
+  }
+
   /** Puts a damaged repository in order, or says what that would be. @throws RepositoryError, StorageError */
   async repair(
     name: string,

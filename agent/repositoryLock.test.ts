@@ -8,6 +8,8 @@ import { Repositories } from './repositories.ts';
 interface Place {
   readonly server: WeakS3;
   readonly repositories: Repositories;
+  /** What a host with the same key sees whose configuration locks nothing. */
+  readonly others: Repositories;
   readonly keyFile: string;
 }
 
@@ -19,12 +21,18 @@ async function placeFor(test: Test, options: { readonly isLocking: boolean }): P
   const [keyFile, credentialsFile] = [join(directory, 'cloud.key'), join(directory, 'cloud.env')];
   await writeFile(credentialsFile, 'AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n', { mode: 0o600 });
   const place = { url: `s3://${server.bucketName}/backups`, endpoint: server.endpoint, credentialsFile };
-  const cloud = { kind: 'repository', ...place, keyFile, objectLock: { days: 7 } };
-  const file = join(directory, 'config.yaml');
-  // JSON is YAML.
-  await writeFile(file, JSON.stringify({ storages: { cloud } }), { mode: 0o600 });
-  const { config } = await loadConfig(file, { optional: false });
-  return { server, repositories: new Repositories(config, file), keyFile };
+  const repositoriesWith = async (
+    objectLock: { readonly days: number } | undefined,
+  ): Promise<Repositories> => {
+    const cloud = { kind: 'repository', ...place, keyFile, objectLock };
+    const file = join(directory, `config${objectLock?.days ?? 0}.yaml`);
+    // JSON is YAML.
+    await writeFile(file, JSON.stringify({ storages: { cloud } }), { mode: 0o600 });
+    const { config } = await loadConfig(file, { optional: false });
+    return new Repositories(config, file);
+  };
+  const repositories = await repositoriesWith({ days: 7 });
+  return { server, repositories, others: await repositoriesWith(undefined), keyFile };
 }
 
 void t.test('storage init refuses a server that locks nothing, and leaves no key file', async (t) => {
@@ -60,4 +68,14 @@ void t.test('a repair brings back what the repository is opened by, and a dry ru
   const report = await repositories.repair('cloud', { ...options, apply: true });
   t.match(report, { applied: true, kept: [], touched: [] });
   t.match(await repositories.contents('cloud'), { packs: 0 });
+});
+
+void t.test('a host whose configuration does not fit to what is locked there is told', async (t) => {
+  const { repositories, others } = await placeFor(t, { isLocking: true });
+  await others.init('cloud', { recoveryKey: false });
+  t.same(await others.differences('cloud'), []);
+  t.match(await repositories.differences('cloud'), [/not locked so far: stillpoint storage check cloud/]);
+  await repositories.lock('cloud', {});
+  t.same(await repositories.differences('cloud'), []);
+  t.match(await others.differences('cloud'), [/set objectLock/]);
 });
