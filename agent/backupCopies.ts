@@ -1,3 +1,4 @@
+import { lockedNow } from '../storage/backupLock.ts';
 import type { BackupEntry } from '../storage/storage.ts';
 import type { Verification } from '../storage/verification.ts';
 import type { Agent } from './agent.ts';
@@ -13,6 +14,8 @@ export interface BackupCopy {
   readonly problem: string | null;
   readonly protected: boolean;
   readonly protectedReason: string | null;
+  /** Nobody can delete it before, RFC 3339; `null`: it is not locked, or not any more. */
+  readonly lockedUntil: string | null;
   /** What came of starting it in isolation, the last time. */
   readonly verified: Verification | null;
 }
@@ -57,7 +60,9 @@ export async function backupOf(agent: Agent, entries: readonly BackupEntry[]): P
       const { storage: name, directory, state, problem, protected: isProtected, protectedReason } = copy;
       const { verified = null } = copy;
       const local = await agent.backups.isLocal(copy);
-      return { name, directory, local, state, problem, protected: isProtected, protectedReason, verified };
+      const lockedUntil = lockedNow(copy, new Date());
+      const shield = { protected: isProtected, protectedReason, lockedUntil };
+      return { name, directory, local, state, problem, ...shield, verified };
     }),
   );
   return { entry, entries, state: entry.state, storages, localOnly: storages.every(({ local }) => local) };

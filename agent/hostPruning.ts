@@ -24,8 +24,9 @@ export function decideHosts(
   const groups = Map.groupBy(entries, ({ storage, host }) => `${storage}\n${host}`);
   return [...groups.values()].flatMap((group) => {
     const candidates = group.map((entry) => {
-      const { pointInTime, problem, manifest, directory } = entry;
-      return { id: manifest?.id ?? directory, pointInTime, good: problem === null, protected: false, entry };
+      const { pointInTime, problem, manifest, directory, lockedUntil } = entry;
+      const id = manifest?.id ?? directory;
+      return { id, pointInTime, good: problem === null, protected: false, lockedUntil, entry };
     });
     return decideRetention(candidates, { keep, timeZone: hostTimeZone(), now });
   });

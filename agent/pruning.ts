@@ -299,7 +299,15 @@ export class Pruner {
 
 function candidateOf(entry: BackupEntry) {
   const { id, directory, pointInTime, state } = entry;
-  return { entry, id: id ?? directory, pointInTime, good: state === 'Active', protected: entry.protected };
+  const { protected: isProtected, lockedUntil } = entry;
+  return {
+    entry,
+    id: id ?? directory,
+    pointInTime,
+    good: state === 'Active',
+    protected: isProtected,
+    lockedUntil,
+  };
 }
 
 function decide(

@@ -5,8 +5,10 @@ import type { Config } from '../config/schema.ts';
 import type { Backend } from '../storage/backends/backend.ts';
 import { DeadlineBackend } from '../storage/backends/deadlineBackend.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
+import type { DisplacedObject } from '../storage/backends/objectLock.ts';
 import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
+import { displacedObjects } from '../storage/repository/displaced.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
 import type { StoredSlot } from '../storage/repository/keySlots.ts';
 import { packIdOf, prefixes } from '../storage/repository/names.ts';
@@ -14,11 +16,16 @@ import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
 import { type RepairOptions, type RepairReport, repairRepository } from '../storage/repository/repair.ts';
 import { formatRecoveryKey, newRecoveryKey, parseRecoveryKey } from '../storage/repository/recoveryKey.ts';
-import { RepositoryError } from '../storage/repository/errors.ts';
+import { RepositoryError, type RepositoryErrorCode } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
-import { type RepositoryReport, verifyRepository } from '../storage/repository/verifyRepository.ts';
+import {
+  type PackProblem,
+  type RepositoryReport,
+  verifyRepository,
+} from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
-import { backendOf, type RepositoryConfig } from './storages.ts';
+import { lookAtLock, type LockReport, repairWithLock } from './repositoryLock.ts';
+import { backendOf, type RepositoryConfig, retentionOf } from './storages.ts';
 
 export type { RepairAction } from '../storage/repository/repairSteps.ts';
 export type { RepairReport } from '../storage/repository/repair.ts';
@@ -30,6 +37,8 @@ export interface MadeRepository {
   readonly keyFileMade: boolean;
   /** To be printed and put away: it is shown this once. */
   readonly recoveryKey: string | null;
+  /** So many days nobody can delete a backup there; `null`: its backups are not locked. */
+  readonly lockedDays: number | null;
 }
 
 /** What a repository is made of. */
@@ -46,6 +55,12 @@ export interface RepositoryContents {
   readonly chunkPackBytes: number;
   readonly openSessions: number;
 }
+
+/** How the making of a repository fails before anything of it is there. */
+const unusedKeyCodes: ReadonlySet<string> = new Set<RepositoryErrorCode>([
+  'REPOSITORY_EXISTS',
+  'OBJECT_LOCK_NOT_ENFORCED',
+]);
 
 /** A mount whose server is gone must not hold a command for ever, which could not even be interrupted. */
 function patient(name: string, backend: Backend, { stallSeconds }: RepositoryConfig): Backend {
@@ -64,7 +79,7 @@ export class Repositories {
 
   /**
    * Makes the repository of a storage, and its key file where that is not there.
-   * @throws RepositoryError REPOSITORY_EXISTS, KEY_WRONG; StorageError
+   * @throws RepositoryError REPOSITORY_EXISTS, KEY_WRONG, OBJECT_LOCK_NOT_ENFORCED; StorageError
    */
   async init(name: string, options: { readonly recoveryKey: boolean }): Promise<MadeRepository> {
     const settings = this.#settings(name);
@@ -80,6 +95,7 @@ export class Repositories {
         secret,
         label: `key file of ${hostname()}`,
         createdAt,
+        retention: retentionOf(settings),
       });
       const key = options.recoveryKey ? newRecoveryKey() : null;
       if (key !== null)
@@ -89,12 +105,13 @@ export class Repositories {
         keyFile,
         keyFileMade: made !== null,
         recoveryKey: key === null ? null : formatRecoveryKey(key),
+        lockedDays: settings.objectLock?.days ?? null,
       };
     } catch (error) {
       // It opens nothing, and would stand in the way of the right one. After any other failure there may be a repository
       // that only this key opens.
-      const isOthers = error instanceof RepositoryError && error.code === 'REPOSITORY_EXISTS';
-      if (made !== null && isOthers) await rm(keyFile, { force: true });
+      const isUnused = error instanceof RepositoryError && unusedKeyCodes.has(error.code);
+      if (made !== null && isUnused) await rm(keyFile, { force: true });
       throw error;
     }
   }
@@ -152,17 +169,56 @@ export class Repositories {
     });
   }
 
-  /** Checks every backup of a repository. Nothing in a damaged pack is reused afterwards. */
+  /** Checks every backup of a repository. Nothing in a damaged pack is reused afterwards, unless it is only looked at. */
   async verify(
     name: string,
-    options: { readonly data: boolean; readonly signal?: AbortSignal | undefined },
+    options: {
+      readonly data: boolean;
+      /** Write nothing there. */
+      readonly readOnly?: boolean | undefined;
+      readonly signal?: AbortSignal | undefined;
+    },
   ): Promise<RepositoryReport> {
     const { repository } = await this.#open(name);
     const { context } = repository;
+    const note = { onDamagedPack: (problem: PackProblem) => quarantineFound(context, problem) };
     return verifyRepository(context, await repository.index(options), {
       ...options,
-      onDamagedPack: (problem) => quarantineFound(context, problem),
+      ...(options.readOnly === true ? {} : note),
     });
+  }
+
+  /**
+   * What was stored under retention and was deleted or overwritten since; nothing where nothing is to be locked. Needs
+   * no key.
+   */
+  async displaced(
+    name: string,
+    options: { readonly signal?: AbortSignal | undefined },
+  ): Promise<readonly DisplacedObject[]> {
+    const settings = this.#settings(name);
+    if (settings.objectLock === undefined) return [];
+    return displacedObjects(patient(name, await backendOf(settings), settings), options);
+  }
+
+  /** Looks once more whether backups are locked as the configuration wants it; `null` where it does not. */
+  async lock(
+    name: string,
+    options: { readonly signal?: AbortSignal | undefined },
+  ): Promise<LockReport | null> {
+    const { repository, settings } = await this.#open(name);
+    return settings.objectLock === undefined ? null : lookAtLock(repository, options);
+  }
+
+  /** In what the configuration of this host and that of the repository do not fit together, for people. */
+  async differences(name: string): Promise<readonly string[]> {
+    const { repository, settings } = await this.#open(name);
+    const isLocked = repository.config.capabilities.objectLock === true;
+    if (isLocked && settings.objectLock === undefined)
+      return ['backups there are locked, and what this host writes would not be: set objectLock for it'];
+    if (!isLocked && settings.objectLock !== undefined)
+      return [`backups there were not locked so far: stillpoint storage check ${name}, before the next one`];
+    return [];
   }
 
   /** Puts a damaged repository in order, or says what that would be. @throws RepositoryError, StorageError */
@@ -170,9 +226,14 @@ export class Repositories {
     name: string,
     options: Pick<RepairOptions, 'data' | 'apply' | 'isAlone' | 'signal'>,
   ): Promise<RepairReport> {
-    const { repository } = await this.#open(name);
-    const { packSizeBytes } = repository.config;
-    return repairRepository(repository, { ...options, at: new Date().toISOString(), packSizeBytes });
+    const repair = async (): Promise<RepairReport> => {
+      const { repository } = await this.#open(name);
+      const { packSizeBytes } = repository.config;
+      return repairRepository(repository, { ...options, at: new Date().toISOString(), packSizeBytes });
+    };
+    const settings = this.#settings(name);
+    if (settings.objectLock === undefined) return repair();
+    return repairWithLock(patient(name, await backendOf(settings), settings), { ...options, repair });
   }
 
   /** Makes index objects for packs that none names. */
@@ -202,7 +263,8 @@ export class Repositories {
   async recover(name: string, typed: string): Promise<void> {
     const settings = this.#settings(name);
     const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
-    const repository = await Repository.open(patient(name, await backendOf(settings), settings), secret);
+    const backend = patient(name, await backendOf(settings), settings);
+    const repository = await Repository.open(backend, secret, { retention: retentionOf(settings) });
     const { keyFile } = settings;
     const file = (await makeKeyFile(keyFile)) ?? (await readKeyFile(keyFile));
     const createdAt = new Date().toISOString();
@@ -241,7 +303,9 @@ export class Repositories {
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
     const backend = patient(name, await backendOf(settings), settings);
-    return { repository: await Repository.open(backend, await readKeyFile(settings.keyFile)), settings };
+    const retention = retentionOf(settings);
+    const repository = await Repository.open(backend, await readKeyFile(settings.keyFile), { retention });
+    return { repository, settings };
   }
 
   /** @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_UNSUITABLE */

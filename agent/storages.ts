@@ -9,6 +9,7 @@ import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
 import { prefixes } from '../storage/repository/names.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
+import { type Retention, retentionOfDays } from '../storage/repository/retention.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
 import { storedBytesOf } from '../storage/repository/storedBytes.ts';
 import { Quota, quotaHint } from '../storage/quota.ts';
@@ -46,12 +47,18 @@ function repositoryOf(name: string, settings: RepositoryConfig, bandwidth: Bandw
     open: async () => {
       const limited = new BandwidthBackend(await backendOf(settings), bandwidth);
       const backend = quotaBackendOf(name, limited, boundsOf(settings));
-      return Repository.open(backend, await readKeyFile(settings.keyFile));
+      const retention = retentionOf(settings);
+      return Repository.open(backend, await readKeyFile(settings.keyFile), { retention });
     },
     room: async () => (path === null ? null : fileSystemSpace(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
   });
+}
+
+/** How long backups are to be locked; `undefined`: not at all. */
+export function retentionOf({ objectLock }: RepositoryConfig): Retention | undefined {
+  return objectLock === undefined ? undefined : retentionOfDays(objectLock.days);
 }
 
 /** What the configuration allows a storage. */

@@ -67,6 +67,13 @@ export function protectionRemark({ storages }: Backup): string {
   return holders.length === 0 ? '' : `protected in ${holders.map(({ name }) => name).join(', ')}`;
 }
 
+/** Until when some copy of it cannot be deleted, for a table; empty if every one can. */
+export function lockRemark({ storages }: Backup): string {
+  const ends = storages.flatMap(({ lockedUntil }) => lockedUntil ?? []).toSorted();
+  const last = ends.at(-1);
+  return last === undefined ? '' : `locked until ${last.slice(0, 10)}`;
+}
+
 /** Whether some copy of it was seen to work, the last time that somebody looked; empty if nobody has. */
 export function verifiedRemark({ storages }: Backup): string {
   const looked = storages

@@ -49,6 +49,16 @@ export const storageVerbs: readonly Verb[] = [
     load: async () => (await import('./commands/storageInit.ts')).storageInit,
   },
   {
+    name: 'storage import',
+    arguments: '<NAME>',
+    summary:
+      'looks through a storage that this host does not know: machines, backups, what is damaged, what is on this host, and how to restore; writes nothing',
+    changes: false,
+    options: [],
+    examples: ['storage import vault', 'storage import vault --json'],
+    load: async () => (await import('./commands/storageImport.ts')).storageImport,
+  },
+  {
     name: 'storage show',
     arguments: '<NAME>',
     summary:

@@ -119,6 +119,17 @@ void t.test('a repository has a place and a key file, and on S3 what a server wa
   ]);
   for (const url of ['/srv/vault', 'file://host/srv', 'http://bucket'])
     t.match(problemsOf(repository(`url: "${url}"`)), [/expected file:\/\/\/PATH or s3:\/\/BUCKET/], url);
+  const locked = `${s3}, credentialsFile: /c, objectLock: { days: 30 }`;
+  t.match(parseConfig(repository(locked), 'c.yaml').config.storages['vault'], { objectLock: { days: 30 } });
+  for (const [lock, problem] of [
+    ['{ days: 0 }', /expected at least 1/],
+    ['{ days: 1.5 }', /whole number of days/],
+    ['{ days: 3, mode: governance }', /mode/],
+  ] as const)
+    t.match(problemsOf(repository(`${s3}, credentialsFile: /c, objectLock: ${lock}`)), [problem], lock);
+  t.match(problemsOf(repository('url: "file:///srv/vault", objectLock: { days: 3 }')), [
+    /storages\.vault\.objectLock: a storage of file: has no objectLock/,
+  ]);
   t.match(problemsOf('storages: { vault: { kind: bucket } }'), [
     /expected kind: directory or kind: repository/,
   ]);

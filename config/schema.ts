@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { parseClockPeriod } from '../common/clockPeriod.ts';
 import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
+import { objectLock } from './objectLock.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
 import { socketGroup } from './socketGroup.ts';
@@ -108,6 +109,7 @@ const repositoryStorage = z
       .describe(
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
       ),
+    objectLock,
     bandwidthBytesPerSecond: wholeNumber
       .nonnegative()
       .refine(
@@ -139,7 +141,7 @@ const repositoryStorage = z
       });
   });
 
-const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile'] as const;
+const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile', 'objectLock'] as const;
 
 const storage = z.discriminatedUnion('kind', [directoryStorage, repositoryStorage], {
   error: 'expected kind: directory or kind: repository',

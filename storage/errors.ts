@@ -23,6 +23,10 @@ export type StorageErrorCode =
   | 'BACKUP_DAMAGED'
   /** It may not be removed before its protection is taken off. */
   | 'BACKUP_PROTECTED'
+  /** The store keeps it until a time, and nobody can delete it before. */
+  | 'BACKUP_LOCKED'
+  /** The same of an object of a store. */
+  | 'OBJECT_LOCKED'
   | 'MANIFEST_INVALID'
   /** Written by a newer version in a form that this one does not know. */
   | 'MANIFEST_TOO_NEW'

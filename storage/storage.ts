@@ -58,7 +58,7 @@ export interface Storage extends StoredFiles {
   /**
    * Removes a backup for good. Repeating it after a crash finishes the work.
    *
-   * Rejects with BACKUP_PROTECTED, whatever the entry says.
+   * Rejects with BACKUP_PROTECTED and BACKUP_LOCKED, whatever the entry says.
    */
   delete(entry: BackupEntry): Promise<void>;
   /**
@@ -104,7 +104,7 @@ export interface Storage extends StoredFiles {
   hostBackups(): Promise<readonly HostBackupEntry[]>;
   /** A file of the backup of a host, as it was stored. Rejects with BACKUP_NOT_FOUND. */
   hostFile(entry: Pick<HostBackupEntry, 'directory'>, file: string): Promise<Buffer>;
-  /** Removes the backup of a host, for good. Rejects with BACKUP_NOT_FOUND. */
+  /** Removes the backup of a host, for good. Rejects with BACKUP_NOT_FOUND, OBJECT_LOCKED. */
   deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void>;
 }
 
@@ -171,6 +171,8 @@ export interface HostBackupEntry {
   readonly manifest: HostManifest | null;
   /** Why it cannot be used as it is. */
   readonly problem: string | null;
+  /** As of a backup. */
+  readonly lockedUntil?: string | null | undefined;
 }
 
 /** What a reader of a storage's files is told, and tells. */
@@ -290,6 +292,8 @@ export interface BackupEntry {
   readonly protected: boolean;
   /** Why it is protected, if somebody said so. */
   readonly protectedReason: string | null;
+  /** The storage keeps it until then, and nobody can remove it before, RFC 3339; `null`: anybody can who may. */
+  readonly lockedUntil?: string | null | undefined;
   /** What came of starting it in isolation, the last time. */
   readonly verified?: Verification | null | undefined;
   /** When every byte of it was read and compared, the last time. */

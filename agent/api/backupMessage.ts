@@ -53,6 +53,7 @@ function copyMessage(copy: Copy): BackupCopy {
     problem: copy.problem ?? '',
     protected: copy.protected,
     protectedReason: copy.protectedReason ?? '',
+    lockedUntil: copy.lockedUntil === null ? undefined : new Date(copy.lockedUntil),
     verification: copy.verified === null ? undefined : verificationMessage(copy.verified),
   };
 }

@@ -41,6 +41,19 @@ function kept(
     .toReversed();
 }
 
+void t.test('what its storage has locked stays until the lock is over, and counts as any other', (t) => {
+  const backups = series(4, 24).map((backup, index) => ({
+    ...backup,
+    lockedUntil: index === 1 ? '2026-11-30T00:00:00.000Z' : '2026-11-19T00:00:00.000Z',
+  }));
+  t.same(
+    kept(backups, { last: 1 }).map(([, reasons]) => reasons),
+    [['last 1 (1st)', 'the last good one'], ['locked until 2026-11-30T00:00:00.000Z']],
+  );
+  t.same(kept(backups, { last: 1 }, { now: new Date('2026-11-30T00:00:00.001Z') }).length, 1);
+  t.end();
+});
+
 const anyRules: fc.Arbitrary<KeepRules> = fc.record(
   {
     last: fc.integer({ min: 0, max: 4 }),

@@ -9,6 +9,8 @@ export interface RetentionCandidate {
   /** It can be restored: what is damaged never counts, and is never removed. */
   readonly good: boolean;
   readonly protected: boolean;
+  /** The storage keeps it until then, RFC 3339. */
+  readonly lockedUntil?: string | null | undefined;
 }
 
 /** How many backups stay; each rule counts alone, and a backup stays when any rule keeps it. */
@@ -67,6 +69,7 @@ export function decideRetention<Backup extends RetentionCandidate>(
     const own = reasons.get(backup);
     if (keepsEverything(keep)) own?.push('no rule removes anything');
     if (backup.protected) own?.push('protected');
+    if (isLocked(backup, now)) own?.push(`locked until ${backup.lockedUntil}`);
     if (!backup.good) own?.push(damagedReason);
     else if (timeOf(backup) > now.getTime()) own?.push('its time is in the future: look at the clock');
     if (backup === lastGood) own?.push('the last good one');
@@ -107,6 +110,10 @@ function keptByRules<Backup extends RetentionCandidate>(
     for (const backup of newestFirst) if (timeOf(backup) >= since) kept.push([backup, `within ${within}`]);
   }
   return kept;
+}
+
+function isLocked({ lockedUntil = null }: RetentionCandidate, now: Date): boolean {
+  return lockedUntil !== null && new Date(lockedUntil) > now;
 }
 
 function timeOf({ pointInTime }: RetentionCandidate): number {

@@ -150,6 +150,7 @@ function copyOf(copy: CopyMessage): BackupCopy {
     problem: copy.problem === '' ? null : copy.problem,
     protected: copy.protected,
     protectedReason: copy.protectedReason === '' ? null : copy.protectedReason,
+    lockedUntil: copy.lockedUntil?.toISOString() ?? null,
     verified: copy.verification === undefined ? null : verificationOf(copy.verification),
   };
 }

@@ -1,3 +1,4 @@
+import { backupLockedError, lockedNow } from '../../storage/backupLock.ts';
 import { protectedError } from '../../storage/protection.ts';
 import { backupJson, backupOfEntry, findBackup, shortId } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
@@ -6,7 +7,7 @@ import { styled } from '../output.ts';
 import { changing } from '../session.ts';
 import { deleteHost } from './hostBackups.ts';
 
-/** `stillpoint delete BACKUP`: every copy of it, or none where one of them is protected. */
+/** `stillpoint delete BACKUP`: every copy of it, or none where one of them is protected or locked. */
 export const deleteBackup: RunVerb = (cli, [reference = ''], options) => {
   if (options.flag('host')) return deleteHost(cli, reference, options);
   return changing(cli, async ({ agent, interruption }) => {
@@ -17,6 +18,10 @@ export const deleteBackup: RunVerb = (cli, [reference = ''], options) => {
     const { entry } = backup;
     const shielded = backup.entries.find((copy) => copy.protected);
     if (shielded !== undefined) throw protectedError(shielded, shielded.protectedReason);
+    for (const copy of backup.entries) {
+      const until = lockedNow(copy, new Date());
+      if (until !== null) throw backupLockedError(copy, until);
+    }
     const tell = cli.terminal.json
       ? cli.terminal.err.bind(cli.terminal)
       : cli.terminal.out.bind(cli.terminal);

@@ -5,6 +5,7 @@ import {
   type Backup,
   backupJson,
   gatherBackups,
+  lockRemark,
   protectionRemark,
   shortId,
   storedBytes,
@@ -76,6 +77,7 @@ function rowOf(backup: Backup): readonly Text[] {
   const remarks = [
     ...problems,
     protectionRemark(backup),
+    lockRemark(backup),
     verifiedRemark(backup),
     manifest !== null && isTemplate(manifest) ? 'template' : '',
     localOnly ? 'local-only' : '',

@@ -28,6 +28,10 @@ export const storageGc: RunVerb = (cli, [name = ''], options) => {
       terminal.out(
         `freed ${formatBytes(report.freedBytes)}: ${report.packsDeleted} packs removed, ${report.packsRepacked} repacked`,
       );
+      if (report.packsLocked > 0)
+        terminal.remark(
+          `${report.packsLocked} packs stay that are locked, the first until ${report.lockedUntil}: run this again then`,
+        );
       for (const id of report.fencedBackups)
         terminal.remark(`backup ${id} was given up: it can never be committed`);
       return 0;

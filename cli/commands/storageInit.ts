@@ -16,6 +16,8 @@ export const storageInit: RunVerb = (cli, [name = ''], options) =>
     terminal.out(
       made.keyFileMade ? `its key file is ${made.keyFile}` : `it opens with the key file ${made.keyFile}`,
     );
+    if (made.lockedDays !== null)
+      terminal.out(`nobody can delete a backup there for ${made.lockedDays} days from its commit on`);
     if (made.recoveryKey !== null) {
       terminal.out('its recovery key, which is shown this once:');
       terminal.out('');

@@ -10,6 +10,7 @@ const words: Readonly<Record<RepairAction, readonly [will: string, did: string]>
   salvage: ['would copy what can be read of', 'copied what can be read of'],
   'set-aside': ['would move to damaged/', 'moved to damaged/'],
   copy: ['would write', 'wrote'],
+  'bring-back': ['would bring back', 'brought back'],
 };
 
 /** `stillpoint storage check NAME --repair`: a dry run, unless `--apply` is there. */

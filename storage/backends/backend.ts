@@ -1,4 +1,5 @@
 import { StorageError } from '../errors.ts';
+import type { ObjectLock } from './objectLock.ts';
 
 /**
  * The port to a place that keeps objects: a flat set of names with contents (docs/FORMAT.md, "Objects in the store").
@@ -10,6 +11,8 @@ import { StorageError } from '../errors.ts';
 export interface Backend {
   /** Where it is, for people. */
   readonly location: string;
+  /** How objects are kept from being deleted; `null` for a kind of store that knows no such thing. */
+  readonly objectLock: ObjectLock | null;
 
   /**
    * Creates an object if its name is free. The object is whole and durable, name included, when this resolves,
@@ -17,7 +20,7 @@ export interface Backend {
    *
    * @param parts the content, to be put together in this order
    */
-  create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'>;
+  create(name: string, parts: readonly Buffer[], options?: CreateOptions): Promise<'created' | 'exists'>;
   /**
    * Whether of all who create one name at once exactly one is told `created`. Found out by trying where a kind of store
    * does not promise it. Where it is not so, what was there before a call began stays all the same.
@@ -41,6 +44,11 @@ export interface Backend {
 
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
+}
+
+export interface CreateOptions extends CallOptions {
+  /** The object is under compliance retention until then, from its first moment on; only where there is a lock. */
+  readonly retainUntil?: Date | undefined;
 }
 
 export interface ReadOptions extends CallOptions {

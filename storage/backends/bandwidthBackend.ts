@@ -1,5 +1,6 @@
 import type { Bandwidth } from '../../common/bandwidth.ts';
-import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { Backend, CallOptions, CreateOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { ObjectLock } from './objectLock.ts';
 
 /**
  * A backend whose contents, in both directions together, are held to a bandwidth. An object goes in one piece, so it
@@ -7,16 +8,22 @@ import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.
  */
 export class BandwidthBackend implements Backend {
   readonly location: string;
+  readonly objectLock: ObjectLock | null;
   readonly #backend: Backend;
   readonly #bandwidth: Bandwidth;
 
   constructor(backend: Backend, bandwidth: Bandwidth) {
     this.location = backend.location;
+    this.objectLock = backend.objectLock;
     this.#backend = backend;
     this.#bandwidth = bandwidth;
   }
 
-  async create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
+  async create(
+    name: string,
+    parts: readonly Buffer[],
+    options?: CreateOptions,
+  ): Promise<'created' | 'exists'> {
     const sizeBytes = parts.reduce((sum, { length }) => sum + length, 0);
     await this.#bandwidth.take(sizeBytes, options?.signal);
     return this.#backend.create(name, parts, options);

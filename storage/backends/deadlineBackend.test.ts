@@ -7,6 +7,7 @@ import { DeadlineBackend } from './deadlineBackend.ts';
 function hanging(): Backend {
   const never = <T>(): Promise<T> => Promise.withResolvers<T>().promise;
   return {
+    objectLock: null,
     location: '/mnt/gone',
     create: never,
     createsExclusively: never,

@@ -1,5 +1,6 @@
 import { withDeadline } from '../silence.ts';
-import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { Backend, CallOptions, CreateOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { ObjectLock } from './objectLock.ts';
 
 /**
  * A backend no call of which hangs: one that is silent for long counts as unreachable. For who works on a repository
@@ -8,6 +9,8 @@ import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.
 export class DeadlineBackend implements Backend {
   readonly name: string;
   readonly location: string;
+  /** Only stores that are asked over a network have one, and their calls end by themselves. */
+  readonly objectLock: ObjectLock | null;
   readonly #backend: Backend;
   readonly #silenceMs: number;
 
@@ -15,11 +18,12 @@ export class DeadlineBackend implements Backend {
   constructor(name: string, backend: Backend, silenceMs: number) {
     this.name = name;
     this.location = backend.location;
+    this.objectLock = backend.objectLock;
     this.#backend = backend;
     this.#silenceMs = silenceMs;
   }
 
-  create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
+  create(name: string, parts: readonly Buffer[], options?: CreateOptions): Promise<'created' | 'exists'> {
     return this.#within(`creating ${name}`, () => this.#backend.create(name, parts, options));
   }
 

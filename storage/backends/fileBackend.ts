@@ -34,6 +34,7 @@ export interface Reserve {
  */
 export class FileBackend implements Backend {
   readonly location: string;
+  readonly objectLock = null;
   readonly #reserve: Reserve | undefined;
   /** Directories that were seen to be durable. */
   readonly #directories = new Set<string>();

@@ -1,4 +1,5 @@
-import type { Backend, CallOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { Backend, CallOptions, CreateOptions, ListedObject, ReadOptions } from './backend.ts';
+import type { ObjectLock } from './objectLock.ts';
 
 /** Asked before an object is made; rejects where there is no room for it. */
 export type TakeRoom = (sizeBytes: number) => Promise<void>;
@@ -9,6 +10,7 @@ export type TakeRoom = (sizeBytes: number) => Promise<void>;
  */
 export class QuotaBackend implements Backend {
   readonly location: string;
+  readonly objectLock: ObjectLock | null;
   readonly #backend: Backend;
   readonly #prefix: string;
   readonly #take: TakeRoom;
@@ -16,12 +18,17 @@ export class QuotaBackend implements Backend {
   /** @param prefix of the objects that need room */
   constructor(backend: Backend, prefix: string, take: TakeRoom) {
     this.location = backend.location;
+    this.objectLock = backend.objectLock;
     this.#backend = backend;
     this.#prefix = prefix;
     this.#take = take;
   }
 
-  async create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
+  async create(
+    name: string,
+    parts: readonly Buffer[],
+    options?: CreateOptions,
+  ): Promise<'created' | 'exists'> {
     if (name.startsWith(this.#prefix)) await this.#take(parts.reduce((sum, part) => sum + part.length, 0));
     return this.#backend.create(name, parts, options);
   }

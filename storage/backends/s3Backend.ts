@@ -3,6 +3,7 @@ import {
   assertObjectName,
   type Backend,
   type CallOptions,
+  type CreateOptions,
   isObjectName,
   type ListedObject,
   type ReadOptions,
@@ -13,7 +14,9 @@ import { openS3Client } from './s3Client.ts';
 import { S3Creation } from './s3Creation.ts';
 import type { S3Place } from './s3Failure.ts';
 import { S3Parts, type S3Upload } from './s3Parts.ts';
+import { S3ObjectLock } from './s3ObjectLock.ts';
 import { assertS3Settings, type S3Limits, s3LimitsDefault, type S3Settings } from './s3Settings.ts';
+import { S3Versions } from './s3Versions.ts';
 
 /** Below the prefix; its object stays, for all who come later. */
 const probeName = 'probe/create-exclusive';
@@ -26,6 +29,7 @@ const probeName = 'probe/create-exclusive';
  */
 export class S3Backend implements Backend {
   readonly location: string;
+  readonly objectLock: S3ObjectLock;
   readonly #prefix: string;
   readonly #bucket: S3Bucket;
   readonly #uploads: S3Parts;
@@ -35,7 +39,12 @@ export class S3Backend implements Backend {
   private constructor(
     place: S3Place,
     limits: S3Limits,
-    requests: { readonly bucket: S3Bucket; readonly uploads: S3Parts; readonly prefix: string },
+    requests: {
+      readonly bucket: S3Bucket;
+      readonly uploads: S3Parts;
+      readonly versions: S3Versions;
+      readonly prefix: string;
+    },
   ) {
     this.location = place.location;
     this.#prefix = requests.prefix;
@@ -46,6 +55,7 @@ export class S3Backend implements Backend {
       patience: this.#patience,
       probeKey: this.#key(probeName),
     });
+    this.objectLock = new S3ObjectLock({ ...requests, patience: this.#patience });
   }
 
   /** Makes a client; asks the server nothing yet. Rejects with STORAGE_SETTINGS_INVALID. */
@@ -57,13 +67,20 @@ export class S3Backend implements Backend {
     return new S3Backend(placeOf(settings, region), limits, {
       bucket: new S3Bucket(s3, name),
       uploads: new S3Parts(s3, name),
+      versions: new S3Versions(s3, name),
       prefix: settings.prefix === undefined ? '' : `${settings.prefix}/`,
     });
   }
 
-  async create(name: string, parts: readonly Buffer[], options?: CallOptions): Promise<'created' | 'exists'> {
+  async create(
+    name: string,
+    parts: readonly Buffer[],
+    options?: CreateOptions,
+  ): Promise<'created' | 'exists'> {
     const key = this.#key(name);
-    return this.#run(`creating ${name}`, options, (call) => this.#creation.create(call, key, parts));
+    return this.#run(`creating ${name}`, options, (call) =>
+      this.#creation.create(call, key, parts, options?.retainUntil),
+    );
   }
 
   async createsExclusively(options?: CallOptions): Promise<boolean> {

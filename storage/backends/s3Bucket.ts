@@ -1,14 +1,18 @@
-import type { _Object as S3Entry, S3 } from '@aws-sdk/client-s3';
+import type { _Object as S3Entry, GetObjectCommandOutput, S3 } from '@aws-sdk/client-s3';
 import type { ByteRange } from './backend.ts';
 import { parseContentRange, readBody, type WantedBytes } from './s3Body.ts';
 import { isAbsence, statusOf, UnusableAnswer } from './s3Failure.ts';
-import { bodyFields, ifFreeField, putOrTaken, tokenField, tokenOf } from './s3Fields.ts';
+import { bodyFields, ifFreeField, putOrTaken, retentionField, tokenField, tokenOf } from './s3Fields.ts';
 
 /** What is known of an object without reading it. */
 export interface S3Status {
   readonly sizeBytes: number;
   /** What its creator gave it; `undefined` if that was not us. */
   readonly token: string | undefined;
+  /** `undefined` where the bucket has no versions. */
+  readonly versionId: string | undefined;
+  /** Nobody can delete it before. */
+  readonly retainedUntil: Date | undefined;
 }
 
 export interface PutOptions {
@@ -16,6 +20,7 @@ export interface PutOptions {
   readonly ifFree: boolean;
   /** Goes with the object, to be known again. */
   readonly token: string;
+  readonly retainUntil?: Date | undefined;
 }
 
 export interface S3Page {
@@ -40,10 +45,16 @@ export class S3Bucket {
   async put(
     key: string,
     body: Buffer,
-    { ifFree, token }: PutOptions,
+    { ifFree, token, retainUntil }: PutOptions,
     abortSignal: AbortSignal,
   ): Promise<'put' | 'taken'> {
-    const request = { ...this.#at(key), ...bodyFields(body), ...tokenField(token), ...ifFreeField(ifFree) };
+    const request = {
+      ...this.#at(key),
+      ...bodyFields(body),
+      ...tokenField(token),
+      ...ifFreeField(ifFree),
+      ...retentionField(retainUntil),
+    };
     return putOrTaken(async () => {
       const { ETag } = await this.#s3.putObject(request, { abortSignal });
       // Something on the way says yes to whatever it is asked.
@@ -54,11 +65,17 @@ export class S3Bucket {
   /**
    * What there is of a range; `null` when there is no such object. An object that is read whole is asked for as a
    * range, too: the answer then says how long it is, apart from how long what was sent is.
+   * @param versionId the newest unless told
    */
-  async read(key: string, wanted: WantedBytes, abortSignal: AbortSignal): Promise<Buffer | null> {
+  async read(
+    key: string,
+    wanted: WantedBytes,
+    abortSignal: AbortSignal,
+    versionId?: string,
+  ): Promise<Buffer | null> {
     try {
       const answer = await this.#s3.getObject(
-        { ...this.#at(key), Range: rangeHeader(wanted) },
+        { ...this.#at(key, versionId), Range: rangeHeader(wanted) },
         { abortSignal },
       );
       return await readBody(answer, wanted);
@@ -72,25 +89,26 @@ export class S3Bucket {
   /**
    * Looks at an object, by reading its first byte: a HEAD has no content, so that its 404 does not tell an object
    * that is not there from a bucket that is not there.
+   * @param versionId the newest unless told
    */
-  async look(key: string, abortSignal: AbortSignal): Promise<S3Status | null> {
+  async look(key: string, abortSignal: AbortSignal, versionId?: string): Promise<S3Status | null> {
     const wanted = { offsetBytes: 0, lengthBytes: 1, isWhole: false };
     try {
       const answer = await this.#s3.getObject(
-        { ...this.#at(key), Range: rangeHeader(wanted) },
+        { ...this.#at(key, versionId), Range: rangeHeader(wanted) },
         { abortSignal },
       );
       const { length } = await readBody(answer, wanted);
       const place = answer.ContentRange;
       const sizeBytes = place === undefined ? length : parseContentRange(place).totalBytes;
-      return { sizeBytes, token: tokenOf(answer.Metadata) };
+      return { sizeBytes, ...aboutOf(answer) };
     } catch (error) {
       if (isAbsence(error)) return null;
       if (statusOf(error) !== 416) throw error;
     }
     // There is an object, and it has no first byte.
-    const { Metadata: metadata } = await this.#s3.headObject(this.#at(key), { abortSignal });
-    return { sizeBytes: 0, token: tokenOf(metadata) };
+    const answer = await this.#s3.headObject(this.#at(key, versionId), { abortSignal });
+    return { sizeBytes: 0, ...aboutOf(answer) };
   }
 
   /** One that is not there is fine. */
@@ -130,9 +148,24 @@ export class S3Bucket {
     return { entries, next };
   }
 
-  #at(key: string): { readonly Bucket: string; readonly Key: string } {
-    return { Bucket: this.#name, Key: key };
+  #at(
+    key: string,
+    versionId?: string,
+  ): { readonly Bucket: string; readonly Key: string; readonly VersionId?: string } {
+    return { Bucket: this.#name, Key: key, ...(versionId === undefined ? {} : { VersionId: versionId }) };
   }
+}
+
+function aboutOf(
+  answer: Pick<
+    GetObjectCommandOutput,
+    'Metadata' | 'VersionId' | 'ObjectLockMode' | 'ObjectLockRetainUntilDate'
+  >,
+): Omit<S3Status, 'sizeBytes'> {
+  const { Metadata, VersionId: versionId, ObjectLockMode, ObjectLockRetainUntilDate } = answer;
+  // In the other mode whoever has the right for it can delete all the same.
+  const retainedUntil = ObjectLockMode === 'COMPLIANCE' ? ObjectLockRetainUntilDate : undefined;
+  return { token: tokenOf(Metadata), versionId, retainedUntil };
 }
 
 function rangeHeader({ offsetBytes, lengthBytes }: ByteRange): string {

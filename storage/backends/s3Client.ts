@@ -1,6 +1,7 @@
 import { Agent as HttpAgent } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
 import type { S3 } from '@aws-sdk/client-s3';
+import { sendContentMd5 } from './s3ContentMd5.ts';
 import { readCaFile, type S3Limits, type S3Settings } from './s3Settings.ts';
 
 /**
@@ -14,7 +15,7 @@ export async function openS3Client(settings: S3Settings, region: string, limits:
   const { accessKeyId, secretAccessKey, sessionToken } = settings.credentials;
   const ca = await readCaFile(settings.caFile);
   const pool = { keepAlive: true, maxSockets: limits.concurrency };
-  return new library.S3({
+  const s3 = new library.S3({
     endpoint: settings.endpoint,
     region,
     forcePathStyle: settings.addressing !== 'virtualHost',
@@ -39,4 +40,6 @@ export async function openS3Client(settings: S3Settings, region: string, limits:
       httpsAgent: new HttpsAgent({ ...pool, ...(ca === undefined ? {} : { ca }) }),
     },
   });
+  sendContentMd5(s3);
+  return s3;
 }

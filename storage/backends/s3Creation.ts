@@ -12,6 +12,7 @@ interface NewObject {
   readonly parts: readonly Buffer[];
   readonly sizeBytes: number;
   readonly token: string;
+  readonly retainUntil: Date | undefined;
 }
 
 /** Parts of one upload that are on their way at once: each is in memory twice. */
@@ -54,9 +55,14 @@ export class S3Creation {
     return this.#honoursCondition;
   }
 
-  async create(call: S3Call, key: string, parts: readonly Buffer[]): Promise<'created' | 'exists'> {
+  async create(
+    call: S3Call,
+    key: string,
+    parts: readonly Buffer[],
+    retainUntil?: Date,
+  ): Promise<'created' | 'exists'> {
     const sizeBytes = parts.reduce((total, part) => total + part.length, 0);
-    const object = { key, parts, sizeBytes, token: tokenFor(parts) };
+    const object = { key, parts, sizeBytes, token: tokenFor(parts), retainUntil };
     const ifFree = await this.isExclusive(call);
     const isLarge = sizeBytes > this.#patience.limits.multipartBytes;
     const result = isLarge
@@ -91,19 +97,23 @@ export class S3Creation {
     return false;
   }
 
-  async #put(call: S3Call, { key, parts, token }: NewObject, ifFree: boolean): Promise<'put' | 'taken'> {
+  async #put(
+    call: S3Call,
+    { key, parts, token, retainUntil }: NewObject,
+    ifFree: boolean,
+  ): Promise<'put' | 'taken'> {
     // A stream would save the copy, but cannot be signed.
     const body = parts.length === 1 && parts[0] !== undefined ? parts[0] : Buffer.concat(parts);
     return call.request(async (signal) => {
       if (!ifFree && (await this.#bucket.look(key, signal)) !== null) return 'taken';
-      return this.#bucket.put(key, body, { ifFree, token }, signal);
+      return this.#bucket.put(key, body, { ifFree, token, retainUntil }, signal);
     });
   }
 
   async #putInParts(call: S3Call, object: NewObject, ifFree: boolean): Promise<'put' | 'taken'> {
-    const { key, token } = object;
+    const { key } = object;
     if ((await call.request((signal) => this.#bucket.look(key, signal))) !== null) return 'taken';
-    const upload = await call.request((signal) => this.#uploads.begin(key, token, signal));
+    const upload = await call.request((signal) => this.#uploads.begin(key, object, signal));
     let result: 'put' | 'taken' | null = null;
     try {
       const etags = await this.#sendParts(call, object, upload);

@@ -28,6 +28,14 @@ export function ifFreeField(ifFree: boolean): { readonly IfNoneMatch?: '*' } {
   return ifFree ? { IfNoneMatch: '*' } : {};
 }
 
+/** Has an object be under retention from its first moment on. */
+export function retentionField(until: Date | undefined): {
+  readonly ObjectLockMode?: 'COMPLIANCE';
+  readonly ObjectLockRetainUntilDate?: Date;
+} {
+  return until === undefined ? {} : { ObjectLockMode: 'COMPLIANCE', ObjectLockRetainUntilDate: until };
+}
+
 /** Runs a request that may have `ifFreeField`: a condition that is not met is an answer. */
 export async function putOrTaken(put: () => Promise<void>): Promise<'put' | 'taken'> {
   try {

@@ -1,6 +1,6 @@
 import type { MultipartUpload, S3 } from '@aws-sdk/client-s3';
 import { UnusableAnswer } from './s3Failure.ts';
-import { bodyFields, ifFreeField, putOrTaken, tokenField } from './s3Fields.ts';
+import { bodyFields, ifFreeField, putOrTaken, retentionField, tokenField } from './s3Fields.ts';
 import type { PutOptions } from './s3Bucket.ts';
 
 /** An upload in parts that was begun and not completed. */
@@ -23,8 +23,17 @@ export class S3Parts {
     this.#bucket = bucket;
   }
 
-  async begin(key: string, token: string, abortSignal: AbortSignal): Promise<S3Upload> {
-    const request = { Bucket: this.#bucket, Key: key, ...tokenField(token) };
+  async begin(
+    key: string,
+    { token, retainUntil }: Omit<PutOptions, 'ifFree'>,
+    abortSignal: AbortSignal,
+  ): Promise<S3Upload> {
+    const request = {
+      Bucket: this.#bucket,
+      Key: key,
+      ...tokenField(token),
+      ...retentionField(retainUntil),
+    };
     const { UploadId: uploadId } = await this.#s3.createMultipartUpload(request, { abortSignal });
     if (uploadId === undefined) throw new UnusableAnswer('no id for an upload');
     return { key, uploadId };

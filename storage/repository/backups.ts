@@ -11,6 +11,7 @@ import {
   prefixes,
   sessionName,
 } from './names.ts';
+import { deleteUnlessLocked } from './lockedStore.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
 
 /** A backup, or what is left of one. */
@@ -101,7 +102,8 @@ export async function isFollowed(
 
 /**
  * Deletes a backup for good; its data goes with the next collection. The deletion stays, so that a writer that comes
- * back late cannot revive it. Repeating it after a crash finishes the work.
+ * back late cannot revive it. Repeating it after a crash finishes the work; so does a collection, where what stands in
+ * the place of an attempt is locked. Whether the backup is, the caller asks first.
  */
 export async function deleteBackup(
   context: RepositoryContext,
@@ -112,9 +114,9 @@ export async function deleteBackup(
   const record = Buffer.from(JSON.stringify({ formatVersion: 1, backupId, deletedAt }));
   await putObject(context, 'deletion', deletionName(backupId), record, call);
   const { backend } = context;
-  await backend.delete(manifestName(backupId), call);
+  await deleteUnlessLocked(backend, manifestName(backupId), call);
   for (let attempt = 2; (await backend.size(manifestName(backupId, attempt), call)) !== null; attempt++)
-    await backend.delete(manifestName(backupId, attempt), call);
+    await deleteUnlessLocked(backend, manifestName(backupId, attempt), call);
 }
 
 /** One backup, or `null` when it does not exist; damage is told in it. */

@@ -34,6 +34,7 @@ export class ChunkIndex {
   readonly #numbers = new Map<string, number>();
   /** Index objects that were read; they never change. */
   readonly #read = new Set<string>();
+  readonly #counting = new Set<string>();
   /** Index objects and packs that could not be used. */
   problems: readonly Problem[] = [];
 
@@ -54,6 +55,11 @@ export class ChunkIndex {
 
   get packs(): readonly KnownPack[] {
     return this.#packs;
+  }
+
+  /** Names of the index objects that count: those that were read and that no other one replaces. */
+  get objectNames(): ReadonlySet<string> {
+    return this.#counting;
   }
 
   pack(number: number): KnownPack {
@@ -125,8 +131,10 @@ export class ChunkIndex {
         supersedes.map((id) => `${prefixes.indexes}${id.toString('hex')}`),
       ),
     );
+    for (const name of replaced) this.#counting.delete(name);
     for (const [id, { packs }] of objects) {
       if (replaced.has(`${prefixes.indexes}${id}`)) continue;
+      this.#counting.add(`${prefixes.indexes}${id}`);
       for (const pack of packs) this.addPack(pack);
     }
     this.problems = this.problems.filter(({ name }) => !replaced.has(name));

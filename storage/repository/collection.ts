@@ -15,7 +15,7 @@ import type { RepositoryContext } from './objects.ts';
 import { fenceBackup, hasSessionEnded, type OpenSession, openSessions } from './openSessions.ts';
 import { repack } from './repack.ts';
 import type { Repository } from './repository.ts';
-import { sweep } from './sweep.ts';
+import { lockedPacks, sweep, type SweepReport } from './sweep.ts';
 
 export interface CollectionOptions extends CallOptions {
   readonly collector: Collector;
@@ -45,6 +45,10 @@ export interface CollectionReport {
   readonly packsRepacked: number;
   readonly packsDeleted: number;
   readonly freedBytes: number;
+  /** Packs that no backup needs, or too little of, and that nobody can delete yet. */
+  readonly packsLocked: number;
+  /** When the first of them can be deleted, RFC 3339: another collection is worth while then. */
+  readonly lockedUntil: string | null;
 }
 
 /**
@@ -74,6 +78,8 @@ class Collection {
   readonly #waitingFor: OpenSession[] = [];
   readonly #fencedBackups: string[] = [];
   #packsRepacked = 0;
+  /** Ends of the retentions of packs that stay for now. */
+  readonly #locks: Date[] = [];
 
   constructor({ context, config }: Repository, number: number, options: CollectionOptions) {
     this.#context = context;
@@ -84,9 +90,10 @@ class Collection {
 
   async run(): Promise<CollectionReport> {
     const verdict = (await this.#readVerdict()) ?? (await this.#judgeOrFollow());
-    if (verdict === null) return this.#report({ packsDeleted: 0, freedBytes: 0 });
+    const nothing = { packsDeleted: 0, freedBytes: 0, lockedUntil: [] };
+    if (verdict === null) return this.#report(nothing);
     const swept = (await this.#isOver())
-      ? { packsDeleted: 0, freedBytes: 0 }
+      ? nothing
       : await sweep(this.#context, this.#number, new Set(verdict.packs), this.#options);
     return this.#report(swept);
   }
@@ -137,7 +144,7 @@ class Collection {
   /** Makes the mark; returns what counts, which may be the mark of another collector. */
   async #condemn(): Promise<ReadonlySet<string>> {
     const live = await LiveChunks.survey(this.#context, { ...this.#options, condemned: new Set() });
-    const { dead, sparse } = this.#classify(live);
+    const { dead, sparse } = this.#classify(live, await this.#lockedPacks(live));
     const copied = await repack(this.#context, live, sparse, {
       ...this.#options,
       packSizeBytes: this.#packSizeBytes,
@@ -147,14 +154,28 @@ class Collection {
     return (await this.#condemned()) ?? new Set();
   }
 
-  /** Packs of which nothing is needed, and those of which too little is. */
-  #classify(live: LiveChunks): { readonly dead: readonly string[]; readonly sparse: ReadonlySet<string> } {
+  /** Packs that would be condemned, and that the store keeps for now: a later collection comes back to them. */
+  async #lockedPacks(live: LiveChunks): Promise<ReadonlySet<string>> {
+    const { dead, sparse } = this.#classify(live, new Set());
+    const locked = await lockedPacks(this.#context, [...dead, ...sparse], this.#options);
+    this.#locks.push(...locked.values());
+    return new Set(locked.keys());
+  }
+
+  /** Packs of which nothing is needed, and those of which too little is. @param locked packs that stay */
+  #classify(
+    live: LiveChunks,
+    locked: ReadonlySet<string>,
+  ): { readonly dead: readonly string[]; readonly sparse: ReadonlySet<string> } {
     const uses = live.uses();
-    const dead = [...live.present.keys()].filter((pack) => (uses.get(pack)?.liveBytes ?? 0) === 0);
+    const dead = [...live.present.keys()].filter(
+      (pack) => (uses.get(pack)?.liveBytes ?? 0) === 0 && !locked.has(pack),
+    );
     const sparse = [...uses].filter(
       ([pack, { liveBytes, totalBytes }]) =>
         liveBytes > 0 &&
         liveBytes < this.#options.repackBelow * totalBytes &&
+        !locked.has(pack) &&
         // What is damaged is not copied; it heals by being stored again.
         !live.quarantined.has(pack),
     );
@@ -197,12 +218,15 @@ class Collection {
     await putRecord(this.#context, type, record, this.#options);
   }
 
-  #report(swept: { readonly packsDeleted: number; readonly freedBytes: number }): CollectionReport {
+  #report({ lockedUntil, ...swept }: SweepReport): CollectionReport {
+    const locks = [...this.#locks, ...lockedUntil].toSorted((one, other) => one.getTime() - other.getTime());
     return {
       collection: this.#number,
       waitingFor: this.#waitingFor,
       fencedBackups: this.#fencedBackups,
       packsRepacked: this.#packsRepacked,
+      packsLocked: locks.length,
+      lockedUntil: locks[0]?.toISOString() ?? null,
       ...swept,
     };
   }

@@ -22,6 +22,8 @@ export type RepositoryErrorCode =
   | 'BACKUP_FENCED'
   /** The store has lost an ability that the repository relies on since it was made. */
   | 'STORE_WEAKENED'
+  /** Backups are to be locked, and the store was seen not to do it, or nobody has looked. */
+  | 'OBJECT_LOCK_NOT_ENFORCED'
   /** The store cannot keep a collection apart from those who write meanwhile. */
   | 'COLLECTION_UNSAFE'
   /** A session was used in an order that it does not have. */

@@ -3,6 +3,7 @@ import { readIndex } from './chunkIndex.ts';
 import { RepositoryError } from './errors.ts';
 import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.ts';
 import { presentPacks } from './liveChunks.ts';
+import { deleteUnlessLocked } from './lockedStore.ts';
 import { indexIdOf, indexName, prefixes } from './names.ts';
 import { putIndex, type RepositoryContext } from './objects.ts';
 import { packEntryBytes } from './packFormat.ts';
@@ -37,7 +38,9 @@ export async function replaceIndexes(
   const present = await presentPacks(context, options);
   const isNamed = (pack: string): boolean => present.has(pack) && !leaving.has(pack);
   const superseded = new Set(summaries.flatMap(({ supersedes }) => supersedes));
-  const remove = async (id: Buffer): Promise<void> => context.backend.delete(indexName(id), options);
+  // One that is locked counts no more, either; a later collection takes it away.
+  const remove = async (id: Buffer): Promise<boolean> =>
+    deleteUnlessLocked(context.backend, indexName(id), options);
   for (const { id } of summaries) if (superseded.has(id.toString('hex'))) await remove(id);
   const counting = summaries.filter(({ id }) => !superseded.has(id.toString('hex')));
   const replacements = replacementsOf(counting, isNamed);
@@ -60,7 +63,8 @@ async function soundSummaries(
 /** What they named is read from the packs. Damaged is what this look finds damaged: a read may be right again. */
 async function replaceDamaged(context: RepositoryContext, options: CallOptions): Promise<void> {
   const { problems } = await rebuildIndex(context, { ...options, dryRun: false });
-  for (const { name } of problems) if (indexIdOf(name) !== null) await context.backend.delete(name, options);
+  for (const { name } of problems)
+    if (indexIdOf(name) !== null) await deleteUnlessLocked(context.backend, name, options);
 }
 
 /** In the order of their names, so that two collectors at once keep the same one of two that say the same. */

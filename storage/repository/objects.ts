@@ -5,12 +5,15 @@ import type { ChunkWorkers } from './chunkWorkers.ts';
 import { damaged } from './errors.ts';
 import type { KeyRing } from './keyRing.ts';
 import { objectBytesMax } from './limits.ts';
+import type { LockedStore } from './lockedStore.ts';
 import { prefixes } from './names.ts';
 import { type ObjectType, type OpenedObject, openObject, sealObject } from './sealedObject.ts';
 
 /** An open repository, as its parts know it. */
 export interface RepositoryContext {
   readonly backend: Backend;
+  /** The same place where it locks what is stored; `null` where it does not. */
+  readonly lock: LockedStore | null;
   /** 16 bytes. */
   readonly repositoryId: Buffer;
   readonly keys: KeyRing;

@@ -6,12 +6,20 @@ import { RepositoryError } from './errors.ts';
 export interface Capabilities {
   readonly createExclusive: boolean;
   readonly consistentListing: boolean;
+  /** Not there: nobody asked. */
+  readonly objectLock?: boolean | undefined;
 }
 
 const racers = 8;
 
-/** Finds out what a store does, instead of believing what it says it does. Leaves nothing. */
-export async function probeCapabilities(backend: Backend, call: CallOptions = {}): Promise<Capabilities> {
+/**
+ * Finds out what a store does, instead of believing what it says it does. Leaves nothing but what `ObjectLock.isEnforced`
+ * does, which is asked only where objects are to be locked.
+ */
+export async function probeCapabilities(
+  backend: Backend,
+  { wantsLock = false, ...call }: CallOptions & { readonly wantsLock?: boolean | undefined } = {},
+): Promise<Capabilities> {
   const name = `probe/${randomUUID()}`;
   const contents = Array.from({ length: racers }, (_, index) => Buffer.from(`racer ${index}`));
   try {
@@ -33,8 +41,18 @@ export async function probeCapabilities(backend: Backend, call: CallOptions = {}
       );
     }
     const listed = await listAll(backend, 'probe/', call);
-    return { createExclusive: isExclusive, consistentListing: listed.some((object) => object.name === name) };
+    const consistentListing = listed.some((object) => object.name === name);
+    const found = { createExclusive: isExclusive, consistentListing };
+    return wantsLock ? { ...found, objectLock: await locksObjects(backend, call) } : found;
   } finally {
     await backend.delete(name, call);
   }
+}
+
+/** Whether what a store is told to keep cannot be deleted, as it was seen to do. */
+export async function locksObjects(
+  { objectLock }: Pick<Backend, 'objectLock'>,
+  call: CallOptions,
+): Promise<boolean> {
+  return objectLock !== null && (await objectLock.isEnforced(call));
 }

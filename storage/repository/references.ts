@@ -32,6 +32,8 @@ export async function* referencedChunks(
 }
 
 export interface ReferenceCheck {
+  /** Packs, by their numbers in the index, that the streams are read from. */
+  readonly packs: ReadonlySet<number>;
   /** Packs that should be there and are not, or have another length. */
   readonly gonePacks: readonly Buffer[];
   /** Chunks that are in no pack that may be used and is there. */
@@ -52,6 +54,7 @@ export async function checkReferences(
   const present = new Map<number, boolean>();
   const seen = new Set<string>();
   const lostChunks: ReferencedChunk[] = [];
+  const packs = new Set<number>();
   for (const content of contents) {
     for await (const chunk of referencedChunks(reader, content, options)) {
       const key = chunk.id.toString('latin1');
@@ -62,7 +65,7 @@ export async function checkReferences(
     }
   }
   const gonePacks = [...present].filter(([, there]) => !there).map(([pack]) => index.pack(pack).id);
-  return { gonePacks, lostChunks };
+  return { packs, gonePacks, lostChunks };
 
   async function isThere(id: Buffer): Promise<boolean> {
     for (const { pack } of index.find(id)) {
@@ -73,7 +76,9 @@ export async function checkReferences(
         there = (await context.backend.size(packName(known.id), options)) === known.sizeBytes;
         present.set(pack, there);
       }
-      if (there) return true;
+      if (!there) continue;
+      packs.add(pack);
+      return true;
     }
     return false;
   }

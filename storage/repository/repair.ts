@@ -1,8 +1,10 @@
 import type { CallOptions } from '../backends/backend.ts';
 import type { Problem } from './chunkIndex.ts';
 import { wantedCopies } from './configCopies.ts';
+import { isLocked } from './lockedStore.ts';
 import { createOnce } from './objects.ts';
 import { planCollection, planHosts, planPacks, type RepairPlan, type RepairStep } from './repairSteps.ts';
+import { planDeletions } from './repairDeletions.ts';
 import { planManifests } from './repairManifests.ts';
 import type { Repository } from './repository.ts';
 import { type BackupReport, verifyRepository } from './verifyRepository.ts';
@@ -64,6 +66,7 @@ export async function repairRepository(
     await planConfig(repository, options),
     await planPacks(context, index, before.damagedPacks, options),
     await planManifests(context, options),
+    await planDeletions(context, options),
     await planHosts(context, options),
     await planCollection(context, options),
   ];
@@ -74,7 +77,12 @@ export async function repairRepository(
   const done: RepairStep[] = [];
   for (const step of planned) {
     options.signal?.throwIfAborted();
-    if (await step.act()) done.push(described(step));
+    try {
+      if (await step.act()) done.push(described(step));
+    } catch (error) {
+      if (!isLocked(error)) throw error;
+      kept.push({ name: step.name, reason: `${step.reason}; ${error.message}` });
+    }
   }
   repository.forgetIndex();
   const after = await verifyRepository(context, await repository.index(options), { ...options, compared });

@@ -1,4 +1,5 @@
 import { listAll } from '../backends/backend.ts';
+import { backupLockedUntil } from './backupLock.ts';
 import { deleteBackup, openAttempt, readAttempt } from './backups.ts';
 import type { Problem } from './chunkIndex.ts';
 import { type Attempt, attemptOf, manifestName, prefixes } from './names.ts';
@@ -76,6 +77,9 @@ async function lostBackup(
   const id = last.backupId;
   if ((await readProtection(context, id, options)) !== null)
     stays = `it is protected: collections stay stopped until stillpoint protect ${id} --off and another repair`;
+  const lockedUntil = await backupLockedUntil(context, id, options);
+  if (lockedUntil !== null)
+    stays = `it is locked until ${lockedUntil.toISOString()}: collections stay stopped until then`;
   return { name: nameOf(last), reason, damagedNames, stays };
 }
 

@@ -25,7 +25,9 @@ export type RepairAction =
   /** Moves a damaged object to `damaged/`. */
   | 'set-aside'
   /** Writes another copy of the configuration. */
-  | 'copy';
+  | 'copy'
+  /** Has readers find again what is under retention, and was deleted or overwritten. */
+  | 'bring-back';
 
 /** One thing that a repair does. */
 export interface RepairStep {

@@ -10,10 +10,12 @@ import { RepositoryError } from './errors.ts';
 import { KeyRing } from './keyRing.ts';
 import { type ScryptCost, type Secret } from './keySlot.ts';
 import { KeySlots } from './keySlots.ts';
+import { deleteUnlessLocked, lockedStoreOf, notEnforced } from './lockedStore.ts';
 import { hasConfig, publishConfig, readConfig } from './configCopies.ts';
 import { chunkBytesDefault, packBytesDefault } from './limits.ts';
 import type { RepositoryContext } from './objects.ts';
-import { probeCapabilities } from './probe.ts';
+import { locksObjects, probeCapabilities } from './probe.ts';
+import type { Retention } from './retention.ts';
 import {
   configVersion,
   formatConfig,
@@ -35,11 +37,15 @@ export interface InitOptions {
   readonly chunkSizeBytes?: number | undefined;
   readonly packSizeBytes?: number | undefined;
   readonly scryptCost?: ScryptCost | undefined;
+  /** Backups are to be locked; not unless told. */
+  readonly retention?: Retention | undefined;
 }
 
 export interface OpenOptions extends CallOptions {
   /** Threads to work with; those that all of this process share unless told. */
   readonly workers?: ChunkWorkers | undefined;
+  /** What is written is to be locked; not unless told. What others have locked is respected in any case. */
+  readonly retention?: Retention | undefined;
 }
 
 /** A repository that is open. See docs/FORMAT.md for what it is and for its invariants. */
@@ -48,33 +54,43 @@ export class Repository {
   readonly slots: KeySlots;
   /** For the modules of this directory. */
   readonly context: RepositoryContext;
+  /** As it was opened. */
+  readonly #backend: Backend;
+  readonly #retention: Retention | undefined;
   #index: Promise<ChunkIndex> | null = null;
 
   private constructor(
     backend: Backend,
     config: RepositoryConfig,
     keys: KeyRing,
-    workers: ChunkWorkers = processWorkers,
+    { workers = processWorkers, retention }: Pick<OpenOptions, 'workers' | 'retention'>,
   ) {
     this.config = config;
+    this.#backend = backend;
+    this.#retention = retention;
+    const lock = config.capabilities.objectLock === true ? lockedStoreOf(backend, retention) : null;
     this.context = {
-      backend,
+      backend: lock ?? backend,
+      lock,
       repositoryId: uuidBytes(config.repositoryId),
       keys,
       namer: new ChunkNamer(keys.dedupKey),
       workers,
     };
-    this.slots = new KeySlots(backend, config, keys);
+    this.slots = new KeySlots(this.context.backend, config, keys);
   }
 
   /**
    * Makes a repository in an empty store. The configuration comes last and makes it one.
    *
-   * Rejects with REPOSITORY_EXISTS.
+   * Rejects with REPOSITORY_EXISTS, and with OBJECT_LOCK_NOT_ENFORCED where backups are to be locked and would not be.
    */
   static async init(backend: Backend, options: InitOptions, call: OpenOptions = {}): Promise<Repository> {
     if (await hasConfig(backend, 1, call)) throw existsError(backend);
-    const capabilities = await probeCapabilities(backend, call);
+    const { retention } = options;
+    const capabilities = await probeCapabilities(backend, { ...call, wantsLock: retention !== undefined });
+    if (capabilities.objectLock === false)
+      throw notEnforced(backend.location, 'an object under retention could be deleted, or was not taken');
     const keys = KeyRing.generate();
     const config: RepositoryConfig = {
       format: 'stillpoint-repository',
@@ -88,14 +104,14 @@ export class Repository {
       packSizeBytes: options.packSizeBytes ?? packBytesDefault,
       capabilities,
     };
-    const repository = new Repository(backend, config, keys, call.workers);
+    const repository = new Repository(backend, config, keys, { workers: call.workers, retention });
     const { createdAt, label, scryptCost } = options;
     const slotId = await repository.slots.add(options.secret, { label, createdAt, cost: scryptCost }, call);
     const bytes = formatConfig(config, keys);
     // As everybody else will read it: what we could not read must not be made.
     parseConfig(bytes, 1).prove(keys);
-    if ((await publishConfig(backend, 1, bytes, call)) === 'taken') {
-      await backend.delete(`keys/${slotId}`, call);
+    if ((await publishConfig(repository.context.backend, 1, bytes, call)) === 'taken') {
+      await deleteUnlessLocked(repository.context.backend, `keys/${slotId}`, call);
       throw existsError(backend);
     }
     return repository;
@@ -110,7 +126,7 @@ export class Repository {
       try {
         const rings = await KeySlots.open(backend, unproved.config.repositoryId, secret, call);
         const { config, ring } = provedBy(rings, unproved);
-        return new Repository(backend, config, ring.upTo(config.keyGeneration), call.workers);
+        return new Repository(backend, config, ring.upTo(config.keyGeneration), call);
       } catch (error) {
         if (!(error instanceof RepositoryError)) throw error;
         failure ??= error;
@@ -126,28 +142,56 @@ export class Repository {
     call: CallOptions = {},
   ): Promise<Repository> {
     const keys = this.context.keys.rotated();
-    const { backend } = this.context;
+    const { backend, workers } = this.context;
     const revision = this.config.revision + 1;
     const config = { ...this.config, revision, keyGeneration: keys.newestGeneration };
-    const next = new Repository(backend, config, keys, this.context.workers);
+    const next = new Repository(this.#backend, config, keys, { workers, retention: this.#retention });
     const old = await this.slots.list(call);
     const added: string[] = [];
     for (const { secret, label } of secrets)
       added.push(await next.slots.add(secret, { label, ...options }, call));
     if (added.length === 0)
       throw new RepositoryError('KEY_SLOT_LAST', 'no secret was given for the new keys');
-    if ((await publishConfig(backend, revision, formatConfig(config, keys), call)) === 'taken') {
-      throw new RepositoryError(
-        'SESSION_STATE_INVALID',
-        'somebody else changed the configuration meanwhile',
-        {
-          hint: 'open the repository again',
-          retryable: true,
-        },
-      );
-    }
-    for (const { slotId } of old) await backend.delete(`keys/${slotId}`, call);
+    await next.#publish(call);
+    // One that is locked goes on opening what was written before the rotation.
+    for (const { slotId } of old) await deleteUnlessLocked(backend, `keys/${slotId}`, call);
     return next;
+  }
+
+  /** Creates the revision that this configuration is. */
+  async #publish(call: CallOptions): Promise<void> {
+    const { config } = this;
+    const { backend, keys } = this.context;
+    const bytes = formatConfig(config, keys);
+    if ((await publishConfig(backend, config.revision, bytes, call)) !== 'taken') return;
+    throw new RepositoryError('SESSION_STATE_INVALID', 'somebody else changed the configuration meanwhile', {
+      hint: 'open the repository again',
+      retryable: true,
+    });
+  }
+
+  /**
+   * Looks once more whether the store locks objects, and has the configuration say so where it did not yet: from then on
+   * every host that opens the repository knows that what it deletes has versions. Returns what was seen.
+   */
+  async findLock(call: CallOptions = {}): Promise<boolean> {
+    const isEnforced = await locksObjects(this.#backend, call);
+    if (!isEnforced || this.config.capabilities.objectLock === true) return isEnforced;
+    const capabilities = { ...this.config.capabilities, objectLock: true };
+    const config = { ...this.config, revision: this.config.revision + 1, capabilities };
+    const { keys, workers } = this.context;
+    await new Repository(this.#backend, config, keys, { workers, retention: this.#retention }).#publish(call);
+    return true;
+  }
+
+  /** Throws OBJECT_LOCK_NOT_ENFORCED where what is written is to be locked, and would not be as far as is known. */
+  requireLock(): void {
+    if (this.#retention === undefined || this.context.lock !== null) return;
+    throw new RepositoryError(
+      'OBJECT_LOCK_NOT_ENFORCED',
+      `${this.#backend.location} is to lock its backups, and was not seen to do so when the repository was made`,
+      { hint: 'stillpoint storage check NAME finds out whether it does' },
+    );
   }
 
   /** The index, read once. */
@@ -166,7 +210,7 @@ export class Repository {
     this.#index = null;
   }
 
-  /** Begins a backup. Rejects with BACKUP_FENCED, STORE_WEAKENED. */
+  /** Begins a backup. Rejects with BACKUP_FENCED, STORE_WEAKENED, OBJECT_LOCK_NOT_ENFORCED. */
   async begin(
     backup: {
       readonly backupId: string;
@@ -178,6 +222,7 @@ export class Repository {
     call: CallOptions = {},
   ): Promise<RepositorySession> {
     await this.#assertExclusive(call);
+    this.requireLock();
     const attempt =
       backup.afterFence === true ? await attemptAfterFences(this.context, backup.backupId, call) : 1;
     return RepositorySession.begin(

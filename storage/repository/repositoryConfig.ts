@@ -32,6 +32,8 @@ const configSchema = z.object({
     createExclusive: z.boolean(),
     /** A listing shows what was created before it. */
     consistentListing: z.boolean(),
+    /** What is put under retention cannot be deleted, by anybody; not there: nobody asked. */
+    objectLock: z.boolean().optional(),
   }),
 });
 

@@ -13,7 +13,8 @@ import { ChunkReader } from './chunkReader.ts';
 import { condemnedPacks, quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
 import { encodeIndex, type IndexedPack } from './indexObject.ts';
-import { type Attempt, deletionName, manifestName, packName, sessionName } from './names.ts';
+import { lockReferences } from './lockReferences.ts';
+import { type Attempt, deletionName, indexName, manifestName, packName, sessionName } from './names.ts';
 import { getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
 import { fenceBackup } from './openSessions.ts';
 import { asBuffer } from './ownMemory.ts';
@@ -67,6 +68,7 @@ export class RepositorySession implements ChunkSink {
   /** Packs that are being asked for. */
   readonly #looks = new Map<number, Promise<boolean>>();
   readonly #newPacks: IndexedPack[] = [];
+  readonly #newIndexes: string[] = [];
   #packsIndexed = 0;
   #state: 'open' | 'committed' | 'failed' = 'open';
   #statistics = { chunks: 0, newChunks: 0, newBytes: 0 };
@@ -150,7 +152,7 @@ export class RepositorySession implements ChunkSink {
    * that it has happened. `leftBehind` is why the announcement could not be taken back; the backup stands all the same.
    *
    * Rejects with BACKUP_FENCED, and with REPOSITORY_DAMAGED or CHUNK_MISSING when something that was to be reused is
-   * gone: another session stores it again.
+   * gone: another session stores it again. With OBJECT_LOCK_NOT_ENFORCED when the store does not keep what it is told to.
    */
   async commit(
     manifest: BackupManifest,
@@ -161,7 +163,10 @@ export class RepositorySession implements ChunkSink {
     const bytes = encodeManifest(manifest);
     try {
       await this.flush(options);
-      await this.#checkReferences(manifest, options);
+      const packs = await this.#checkReferences(manifest, options);
+      const { backupId, attempt } = this;
+      const references = { backupId, attempt, packs, index: this.#index, newIndexes: this.#newIndexes };
+      await lockReferences(this.#context, references, options);
       const committed = await this.#publish(manifest, bytes, options);
       this.#state = 'committed';
       return { manifest: committed, leftBehind: await this.#takeBack(options) };
@@ -231,7 +236,8 @@ export class RepositorySession implements ChunkSink {
   async #indexStored(options: CallOptions): Promise<void> {
     const packs = this.#newPacks.slice(this.#packsIndexed);
     if (packs.length === 0) return;
-    await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
+    const id = await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
+    this.#newIndexes.push(indexName(id));
     this.#packsIndexed += packs.length;
   }
 
@@ -299,8 +305,9 @@ export class RepositorySession implements ChunkSink {
   /**
    * Invariants 1 and 5. What is not there any more is read from elsewhere and stored again; where that is impossible the
    * backup ends. Marks that were made since the session began do not matter: who made them waits for this session.
+   * Returns the packs that the backup is read from.
    */
-  async #checkReferences(manifest: BackupManifest, options: CommitOptions): Promise<void> {
+  async #checkReferences(manifest: BackupManifest, options: CommitOptions): Promise<ReadonlySet<number>> {
     const reader = new ChunkReader(this.#context, this.#index);
     for (;;) {
       const contents = contentsOf(manifest).map(({ content }) => content);
@@ -309,7 +316,7 @@ export class RepositorySession implements ChunkSink {
         isUsable: (pack) => this.#isUsable(pack),
       });
       for (const pack of result.gonePacks) this.#excluded.add(pack.toString('hex'));
-      if (result.lostChunks.length === 0) return;
+      if (result.lostChunks.length === 0) return result.packs;
       for (const { id, domain } of result.lostChunks) {
         if (await this.#has(id, options)) continue;
         await this.#store(id, domain, await reader.read(id, domain, options), options);

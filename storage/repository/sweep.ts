@@ -3,6 +3,7 @@ import { StorageError } from '../errors.ts';
 import { type Collector, putSwept } from './collectionRecords.ts';
 import { replaceIndexes } from './indexReplacement.ts';
 import { presentPacks } from './liveChunks.ts';
+import { deleteUnlessLocked } from './lockedStore.ts';
 import { attemptOf, backupIdOf, numberOf, packName, prefixes, quarantinedPackOf } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { openSessions } from './openSessions.ts';
@@ -10,11 +11,14 @@ import { openSessions } from './openSessions.ts';
 export interface SweepReport {
   readonly packsDeleted: number;
   readonly freedBytes: number;
+  /** Ends of the retentions of packs that stay for now. */
+  readonly lockedUntil: readonly Date[];
 }
 
 /**
  * Deletes packs on which a verdict was given, first from the indexes, and ends the collection. Repeating it, also by
- * several at once, does the same again: no pack ever comes back under its name.
+ * several at once, does the same again: no pack ever comes back under its name. Packs that were locked since (by a backup
+ * that reused them and came to nothing) stay as they are, in their indexes too, for a later collection.
  *
  * @param convicted ids (hex)
  */
@@ -24,16 +28,36 @@ export async function sweep(
   convicted: ReadonlySet<string>,
   options: CallOptions & { readonly collector: Collector },
 ): Promise<SweepReport> {
-  const indexesAreDone = await tryWithoutSpace(async () => replaceIndexes(context, convicted, options));
+  const locked = await lockedPacks(context, convicted, options);
+  const leaving = new Set([...convicted].filter((pack) => !locked.has(pack)));
+  const indexesAreDone = await tryWithoutSpace(async () => replaceIndexes(context, leaving, options));
   const present = await presentPacks(context, options);
-  const doomed = [...convicted].filter((pack) => present.has(pack));
-  for (const pack of doomed) await context.backend.delete(packName(Buffer.from(pack, 'hex')), options);
-  if (!indexesAreDone) await replaceIndexes(context, convicted, options);
+  const doomed: string[] = [];
+  for (const pack of leaving)
+    if (present.has(pack) && (await deleteUnlessLocked(context.backend, nameOf(pack), options)))
+      doomed.push(pack);
+  if (!indexesAreDone) await replaceIndexes(context, leaving, options);
   await removeRemains(context, options);
   await putSwept(context, collection, options.collector, options);
   await removeRecords(context, collection, options);
   const freedBytes = doomed.reduce((total, pack) => total + (present.get(pack) ?? 0), 0);
-  return { packsDeleted: doomed.length, freedBytes };
+  return { packsDeleted: doomed.length, freedBytes, lockedUntil: [...locked.values()] };
+}
+
+/** Which of some packs (ids in hex) cannot be deleted now, each with the end of its retention. */
+export async function lockedPacks(
+  { lock }: RepositoryContext,
+  packs: Iterable<string>,
+  options: CallOptions,
+): Promise<ReadonlyMap<string, Date>> {
+  if (lock === null) return new Map();
+  const ids = new Map([...packs].map((pack) => [nameOf(pack), pack]));
+  const locked = await lock.locked(ids.keys(), options);
+  return new Map([...locked].map(([name, until]) => [ids.get(name) ?? name, until]));
+}
+
+function nameOf(pack: string): string {
+  return packName(Buffer.from(pack, 'hex'));
 }
 
 /**
@@ -66,7 +90,7 @@ async function removeRemains(context: RepositoryContext, options: CallOptions): 
   const deleted = new Set(deletions.map(({ name }) => backupIdOf(name, prefixes.deletions)));
   for (const { name } of manifests) {
     const attempt = attemptOf(name, prefixes.manifests);
-    if (attempt !== null && deleted.has(attempt.backupId)) await backend.delete(name, options);
+    if (attempt !== null && deleted.has(attempt.backupId)) await deleteUnlessLocked(backend, name, options);
   }
 }
 

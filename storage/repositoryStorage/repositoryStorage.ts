@@ -4,6 +4,7 @@ import { hostname } from 'node:os';
 import { errorRecord, messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import { selectEntry } from '../directory/find.ts';
+import { backupLockedError } from '../backupLock.ts';
 import { StorageError } from '../errors.ts';
 import type { HostManifest } from '../hostManifest.ts';
 import { protectedError } from '../protection.ts';
@@ -25,10 +26,12 @@ import type {
   VerifyReport,
 } from '../storage.ts';
 import type { DataVerification, Verification } from '../verification.ts';
+import { backupLockedUntil } from '../repository/backupLock.ts';
 import { deleteBackup, listBackups, readBackup, type StoredBackup } from '../repository/backups.ts';
 import { quarantineFound } from '../repository/condemned.ts';
 import { copyOut } from './copyOut.ts';
 import { RepositoryError } from '../repository/errors.ts';
+import { hostName } from '../repository/names.ts';
 import { FileSource } from './fileSource.ts';
 import { deleteHost, listHosts, putHost, readHost } from '../repository/hostRecords.ts';
 import { toManifest } from './manifestTranslation.ts';
@@ -147,11 +150,15 @@ export class RepositoryStorage implements Storage {
     const protections = await listProtections(context);
     const verifications = await listVerifications(context);
     const readings = await listReadings(context);
-    const entries = (await listBackups(context)).map((backup) => ({
-      ...this.#entryOf(backup, protections.get(backup.id) ?? null),
-      verified: verifications.get(backup.id) ?? null,
-      dataVerified: readings.get(backup.id) ?? null,
-    }));
+    const entries: BackupEntry[] = [];
+    for (const backup of await listBackups(context)) {
+      entries.push({
+        ...this.#entryOf(backup, protections.get(backup.id) ?? null),
+        verified: verifications.get(backup.id) ?? null,
+        dataVerified: readings.get(backup.id) ?? null,
+        lockedUntil: (await backupLockedUntil(context, backup.id))?.toISOString() ?? null,
+      });
+    }
     return entries.filter(
       ({ machine }) => filter.machine === undefined || [machine.name, machine.uuid].includes(filter.machine),
     );
@@ -214,6 +221,8 @@ export class RepositoryStorage implements Storage {
     const { context } = await this.repository();
     const protection = await readProtection(context, entry.id);
     if (protection !== null) throw protectedError(entry, protection.reason);
+    const lockedUntil = await backupLockedUntil(context, entry.id);
+    if (lockedUntil !== null) throw backupLockedError(entry, lockedUntil.toISOString());
     // Pictures are large, and say nothing without the backup. In this order a crash leaves a backup that nobody has tried.
     await removeRecords(context, 'verifications', entry.id);
     await removeRecords(context, 'readings', entry.id);
@@ -323,14 +332,18 @@ export class RepositoryStorage implements Storage {
   }
 
   async addHostBackup(manifest: HostManifest, files: ReadonlyMap<string, string>): Promise<string> {
-    const { context } = await this.repository();
-    await putHost(context, manifest, files);
+    const repository = await this.repository();
+    repository.requireLock();
+    await putHost(repository.context, manifest, files);
     return this.#hostPlace(manifest.id);
   }
 
   async hostBackups(): Promise<readonly HostBackupEntry[]> {
     const { context } = await this.repository();
-    const entries = (await listHosts(context)).map(({ id, manifest, files, problem }): HostBackupEntry => {
+    const stored = await listHosts(context);
+    const locks =
+      (await context.lock?.locked(stored.map(({ id }) => hostName(id)))) ?? new Map<string, Date>();
+    const entries = stored.map(({ id, manifest, files, problem }): HostBackupEntry => {
       const broken = manifest?.items.find(
         ({ file, sha256 }) =>
           createHash('sha256')
@@ -344,6 +357,7 @@ export class RepositoryStorage implements Storage {
         pointInTime: manifest?.pointInTime ?? new Date(0).toISOString(),
         manifest,
         problem: problem ?? (broken === undefined ? null : `${broken.file} was damaged or changed`),
+        lockedUntil: locks.get(hostName(id))?.toISOString() ?? null,
       };
     });
     return entries.toSorted((a, b) => (a.pointInTime < b.pointInTime ? -1 : 1));

@@ -54,10 +54,11 @@ export class Radosgw implements AsyncDisposable {
     throw new Error(`radosgw did not start: ${answer.error}; npm run setup installs what it needs`);
   }
 
-  async createBucket(name: string): Promise<void> {
+  /** @param options.objectLock its objects can be locked, and have versions */
+  async createBucket(name: string, options: { readonly objectLock?: boolean } = {}): Promise<void> {
     const { endpoint, credentials } = this;
     const s3 = new S3({ endpoint, credentials, region: 'us-east-1', forcePathStyle: true });
-    await s3.createBucket({ Bucket: name });
+    await s3.createBucket({ Bucket: name, ObjectLockEnabledForBucket: options.objectLock ?? false });
     s3.destroy();
   }
 

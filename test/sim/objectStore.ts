@@ -151,6 +151,7 @@ interface Effect<T> {
 
 export class SimulatedClient implements Backend {
   readonly location = 'simulated store';
+  readonly objectLock = null;
   readonly #store: ObjectStore;
   readonly #faults: Faults;
   readonly #random: () => number;

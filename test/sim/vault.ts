@@ -73,6 +73,7 @@ export class Vault {
 /** Objects in files, behind a connection that fails when the vault has a fault. */
 class VaultBackend implements Backend {
   readonly location: string;
+  readonly objectLock = null;
   readonly #files: FileBackend;
   readonly #vault: Vault;
   readonly #listener: VaultListener;

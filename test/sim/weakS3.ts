@@ -34,6 +34,8 @@ export type S3Fault = (typeof faultKinds)[number];
 
 export interface WeakS3Options {
   readonly conditions?: WeakS3Bucket['conditions'];
+  /** Whether it locks objects; it ignores what it is told about that unless told. */
+  readonly isLocking?: boolean;
   /** How often, from 0 to 1. */
   readonly rates?: Partial<Record<S3Fault, number>>;
   readonly seed?: number;
@@ -65,7 +67,7 @@ export class WeakS3 implements AsyncDisposable {
   #interventions: Intervention[] = [];
 
   private constructor(options: WeakS3Options) {
-    this.bucket = new WeakS3Bucket(options.conditions ?? 'honoured');
+    this.bucket = new WeakS3Bucket(options.conditions ?? 'honoured', options.isLocking ?? false);
     this.rates = options.rates ?? {};
     this.#random = randomFrom(options.seed ?? 1);
     this.#isTls = options.tls !== undefined;

@@ -883,6 +883,8 @@ export interface BackupCopy {
   protectedReason: string;
   /** What came of starting it in isolation, the last time; unset where nobody did. */
   verification: BackupVerification | undefined;
+  /** Nobody can delete it before (object lock); unset: it is not locked, or not any more. */
+  lockedUntil: Date | undefined;
 }
 
 /** What came of starting a backup in isolation. */
@@ -1858,6 +1860,7 @@ function createBaseBackupCopy(): BackupCopy {
     protected: false,
     protectedReason: '',
     verification: undefined,
+    lockedUntil: undefined,
   };
 }
 
@@ -1886,6 +1889,9 @@ export const BackupCopy: MessageFns<BackupCopy> = {
     }
     if (message.verification !== undefined) {
       BackupVerification.encode(message.verification, writer.uint32(66).fork()).join();
+    }
+    if (message.lockedUntil !== undefined) {
+      Timestamp.encode(toTimestamp(message.lockedUntil), writer.uint32(74).fork()).join();
     }
     return writer;
   },
@@ -1967,6 +1973,14 @@ export const BackupCopy: MessageFns<BackupCopy> = {
             message.verification = BackupVerification.decode(reader, reader.uint32());
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.lockedUntil = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1993,6 +2007,11 @@ export const BackupCopy: MessageFns<BackupCopy> = {
           ? globalThis.String(object.protected_reason)
           : '',
       verification: isSet(object.verification) ? BackupVerification.fromJSON(object.verification) : undefined,
+      lockedUntil: isSet(object.lockedUntil)
+        ? fromJsonTimestamp(object.lockedUntil)
+        : isSet(object.locked_until)
+          ? fromJsonTimestamp(object.locked_until)
+          : undefined,
     };
   },
 
@@ -2022,6 +2041,9 @@ export const BackupCopy: MessageFns<BackupCopy> = {
     if (message.verification !== undefined) {
       obj.verification = BackupVerification.toJSON(message.verification);
     }
+    if (message.lockedUntil !== undefined) {
+      obj.lockedUntil = message.lockedUntil.toISOString();
+    }
     return obj;
   },
 
@@ -2041,6 +2063,7 @@ export const BackupCopy: MessageFns<BackupCopy> = {
       object.verification !== undefined && object.verification !== null
         ? BackupVerification.fromPartial(object.verification)
         : undefined;
+    message.lockedUntil = object.lockedUntil ?? undefined;
     return message;
   },
 };
