@@ -125,10 +125,10 @@ export class ChunkIndex {
         supersedes.map((id) => `${prefixes.indexes}${id.toString('hex')}`),
       ),
     );
-    for (const [id, { packs }] of objects) {
-      if (replaced.has(`${prefixes.indexes}${id}`)) continue;
-      for (const pack of packs) this.addPack(pack);
-    }
+    const valid = [...objects].filter(([id]) => !replaced.has(`${prefixes.indexes}${id}`));
+    const packs = valid.flatMap(([, object]) => object.packs).filter(({ id }) => !this.knows(id));
+    this.#table.reserve(packs.reduce((sum, { entries }) => sum + entries.length, 0));
+    for (const pack of packs) this.addPack(pack);
     this.problems = this.problems.filter(({ name }) => !replaced.has(name));
   }
 
