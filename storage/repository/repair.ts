@@ -3,7 +3,7 @@ import type { Problem } from './chunkIndex.ts';
 import { wantedCopies } from './configCopies.ts';
 import { createOnce } from './objects.ts';
 import { planCollection, planHosts, planPacks, type RepairPlan, type RepairStep } from './repairSteps.ts';
-import { planManifests } from './repairManifests.ts';
+import { planFences, planManifests } from './repairManifests.ts';
 import type { Repository } from './repository.ts';
 import { type BackupReport, verifyRepository } from './verifyRepository.ts';
 
@@ -64,6 +64,7 @@ export async function repairRepository(
     await planConfig(repository, options),
     await planPacks(context, index, before.damagedPacks, options),
     await planManifests(context, options),
+    await planFences(context, options),
     await planHosts(context, options),
     await planCollection(context, options),
   ];
