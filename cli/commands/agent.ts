@@ -2,6 +2,7 @@ import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Cli, RunVerb } from '../cli.ts';
+import { followLimits } from '../followLimits.ts';
 import { changing, readConfig } from '../session.ts';
 
 /** `stillpoint agent [--once]`. */
@@ -32,6 +33,8 @@ async function serve(cli: Cli): Promise<0> {
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
   await using open = await openAgent({ loaded, configPath, log });
+  const tell = { remark: (text: string) => log.info(text), warning: (text: string) => log.warn(text) };
+  await using _limits = await followLimits(tell, loaded, configPath, open.bandwidths);
   await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal });
   return 0;
 }

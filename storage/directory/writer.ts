@@ -18,6 +18,7 @@ import {
   sameFileSystem,
   writeFileDurable,
 } from '../../common/files.ts';
+import type { Throttle } from '../../common/throttle.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
@@ -48,6 +49,8 @@ export interface WriterContext {
   readonly machineDirectory: () => Promise<string>;
   /** `null`: it may take what there is. */
   readonly quota: Quota | null;
+  /** Passed before each piece that is read for it or written. */
+  readonly throttle: Throttle;
   readonly findCommitted: (backupId: string) => Promise<BackupEntry | null>;
 }
 
@@ -80,8 +83,12 @@ export class DirectoryBackupWriter implements BackupWriter {
         });
       }
       if (source !== null) await this.#moveIn(from, to, options);
-      return this.#withSums(to, await hashFile(to, options));
+      return this.#withSums(to, await hashFile(to, this.#throttled(options)));
     });
+  }
+
+  #throttled(options: AddOptions): AddOptions {
+    return { ...options, throttle: this.#context.throttle };
   }
 
   /** Keeps the digests of a volume's chunks beside it. */
@@ -111,10 +118,11 @@ export class DirectoryBackupWriter implements BackupWriter {
   async addByCopy(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     return this.#run(`copying ${from} to ${to}`, async () => {
-      if (await exists(to)) return this.#withSums(to, await hashFile(to, options));
+      const throttled = this.#throttled(options);
+      if (await exists(to)) return this.#withSums(to, await hashFile(to, throttled));
       const copying = await this.#makeRoomForCopy(fileName);
       const ownership = options.ownership ?? (await readOwnership(from));
-      const copied = await writeWithin(this.#context.quota, copying, options, (watched) =>
+      const copied = await writeWithin(this.#context.quota, copying, throttled, (watched) =>
         copyFileDurable({ ...watched, from, to: copying, mode: 0o600 }),
       );
       await applyOwnership(copying, ownership);
@@ -173,9 +181,11 @@ export class DirectoryBackupWriter implements BackupWriter {
     const to = this.#pathOf(fileName);
     try {
       return await this.#run(`writing ${to}`, async () => {
-        if (await exists(to)) return this.#withSums(to, await hashFile(to, { ...options, digest: 'chunks' }));
+        const throttled = this.#throttled(options);
+        if (await exists(to))
+          return this.#withSums(to, await hashFile(to, { ...throttled, digest: 'chunks' }));
         const copying = await this.#makeRoomForCopy(fileName);
-        const written = await writeWithin(this.#context.quota, copying, options, (watched) =>
+        const written = await writeWithin(this.#context.quota, copying, throttled, (watched) =>
           write(copying, watched),
         );
         try {

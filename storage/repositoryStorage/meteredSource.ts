@@ -30,6 +30,7 @@ export class MeteredSource implements VolumeSource {
     this.#askedBytes += target.length;
     const dueMs = limit <= 0 ? 0 : this.#startedAt + (this.#askedBytes / limit) * 1000 - performance.now();
     if (dueMs >= 1) await sleep(dueMs, undefined, { signal });
+    await this.#options.throttle?.take(target.length, signal);
     await this.#source.readInto(target, offsetBytes, signal);
     this.#doneBytes += target.length;
     this.#options.onProgress?.(this.#doneBytes);
