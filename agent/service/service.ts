@@ -3,6 +3,7 @@ import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { resumeAtEnd } from './resumeAtEnd.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -24,6 +25,7 @@ export interface ServiceContext {
 export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
+  resumeAtEnd(context);
   await agent.finishDeletions();
   await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
   log.info('the agent has ended');

@@ -4,7 +4,7 @@ import type { Journal } from '../../agent/jobs/journal.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
-import { holdOf } from '../jobView.ts';
+import { holdOf, timeOf } from '../jobView.ts';
 import { ProgressView, RateMeter } from '../progress.ts';
 import { reading } from '../session.ts';
 
@@ -54,7 +54,7 @@ async function follow(cli: Cli, journal: Journal, first: JobRow): Promise<JobRow
 
 /** One JSON line for each change. @returns what was told last */
 function tellJson(cli: Cli, job: JobRow, progress: JobProgress | undefined, told: string): string {
-  const { id: jobId, machineName: machine, state, error } = job;
+  const { id: jobId, machineName: machine, state, error, pause } = job;
   const { step, detail, doneBytes, totalBytes, bytesPerSecond, etaSeconds } = progress ?? {};
   const line = {
     jobId,
@@ -66,6 +66,7 @@ function tellJson(cli: Cli, job: JobRow, progress: JobProgress | undefined, told
     totalBytes,
     bytesPerSecond,
     etaSeconds,
+    pausedSince: pause?.sinceMs == null ? undefined : timeOf(pause.sinceMs),
     error: error ?? undefined,
   };
   const text = JSON.stringify(line);
