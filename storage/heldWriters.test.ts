@@ -17,7 +17,7 @@ import type { BackupWriter, Storage } from './storage.ts';
 const mebibyte = 1024 * 1024;
 const machine = { name: 'vm', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
 /** Shorter than a pause of the tests, and longer than anything takes on a busy machine. */
-const stallMs = 1500;
+const stallMs = 3000;
 const pauseMs = 1.4 * stallMs;
 
 const kinds = ['directory', 'repository'] as const;
@@ -26,10 +26,11 @@ const volumeBytes = { directory: 64 * mebibyte, repository: 8 * mebibyte } as co
 async function storageFor(
   test: Test,
   kind: (typeof kinds)[number],
+  silenceMs = stallMs,
 ): Promise<{ storage: Storage; root: string }> {
   const root = join(test.testdir(), 'root');
   await mkdir(root);
-  const patience = { answerMs: 10_000, stallMs };
+  const patience = { answerMs: 60_000, stallMs: silenceMs };
   if (kind === 'directory')
     return {
       root,
@@ -144,3 +145,21 @@ void t.test('a file that is copied into a directory is held, too', async (t) => 
   hold.open();
   t.equal((await adding).sizeBytes, 32 * mebibyte);
 });
+
+for (const kind of kinds)
+  void t.test(`${kind}: what was not read in a pause is not made up for beyond the bandwidth`, async (t) => {
+    const { storage } = await storageFor(t, kind, 60_000);
+    const hold = new Hold();
+    const writer = await storage.begin({ jobId: newId(), backupId: newId(), machine, hold });
+    const sizeBytes = 24 * mebibyte;
+    const source = new GeneratedSource(sizeBytes, turns([sizeBytes], false));
+    hold.close();
+    const adding = writer.addVolume(source, 'v', { bandwidthBytesPerSecond: 12 * mebibyte });
+    await sleep(2000);
+    const resumedMs = performance.now();
+    hold.open();
+    await adding;
+    // The last piece is paid for by nobody.
+    t.ok(performance.now() - resumedMs > 1200, `${performance.now() - resumedMs} ms`);
+    await writer.abandon();
+  });

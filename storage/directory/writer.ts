@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { lstat, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { Bandwidth } from '../../common/bandwidth.ts';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import type { FileDigest, HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
@@ -18,7 +19,7 @@ import {
   sameFileSystem,
   writeFileDurable,
 } from '../../common/files.ts';
-import type { Throttle } from '../../common/throttle.ts';
+import { type Throttle, throttleOf } from '../../common/throttle.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
@@ -88,7 +89,10 @@ export class DirectoryBackupWriter implements BackupWriter {
   }
 
   #throttled(options: AddOptions): AddOptions {
-    return { ...options, throttle: this.#context.throttle };
+    // Not by an average since the beginning: a pause would be made up for.
+    const bandwidth = new Bandwidth(options.bandwidthBytesPerSecond);
+    const throttle = throttleOf(bandwidth, this.#context.throttle);
+    return { ...options, bandwidthBytesPerSecond: 0, throttle };
   }
 
   /** Keeps the digests of a volume's chunks beside it. */

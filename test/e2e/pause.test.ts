@@ -14,8 +14,8 @@ import {
 } from './support.ts';
 
 const mib = 1024 * 1024;
-/** So slow that a pause comes in the middle of it. */
-const slowRead = { policies: { default: { read: { bandwidthBytesPerSecond: 4 * mib } } } };
+/** So slow that a pause comes in the middle of it, also on a busy host. */
+const slowRead = { policies: { default: { read: { bandwidthBytesPerSecond: mib } } } };
 const pausedSchema = z.object({ id: z.string(), pause: z.object({ since: z.string() }) });
 
 /** Pauses the only job that runs, as soon as QEMU serves, as an operator would. @returns its id */
