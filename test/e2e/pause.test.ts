@@ -71,11 +71,12 @@ void t.test(
     });
 
     await t.test('it is given up before the guest finds no room for what it overwrites', async (t: Test) => {
-      const { stdout } = await lab.run('stat', ['-f', '-c', '%a %S', images]);
-      const [blocks = 0, blockBytes = 0] = stdout.trim().split(' ').map(Number);
       const whole = await witness(lab, machine);
       const run = begin();
       await pause(lab, agent);
+      // Only now: what the guest has overwritten until then takes its part.
+      const { stdout } = await lab.run('stat', ['-f', '-c', '%a %S', images]);
+      const [blocks = 0, blockBytes = 0] = stdout.trim().split(' ').map(Number);
       await lab.run('fallocate', ['-l', String(blocks * blockBytes - 14 * mib), `${images}/filling`]);
       requireError(t, await answerOf(run), 'SCRATCH_FULL');
       t.match(await machine.state(), /^running/);
