@@ -189,6 +189,8 @@ void t.test(
     const job = journal.create(jobOf('m'));
     const database = new DatabaseSync(path);
     database.exec('DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1');
+    for (const column of ['pause_requested_at_ms', 'pause_until_ms', 'paused_since_ms'])
+      database.exec(`ALTER TABLE jobs DROP COLUMN ${column}`);
     database.close();
     const old = open({ readOnly: true });
     t.same([old.schedule('m'), old.serviceOwner()], [undefined, undefined], 'who only looks changes nothing');
