@@ -29,6 +29,7 @@ import type { StorageChoice } from './retain/storageChoice.ts';
 import { requireUsable } from './retain/storageRoom.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import { Together } from './snapshot/together.ts';
+import { jobFates } from './jobFates.ts';
 import { JobKinds } from './jobKinds.ts';
 import { PolicyReplication } from './policyReplication.ts';
 import { requireNotCopied } from './replicationJob.ts';
@@ -98,7 +99,7 @@ export class Agent {
   constructor(parts: AgentParts) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
-    this.repositories = new Repositories(parts.config, parts.configPath);
+    this.repositories = new Repositories(parts.config, parts.configPath, jobFates(parts.journal));
     this.looking = new LookedBackups(parts, (name) => this.storage(name));
     this.#kinds = new JobKinds(parts, (name) => this.storage(name));
     this.replications = new PolicyReplication(parts, this.#kinds);

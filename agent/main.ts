@@ -9,6 +9,7 @@ import { LibvirtHypervisor } from './hypervisor/libvirt/libvirtHypervisor.ts';
 import { crashPointOf } from './jobs/crashPoint.ts';
 import { Engine, type EngineListener, type EngineOptions } from './jobs/engine.ts';
 import { Journal } from './jobs/journal.ts';
+import { jobFates } from './jobFates.ts';
 import { StorageBandwidths } from './storageBandwidths.ts';
 import { storagesOf } from './storages.ts';
 
@@ -50,7 +51,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
       : new Journal(journalFile, { readOnly });
   const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
   const bandwidths = new StorageBandwidths(config);
-  const storages = storagesOf(config, bandwidths);
+  const storages = storagesOf(config, bandwidths, jobFates(journal));
   const engine = new Engine({
     journal,
     listener: logged(log, options.listener),

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
@@ -16,7 +16,11 @@ import {
 import { volumeSource } from '../storage/repository/repositoryFixture.ts';
 import type { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
+import { readAttempt } from '../storage/repository/backups.ts';
 import { collectGarbage } from '../storage/repository/collection.ts';
+import { sessionName } from '../storage/repository/names.ts';
+import { putObject } from '../storage/repository/objects.ts';
+import { thisSessionOwner } from '../storage/repository/sessionOwner.ts';
 import { copyBackup, type CopyOptions, planReplication } from './replication.ts';
 
 /** The path of a socket must be short. */
@@ -263,6 +267,22 @@ void t.test(
     t.same(await second.other().list(), []);
   },
 );
+
+void t.test('a copy whose process was killed is ended by the next one, which announces itself', async (t) => {
+  const first = await placeFor(t);
+  const second = await placeFor(t, 'second', first.directory);
+  const { entry } = await store(first, someVolume());
+  const id = entry.id ?? '';
+  const { context } = await second.other().repository();
+  const startedAt = new Date().toISOString();
+  const dead = { host: hostname(), processId: 2 ** 22 + 1, owner: thisSessionOwner(), startedAt };
+  const text = JSON.stringify({ formatVersion: 1, backupId: id, jobId: id, ...dead });
+  await putObject(context, 'session', sessionName(id), Buffer.from(text));
+  await copyBackup(first.storage, second.other(), { entry, parent: null }, await optionsFor(t));
+  t.same((await stateOf(first, 'second')).sessions, []);
+  t.equal(await readAttempt(context, { backupId: id, attempt: 1 }), 'fenced', 'who was dead stays so');
+  t.match(await readAttempt(context, { backupId: id, attempt: 2 }), { id });
+});
 
 void t.test('a backup whose copy was given up by a collection can be copied all the same', async (t) => {
   const first = await placeFor(t);

@@ -1,6 +1,7 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FileDigest } from '../common/copy.ts';
+import type { Hold } from '../common/hold.ts';
 import { StorageError, type StorageErrorCode } from '../storage/errors.ts';
 import type { Manifest, ManifestVolume } from '../storage/manifest.ts';
 import type {
@@ -28,6 +29,8 @@ export interface ReplicationRequest {
 
 export interface CopyOptions {
   readonly signal: AbortSignal;
+  /** Closed while it is to move no data. */
+  readonly hold?: Hold | undefined;
   /** Where sockets are made. */
   readonly runDirectory: string;
   onProgress(what: string, doneBytes: number): void;
@@ -97,6 +100,7 @@ export async function copyBackup(
     backupId: manifest.id,
     machine: manifest.machine,
     afterFence: true,
+    hold: options.hold,
   });
   try {
     return await copyInto(writer, from, entry, { ...options, manifest, parent });
@@ -141,10 +145,11 @@ async function copyInto(
 
 /** @throws StorageError BACKUP_DAMAGED */
 async function requireWhole(from: Storage, entry: BackupEntry, options: CopyOptions): Promise<void> {
-  const { signal } = options;
+  const { signal, hold } = options;
   const report = await from.verify(entry, {
     data: true,
     signal,
+    hold,
     onProgress: ({ bytesDone }) => options.onProgress('comparing', bytesDone),
   });
   const bad = report.files.find(({ verdict }) => verdict !== 'ok');
@@ -248,7 +253,8 @@ class Copy {
     if (await this.#writer.has(name)) return this.#writer.addByCopy(join(directory, name), name, how);
     const whole = join(directory, `.${name}.tmp`);
     await rm(whole, { force: true });
-    await this.#from.copyOut(artifact, whole, { as, signal: how.signal, onProgress: how.onProgress });
+    const { signal, onProgress } = how;
+    await this.#from.copyOut(artifact, whole, { as, signal, onProgress, hold: this.#options.hold });
     return this.#writer.addByRename(whole, name, how);
   }
 

@@ -44,6 +44,7 @@ export function replicationJob(storage: (name: string) => Storage): JobDefinitio
         state: 'retaining',
         reached: 'retained',
         cancellable: true,
+        pausable: 'within',
         act: async (context) => copyMissing(context, storage),
       },
     ],
@@ -107,6 +108,7 @@ function copyOnce(
   const { pointInTime } = planned.entry;
   return copyBackup(from, to, planned, {
     signal: context.signal,
+    hold: context.hold,
     runDirectory: context.facts.settings.runDirectory,
     onProgress: (what, doneBytes) =>
       context.report({ detail: `${pointInTime} to ${to.name}: ${what}`, doneBytes }),

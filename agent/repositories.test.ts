@@ -1,8 +1,16 @@
 import { randomBytes } from 'node:crypto';
 import { rm, stat, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
+import { newId } from '../common/ids.ts';
 import { loadConfig } from '../config/config.ts';
+import { FileBackend } from '../storage/backends/fileBackend.ts';
+import { readKeyFile } from '../storage/repository/keyFile.ts';
+import { manifestName, sessionName } from '../storage/repository/names.ts';
+import { putObject } from '../storage/repository/objects.ts';
+import { Repository } from '../storage/repository/repository.ts';
+import { thisSessionOwner } from '../storage/repository/sessionOwner.ts';
 import { Repositories } from './repositories.ts';
 
 interface Place {
@@ -78,4 +86,34 @@ void t.test('the slot that this host uses goes only when that is meant', async (
   await t.rejects(refused, { code: 'KEY_SLOT_IN_USE', hint: new RegExp(`--remove ${own} --force`) });
   await repositories.removeKey('vault', own, { force: true });
   await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG' });
+});
+
+void t.test('a collection does not wait for a copy of this host whose process was killed', async (t) => {
+  const { repositories, keyFile } = await placeFor(t);
+  await repositories.init('vault', { recoveryKey: false });
+  const place = new FileBackend(join(dirname(keyFile), 'vault'));
+  const { context } = await Repository.open(place, await readKeyFile(keyFile));
+  const announce = async (processId: number): Promise<string> => {
+    const backupId = newId();
+    const owner = thisSessionOwner();
+    const startedAt = new Date().toISOString();
+    const session = {
+      formatVersion: 1,
+      backupId,
+      jobId: backupId,
+      host: hostname(),
+      processId,
+      owner,
+      startedAt,
+    };
+    await putObject(context, 'session', sessionName(backupId), Buffer.from(JSON.stringify(session)));
+    return backupId;
+  };
+  const [dead, living] = [await announce(2 ** 22 + 1), await announce(process.pid)];
+  const { fencedBackups } = await repositories.collect('vault', { fence: false, repackBelow: 0 });
+  t.same(fencedBackups, [dead]);
+  t.equal(await place.size(sessionName(dead)), null);
+  t.not(await place.size(manifestName(dead)), null, 'who comes back late cannot commit it');
+  t.not(await place.size(sessionName(living)), null);
+  t.equal(await place.size(manifestName(living)), null);
 });

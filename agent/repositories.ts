@@ -12,6 +12,7 @@ import { displacedObjects } from '../storage/repository/displaced.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
 import type { StoredSlot } from '../storage/repository/keySlots.ts';
 import { packIdOf, prefixes } from '../storage/repository/names.ts';
+import { endSession, isLeft, type JobFate } from '../storage/repository/leftSessions.ts';
 import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
 import { type RepairOptions, type RepairReport, repairRepository } from '../storage/repository/repair.ts';
@@ -71,8 +72,11 @@ function patient(name: string, backend: Backend, { stallSeconds }: RepositoryCon
 export class Repositories {
   readonly #config: Config;
   readonly #configPath: string;
+  readonly #fateOf: (jobId: string) => JobFate;
 
-  constructor(config: Config, configPath: string) {
+  /** @param fateOf what this host knows of its jobs */
+  constructor(config: Config, configPath: string, fateOf: (jobId: string) => JobFate = () => 'unknown') {
+    this.#fateOf = fateOf;
     this.#config = config;
     this.#configPath = configPath;
   }
@@ -148,7 +152,7 @@ export class Repositories {
   }
 
   /**
-   * Frees what no backup needs.
+   * Frees what no backup needs. Backups that this host has begun, and that nobody goes on with, are given up.
    * @param options.fence what becomes of backups that were begun and not ended
    * @throws RepositoryError COLLECTION_UNSAFE, …
    */
@@ -161,12 +165,20 @@ export class Repositories {
     },
   ): Promise<CollectionReport> {
     const { repository } = await this.#open(name);
-    return collectGarbage(repository, {
+    const left = (await openSessions(repository.context, options)).filter((session) =>
+      isLeft(session, this.#fateOf),
+    );
+    for (const session of left) await endSession(repository.context, session, options);
+    const report = await collectGarbage(repository, {
       collector: { host: hostname(), at: new Date().toISOString() },
       repackBelow: options.repackBelow,
       signal: options.signal,
       onOpenSession: () => Promise.resolve(options.fence ? 'fence' : 'leave'),
     });
+    return {
+      ...report,
+      fencedBackups: [...left.map(({ backupId }) => backupId), ...report.fencedBackups],
+    };
   }
 
   /** Checks every backup of a repository. Nothing in a damaged pack is reused afterwards, unless it is only looked at. */

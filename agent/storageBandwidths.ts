@@ -21,7 +21,7 @@ export class StorageBandwidths {
   follow({ storages }: Config): readonly string[] {
     const changed: string[] = [];
     for (const [name, settings] of Object.entries(storages)) {
-      const limit = settings.kind === 'repository' ? settings.bandwidthBytesPerSecond : 0;
+      const limit = settings.bandwidthBytesPerSecond;
       if (this.of(name).bytesPerSecond === limit) continue;
       this.of(name).change(limit);
       changed.push(name);

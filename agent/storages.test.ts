@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { newId } from '../common/ids.ts';
 import { configSchema } from '../config/schema.ts';
+import { eventually } from '../test/lab/eventually.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { makeKeyFile } from '../storage/repository/keyFile.ts';
 import { Repository } from '../storage/repository/repository.ts';
@@ -33,6 +34,31 @@ void t.test('a repository without its key says so, and what makes it', async (t)
     problem: { code: 'KEY_WRONG', hint: /stillpoint storage init/ },
   });
 });
+
+void t.test(
+  'what goes into a directory is held to its bandwidth, which a running job sees change',
+  async (t) => {
+    const path = join(t.testdir(), 'local');
+    await mkdir(path);
+    const configOf = (bandwidthBytesPerSecond: number) =>
+      configSchema.parse({ storages: { local: { kind: 'directory', path, bandwidthBytesPerSecond } } });
+    const slowest = 512 * 1024;
+    t.throws(() => configOf(1), /expected 0 or at least 524288/);
+    const bandwidths = new StorageBandwidths(configOf(slowest));
+    const storage = storagesOf(configOf(slowest), bandwidths).get('local');
+    const machine = { name: 'm', uuid: newId() };
+    const writer = await storage?.begin({ jobId: newId(), backupId: newId(), machine });
+    const startedMs = performance.now();
+    let doneBytes = 0;
+    const onProgress = (bytes: number): void => void (doneBytes = bytes);
+    const adding = writer?.addVolume(volumeSource(randomBytes(100 * slowest)), 'v', { onProgress });
+    await eventually(() => doneBytes > 0);
+    t.ok(doneBytes < 50 * slowest, `${doneBytes} bytes at once`);
+    t.same(bandwidths.follow(configOf(0)), ['local']);
+    await adding;
+    t.ok(performance.now() - startedMs < 50_000, '50 MiB, which would take 100 s');
+  },
+);
 
 void t.test(
   'what goes to a repository is held to its bandwidth, which a running job sees change',

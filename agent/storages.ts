@@ -14,36 +14,47 @@ import { readKeyFile } from '../storage/repository/keyFile.ts';
 import { storedBytesOf } from '../storage/repository/storedBytes.ts';
 import { Quota, quotaHint } from '../storage/quota.ts';
 import { fileSystemSpace, type StorageBounds } from '../storage/space.ts';
+import type { JobFate } from '../storage/repository/leftSessions.ts';
 import type { Storage } from '../storage/storage.ts';
 import { StorageBandwidths } from './storageBandwidths.ts';
 
 /** A repository as the configuration names it. */
 export type RepositoryConfig = Extract<StorageConfig, { readonly kind: 'repository' }>;
 
-/** The storages of a configuration, by name; nothing is opened yet. */
+/** The storages of a configuration, by name; nothing is opened yet. @param fateOf what this host knows of its jobs */
 export function storagesOf(
   config: Config,
   bandwidths = new StorageBandwidths(config),
+  fateOf?: (jobId: string) => JobFate,
 ): ReadonlyMap<string, Storage> {
   return new Map(
     Object.entries(config.storages).map(([name, settings]) => {
       const { stallSeconds } = settings;
       const patience = { answerMs: Math.min(stallSeconds, 30) * 1000, stallMs: stallSeconds * 1000 };
+      const bandwidth = bandwidths.of(name);
       const storage =
         settings.kind === 'directory'
-          ? new DirectoryStorage({ name, path: settings.path, bounds: boundsOf(settings) })
-          : repositoryOf(name, settings, bandwidths.of(name));
+          ? new DirectoryStorage({ name, path: settings.path, bounds: boundsOf(settings), bandwidth })
+          : repositoryOf(name, settings, { bandwidth, fateOf });
       return [name, new DeadlineStorage(storage, patience)];
     }),
   );
 }
 
-function repositoryOf(name: string, settings: RepositoryConfig, bandwidth: Bandwidth): RepositoryStorage {
+function repositoryOf(
+  name: string,
+  settings: RepositoryConfig,
+  {
+    bandwidth,
+    fateOf,
+  }: { readonly bandwidth: Bandwidth; readonly fateOf: ((jobId: string) => JobFate) | undefined },
+): RepositoryStorage {
   const path = pathOf(settings);
   return new RepositoryStorage({
     name,
     location: path ?? settings.url,
     bounds: boundsOf(settings),
+    fateOf,
     open: async () => {
       const limited = new BandwidthBackend(await backendOf(settings), bandwidth);
       const backend = quotaBackendOf(name, limited, boundsOf(settings));

@@ -1,14 +1,13 @@
 import type { StorageBandwidths } from '../agent/storageBandwidths.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { LoadedConfig } from '../config/config.ts';
-import type { Terminal } from './terminal.ts';
 
 /**
  * Has what a command does follow the limits of its configuration while it runs; everything else of it stays as it was
  * when the command began.
  */
 export async function followLimits(
-  terminal: Pick<Terminal, 'remark' | 'warning'>,
+  tell: { remark(text: string): void; warning(text: string): void },
   { files }: LoadedConfig,
   configPath: string,
   bandwidths: StorageBandwidths,
@@ -20,14 +19,14 @@ export async function followLimits(
   const watcher = ConfigWatcher.start(configPath, {
     changed: ({ config }) => {
       for (const name of bandwidths.follow(config))
-        terminal.remark(`storage ${name} has another bandwidth from now on`);
+        tell.remark(`storage ${name} has another bandwidth from now on`);
     },
     refused: (error) =>
-      terminal.warning(`a change of the configuration is not in force: ${errorRecord(error).message}`),
+      tell.warning(`a change of the configuration is not in force: ${errorRecord(error).message}`),
   });
   return watcher.catch((error: unknown) => {
     // A host without inotify watches to spare has its backups all the same.
-    terminal.warning(`limits stay as they are until the end of this command: ${errorRecord(error).message}`);
+    tell.warning(`limits stay as they are until the end of this command: ${errorRecord(error).message}`);
     return nothing;
   });
 }

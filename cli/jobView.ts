@@ -1,4 +1,4 @@
-import type { JobRow } from '../agent/jobs/job.ts';
+import type { JobPause, JobRow } from '../agent/jobs/job.ts';
 import type { Journal } from '../agent/jobs/journal.ts';
 import { type StyledText, styled } from './output.ts';
 
@@ -22,12 +22,30 @@ export function jobJson(journal: Journal, job: JobRow): Readonly<Record<string, 
     state: job.state,
     hold,
     cancelRequested: job.cancelRequested,
+    pause: pauseJson(job.pause),
     error: job.error,
     createdAt: timeOf(job.createdAtMs),
     updatedAt: timeOf(job.updatedAtMs),
     finishedAt: job.finishedAtMs === null ? null : timeOf(job.finishedAtMs),
     progress: hold === 'running' ? (journal.progress(job.id) ?? null) : null,
   };
+}
+
+function pauseJson(pause: JobPause | null): Readonly<Record<string, string | null>> | null {
+  if (pause === null) return null;
+  const { requestedAtMs, untilMs, sinceMs } = pause;
+  return {
+    requestedAt: timeOf(requestedAtMs),
+    since: sinceMs === null ? null : timeOf(sinceMs),
+    until: timeOf(untilMs),
+  };
+}
+
+/** What has become of a pause. */
+export function pauseText({ sinceMs }: JobPause): string {
+  return sinceMs === null
+    ? 'to be paused, as soon as what it is at has ended'
+    : `paused since ${timeOf(sinceMs)}`;
 }
 
 /** RFC 3339 of milliseconds since 1970. */
@@ -37,7 +55,9 @@ export function timeOf(ms: number): string {
 
 /** State of a job, and what it waits for. */
 export function stateText(job: JobRow, hold: JobHold | null): StyledText {
-  const text = hold === null ? job.state : `${job.state} (${hold})`;
+  const isPaused = hold === 'running' && job.pause?.sinceMs != null;
+  const text = hold === null ? job.state : `${job.state} (${isPaused ? 'paused' : hold})`;
+  if (isPaused) return styled('yellow', text);
   if (hold === 'running') return styled('bold', text);
   if (hold !== null) return styled('yellow', text);
   return styled(job.state === 'finished' ? 'green' : 'red', text);

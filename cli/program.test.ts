@@ -128,6 +128,7 @@ void t.test('completions offer verbs, words of job, and options', async (t) => {
   };
   t.same(await offers('ba'), ['backup']);
   t.same(await offers('job', 'wa'), ['watch']);
+  t.same(await offers('job', 're'), ['resume', 'retry']);
   t.same(await offers('--json', 'restore', '--in-'), ['--in-place']);
   t.match(completionFor('zsh')[0], '#compdef');
   t.ok(completionFor('fish').every((line) => line.startsWith('complete ')));

@@ -1,6 +1,7 @@
 import type { RunVerb } from './cli.ts';
 import { enrolmentVerbs } from './enrolmentVerbs.ts';
 import { controllerVerbs } from './controllerVerbs.ts';
+import { jobVerbs } from './jobVerbs.ts';
 import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
@@ -364,6 +365,7 @@ export const verbs: readonly Verb[] = [
     examples: ['job watch 01a1fa1b-a048'],
     load: async () => (await import('./commands/jobWatch.ts')).jobWatch,
   },
+  ...jobVerbs,
   {
     name: 'job cancel',
     arguments: '<ID>',

@@ -100,6 +100,8 @@ async function forEachBlock(
     const block = await next;
     options.signal?.throwIfAborted();
     if (block.length === 0) return;
+    // Before more is read, so that nothing is when it is held back.
+    await options.throttle?.take(block.length, options.signal);
     turn = turn === 0 ? 1 : 0;
     next = readAhead(file, buffers[turn], position + block.length);
     try {

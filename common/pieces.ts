@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
 import { directBuffers } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
+import type { Throttle } from './throttle.ts';
 
 /** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
 const largePieceBytes = 4 * chunkBytes;
@@ -19,6 +20,8 @@ export interface ReadOptions {
   readonly onProgress?: ((bytesDone: number) => void) | undefined;
   /** 0 or undefined is without limit. */
   readonly bandwidthBytesPerSecond?: number | undefined;
+  /** Passed before each piece. */
+  readonly throttle?: Throttle | undefined;
   /** Bytes read at once, a multiple of a chunk: small pieces take less memory, large ones less time. */
   readonly pieceBytes?: number | undefined;
 }
@@ -77,6 +80,7 @@ export async function hashInPieces(
   try {
     for (let position = 0; position < size && failures.length === 0; position += pieceBytes) {
       await holdBack(position, startedAt, options);
+      await options.throttle?.take(Math.min(pieceBytes, size - position), options.signal);
       options.signal?.throwIfAborted();
       while (buffers.length === 0) await Promise.race(underWay);
       const buffer = buffers.pop();

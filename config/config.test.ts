@@ -188,6 +188,8 @@ void t.test('a bandwidth that would make a storage seem silent is refused', (t) 
     /bandwidthBytesPerSecond: expected 0 or at least 2236963 with a stallSeconds of 60/,
   ]);
   t.ok(parseConfig(vault('bandwidthBytesPerSecond: 1000000'), 'c.yaml'));
+  const local = 'storages: { l: { kind: directory, path: /l, bandwidthBytesPerSecond: 1000 } }\n';
+  t.match(problemsOf(local), [/expected 0 or at least 524288/], 'of any kind');
   t.end();
 });
 
@@ -320,8 +322,20 @@ void t.test('drop-ins are merged in the order of their names, and problems name 
   const { config, files } = await loadConfig(directory);
   t.equal(files.length, 3);
   t.same(config.storages, {
-    local: { kind: 'directory', path: '/other', stallSeconds: 600, warnPercent: 85 },
-    second: { kind: 'directory', path: '/second', stallSeconds: 600, warnPercent: 85 },
+    local: {
+      kind: 'directory',
+      path: '/other',
+      bandwidthBytesPerSecond: 0,
+      stallSeconds: 600,
+      warnPercent: 85,
+    },
+    second: {
+      kind: 'directory',
+      path: '/second',
+      bandwidthBytesPerSecond: 0,
+      stallSeconds: 600,
+      warnPercent: 85,
+    },
   });
   t.same(
     config.machines.map(({ match }) => match),

@@ -8,6 +8,7 @@ import { parseBytes } from '../common/units.ts';
 import { socketGroup } from './socketGroup.ts';
 import { listen } from './listen.ts';
 import { controllerSchema } from './controller.ts';
+import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -51,6 +52,7 @@ const byteSize = z.union(
 );
 
 const ofEveryStorage = {
+  bandwidthBytesPerSecond: storageBandwidth,
   quota: byteSize
     .optional()
     .describe(
@@ -72,15 +74,13 @@ const ofEveryStorage = {
     ),
 };
 
-const directoryStorage = z.strictObject({
-  kind: z.literal('directory'),
-  path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
-  ...ofEveryStorage,
-});
-
-const slowestBytesPerSecond = 512 * 1024;
-/** A few packs wait for each other. What takes longer than a storage may be silent would seem to be one that is away. */
-const waitingBytes = 128 * 1024 * 1024;
+const directoryStorage = z
+  .strictObject({
+    kind: z.literal('directory'),
+    path: absolutePath.describe('An existing directory, better not on the file system of the machines.'),
+    ...ofEveryStorage,
+  })
+  .superRefine(checkBandwidth);
 
 const repositoryStorage = z
   .strictObject({
@@ -110,16 +110,6 @@ const repositoryStorage = z
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
       ),
     objectLock,
-    bandwidthBytesPerSecond: wholeNumber
-      .nonnegative()
-      .refine(
-        (limit) => limit === 0 || limit >= slowestBytesPerSecond,
-        `expected 0 or at least ${slowestBytesPerSecond}`,
-      )
-      .default(0)
-      .describe(
-        'What backups, copies, restores and verify of one command send there and read from there, in bytes per second; 0 is without limit. Commands that run follow a change.',
-      ),
     ...ofEveryStorage,
   })
   .superRefine((storage, context) => {
@@ -131,14 +121,7 @@ const repositoryStorage = z
       if (!isS3 && storage[key] !== undefined)
         context.addIssue({ code: 'custom', path: [key], message: `a storage of file: has no ${key}` });
     }
-    const { bandwidthBytesPerSecond: limit, stallSeconds } = storage;
-    const slowest = Math.ceil(waitingBytes / stallSeconds);
-    if (limit > 0 && limit < slowest)
-      context.addIssue({
-        code: 'custom',
-        path: ['bandwidthBytesPerSecond'],
-        message: `expected 0 or at least ${slowest} with a stallSeconds of ${stallSeconds}`,
-      });
+    checkBandwidth(storage, context);
   });
 
 const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile', 'objectLock'] as const;

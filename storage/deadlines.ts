@@ -1,9 +1,10 @@
 import type { FileDigest } from '../common/copy.ts';
 import type { ReadOptions } from '../common/pieces.ts';
 import { errorRecord } from '../common/errors.ts';
+import type { Hold } from '../common/hold.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
 import { StorageError } from './errors.ts';
-import { withDeadline } from './silence.ts';
+import { type Watch, withDeadline } from './silence.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { StorageBounds, StorageSpace } from './space.ts';
 import type { Manifest } from './manifest.ts';
@@ -94,7 +95,7 @@ export class DeadlineStorage implements Storage {
 
   async begin(request: BeginRequest): Promise<BackupWriter> {
     const writer = await this.#stall('the beginning of a backup', () => this.#storage.begin(request));
-    return new DeadlineWriter(writer, this, this.#patience);
+    return new DeadlineWriter(writer, this, this.#patience, request.hold);
   }
 
   findCommitted(backupId: string): Promise<BackupEntry | null> {
@@ -110,7 +111,7 @@ export class DeadlineStorage implements Storage {
   }
 
   verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
-    return withDeadline(this, 'verifying a backup', this.#patience.stallMs, (watch) =>
+    const verify = (watch: Watch): Promise<VerifyReport> =>
       this.#storage.verify(entry, {
         ...options,
         signal: watch.signalWith(options.signal),
@@ -118,8 +119,8 @@ export class DeadlineStorage implements Storage {
           watch.alive();
           options.onProgress?.(done);
         },
-      }),
-    );
+      });
+    return withDeadline(this, 'verifying a backup', this.#patience.stallMs, verify, options.hold);
   }
 
   delete(entry: BackupEntry): Promise<void> {
@@ -149,7 +150,7 @@ export class DeadlineStorage implements Storage {
   async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
     let afterwards: NodeJS.Timeout | undefined;
     try {
-      return await withDeadline(this, `reading ${artifact.path}`, this.#patience.stallMs, (watch) =>
+      const copy = (watch: Watch): Promise<CopiedOut> =>
         this.#storage.copyOut(artifact, to, {
           ...options,
           signal: watch.signalWith(options.signal),
@@ -159,8 +160,9 @@ export class DeadlineStorage implements Storage {
             if (bytesDone >= artifact.sizeBytes) afterwards ??= setInterval(() => watch.alive(), aliveMs);
             options.onProgress?.(bytesDone);
           },
-        }),
-      );
+        });
+      const { stallMs } = this.#patience;
+      return await withDeadline(this, `reading ${artifact.path}`, stallMs, copy, options.hold);
     } finally {
       clearInterval(afterwards);
     }
@@ -223,11 +225,13 @@ class DeadlineWriter implements BackupWriter {
   readonly #writer: BackupWriter;
   readonly #storage: Storage;
   readonly #patience: StoragePatience;
+  readonly #hold: Hold | undefined;
 
-  constructor(writer: BackupWriter, storage: Storage, patience: StoragePatience) {
+  constructor(writer: BackupWriter, storage: Storage, patience: StoragePatience, hold: Hold | undefined) {
     this.#writer = writer;
     this.#storage = storage;
     this.#patience = patience;
+    this.#hold = hold;
   }
 
   get directory(): string | null {
@@ -274,9 +278,8 @@ class DeadlineWriter implements BackupWriter {
   }
 
   flush({ signal }: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
-    return withDeadline(this.#storage, 'bringing it to the disk', this.#patience.stallMs, (watch) =>
-      this.#writer.flush({ signal: watch.signalWith(signal) }),
-    );
+    const flush = (watch: Watch): Promise<void> => this.#writer.flush({ signal: watch.signalWith(signal) });
+    return withDeadline(this.#storage, 'bringing it to the disk', this.#patience.stallMs, flush, this.#hold);
   }
 
   commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry> {
@@ -305,7 +308,7 @@ class DeadlineWriter implements BackupWriter {
     options: ReadOptions,
     operation: (watched: Pick<ReadOptions, 'signal' | 'onProgress'>, alive: () => void) => Promise<T>,
   ): Promise<T> {
-    return withDeadline(this.#storage, what, this.#patience.stallMs, (watch) =>
+    const move = (watch: Watch): Promise<T> =>
       operation(
         {
           signal: watch.signalWith(options.signal),
@@ -315,8 +318,8 @@ class DeadlineWriter implements BackupWriter {
           },
         },
         () => watch.alive(),
-      ),
-    );
+      );
+    return withDeadline(this.#storage, what, this.#patience.stallMs, move, this.#hold);
   }
 }
 

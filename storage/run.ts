@@ -1,3 +1,5 @@
+import { unlessAborted } from '../common/unlessAborted.ts';
+
 /** What stops all of a piece of work as soon as one part of it fails. */
 export class Run {
   /** Its reason is the first failure, or that of the caller's signal. */
@@ -17,19 +19,5 @@ export class Run {
   /** Waits for something that may not listen to the signal. */
   async unlessStopped<T>(work: Promise<T>): Promise<T> {
     return unlessAborted(work, this.signal);
-  }
-}
-
-/** Waits for something that may not listen to a signal; it is left to itself when the signal comes first. */
-export async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return work;
-  const { promise: stopped, reject } = Promise.withResolvers<never>();
-  const stop = (): void => reject(signal.reason);
-  signal.addEventListener('abort', stop);
-  if (signal.aborted) stop();
-  try {
-    return await Promise.race([work, stopped]);
-  } finally {
-    signal.removeEventListener('abort', stop);
   }
 }

@@ -1,4 +1,5 @@
 import { noteHangingCall } from '../common/endProcess.ts';
+import type { Hold } from '../common/hold.ts';
 import { StorageError } from './errors.ts';
 
 /** The deadline of one operation, which every sign of progress puts off. */
@@ -7,10 +8,15 @@ export class Watch {
   readonly #abort = new AbortController();
   readonly #timer: NodeJS.Timeout;
 
-  constructor(silenceMs: number, error: () => StorageError) {
+  /** @param hold who is held back by it is silent without being to blame */
+  constructor(silenceMs: number, error: () => StorageError, hold?: Hold) {
     const { promise, reject } = Promise.withResolvers<never>();
     this.expired = promise;
     this.#timer = setTimeout(() => {
+      if (hold?.heldWithin(silenceMs) === true) {
+        this.#timer.refresh();
+        return;
+      }
       const reason = error();
       this.#abort.abort(reason);
       reject(reason);
@@ -36,6 +42,7 @@ export class Watch {
 
 /**
  * Runs an operation, and gives it up when it has given no sign of life for so long; the call stays behind.
+ * @param hold the silence of what it holds back does not count
  * @throws StorageError STORAGE_UNREACHABLE; what the operation throws
  */
 export async function withDeadline<T>(
@@ -43,6 +50,7 @@ export async function withDeadline<T>(
   what: string,
   silenceMs: number,
   operation: (watch: Watch) => Promise<T>,
+  hold?: Hold,
 ): Promise<T> {
   const watch = new Watch(
     silenceMs,
@@ -55,6 +63,7 @@ export async function withDeadline<T>(
           retryable: true,
         },
       ),
+    hold,
   );
   const call = operation(watch);
   try {

@@ -2,6 +2,8 @@ import type { DigestKind } from '../common/chunkSums.ts';
 import type { FileDigest, HashOptions } from '../common/copy.ts';
 import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
+import type { Hold } from '../common/hold.ts';
+import type { Throttle } from '../common/throttle.ts';
 import type { Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
@@ -148,6 +150,10 @@ export interface CopyOutOptions {
    */
   readonly as: 'volume' | 'opaque volume' | 'file';
   readonly signal?: AbortSignal | undefined;
+  /** Closed while nothing is to be read. */
+  readonly hold?: Hold | undefined;
+  /** What reading files is slowed down to, beside that. */
+  readonly throttle?: Throttle | undefined;
   /** Counts bytes of the artifact. */
   readonly onProgress?: ((bytesDone: number) => void) | undefined;
 }
@@ -197,6 +203,8 @@ export interface BeginRequest {
    * is made of, such as another storage.
    */
   readonly afterFence?: boolean | undefined;
+  /** Closed while nothing is to be read for this backup and nothing sent; what is under way then ends. */
+  readonly hold?: Hold | undefined;
 }
 
 /**
@@ -323,6 +331,10 @@ export interface VerifyOptions {
    */
   readonly compared?: Set<string> | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Closed while nothing is to be read. */
+  readonly hold?: Hold | undefined;
+  /** What reading files is slowed down to, beside that. */
+  readonly throttle?: Throttle | undefined;
   readonly onProgress?:
     | ((done: { readonly bytesDone: number; readonly bytesTotal: number }) => void)
     | undefined;

@@ -38,6 +38,7 @@ export function jobMessage(agent: JobTeller, job: JobRow, progress?: Progress): 
     finishedAt: job.finishedAtMs === null ? undefined : new Date(job.finishedAtMs),
     progress: present === undefined ? undefined : progressMessage(present),
     ...backupFields(agent, job),
+    pausedSince: job.pause?.sinceMs == null ? undefined : new Date(job.pause.sinceMs),
     replacedByJobId: journal.replacementOf(job.id) ?? '',
   };
 }

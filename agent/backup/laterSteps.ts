@@ -151,7 +151,8 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
     try {
       for (const storage of storages) {
         if ((await storage.findCommitted(facts.backupId)) !== null) continue;
-        const writer = await storage.begin({ jobId, backupId: facts.backupId, machine: plan.machine });
+        const { hold } = context;
+        const writer = await storage.begin({ jobId, backupId: facts.backupId, machine: plan.machine, hold });
         // Files can be looked at again; of what went elsewhere it is known that it is all there.
         if (writer.directory === null && retained[storage.name] !== undefined) continue;
         const mayTake = storage === storages.at(-1);
@@ -182,7 +183,8 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
   };
 
   return [
-    { name: 'retain', state: 'retaining', cancellable: true, act: retain },
+    // The machine is merged: what is frozen waits, and harms nobody.
+    { name: 'retain', state: 'retaining', cancellable: true, pausable: 'within', act: retain },
     { name: 'commit', state: 'retaining', reached: 'retained', cancellable: false, act: commit },
     {
       name: 'cleanup',

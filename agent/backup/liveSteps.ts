@@ -181,7 +181,14 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
   };
 
   return [
-    { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    {
+      name: 'preflight',
+      state: 'initialized',
+      cancellable: true,
+      pausable: 'before',
+      deadlineMs: 300_000,
+      act: preflight,
+    },
     { name: 'prepare', state: 'snapshotting', cancellable: true, deadlineMs: 300_000, act: prepare },
     {
       name: 'checkpoint',
@@ -206,7 +213,7 @@ export function liveSnapshotSteps(dependencies: LiveStepDependencies): readonly 
 export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFacts> {
   const { together } = dependencies;
   const retain = async (context: Context): Promise<void> => {
-    const { facts, jobId } = context;
+    const { facts, jobId, hold } = context;
     if (facts.frozen === undefined) throw new Error('the job has no frozen point');
     await checkBitmaps(context);
     const plan = livePlanOf(context.facts);
@@ -214,7 +221,9 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
     for (const name of facts.settings.storages)
       writers.set(
         name,
-        await dependencies.storage(name).begin({ jobId, backupId: facts.backupId, machine: plan.machine }),
+        await dependencies
+          .storage(name)
+          .begin({ jobId, backupId: facts.backupId, machine: plan.machine, hold }),
       );
     const directory = join(facts.settings.runDirectory, jobId);
     await makeRunDirectory(directory);
@@ -237,7 +246,15 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
       await rm(directory, { recursive: true, force: true });
     }
   };
-  return { name: 'retain', state: 'retaining', reached: 'retained', cancellable: true, act: retain };
+  return {
+    name: 'retain',
+    state: 'retaining',
+    reached: 'retained',
+    cancellable: true,
+    // The overlays are watched, also in a pause.
+    pausable: 'within',
+    act: retain,
+  };
 }
 
 /**

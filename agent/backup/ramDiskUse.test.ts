@@ -1,4 +1,5 @@
 import t from 'tap';
+import { Hold } from '../../common/hold.ts';
 import { Site } from '../../test/sim/site.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { type BackupFacts, backupFactsSchema } from './facts.ts';
@@ -45,6 +46,7 @@ void t.test(
       },
       cancelRequested: false,
       signal: new AbortController().signal,
+      hold: new Hold(),
       learn: (learned) => void (facts = { ...context.facts, ...learned }),
       commit: (learned) => void (facts = { ...context.facts, ...learned }),
       report: () => undefined,

@@ -115,7 +115,8 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const writers = new Map<string, BackupWriter>();
     for (const name of context.facts.settings.storages) {
       const { backupId } = context.facts;
-      const request = { jobId: context.jobId, backupId, machine: plan.machine };
+      const { jobId, hold } = context;
+      const request = { jobId, backupId, machine: plan.machine, hold };
       writers.set(name, await dependencies.storage(name).begin(request));
     }
     const read =
@@ -146,7 +147,14 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
   };
 
   return [
-    { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    {
+      name: 'preflight',
+      state: 'initialized',
+      cancellable: true,
+      pausable: 'before',
+      deadlineMs: 300_000,
+      act: preflight,
+    },
     {
       name: 'begin',
       state: 'snapshotting',
@@ -155,7 +163,8 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
       intend: () => ({ begun: true }),
       act: begin,
     },
-    { name: 'retain', state: 'retaining', cancellable: true, act: retain },
+    // What the guest overwrites meanwhile is watched, also in a pause.
+    { name: 'retain', state: 'retaining', cancellable: true, pausable: 'within', act: retain },
     {
       name: 'end',
       state: 'retaining',

@@ -151,7 +151,14 @@ export function saveSteps(dependencies: SaveStepDependencies): SaveSteps {
   };
 
   const steps: readonly Step<BackupFacts>[] = [
-    { name: 'preflight', state: 'initialized', cancellable: true, deadlineMs: 300_000, act: preflight },
+    {
+      name: 'preflight',
+      state: 'initialized',
+      cancellable: true,
+      pausable: 'before',
+      deadlineMs: 300_000,
+      act: preflight,
+    },
     {
       name: 'checkpoint',
       state: 'snapshotting',

@@ -2,7 +2,7 @@ import { DatabaseSync } from 'node:sqlite';
 
 import t from 'tap';
 
-import { deadOwner, jobOf, journalFor, undoVersion4 } from '../../test/sim/journals.ts';
+import { deadOwner, jobOf, journalFor, undoVersion4, undoVersion5 } from '../../test/sim/journals.ts';
 import type { Journal } from './journal.ts';
 import { thisOwner } from './owner.ts';
 
@@ -50,7 +50,7 @@ void t.test('jobs of a journal that an older program has made are all seen', asy
   const { path, journal, open } = await journalFor(t);
   const { id } = journal.create(jobOf('m'));
   const database = new DatabaseSync(path);
-  database.exec(undoVersion4);
+  database.exec(`${undoVersion5}; ${undoVersion4}`);
   database.close();
   const upgraded = open();
   t.same(idsOf(upgraded), [id]);

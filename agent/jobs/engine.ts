@@ -3,6 +3,7 @@ import { newId } from '../../common/ids.ts';
 import { JobError } from './errors.ts';
 import type { JobProgress, JobRow, JobState } from './job.ts';
 import type { Journal } from './journal.ts';
+import { PauseControl } from './pauseControl.ts';
 import { RateMeter } from './rate.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner, thisOwner } from './owner.ts';
 import type { ScheduledJob } from './scheduleRows.ts';
@@ -183,8 +184,10 @@ class JobRun<Facts> {
   readonly #cancelTimer: NodeJS.Timeout;
   #facts: Facts;
   #state: JobState;
+  #stepName = 'recover';
   #lastProgressMs = 0;
-  readonly #rate = new RateMeter();
+  readonly #pauses: PauseControl;
+  #rate = new RateMeter();
   /** The step that has ended but whose end is not yet written: it goes into one commit with the next intent. */
   #ended:
     | { readonly name: string; readonly status: 'done' | 'failed'; readonly durationMs: number }
@@ -205,10 +208,12 @@ class JobRun<Facts> {
     this.#journal = journal;
     this.#listener = listener;
     this.#onPoint = onPoint;
+    this.#pauses = this.#pausesOf(journal);
     this.#cancelTimer = setInterval(() => {
       this.#attempt(() => {
         if (journal.isCancelRequested(jobId)) this.#cancel.abort();
       });
+      this.#attempt(() => this.#pauses.look());
     }, cancelPollMs);
   }
 
@@ -223,6 +228,8 @@ class JobRun<Facts> {
     if (first < 0) throw new Error(`a ${this.#definition.kind} job has no step ${name}`);
     for (const step of steps.slice(first)) {
       try {
+        this.#stepName = step.name;
+        if (step.pausable !== undefined) await this.#passPause();
         if (step.cancellable && this.#journal.isCancelRequested(this.#jobId)) throw cancelled();
         await this.#step(step);
       } catch (error) {
@@ -281,6 +288,7 @@ class JobRun<Facts> {
       : new AbortController().signal;
     let status: 'done' | 'failed' = 'failed';
     try {
+      this.#attempt(() => this.#pauses.allow(step.pausable === 'within'));
       await this.#point(`before:${step.name}`);
       await step.act(this.#context(step.name, step.state, signal));
       await this.#point(`after:${step.name}`);
@@ -291,6 +299,7 @@ class JobRun<Facts> {
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#attempt(() => this.#pauses.allow(false));
       this.#ended = { name: step.name, status, durationMs: performance.now() - started };
     }
     if (step.reached !== undefined) {
@@ -331,6 +340,7 @@ class JobRun<Facts> {
         this.#journal.write(this.#jobId, { record: this.#facts });
       },
       signal,
+      hold: this.#pauses.hold,
       report: (progress) => this.#report({ jobId: this.#jobId, state, step: stepName, ...progress }),
       warn: (message) => this.#listener.warning?.(this.#jobId, message),
       point: (name) => this.#point(`${stepName}/${name}`),
@@ -357,7 +367,40 @@ class JobRun<Facts> {
     }
   }
 
+  /** A pause holds the job before it begins something; a cancel ends the waiting. */
+  async #passPause(): Promise<void> {
+    this.#attempt(() => this.#pauses.allow(true));
+    try {
+      await this.#pauses.hold.take(0, this.#cancel.signal);
+    } catch (error) {
+      this.#attempt(() => this.#pauses.allow(false));
+      throw cancelled(error);
+    }
+  }
+
+  #pausesOf(journal: Journal): PauseControl {
+    return new PauseControl(this.#jobId, journal, {
+      paused: (sinceMs) => {
+        const detail = `since ${new Date(sinceMs).toISOString()}`;
+        this.#publish({ jobId: this.#jobId, state: this.#state, step: 'paused', detail });
+      },
+      resumed: () => {
+        // A pause says nothing about the time that is left.
+        this.#rate = new RateMeter();
+        this.#publish({ jobId: this.#jobId, state: this.#state, step: this.#stepName });
+      },
+      expired: () => this.#listener.warning?.(this.#jobId, 'its pause is over: nobody resumed it in time'),
+    });
+  }
+
+  #publish(progress: JobProgress): void {
+    this.#listener.progress?.(progress);
+    this.#attempt(() => this.#journal.publishProgress(this.#jobId, progress));
+  }
+
   #report(reported: JobProgress): void {
+    // What was under way tells of its end: a job that is paused stays so for who watches.
+    if (this.#pauses.hold.isClosed) return;
     const progress = { ...reported, ...this.#rate.measure(reported) };
     this.#listener.progress?.(progress);
     const now = Date.now();

@@ -30,6 +30,15 @@ export interface StepRow {
   readonly durationMs: number | null;
 }
 
+/** Somebody wants a job to be paused. Times are milliseconds since 1970. */
+export interface JobPause {
+  readonly requestedAtMs: number;
+  /** From then on the job goes on by itself. */
+  readonly untilMs: number;
+  /** Since when it moves no data; `null` while it is at something that is brought to its end first. */
+  readonly sinceMs: number | null;
+}
+
 /** A job as the journal has it. `record` is the job kind's own document of facts. */
 export interface JobRow {
   readonly id: string;
@@ -41,6 +50,7 @@ export interface JobRow {
   readonly error: ErrorRecord | null;
   readonly owner: JobOwner | null;
   readonly cancelRequested: boolean;
+  readonly pause: JobPause | null;
   /**
    * The machine is not available for another job: this one runs, waits to be recovered, or was given up
    * with work left that `retry` or `cancel` must end.

@@ -5,7 +5,14 @@ import { DatabaseSync } from 'node:sqlite';
 
 import t from 'tap';
 
-import { deadOwner, jobOf, journalFor, undoVersion3, undoVersion4 } from '../../test/sim/journals.ts';
+import {
+  deadOwner,
+  jobOf,
+  journalFor,
+  undoVersion3,
+  undoVersion4,
+  undoVersion5,
+} from '../../test/sim/journals.ts';
 import { Journal } from './journal.ts';
 import { processStartTicks, thisOwner } from './owner.ts';
 
@@ -189,7 +196,7 @@ void t.test(
     const job = journal.create(jobOf('m'));
     const database = new DatabaseSync(path);
     database.exec(
-      `${undoVersion4}; ${undoVersion3}; DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1`,
+      `${undoVersion5}; ${undoVersion4}; ${undoVersion3}; DROP TABLE schedules; DROP TABLE service; PRAGMA user_version = 1`,
     );
     database.close();
     const old = open({ readOnly: true });

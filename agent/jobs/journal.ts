@@ -4,10 +4,11 @@ import { DatabaseSync } from 'node:sqlite';
 import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
 import { type ChangeCursor, changedJobRows, type ChangedJobs } from './changeRows.ts';
 import { JobError } from './errors.ts';
-import type { JobKind, JobProgress, JobRow, JobState, StepRow } from './job.ts';
+import type { JobKind, JobPause, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import { jobFrom, migrations, ownerFrom, progressSchema, schemaVersion, stepFrom } from './journalTables.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
 import { RequestBook } from './requestRows.ts';
+import { deletePause, noPause, putPause, putPausedSince, readPause } from './pauseRows.ts';
 import {
   linkSchedule,
   putSchedule,
@@ -234,7 +235,7 @@ export class Journal implements Disposable {
     const now = Date.now();
     const statement = this.#db.prepare(
       `UPDATE jobs SET state = ?, error = ?, holds_machine = ?, owner = NULL, progress = NULL,
-           updated_at_ms = ?, finished_at_ms = ? WHERE id = ?`,
+           ${noPause}, updated_at_ms = ?, finished_at_ms = ? WHERE id = ?`,
     );
     const error = end.error === undefined ? null : JSON.stringify(end.error);
     this.#changing(() => statement.run(end.state, error, end.holdsMachine ? 1 : 0, now, now, jobId));
@@ -257,7 +258,10 @@ export class Journal implements Disposable {
       )
         return false;
       this.#db
-        .prepare('UPDATE jobs SET owner = ?, finished_at_ms = NULL, updated_at_ms = ? WHERE id = ?')
+        // What somebody wanted of the process that died must not hold up the recovery of a machine.
+        .prepare(
+          `UPDATE jobs SET owner = ?, finished_at_ms = NULL, ${noPause}, updated_at_ms = ? WHERE id = ?`,
+        )
         .run(JSON.stringify(owner), Date.now(), jobId);
       return true;
     });
@@ -273,6 +277,29 @@ export class Journal implements Disposable {
 
   isCancelRequested(jobId: string): boolean {
     return this.#db.prepare('SELECT cancel_requested AS c FROM jobs WHERE id = ?').get(jobId)?.['c'] === 1;
+  }
+
+  /**
+   * Asks the owner of a job to hold it; the owner looks every half second.
+   * @param untilMs milliseconds since 1970: from then on it goes on by itself
+   */
+  requestPause(jobId: string, untilMs: number): void {
+    this.#changing(() => putPause(this.#db, jobId, untilMs));
+  }
+
+  /** Takes the wish for a pause back; the owner looks every half second. */
+  endPause(jobId: string): void {
+    this.#changing(() => deletePause(this.#db, jobId));
+  }
+
+  /** Written by the owner of a job that does what was wanted. @param sinceMs `null`: it is not held back for now */
+  notePaused(jobId: string, sinceMs: number | null): void {
+    this.#changing(() => putPausedSince(this.#db, jobId, sinceMs));
+  }
+
+  /** The pause that somebody wants of a job. */
+  pause(jobId: string): JobPause | null {
+    return readPause(this.#db, jobId);
   }
 
   /** Publishes what a watcher in another process may show. Worth nothing after a crash. */

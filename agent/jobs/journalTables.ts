@@ -3,6 +3,7 @@ import { changeTables } from './changeRows.ts';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
 import type { JobOwner } from './owner.ts';
 import { requestTables } from './requestRows.ts';
+import { pauseColumns, pauseFrom, pauseTables } from './pauseRows.ts';
 import { scheduleTables } from './scheduleRows.ts';
 
 /** The tables of the first version. */
@@ -37,7 +38,13 @@ const jobTables = `
 `;
 
 /** What makes each version of the one before, from none on. */
-export const migrations: readonly string[] = [jobTables, scheduleTables, requestTables, changeTables];
+export const migrations: readonly string[] = [
+  jobTables,
+  scheduleTables,
+  requestTables,
+  changeTables,
+  pauseTables,
+];
 
 /** Version of the tables, kept in SQLite's `user_version`. */
 export const schemaVersion = migrations.length;
@@ -63,7 +70,7 @@ const errorSchema = z.object({
 });
 const ownerSchema = z.object({ pid: z.number(), startTicks: z.number(), bootId: z.string() });
 
-const rowSchema = z.object({
+const rowSchema = pauseColumns.extend({
   id: z.string(),
   kind: z.enum(jobKinds),
   machine_uuid: z.string(),
@@ -111,6 +118,7 @@ export function jobFrom(columns: unknown): JobRow {
     error: row.error,
     owner: row.owner,
     cancelRequested: row.cancel_requested === 1,
+    pause: pauseFrom(row),
     holdsMachine: row.holds_machine === 1,
     createdAtMs: row.created_at_ms,
     updatedAtMs: row.updated_at_ms,

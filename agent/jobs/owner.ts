@@ -1,45 +1,14 @@
-import { readFileSync } from 'node:fs';
-import { isErrno } from '../../common/errors.ts';
+import type { ProcessIdentity } from '../../common/processIdentity.ts';
 
-/** Names one process of one boot, so that a reused pid or a reboot is never taken for a living owner. */
-export interface JobOwner {
-  readonly pid: number;
-  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
-  readonly startTicks: number;
-  readonly bootId: string;
-}
+export {
+  currentBootId,
+  isProcessAlive as isOwnerAlive,
+  processStartTicks,
+  thisProcess as thisOwner,
+} from '../../common/processIdentity.ts';
 
-/** Id of the present boot of this host. */
-export function currentBootId(): string {
-  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
-}
-
-/** Start time of a process in clock ticks; `undefined` when there is no such process (or only its zombie). */
-export function processStartTicks(pid: number): number | undefined {
-  let stat: string;
-  try {
-    stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  } catch (error) {
-    if (isErrno(error, 'ENOENT') || isErrno(error, 'ESRCH')) return undefined;
-    throw error;
-  }
-  // The command name may hold spaces and parentheses: the fixed fields start after the last one.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  if (fields[0] === 'Z' || fields[0] === 'X') return undefined;
-  return Number(fields[19]);
-}
-
-/** The running process as an owner. */
-export function thisOwner(): JobOwner {
-  const startTicks = processStartTicks(process.pid);
-  if (startTicks === undefined) throw new Error('cannot read the start time of this process');
-  return { pid: process.pid, startTicks, bootId: currentBootId() };
-}
-
-/** True while the process that the owner names is alive. */
-export function isOwnerAlive(owner: JobOwner): boolean {
-  return owner.bootId === currentBootId() && processStartTicks(owner.pid) === owner.startTicks;
-}
+/** The process that works on a job. */
+export type JobOwner = ProcessIdentity;
 
 /** True when both name the same process of the same boot. */
 export function isSameOwner(a: JobOwner, b: JobOwner): boolean {

@@ -1,4 +1,5 @@
 import type { ErrorRecord, StillpointError } from '../../common/errors.ts';
+import type { Hold } from '../../common/hold.ts';
 import type { JobKind, JobProgress, JobState } from './job.ts';
 
 /** What a step is given. `Facts` is the job kind's document in the journal. */
@@ -15,6 +16,8 @@ export interface StepContext<Facts> {
   report(progress: Omit<JobProgress, 'jobId' | 'state' | 'step'>): void;
   /** A warning for the operator: shown, logged and kept in the journal's facts by the caller if it matters. */
   warn(message: string): void;
+  /** Closed while somebody wants the job to be paused; a step that is pausable `within` moves its data through it. */
+  readonly hold: Hold;
   /** Somebody asked for the job to be cancelled. */
   readonly cancelRequested: boolean;
   /** Names a moment at which a test may kill the process. */
@@ -31,6 +34,11 @@ export interface Step<Facts> {
   readonly cancellable: boolean;
   /** Bound of a cancellable step; others are bounded by the calls they make. */
   readonly deadlineMs?: number | undefined;
+  /**
+   * Whether a pause may hold the job before the step acts, or `within` it, too, at `context.hold`. Never where the vCPUs
+   * stand still, or something of the machine waits for the end of the step.
+   */
+  readonly pausable?: 'before' | 'within' | undefined;
   /** Facts that recovery needs, committed together with the intent before `act` is called. */
   intend?(facts: Facts): Partial<Facts>;
   act(context: StepContext<Facts>): Promise<void>;

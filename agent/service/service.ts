@@ -7,6 +7,7 @@ import type { JobRow } from '../jobs/job.ts';
 import { controllerServer, serveCallers } from './api.ts';
 import { keepControllerAccess } from './controllerAccess.ts';
 import { reportToController } from './reporting.ts';
+import { resumeAtEnd } from './resumeAtEnd.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -34,6 +35,7 @@ export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   await using api = await serveCallers(context);
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
+  resumeAtEnd(context);
   await agent.finishDeletions();
   await Promise.all([
     actOnSchedules(agent, { log, signal }),

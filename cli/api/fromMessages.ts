@@ -1,7 +1,7 @@
 import { jobKindValues, jobStateValues, machineStateValues, wordOf } from '../../agent/api/enums.ts';
 import { recordOfDetail } from '../../agent/api/grpcErrors.ts';
 import type { BackupCopy, StoredBackup } from '../../agent/backupCopies.ts';
-import type { JobProgress, JobRow } from '../../agent/jobs/job.ts';
+import type { JobProgress, JobPause, JobRow } from '../../agent/jobs/job.ts';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
 import type { StorageChoice } from '../../agent/storageStates.ts';
 import {
@@ -23,10 +23,10 @@ import { required } from './agentClient.ts';
 export type ToldJob = Pick<
   JobRow,
   'id' | 'kind' | 'machineName' | 'machineUuid' | 'state' | 'holdsMachine' | 'error'
->;
+> & { readonly pause: Pick<JobPause, 'sinceMs'> | null };
 
 /** A job of the service. @throws CliError SERVICE_INCOMPATIBLE for words that this program does not know */
-export function jobOf({ id, kind, machine, state, hold, error }: Job): ToldJob {
+export function jobOf({ id, kind, machine, state, hold, error, pausedSince }: Job): ToldJob {
   return {
     id,
     kind: required(wordOf(jobKindValues, kind)),
@@ -35,6 +35,7 @@ export function jobOf({ id, kind, machine, state, hold, error }: Job): ToldJob {
     state: required(wordOf(jobStateValues, state)),
     holdsMachine: hold !== JobHold.JOB_HOLD_UNSPECIFIED,
     error: error === undefined ? null : recordOfDetail(error),
+    pause: pausedSince === undefined ? null : { sinceMs: pausedSince.getTime() },
   };
 }
 

@@ -3,6 +3,7 @@ import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Cli, RunVerb } from '../cli.ts';
+import { followLimits } from '../followLimits.ts';
 import { changing, readConfig } from '../session.ts';
 
 /** `stillpoint agent [--once]`. */
@@ -35,6 +36,8 @@ async function serve(cli: Cli): Promise<0> {
   const jobSignals = new JobSignals();
   const listener = jobSignals.listener();
   await using open = await openAgent({ loaded, configPath, log, listener });
+  const tell = { remark: (text: string) => log.info(text), warning: (text: string) => log.warn(text) };
+  await using _limits = await followLimits(tell, loaded, configPath, open.bandwidths);
   await runService({ agent: open.agent, loaded, configPath, log, jobSignals, signal: stop.signal });
   return 0;
 }

@@ -5,7 +5,7 @@ import { formatDuration } from '../../common/time.ts';
 import { formatBytes } from '../../common/units.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { filesOfBackup, type JobFile } from '../jobFiles.ts';
-import { holdOf, jobJson, stateText, timeOf } from '../jobView.ts';
+import { holdOf, jobJson, pauseText, stateText, timeOf } from '../jobView.ts';
 import { styled, type Text } from '../output.ts';
 import { describeProgress } from '../progress.ts';
 import { reading } from '../session.ts';
@@ -68,6 +68,8 @@ function printJob(cli: Cli, agent: Agent, job: JobRow, files: readonly JobFile[]
       'Ended',
       `${timeOf(job.finishedAtMs)}, after ${formatDuration(job.finishedAtMs - job.createdAtMs)}`,
     );
+  if (job.pause !== null)
+    field('Held', `${pauseText(job.pause)}, until ${timeOf(job.pause.untilMs)} at the latest`);
   const progress = hold === 'running' ? journal.progress(job.id) : undefined;
   if (progress !== undefined) field('Progress', describeProgress(progress));
   const facts = agent.backupFacts(job);

@@ -1,11 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { JobProgress, JobRow } from '../../agent/jobs/job.ts';
+import type { JobPause, JobProgress, JobRow } from '../../agent/jobs/job.ts';
 import type { Journal } from '../../agent/jobs/journal.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { connectToService } from '../api/connect.ts';
 import { type ExitCode, exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
-import { holdOf } from '../jobView.ts';
+import { holdOf, timeOf } from '../jobView.ts';
 import { ProgressView, RateMeter } from '../progress.ts';
 import { reading } from '../session.ts';
 
@@ -65,11 +65,13 @@ async function follow(cli: Cli, journal: Journal, first: JobRow): Promise<JobRow
 /** One JSON line for each change. @returns what was told last */
 export function tellJson(
   cli: Cli,
-  job: Pick<JobRow, 'id' | 'machineName' | 'state' | 'error'>,
+  job: Pick<JobRow, 'id' | 'machineName' | 'state' | 'error'> & {
+    readonly pause: Pick<JobPause, 'sinceMs'> | null;
+  },
   progress: JobProgress | undefined,
   told: string,
 ): string {
-  const { id: jobId, machineName: machine, state, error } = job;
+  const { id: jobId, machineName: machine, state, error, pause } = job;
   const { step, detail, doneBytes, totalBytes, bytesPerSecond, etaSeconds } = progress ?? {};
   const line = {
     jobId,
@@ -81,6 +83,7 @@ export function tellJson(
     totalBytes,
     bytesPerSecond,
     etaSeconds,
+    pausedSince: pause?.sinceMs == null ? undefined : timeOf(pause.sinceMs),
     error: error ?? undefined,
   };
   const text = JSON.stringify(line);

@@ -8,6 +8,7 @@ const words: Readonly<Record<RepairAction, readonly [will: string, did: string]>
   index: ['would make new index objects', 'made new index objects'],
   quarantine: ['would quarantine', 'quarantined'],
   salvage: ['would copy what can be read of', 'copied what can be read of'],
+  fence: ['would make the fence', 'made the fence'],
   'set-aside': ['would move to damaged/', 'moved to damaged/'],
   copy: ['would write', 'wrote'],
   'bring-back': ['would bring back', 'brought back'],

@@ -40,7 +40,7 @@ async function partialDirectories(agent: Agent, known: ReadonlySet<string>): Pro
       const hint =
         storage.kind === 'directory'
           ? `look into it, then remove it: rm -r ${quote(directory)}`
-          : `stillpoint storage gc ${quote(storage.name)} --fence gives it up, with all backups that others have begun there`;
+          : `stillpoint storage gc ${quote(storage.name)} ends it if nobody goes on with it; --fence gives it up, with all backups that others have begun there`;
       checks.push(warn('leftovers', message, hint));
     }
   }

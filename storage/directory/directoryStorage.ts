@@ -11,6 +11,7 @@ import {
   sameFileSystem,
 } from '../../common/files.ts';
 import { parsePointInTime } from '../../common/time.ts';
+import { type Throttle, throttleOf } from '../../common/throttle.ts';
 import { inStorage, StorageError } from '../errors.ts';
 import type { HostManifest } from '../hostManifest.ts';
 import { artifactsOf, manifestFileName } from '../manifest.ts';
@@ -75,18 +76,22 @@ export class DirectoryStorage implements Storage {
   readonly location: string;
   readonly bounds: StorageBounds;
   readonly #quota: Quota | null;
+  readonly #bandwidth: Throttle | undefined;
 
   constructor(options: {
     readonly name: string;
     readonly path: string;
     readonly bounds?: StorageBounds | undefined;
+    /** What goes into it and comes out of it is held to that. */
+    readonly bandwidth?: Throttle | undefined;
   }) {
-    const { name, path, bounds = noBounds } = options;
+    const { name, path, bounds = noBounds, bandwidth } = options;
     const { quotaBytes } = bounds;
     const hint = quotaHint(name, this.kind);
     this.name = name;
     this.location = path;
     this.bounds = bounds;
+    this.#bandwidth = bandwidth;
     this.#quota =
       quotaBytes === null ? null : new Quota({ name, quotaBytes, hint, measure: () => this.#measure() });
   }
@@ -122,7 +127,7 @@ export class DirectoryStorage implements Storage {
     return this.#run('trying to share blocks', canReflink);
   }
 
-  async begin({ jobId, machine }: Omit<BeginRequest, 'backupId'>): Promise<DirectoryBackupWriter> {
+  async begin({ jobId, machine, hold }: Omit<BeginRequest, 'backupId'>): Promise<DirectoryBackupWriter> {
     return this.#run(`beginning a backup of ${machine.name}`, async (root) => {
       const directory = await this.#partialDirectory(root, partialDirectoryName(jobId), machine);
       return new DirectoryBackupWriter({
@@ -131,6 +136,7 @@ export class DirectoryStorage implements Storage {
         machine,
         directory,
         quota: this.#quota,
+        throttle: throttleOf(hold, this.#bandwidth),
         machineDirectory: () => this.#machineDirectory(root, machine),
         findCommitted: (backupId) => this.findCommitted(backupId),
       });
@@ -193,7 +199,7 @@ export class DirectoryStorage implements Storage {
   }
 
   copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
-    return filesByPath.copyOut(artifact, to, options);
+    return filesByPath.copyOut(artifact, to, { ...options, throttle: this.#bandwidth });
   }
 
   open(): Promise<null> {
@@ -211,7 +217,7 @@ export class DirectoryStorage implements Storage {
   async verify(entry: BackupEntry, options: VerifyOptions): Promise<VerifyReport> {
     return this.#run(`verifying ${entry.directory}`, async (root) => {
       await this.#assertOurs(root, entry.directory);
-      return verifyDirectory(entry.directory, entry, options);
+      return verifyDirectory(entry.directory, entry, { ...options, throttle: this.#bandwidth });
     });
   }
 

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { readFile, rm, stat } from 'node:fs/promises';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
+import { throttleOf } from '../../common/throttle.ts';
 import { StorageError } from '../errors.ts';
 import type { CopiedOut, CopyOutOptions, StoredFile, StoredFiles } from '../storage.ts';
 
@@ -10,13 +11,14 @@ const textBytesMax = 4 * 1024 * 1024;
 /** Artifacts that are files. */
 export const filesByPath: StoredFiles = {
   async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
-    const { as, signal, onProgress } = options;
+    const { as, signal, onProgress, hold, throttle } = options;
     const digest = as === 'file' ? 'whole' : 'chunks';
     const copied = await copyFileDurable({
       from: artifact.path,
       to,
       mode: 0o600,
       signal,
+      throttle: throttleOf(hold, throttle),
       onProgress,
       digest,
     });

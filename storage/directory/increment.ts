@@ -77,7 +77,7 @@ async function readSums(parent: StoredParent): Promise<readonly string[]> {
 async function copyParent(parent: StoredParent, to: string, options: AddOptions): Promise<void> {
   try {
     if (await cloneFile(parent.path, to, 0o600)) return;
-    const { signal, bandwidthBytesPerSecond } = options;
+    const { signal, bandwidthBytesPerSecond, throttle } = options;
     const copied = await copyFileDurable({
       from: parent.path,
       to,
@@ -87,6 +87,7 @@ async function copyParent(parent: StoredParent, to: string, options: AddOptions)
       pieceBytes: chunkBytes,
       signal,
       bandwidthBytesPerSecond,
+      throttle,
       // Signs of life; what is counted is what is read from the guest.
       onProgress: () => options.onProgress?.(0),
     });
@@ -153,6 +154,7 @@ async function applyChanges(
     doneBytes += block.length;
     options.onProgress?.(doneBytes);
     await holdBack(doneBytes, startedAt, run, options);
+    await options.throttle?.take(block.length, run.signal);
   }
 }
 

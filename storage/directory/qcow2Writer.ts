@@ -77,6 +77,7 @@ async function writeImage(
   for (const chunk of chunksOf(layout)) {
     while (underWay.size >= piecesInFlight) await run.unlessStopped(Promise.race(underWay));
     await holdBack(chunk.index * pieceBytes, startedAt, run, options);
+    await options.throttle?.take(chunk.lengthBytes, run.signal);
     run.signal.throwIfAborted();
     const stored = store(chunk).catch((error: unknown) => run.fail(error));
     underWay.add(stored);

@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { hashFile } from '../../common/copy.ts';
 import { errorRecord } from '../../common/errors.ts';
 import { readImageInfo } from '../../common/qemuImage.ts';
+import { throttleOf } from '../../common/throttle.ts';
 import { artifactsOf, manifestFileName } from '../manifest.ts';
 import type { Artifact, Manifest, ManifestVolume } from '../manifest.ts';
 import type { FileReport, FileVerdict, VerifyOptions, VerifyReport } from '../storage.ts';
@@ -95,6 +96,7 @@ async function verifyArtifact(
     if (options.data || artifact.sizeBytes === null || artifact.kind === 'sums') {
       const { sha256 } = await hashFile(path, {
         signal: options.signal,
+        throttle: throttleOf(options.hold, options.throttle),
         digest: artifact.digest,
         onProgress: (bytesDone) => progress.inFile(bytesDone),
       });

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { lstat, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { Bandwidth } from '../../common/bandwidth.ts';
 import { copyFileDurable, hashFile } from '../../common/copy.ts';
 import type { FileDigest, HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
@@ -19,6 +20,7 @@ import {
   writeFileDurable,
 } from '../../common/files.ts';
 import { clusterBytes } from '../../common/qcow2/layout.ts';
+import { type Throttle, throttleOf } from '../../common/throttle.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import type { VolumeSource } from '../../common/volumeSource.ts';
 import { dropLibvirtLabels } from '../../common/xattr.ts';
@@ -49,6 +51,8 @@ export interface WriterContext {
   readonly machineDirectory: () => Promise<string>;
   /** `null`: it may take what there is. */
   readonly quota: Quota | null;
+  /** Passed before each piece that is read for it or written. */
+  readonly throttle: Throttle;
   readonly findCommitted: (backupId: string) => Promise<BackupEntry | null>;
 }
 
@@ -82,8 +86,15 @@ export class DirectoryBackupWriter implements BackupWriter {
         });
       }
       if (source !== null) await this.#moveIn(from, to, options);
-      return this.#withSums(to, await hashFile(to, options));
+      return this.#withSums(to, await hashFile(to, this.#throttled(options)));
     });
+  }
+
+  #throttled(options: AddOptions): AddOptions {
+    // Not by an average since the beginning: a pause would be made up for.
+    const bandwidth = new Bandwidth(options.bandwidthBytesPerSecond);
+    const throttle = throttleOf(bandwidth, this.#context.throttle);
+    return { ...options, bandwidthBytesPerSecond: 0, throttle };
   }
 
   /** Keeps the digests of a volume's chunks beside it. */
@@ -113,10 +124,11 @@ export class DirectoryBackupWriter implements BackupWriter {
   async addByCopy(from: string, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     const to = this.#pathOf(fileName);
     return this.#run(`copying ${from} to ${to}`, async () => {
-      if (await exists(to)) return this.#withSums(to, await hashFile(to, options));
+      const throttled = this.#throttled(options);
+      if (await exists(to)) return this.#withSums(to, await hashFile(to, throttled));
       const copying = await this.#makeRoomForCopy(fileName);
       const ownership = options.ownership ?? (await readOwnership(from));
-      const copied = await writeWithin(this.#context.quota, copying, options, (watched) =>
+      const copied = await writeWithin(this.#context.quota, copying, throttled, (watched) =>
         copyFileDurable({ ...watched, from, to: copying, mode: 0o600 }),
       );
       await applyOwnership(copying, ownership);
@@ -175,9 +187,11 @@ export class DirectoryBackupWriter implements BackupWriter {
     const to = this.#pathOf(fileName);
     try {
       return await this.#run(`writing ${to}`, async () => {
-        if (await exists(to)) return this.#withSums(to, await hashFile(to, { ...options, digest: 'chunks' }));
+        const throttled = this.#throttled(options);
+        if (await exists(to))
+          return this.#withSums(to, await hashFile(to, { ...throttled, digest: 'chunks' }));
         const copying = await this.#makeRoomForCopy(fileName);
-        const written = await writeWithin(this.#context.quota, copying, options, (watched) =>
+        const written = await writeWithin(this.#context.quota, copying, throttled, (watched) =>
           write(copying, watched),
         );
         try {

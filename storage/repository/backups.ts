@@ -56,8 +56,8 @@ export async function readManifest(
 }
 
 /**
- * What came of an attempt; `null` when nothing has yet, or the backup was deleted. One that is damaged was a fence if
- * a later one was begun (docs/FORMAT.md, "Attempts"). Rejects as `readManifest`.
+ * What came of an attempt; `null` when nothing has yet, or the backup was deleted. One that is damaged or lost was a
+ * fence if a later one was begun (docs/FORMAT.md, "Attempts"). Rejects as `readManifest`.
  */
 export async function readAttempt(
   context: RepositoryContext,
@@ -65,7 +65,8 @@ export async function readAttempt(
   call: CallOptions = {},
 ): Promise<BackupManifest | 'fenced' | null> {
   try {
-    return await openAttempt(context, attempt, call);
+    const found = await openAttempt(context, attempt, call);
+    return found === null && (await isFollowed(context, attempt, call)) ? 'fenced' : found;
   } catch (error) {
     if (!(error instanceof RepositoryError) || error.code !== 'REPOSITORY_DAMAGED') throw error;
     if (await isFollowed(context, attempt, call)) return 'fenced';

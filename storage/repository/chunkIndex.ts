@@ -132,11 +132,11 @@ export class ChunkIndex {
       ),
     );
     for (const name of replaced) this.#counting.delete(name);
-    for (const [id, { packs }] of objects) {
-      if (replaced.has(`${prefixes.indexes}${id}`)) continue;
-      this.#counting.add(`${prefixes.indexes}${id}`);
-      for (const pack of packs) this.addPack(pack);
-    }
+    const valid = [...objects].filter(([id]) => !replaced.has(`${prefixes.indexes}${id}`));
+    for (const [id] of valid) this.#counting.add(`${prefixes.indexes}${id}`);
+    const packs = valid.flatMap(([, object]) => object.packs).filter(({ id }) => !this.knows(id));
+    this.#table.reserve(packs.reduce((sum, { entries }) => sum + entries.length, 0));
+    for (const pack of packs) this.addPack(pack);
     this.problems = this.problems.filter(({ name }) => !replaced.has(name));
   }
 

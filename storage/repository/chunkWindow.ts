@@ -1,4 +1,4 @@
-import { unlessAborted } from '../run.ts';
+import { unlessAborted } from '../../common/unlessAborted.ts';
 import { sharedBuffer } from './ownMemory.ts';
 
 /** A chunk of a window: on its way, or there. */

@@ -9,6 +9,7 @@ import { quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
 import { attemptOf, packIdOf, prefixes } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
+import { PlaceSet } from './placeSet.ts';
 import { StreamReader } from './streamReader.ts';
 import { tagBytes } from './seal.ts';
 
@@ -31,8 +32,7 @@ export class LiveChunks {
   readonly quarantined: ReadonlySet<string>;
   readonly #reader: ChunkReader;
   readonly #condemned: ReadonlySet<string>;
-  /** A bit for each place of the index. */
-  #homes: Uint8Array;
+  readonly #homes: PlaceSet;
 
   private constructor(
     context: RepositoryContext,
@@ -48,7 +48,7 @@ export class LiveChunks {
     this.quarantined = packs.quarantined;
     this.#condemned = packs.condemned;
     this.#reader = new ChunkReader(context, index);
-    this.#homes = new Uint8Array(Math.ceil(index.chunkCount / 8));
+    this.#homes = new PlaceSet(index.chunkCount);
   }
 
   /**
@@ -73,7 +73,7 @@ export class LiveChunks {
   }
 
   isHome(place: ChunkPlace): boolean {
-    return ((this.#homes[place.number >> 3] ?? 0) & (1 << (place.number & 7))) !== 0;
+    return this.#homes.has(place);
   }
 
   /** Of every pack that is there, and whose table is known, by its id (hex). */
@@ -119,11 +119,7 @@ export class LiveChunks {
           hint: 'nothing is deleted while a backup is damaged: stillpoint verify --all --data; stillpoint delete BACKUP',
         },
       );
-    if (this.isHome(home)) return false;
-    const byte = home.number >> 3;
-    if (byte >= this.#homes.length) this.#homes = grown(this.#homes, this.index.chunkCount);
-    this.#homes[byte] = (this.#homes[byte] ?? 0) | (1 << (home.number & 7));
-    return true;
+    return this.#homes.add(home);
   }
 
   /** The less the better; infinite for a pack that is not there as the index says. */
@@ -165,10 +161,4 @@ async function neededContents(
       contents.push({ ...stream, name: `${stream.name} of backup ${manifest.id}` });
   }
   return contents;
-}
-
-function grown(bits: Uint8Array, count: number): Uint8Array {
-  const larger = new Uint8Array(Math.ceil((count * 5) / 32));
-  larger.set(bits);
-  return larger;
 }

@@ -6,11 +6,13 @@ import { RepositoryError } from './errors.ts';
 import { attemptsMax, objectBytesMax } from './limits.ts';
 import { type Attempt, attemptOf, deletionName, manifestName, prefixes, sessionName } from './names.ts';
 import { getObject, putObject, type RepositoryContext } from './objects.ts';
+import { sessionOwnerSchema } from './sessionOwner.ts';
 
 const announcementSchema = z.object({
   host: z.string(),
   jobId: z.string().optional(),
   processId: z.number(),
+  owner: sessionOwnerSchema.optional(),
   startedAt: z.string(),
 });
 

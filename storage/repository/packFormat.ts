@@ -293,9 +293,13 @@ function tableBound(header: Buffer, count: number): Buffer {
 export function checkVersion(version: number, known: number, what: string): void {
   if (version === known) return;
   if (version === 0) throw damaged(what, 'no version');
-  throw new RepositoryError('REPOSITORY_TOO_NEW', `${what} has version ${version}; this one reads ${known}`, {
-    hint: 'use a newer stillpoint for this repository',
-  });
+  throw new RepositoryError(
+    'REPOSITORY_TOO_NEW',
+    `${what} has version ${version}, or is damaged; this one reads ${known}`,
+    {
+      hint: 'use a newer stillpoint for this repository; if none has ever written to it, this is damage',
+    },
+  );
 }
 
 /** The name that a number stands for, or `null`. */

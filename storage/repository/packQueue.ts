@@ -1,5 +1,6 @@
+import type { Throttle } from '../../common/throttle.ts';
 import type { CallOptions } from '../backends/backend.ts';
-import { unlessAborted } from '../run.ts';
+import { unlessAborted } from '../../common/unlessAborted.ts';
 import type { ChunkDomain } from './chunkId.ts';
 import type { ChunkWork } from './chunkWorkers.ts';
 import { damaged } from './errors.ts';
@@ -22,6 +23,8 @@ export interface PackQueueOptions {
   /** Of a pack's body, at which it is closed. */
   readonly packSizeBytes: number;
   readonly work: ChunkWork;
+  /** Passed before a pack is sent. */
+  readonly throttle?: Throttle | undefined;
   /** A pack is in the store, whole and durable; only then its chunks are known to be there. */
   readonly onStored: (pack: IndexedPack) => void;
 }
@@ -161,6 +164,7 @@ export class PackQueue {
     const { kind, sizeBytes, parts, entries } = writer.seal();
     const id = asBuffer(await this.#options.work.run({ kind: 'digest', parts }, sizeBytes));
     const name = packName(id);
+    await this.#options.throttle?.take(sizeBytes, options.signal);
     if ((await createOnce(this.#context.backend, name, parts, options)) === 'taken')
       throw damaged(name, 'its place is taken by something else');
     return { id, kind, sizeBytes, entries };

@@ -3,8 +3,10 @@ import type { ContentReference } from './backupManifest.ts';
 import { type ChunkDomain, zeroId } from './chunkId.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import type { ChunkReader } from './chunkReader.ts';
+import type { ChunkPlace } from './chunkTable.ts';
 import { packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
+import { PlaceSet } from './placeSet.ts';
 import { StreamReader } from './streamReader.ts';
 
 export interface ReferencedChunk {
@@ -42,7 +44,7 @@ export interface ReferenceCheck {
 
 /**
  * Whether everything that some streams refer to stands in packs that are there and may be used. Asks the store for
- * each of these packs by its name: an index or a listing may be old.
+ * each of these packs by its name: an index or a listing may be old. Takes a bit of memory for each chunk of the index.
  */
 export async function checkReferences(
   context: RepositoryContext,
@@ -52,23 +54,24 @@ export async function checkReferences(
   options: CallOptions & { isUsable(pack: number): boolean; readonly onLook?: (() => void) | undefined },
 ): Promise<ReferenceCheck> {
   const present = new Map<number, boolean>();
-  const seen = new Set<string>();
-  const lostChunks: ReferencedChunk[] = [];
+  /** The first places of chunks that were looked at. */
+  const seen = new PlaceSet(index.chunkCount);
+  const lost = new Map<string, ReferencedChunk>();
   const packs = new Set<number>();
   for (const content of contents) {
     for await (const chunk of referencedChunks(reader, content, options)) {
-      const key = chunk.id.toString('latin1');
       options.onLook?.();
-      if (seen.has(key)) continue;
-      seen.add(key);
-      if (!(await isThere(chunk.id))) lostChunks.push(chunk);
+      const places = [...index.find(chunk.id)];
+      const [first] = places;
+      if (first !== undefined && !seen.add(first)) continue;
+      if (!(await isThere(places))) lost.set(chunk.id.toString('latin1'), chunk);
     }
   }
   const gonePacks = [...present].filter(([, there]) => !there).map(([pack]) => index.pack(pack).id);
-  return { packs, gonePacks, lostChunks };
+  return { packs, gonePacks, lostChunks: [...lost.values()] };
 
-  async function isThere(id: Buffer): Promise<boolean> {
-    for (const { pack } of index.find(id)) {
+  async function isThere(places: readonly ChunkPlace[]): Promise<boolean> {
+    for (const { pack } of places) {
       if (!options.isUsable(pack)) continue;
       let there = present.get(pack);
       if (there === undefined) {

@@ -3,11 +3,13 @@ import t from 'tap';
 import { newId } from '../../common/ids.ts';
 import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { collect, unreadable } from './collectionFixture.ts';
+import { flipped } from './fixture.ts';
 import { putRecord } from './collectionRecords.ts';
 import { damagedName, manifestName, numberedName, packName, prefixes, recordName } from './names.ts';
 import { attemptAfterFences } from './openSessions.ts';
 import { listProtections, readProtection, writeProtection } from './protections.ts';
 import { touchedOf } from './repair.ts';
+import { verifyBackup, verifyRepository } from './verifyRepository.ts';
 import { planManifests } from './repairManifests.ts';
 import { damagedRepository, dataPacksOf, repair } from './repairFixture.ts';
 import { copyChunks } from './repack.ts';
@@ -102,11 +104,31 @@ void t.test('what a newer version has written is no damage', async (t) => {
   const name = manifestName(manifest.id);
   const later = Buffer.from(store.bytesOf(name));
   later.writeUInt16BE(2, 8);
+  // What it seals is bound to its version, too.
+  later.fill(7, 40);
   store.objects.delete(name);
   await store.client().create(name, [later]);
-  t.same((await repair(await Repository.open(store.client(), testSecret))).steps, []);
+  const { steps, touched } = await repair(await Repository.open(store.client(), testSecret));
+  t.same(steps, []);
+  t.match(touched, [{ id: manifest.id, problems: [/has version 2, or is damaged/] }], 'but it is told');
   t.ok(store.objects.has(name));
+  await t.rejects(collect(repository), { code: 'REPOSITORY_TOO_NEW' }, 'nothing is deleted');
 });
+
+void t.test(
+  'a bit that was turned in the version of a manifest is damage, which a repair cures',
+  async (t) => {
+    for (let bit = 64; bit < 80; bit++) {
+      const { store, repository } = await testStage();
+      const { manifest } = await backUp(repository, someVolume(1));
+      const name = manifestName(manifest.id);
+      store.objects.set(name, { bytes: flipped(store.bytesOf(name), bit), createdAtCall: 0, number: 0 });
+      await t.rejects(collect(repository), { code: 'REPOSITORY_DAMAGED' }, `bit ${bit}`);
+      t.match(await repair(repository), { steps: [{ action: 'set-aside', name }] });
+      await collect(repository);
+    }
+  },
+);
 
 void t.test('damage on the way is no damage', async (t) => {
   const { store, repository } = await testStage();
@@ -184,6 +206,58 @@ void t.test('a damaged fence in front of a whole attempt counts as the fence tha
   t.equal(await attemptAfterFences(context, id), 2);
   await collect(repository);
   t.ok((await readVolume(repository, manifest)).equals(volume));
+});
+
+void t.test(
+  'a fence that is lost hides no attempt behind it, is told, and made again by a repair',
+  async (t) => {
+    for (const last of [2, 3]) {
+      const { store, repository } = await testStage();
+      const { context } = repository;
+      const id = newId();
+      for (let attempt = 2; attempt < last; attempt++)
+        await (await repository.begin({ backupId: id, startedAt: testTime, afterFence: true })).abandon();
+      const { manifest, volume } = await secondAttempt(repository, id);
+      const lost = manifestName(id);
+      store.objects.delete(lost);
+      t.same(await readManifest(context, id), manifest, `attempt ${last} is found`);
+      t.equal(await attemptAfterFences(context, id), last);
+      const told = [{ id, problems: [new RegExp(`^${lost} is gone`)] }];
+      t.match(await verifyRepository(context, await repository.index(), { data: false }), {
+        ok: false,
+        backups: told,
+      });
+      t.match(await verifyBackup(repository, id, { data: false }), [
+        { file: lost, kind: 'manifest', verdict: 'missing', detail: /storage check NAME --repair/ },
+        { verdict: 'ok' },
+        { verdict: 'ok' },
+      ]);
+      t.match(await repair(repository, { apply: false }), {
+        steps: [{ action: 'fence', name: lost }],
+        touched: told,
+      });
+      const { steps, touched } = await repair(await Repository.open(store.client(), testSecret));
+      t.match({ steps, touched }, { steps: [{ action: 'fence', name: lost }], touched: [] });
+      t.ok(store.objects.has(lost));
+      t.same((await repair(repository)).steps, [], 'once');
+      await t.rejects(
+        backUp(repository, volume, { id }),
+        { code: 'BACKUP_FENCED' },
+        'nobody takes its place',
+      );
+      t.ok((await readVolume(repository, manifest)).equals(volume));
+    }
+  },
+);
+
+void t.test('the lost fences of a backup that was deleted are missed by nobody', async (t) => {
+  const { store, repository } = await testStage();
+  const id = newId();
+  await secondAttempt(repository, id);
+  store.objects.delete(manifestName(id));
+  await deleteBackup(repository.context, id, testTime);
+  t.equal(await readManifest(repository.context, id), null);
+  t.same((await repair(repository)).steps, []);
 });
 
 void t.test('a damaged fence counts as one as soon as the next attempt is announced', async (t) => {

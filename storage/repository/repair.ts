@@ -5,7 +5,7 @@ import { isLocked } from './lockedStore.ts';
 import { createOnce } from './objects.ts';
 import { planCollection, planHosts, planPacks, type RepairPlan, type RepairStep } from './repairSteps.ts';
 import { planDeletions } from './repairDeletions.ts';
-import { planManifests } from './repairManifests.ts';
+import { planFences, planManifests } from './repairManifests.ts';
 import type { Repository } from './repository.ts';
 import { type BackupReport, verifyRepository } from './verifyRepository.ts';
 
@@ -67,6 +67,7 @@ export async function repairRepository(
     await planPacks(context, index, before.damagedPacks, options),
     await planManifests(context, options),
     await planDeletions(context, options),
+    await planFences(context, options),
     await planHosts(context, options),
     await planCollection(context, options),
   ];

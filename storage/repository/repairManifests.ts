@@ -2,8 +2,10 @@ import { listAll } from '../backends/backend.ts';
 import { backupLockedUntil } from './backupLock.ts';
 import { deleteBackup, openAttempt, readAttempt } from './backups.ts';
 import type { Problem } from './chunkIndex.ts';
+import { findLostFences, isLost, lostFenceText } from './lostFences.ts';
 import { type Attempt, attemptOf, manifestName, prefixes } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
+import { fenceBackup } from './openSessions.ts';
 import { readProtection } from './protections.ts';
 import type { RepairOptions } from './repair.ts';
 import type { RepairPlan } from './repairSteps.ts';
@@ -28,6 +30,23 @@ export async function planManifests(context: RepositoryContext, options: RepairO
     else plan.kept.push({ name, reason: `${reason}; ${lost.stays}` });
   }
   return plan;
+}
+
+/**
+ * Fences that are gone. Their backups are whole; but nothing keeps somebody who comes back late from committing the same
+ * backup once more, and who asks for the attempts in turn may miss the one that counts.
+ */
+export async function planFences(context: RepositoryContext, options: RepairOptions): Promise<RepairPlan> {
+  const lost = await findLostFences(context, options);
+  const steps = lost.map((attempt) => ({
+    action: 'fence' as const,
+    name: nameOf(attempt),
+    reason: lostFenceText(attempt),
+    act: async (): Promise<boolean> =>
+      (await isLost(context, attempt, options)) &&
+      (await fenceBackup(context, attempt, options)) === 'fenced',
+  }));
+  return { steps, kept: [] };
 }
 
 async function setBackupAside(

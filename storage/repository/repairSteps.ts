@@ -22,6 +22,8 @@ export type RepairAction =
   | 'quarantine'
   /** Copies what can be read of a damaged pack, and stands nowhere else, into new packs. */
   | 'salvage'
+  /** Makes the fence of an attempt again that a later one has proved. */
+  | 'fence'
   /** Moves a damaged object to `damaged/`. */
   | 'set-aside'
   /** Writes another copy of the configuration. */

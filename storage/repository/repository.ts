@@ -1,5 +1,6 @@
 import { hostname } from 'node:os';
 import { randomUUID } from 'node:crypto';
+import type { Throttle } from '../../common/throttle.ts';
 import type { Backend, CallOptions } from '../backends/backend.ts';
 import { ChunkNamer } from './chunkId.ts';
 import { type ChunkWorkers, processWorkers } from './chunkWorkers.ts';
@@ -216,6 +217,8 @@ export class Repository {
       readonly backupId: string;
       readonly jobId?: string | undefined;
       readonly startedAt: string;
+      /** Passed before a pack is sent. */
+      readonly throttle?: Throttle | undefined;
       /** One that was given up is written once more; unless told that is refused. */
       readonly afterFence?: boolean | undefined;
     },

@@ -1,6 +1,6 @@
 import { ByteReader, ByteWriter } from './bytes.ts';
 import { decode, encode } from './codec.ts';
-import { damaged } from './errors.ts';
+import { damaged, RepositoryError } from './errors.ts';
 import type { KeyPurpose, KeyRing } from './keyRing.ts';
 import { objectBytesMax } from './limits.ts';
 import { checkVersion, nameOf } from './packFormat.ts';
@@ -112,7 +112,7 @@ export function openObject(
 ): OpenedObject {
   const reader = new ByteReader(bytes, name);
   reader.expect(objectMagic, 'object of a repository');
-  checkVersion(reader.u16(), objectVersion, name);
+  requireVersion(bytes, name, expected, context, reader.u16());
   const type = nameOf(typeNumbers, reader.u8());
   const codec = nameOf(codecNumbers, reader.u8());
   const generation = reader.u32();
@@ -130,6 +130,35 @@ export function openObject(
   const content = decode(stored, codec, rawBytes);
   if (content === null) throw damaged(name, 'it does not unpack');
   return { type, content };
+}
+
+/**
+ * The version stands before all that proves it, so whoever asks for another one may be damaged: what is authentic with
+ * the version of this program was written with it.
+ * @throws RepositoryError REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW
+ */
+function requireVersion(
+  bytes: Buffer,
+  name: string,
+  expected: readonly ObjectType[],
+  context: ObjectContext,
+  version: number,
+): void {
+  if (version === objectVersion) return;
+  const asKnown = Buffer.from(bytes);
+  asKnown.writeUInt16BE(objectVersion, objectMagic.length);
+  if (isAuthentic(asKnown, name, expected, context)) throw damaged(name, 'its version was changed');
+  checkVersion(version, objectVersion, name);
+}
+
+function isAuthentic(...object: Parameters<typeof openObject>): boolean {
+  try {
+    openObject(...object);
+    return true;
+  } catch (error) {
+    if (error instanceof RepositoryError) return false;
+    throw error;
+  }
 }
 
 function checkSignature(

@@ -1,3 +1,4 @@
+import type { Throttle } from '../../common/throttle.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import {
   type BackupManifest,
@@ -21,6 +22,7 @@ import { asBuffer } from './ownMemory.ts';
 import { packKindOf } from './packFormat.ts';
 import { PackQueue } from './packQueue.ts';
 import { checkReferences, referencedChunks } from './references.ts';
+import { thisSessionOwner } from './sessionOwner.ts';
 import type { ChunkSink } from './streamWriter.ts';
 
 /** Who writes a backup. */
@@ -31,6 +33,8 @@ export interface SessionOptions extends Attempt {
   readonly startedAt: string;
   /** Of a pack's body, at which it is closed. */
   readonly packSizeBytes: number;
+  /** Passed before a pack is sent. */
+  readonly throttle?: Throttle | undefined;
 }
 
 /** How a backup is committed. */
@@ -88,6 +92,7 @@ export class RepositorySession implements ChunkSink {
     this.#packs = new PackQueue(context, {
       packSizeBytes: options.packSizeBytes,
       work: this.#work,
+      throttle: options.throttle,
       onStored: (pack) => this.#onStored(pack),
     });
   }
@@ -111,6 +116,7 @@ export class RepositorySession implements ChunkSink {
       jobId,
       host,
       processId: process.pid,
+      owner: thisSessionOwner(),
       startedAt,
     });
     // Of a session that is begun again after a crash, the first announcement stands.

@@ -1,6 +1,6 @@
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import type { CallOptions } from '../backends/backend.ts';
-import { unlessAborted } from '../run.ts';
+import { unlessAborted } from '../../common/unlessAborted.ts';
 import type { ContentReference } from './backupManifest.ts';
 import { zeroId } from './chunkId.ts';
 import type { ChunkReader, WantedChunk } from './chunkReader.ts';

@@ -4,11 +4,12 @@ import type { ManifestExtra } from '../manifest.ts';
 import { Run } from '../run.ts';
 import type { VerifyOptions } from '../storage.ts';
 import { type BackupManifest, contentsOf } from './backupManifest.ts';
-import { listBackups, readManifest } from './backups.ts';
+import { isFollowed, listBackups, readManifest } from './backups.ts';
 import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ChunkWork } from './chunkWorkers.ts';
 import { RepositoryError } from './errors.ts';
+import { findLostFences, isLost, lostFenceText } from './lostFences.ts';
 import { deletionName, manifestName, packName } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 import { checkWholePack } from './packReader.ts';
@@ -66,10 +67,16 @@ export async function verifyRepository(
     if (problems.length > 0 && (await context.backend.size(deletionName(id), options)) !== null) continue;
     backups.push({ id, machine: manifest?.machine ?? null, problems, lostChunks });
   }
-  const ok = backups.every(({ problems }) => problems.length === 0);
+  const isWhole = backups.every(({ problems }) => problems.length === 0);
   // A collection takes packs away; only where something is missing it matters that one is gone.
-  const damagedPacks = ok ? packs.damaged : [...packs.damaged, ...packs.gone];
-  return { ok, data: options.data, backups, damagedPacks };
+  const damagedPacks = isWhole ? packs.damaged : [...packs.damaged, ...packs.gone];
+  const lost = Map.groupBy(await findLostFences(context, options), ({ backupId }) => backupId);
+  const reports = backups.map((backup) => ({
+    ...backup,
+    problems: [...backup.problems, ...(lost.get(backup.id) ?? []).map(lostFenceText)],
+  }));
+  const ok = reports.every(({ problems }) => problems.length === 0);
+  return { ok, data: options.data, backups: reports, damagedPacks };
 }
 
 /** What of a backup is looked at: a stream, and how it came out. */
@@ -101,6 +108,7 @@ export async function verifyBackup(
     throw error;
   }
   if (manifest === null) return report('it is not there any more');
+  const fences = await verifyFences(context, backupId, options);
   const index = await repository.index(options);
   await index.readUnknownPacks(options);
   const bytesTotal = contentsOf(manifest).reduce((sum, { content }) => sum + content.sizeBytes, 0);
@@ -108,7 +116,7 @@ export async function verifyBackup(
   const packs = new PackVerdicts(context, index, options, () =>
     options.onProgress?.({ bytesDone, bytesTotal }),
   );
-  const streams: VerifiedStream[] = [];
+  const streams: VerifiedStream[] = [...fences];
   for (const { name, kind, content } of contentsOf(manifest)) {
     const { detail } = await checkStream(context, index, packs, content, options);
     streams.push({ file: name, kind, verdict: detail === null ? 'ok' : 'digest', detail });
@@ -116,6 +124,25 @@ export async function verifyBackup(
     options.onProgress?.({ bytesDone, bytesTotal });
   }
   return streams;
+}
+
+/** Fences of earlier attempts at a backup that are not there. */
+async function verifyFences(
+  context: RepositoryContext,
+  backupId: string,
+  options: CallOptions,
+): Promise<readonly VerifiedStream[]> {
+  const lost: VerifiedStream[] = [];
+  // Only somebody who has the backup elsewhere makes a second attempt; nearly always there is none.
+  for (let attempt = 1; await isFollowed(context, { backupId, attempt }, options); attempt++)
+    if (await isLost(context, { backupId, attempt }, options))
+      lost.push({
+        file: manifestName(backupId, attempt),
+        kind: 'manifest',
+        verdict: 'missing',
+        detail: `${lostFenceText({ backupId, attempt })}; storage check NAME --repair --apply makes it again`,
+      });
+  return lost;
 }
 
 /** The first thing that is wrong with a stream, and which chunks are missing. */

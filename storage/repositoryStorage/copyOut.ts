@@ -21,14 +21,14 @@ export async function copyOut(
   stream: VolumeSource,
   sizeBytes: number,
   to: string,
-  { as, signal, onProgress }: CopyOutOptions,
+  { as, signal, hold, onProgress }: CopyOutOptions,
 ): Promise<CopiedOut> {
   try {
     const dataBytes = await dataBytesOf(stream, signal);
     // Who watches must not take it for read before it is, nor wait for what is not read because it is zeros.
     const tell = (doneBytes: number): void =>
       onProgress?.(doneBytes >= dataBytes ? sizeBytes : Math.min(doneBytes, sizeBytes - 1));
-    const counted = new MeteredSource(stream, { onProgress: tell });
+    const counted = new MeteredSource(stream, { onProgress: tell, throttle: hold });
     if (dataBytes === 0) tell(0);
     const copied = (await isGuestView(stream, as, signal))
       ? await asQcow2(counted, to, signal)

@@ -36,7 +36,9 @@ import { FileSource } from './fileSource.ts';
 import { deleteHost, listHosts, putHost, readHost } from '../repository/hostRecords.ts';
 import { toManifest } from './manifestTranslation.ts';
 import { removeRecords } from '../repository/numberedRecords.ts';
+import { endSession, isLeft, type JobFate } from '../repository/leftSessions.ts';
 import { openSessions } from '../repository/openSessions.ts';
+import { rebuildIndex } from '../repository/rebuild.ts';
 import { addReading, listReadings } from '../repository/readingRecords.ts';
 import { addVerification, listVerifications } from '../repository/verificationRecords.ts';
 import { listProtections, readProtection, writeProtection } from '../repository/protections.ts';
@@ -61,6 +63,8 @@ export interface RepositoryStorageOptions {
   readonly room: () => Promise<{ readonly capacityBytes: number; readonly freeBytes: number } | null>;
   /** What the configuration allows it; `open` gives a repository that keeps to the quota. */
   readonly bounds?: StorageBounds | undefined;
+  /** What this host knows of jobs; nothing unless told. */
+  readonly fateOf?: ((jobId: string) => JobFate) | undefined;
   /** Removes what writers that were killed have left in its place; returns how much. */
   readonly removeLeftovers?: (() => Promise<number>) | undefined;
 }
@@ -73,6 +77,8 @@ export class RepositoryStorage implements Storage {
   readonly bounds: StorageBounds;
   readonly #options: RepositoryStorageOptions;
   #opened: Promise<Repository> | null = null;
+  /** Backups of this process that are not committed, and all of whose packs an index names. */
+  readonly #named = new Set<string>();
 
   constructor(options: RepositoryStorageOptions) {
     this.name = options.name;
@@ -126,11 +132,34 @@ export class RepositoryStorage implements Storage {
     return Promise.resolve(true);
   }
 
-  async begin({ jobId, backupId, afterFence }: BeginRequest): Promise<BackupWriter> {
+  async begin({ jobId, backupId, afterFence, hold }: BeginRequest): Promise<BackupWriter> {
     const repository = await this.repository();
+    // Mostly it is its commit that begins now.
+    if (!this.#named.delete(backupId)) await this.#takeUpLeft(repository, backupId);
     const startedAt = new Date().toISOString();
-    const session = await repository.begin({ backupId, jobId, startedAt, afterFence });
-    return new RepositoryBackupWriter(repository, session, (id) => this.#committed(id));
+    const session = await repository.begin({ backupId, jobId, startedAt, afterFence, throttle: hold });
+    return new RepositoryBackupWriter(repository, session, {
+      entryOf: (id) => this.#committed(id),
+      onFlushed: () => this.#named.add(backupId),
+      throttle: hold,
+    });
+  }
+
+  /**
+   * Where this host has left a session open (its process died, or the store was away when it failed), no index may name
+   * what arrived: it is named now, so that nobody sends it again, and sessions that nobody goes on with are ended.
+   */
+  async #takeUpLeft({ context }: Repository, backupId: string): Promise<void> {
+    const open = await openSessions(context);
+    const left = open.filter((session) => isLeft(session, this.#options.fateOf ?? (() => 'unknown')));
+    if (left.length === 0 && !open.some((session) => session.backupId === backupId)) return;
+    try {
+      await rebuildIndex(context, { dryRun: false });
+      for (const session of left) await endSession(context, session);
+    } catch (error) {
+      // A store that is full, a pack of a newer version: then it is sent again. A store that is away says so again.
+      if (!(error instanceof StorageError || error instanceof RepositoryError)) throw error;
+    }
   }
 
   async findCommitted(backupId: string): Promise<BackupEntry | null> {

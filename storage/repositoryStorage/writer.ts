@@ -1,5 +1,6 @@
 import type { FileDigest } from '../../common/copy.ts';
 import { messageOf } from '../../common/errors.ts';
+import type { Throttle } from '../../common/throttle.ts';
 import { dataBytesOf, type VolumeSource } from '../../common/volumeSource.ts';
 import { StorageError } from '../errors.ts';
 import type { Manifest } from '../manifest.ts';
@@ -15,21 +16,26 @@ import type { RepositorySession } from '../repository/session.ts';
 import type { StreamReader } from '../repository/streamReader.ts';
 import { type StreamOptions, writeStream } from '../repository/streamWriter.ts';
 
+export interface RepositoryWriterOptions {
+  /** What was committed. */
+  readonly entryOf: (backupId: string) => Promise<BackupEntry>;
+  /** Everything that was added so far is stored, and known to others. */
+  readonly onFlushed: () => void;
+  /** Passed before each read of a source. */
+  readonly throttle?: Throttle | undefined;
+}
+
 /** A backup that is written into a repository: what other storages keep as files are streams of chunks there. */
 export class RepositoryBackupWriter implements BackupWriter {
   readonly directory = null;
   readonly #repository: Repository;
   readonly #session: RepositorySession;
-  readonly #entryOf: (backupId: string) => Promise<BackupEntry>;
+  readonly #options: RepositoryWriterOptions;
 
-  constructor(
-    repository: Repository,
-    session: RepositorySession,
-    entryOf: (backupId: string) => Promise<BackupEntry>,
-  ) {
+  constructor(repository: Repository, session: RepositorySession, options: RepositoryWriterOptions) {
     this.#repository = repository;
     this.#session = session;
-    this.#entryOf = entryOf;
+    this.#options = options;
   }
 
   get readUnitBytes(): number {
@@ -73,7 +79,7 @@ export class RepositoryBackupWriter implements BackupWriter {
   ): Promise<FileDigest> {
     const { chunkSizeBytes } = this.#repository.config;
     const { signal } = options;
-    const metered = new MeteredSource(source, options);
+    const metered = new MeteredSource(source, { ...options, throttle: this.#options.throttle });
     const { root } = await writeStream(metered, this.#session, { chunkSizeBytes, signal, increment });
     return { sizeBytes: await dataBytesOf(metered, signal), sha256: root };
   }
@@ -106,8 +112,9 @@ export class RepositoryBackupWriter implements BackupWriter {
     }
   }
 
-  flush(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
-    return this.#session.flush(options);
+  async flush(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
+    await this.#session.flush(options);
+    this.#options.onFlushed();
   }
 
   async commit(manifest: Manifest, onProgress?: () => void): Promise<BackupEntry> {
@@ -116,7 +123,7 @@ export class RepositoryBackupWriter implements BackupWriter {
     for (const volume of described.volumes)
       volume.storedBytes = await this.#storedBytes(volume.content, onProgress);
     await this.#session.commit(described, { onLook: onProgress });
-    return this.#entryOf(manifest.id);
+    return this.#options.entryOf(manifest.id);
   }
 
   /** What a restore writes: of a chunk that is not all zeros, all of it. */

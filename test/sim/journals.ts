@@ -32,7 +32,14 @@ export async function journalFor(test: Test): Promise<{
   return { path, journal: open(), open };
 }
 
-/** Takes away what version 3 of a journal has and version 2 had not. */
+/** Takes away what version 5 of a journal has and version 4 had not. */
+export const undoVersion5 = `
+  ALTER TABLE jobs DROP COLUMN pause_requested_at_ms;
+  ALTER TABLE jobs DROP COLUMN pause_until_ms;
+  ALTER TABLE jobs DROP COLUMN paused_since_ms;
+  PRAGMA user_version = 4`;
+
+/** The same of version 4. */
 export const undoVersion4 = `
   DROP TRIGGER job_created;
   DROP TRIGGER job_changed;

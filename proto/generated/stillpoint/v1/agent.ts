@@ -1016,6 +1016,8 @@ export interface Job {
   warnings: string[];
   /** The job that takes its place, such as one in mode disk where live did not converge; empty where none does. */
   replacedByJobId: string;
+  /** Since when it moves no data because somebody has paused it; unset where it does. */
+  pausedSince: Date | undefined;
 }
 
 /** What one copy that a policy asks for after a backup came to. */
@@ -3144,6 +3146,7 @@ function createBaseJob(): Job {
     storageChoices: [],
     warnings: [],
     replacedByJobId: '',
+    pausedSince: undefined,
   };
 }
 
@@ -3196,6 +3199,9 @@ export const Job: MessageFns<Job> = {
     }
     if (message.replacedByJobId !== '') {
       writer.uint32(130).string(message.replacedByJobId);
+    }
+    if (message.pausedSince !== undefined) {
+      Timestamp.encode(toTimestamp(message.pausedSince), writer.uint32(138).fork()).join();
     }
     return writer;
   },
@@ -3341,6 +3347,14 @@ export const Job: MessageFns<Job> = {
             message.replacedByJobId = reader.string();
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.pausedSince = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3403,6 +3417,11 @@ export const Job: MessageFns<Job> = {
         : isSet(object.replaced_by_job_id)
           ? globalThis.String(object.replaced_by_job_id)
           : '',
+      pausedSince: isSet(object.pausedSince)
+        ? fromJsonTimestamp(object.pausedSince)
+        : isSet(object.paused_since)
+          ? fromJsonTimestamp(object.paused_since)
+          : undefined,
     };
   },
 
@@ -3456,6 +3475,9 @@ export const Job: MessageFns<Job> = {
     if (message.replacedByJobId !== '') {
       obj.replacedByJobId = message.replacedByJobId;
     }
+    if (message.pausedSince !== undefined) {
+      obj.pausedSince = message.pausedSince.toISOString();
+    }
     return obj;
   },
 
@@ -3487,6 +3509,7 @@ export const Job: MessageFns<Job> = {
     message.storageChoices = object.storageChoices?.map((e) => StorageChoice.fromPartial(e)) || [];
     message.warnings = object.warnings?.map((e) => e) || [];
     message.replacedByJobId = object.replacedByJobId ?? '';
+    message.pausedSince = object.pausedSince ?? undefined;
     return message;
   },
 };
