@@ -3,6 +3,7 @@ import { freeBytes } from '../common/files.ts';
 import { formatBytes } from '../common/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
+import type { MachineLimits } from './machineLimits.ts';
 import { backupJob } from './backup/backupJob.ts';
 import type { BackupFacts } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
@@ -43,12 +44,14 @@ function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobR
 /** The kinds of jobs that an agent has, each with what it needs of its host. */
 export class JobKinds {
   readonly #parts: AgentParts;
+  readonly #limits: MachineLimits;
   /** Throws for a storage that is not configured. */
   readonly storage: (name: string) => Storage;
 
   /** @param storage throws for a storage that is not configured */
-  constructor(parts: AgentParts, storage: (name: string) => Storage) {
+  constructor(parts: AgentParts, limits: MachineLimits, storage: (name: string) => Storage) {
     this.#parts = parts;
+    this.#limits = limits;
     this.storage = storage;
   }
 
@@ -83,13 +86,17 @@ export class JobKinds {
   }
 
   /** What every kind of backup needs. */
-  #forBackups(): Pick<Parameters<typeof readJob>[0], 'hypervisor' | 'storage' | 'stepRows' | 'allStorages'> {
+  #forBackups(): Pick<
+    Parameters<typeof readJob>[0],
+    'hypervisor' | 'storage' | 'stepRows' | 'allStorages' | 'limits'
+  > {
     const { hypervisor, journal, storages } = this.#parts;
     return {
       hypervisor,
       storage: this.storage,
       stepRows: (jobId) => journal.steps(jobId),
       allStorages: () => [...storages.values()],
+      limits: ({ machine, settings }) => this.#limits.of(machine.name, settings),
     };
   }
 

@@ -1,7 +1,14 @@
+import type { Agent } from '../agent/agent.ts';
 import type { StorageBandwidths } from '../agent/storageBandwidths.ts';
 import { errorRecord } from '../common/errors.ts';
 import type { LoadedConfig } from '../config/config.ts';
 import type { Terminal } from './terminal.ts';
+
+/** Whose limits follow the configuration. */
+export interface FollowedLimits {
+  readonly bandwidths: StorageBandwidths;
+  readonly agent: Pick<Agent, 'followLimits'>;
+}
 
 /**
  * Has what a command does follow the limits of its configuration while it runs; everything else of it stays as it was
@@ -11,7 +18,7 @@ export async function followLimits(
   terminal: Pick<Terminal, 'remark' | 'warning'>,
   { files }: LoadedConfig,
   configPath: string,
-  bandwidths: StorageBandwidths,
+  { bandwidths, agent }: FollowedLimits,
 ): Promise<AsyncDisposable> {
   const nothing = { [Symbol.asyncDispose]: (): Promise<void> => Promise.resolve() };
   // Where all is default there is nothing to follow.
@@ -21,6 +28,8 @@ export async function followLimits(
     changed: ({ config }) => {
       for (const name of bandwidths.follow(config))
         terminal.remark(`storage ${name} has another bandwidth from now on`);
+      for (const name of agent.followLimits(config))
+        terminal.remark(`the backup of ${name} has other limits from now on`);
     },
     refused: (error) =>
       terminal.warning(`a change of the configuration is not in force: ${errorRecord(error).message}`),

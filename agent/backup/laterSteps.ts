@@ -23,6 +23,7 @@ import { commitManifests } from './commitManifests.ts';
 import { isDownByAccident } from './decide.ts';
 import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
+import type { LimitsOf } from './jobLimits.ts';
 import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 
@@ -34,6 +35,7 @@ export interface LaterStepDependencies {
   readonly stepRows: (jobId: string) => readonly StepRow[];
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
+  readonly limits: LimitsOf;
 }
 
 /**
@@ -83,7 +85,7 @@ export async function giveAutostartBack(hypervisor: Hypervisor, facts: BackupFac
 }
 
 /** Brings the machine back to one image per volume; what is frozen stays untouched until this is on the disk. */
-export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step<BackupFacts>[] {
+export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): readonly Step<BackupFacts>[] {
   const merge = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { settings } = context.facts;
@@ -105,7 +107,7 @@ export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step
     if (live.runId !== undefined) context.commit({ mergeRun: live.runId });
     await streamVolumes(hypervisor, plan, {
       includeSharedBase: settings.includeSharedBase,
-      bandwidthBytesPerSecond: settings.mergeBandwidthBytesPerSecond,
+      limit: limits(context.facts).merge,
       deadlineMs: settings.mergeDeadlineMs,
       onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
     });
@@ -157,7 +159,7 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
         const mayTake = storage === storages.at(-1);
         retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
           signal: context.signal,
-          bandwidthBytesPerSecond: settings.readBandwidthBytesPerSecond,
+          limit: dependencies.limits(facts).read,
           deadlineMs: settings.retainDeadlineMs,
           onProgress: (file, doneBytes, totalBytes) =>
             context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),

@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { Bandwidth } from '../../common/bandwidth.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
 
@@ -6,15 +6,14 @@ import type { AddOptions } from '../storage.ts';
 export class MeteredSource implements VolumeSource {
   readonly #source: VolumeSource;
   readonly #options: AddOptions;
-  readonly #startedAt = performance.now();
+  readonly #bandwidth: Bandwidth;
   #extents: Promise<readonly Extent[]> | null = null;
-  /** Asked for, which the bandwidth is held to. */
-  #askedBytes = 0;
   #doneBytes = 0;
 
   constructor(source: VolumeSource, options: AddOptions) {
     this.#source = source;
     this.#options = options;
+    this.#bandwidth = new Bandwidth(options.limit);
   }
 
   get virtualSizeBytes(): number {
@@ -26,10 +25,7 @@ export class MeteredSource implements VolumeSource {
   }
 
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
-    const limit = this.#options.bandwidthBytesPerSecond ?? 0;
-    this.#askedBytes += target.length;
-    const dueMs = limit <= 0 ? 0 : this.#startedAt + (this.#askedBytes / limit) * 1000 - performance.now();
-    if (dueMs >= 1) await sleep(dueMs, undefined, { signal });
+    await this.#bandwidth.take(target.length, signal);
     await this.#source.readInto(target, offsetBytes, signal);
     this.#doneBytes += target.length;
     this.#options.onProgress?.(this.#doneBytes);
