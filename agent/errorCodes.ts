@@ -5,6 +5,7 @@ import type { RepositoryErrorCode } from '../storage/repository/errors.ts';
 import type { NbdErrorCode } from '../nbd/errors.ts';
 import type { AgentErrorCode } from './errors.ts';
 import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
+import type { HookErrorCode } from './hooks/errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { JobErrorCode } from './jobs/errors.ts';
 import type { MergeErrorCode } from './merge/errors.ts';
@@ -16,6 +17,7 @@ export type ServiceErrorCode =
   | AgentErrorCode
   | ConfigErrorCode
   | DomainXmlErrorCode
+  | HookErrorCode
   | HypervisorErrorCode
   | JobErrorCode
   | MergeErrorCode

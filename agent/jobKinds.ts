@@ -7,7 +7,10 @@ import type { MachineLimits } from './machineLimits.ts';
 import { backupJob } from './backup/backupJob.ts';
 import type { BackupFacts } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
+import { type OnHookEnd, withHooks } from './backup/hooks.ts';
+import { withLeaving } from './backup/leftHost.ts';
 import { liveJob } from './backup/liveJob.ts';
+import { type MarkedWindow, withMarker } from './backup/marking.ts';
 import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { readJob } from './backup/readJob.ts';
@@ -102,7 +105,7 @@ export class JobKinds {
 
   /** A backup in mode `save`. */
   backup(): JobDefinition<BackupFacts> {
-    return backupJob({
+    const job = backupJob({
       ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
@@ -113,11 +116,27 @@ export class JobKinds {
       chooseStorages: ({ settings }, plan) =>
         chooseAgain(this.#parts.config, settings, this.storage, trialOfSave(plan)),
     });
+    return this.#ofPolicy(job, {
+      first: 'save',
+      last: 'resume',
+      atMostMs: ({ settings }) => settings.saveDeadlineMs + settings.restoreDeadlineMs,
+    });
+  }
+
+  /** A job with what a policy has done around it. */
+  #ofPolicy<Facts extends BackupFacts | ReadFacts | LiveFacts>(
+    job: JobDefinition<Facts>,
+    window: MarkedWindow<Facts>,
+  ): JobDefinition<Facts> {
+    const { hypervisor, note } = this.#parts;
+    const onHookEnd: OnHookEnd = (jobId, hook, { state, exitCode, durationMs, output }) =>
+      note?.({ jobId, hook, exitCode, durationMs, output }, `hook ${state}`);
+    return withHooks(withLeaving(withMarker(job, window), hypervisor), onHookEnd);
   }
 
   /** A backup in mode `disk` or `offline`. */
   read(together?: Together): JobDefinition<ReadFacts> {
-    return readJob({
+    const job = readJob({
       ...this.#forBackups(),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
@@ -139,11 +158,16 @@ export class JobKinds {
         }),
       together,
     });
+    return this.#ofPolicy(job, {
+      first: 'begin',
+      last: 'begin',
+      atMostMs: ({ settings }) => 2 * settings.freeze.deadlineMs,
+    });
   }
 
   /** A backup in mode `live`. */
   live(together?: Together): JobDefinition<LiveFacts> {
-    return liveJob({
+    const job = liveJob({
       ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
@@ -165,6 +189,11 @@ export class JobKinds {
           ...settings,
         }),
       together,
+    });
+    return this.#ofPolicy(job, {
+      first: 'snapshot',
+      last: 'snapshot',
+      atMostMs: ({ settings }) => settings.convergeMs + settings.saveDeadlineMs,
     });
   }
 

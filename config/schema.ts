@@ -4,6 +4,7 @@ import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
+import { hooks } from './hooks.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -27,6 +28,16 @@ const agent = z.strictObject({
     .default('/dev/shm/stillpoint')
     .describe('Memory states pass through here if they fit; null: they never do.'),
   maxParallelMachines: wholeNumber.min(1).max(64).default(2).describe('Jobs on machines at the same time.'),
+  monitoringMarker: z
+    .boolean()
+    .default(true)
+    .describe('A file beside the socket says which machine is being snapshotted: snapshotting/MACHINE.'),
+  backupAddress: z
+    .union([z.ipv4(), z.ipv6()], { error: 'expected an IP address of this host' })
+    .optional()
+    .describe(
+      'Connections to S3 storages come from this address; from the one that the system chooses unless told.',
+    ),
   logLevel: z
     .enum(logLevels)
     .default('info')
@@ -113,6 +124,10 @@ const repositoryStorage = z
       .describe(
         'What backups, copies, restores and verify of one command send there and read from there, in bytes per second; 0 is without limit. Commands that run follow a change.',
       ),
+    localAddress: z
+      .union([z.ipv4(), z.ipv6()], { error: 'expected an IP address of this host' })
+      .optional()
+      .describe('s3: connections come from this address; from agent.backupAddress unless told.'),
     ...ofEveryStorage,
   })
   .superRefine((storage, context) => {
@@ -134,7 +149,7 @@ const repositoryStorage = z
       });
   });
 
-const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile'] as const;
+const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile', 'localAddress'] as const;
 
 const storage = z.discriminatedUnion('kind', [directoryStorage, repositoryStorage], {
   error: 'expected kind: directory or kind: repository',
@@ -345,6 +360,7 @@ const policy = z.strictObject({
     })
     .prefault({})
     .describe('After this long a stage is given up.'),
+  hooks,
 });
 
 const machineRule = z

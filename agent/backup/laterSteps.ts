@@ -24,6 +24,7 @@ import { isDownByAccident } from './decide.ts';
 import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
 import type { LimitsOf } from './jobLimits.ts';
+import { requireHere } from './leftHost.ts';
 import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 
@@ -89,6 +90,8 @@ export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): reado
   const merge = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { settings } = context.facts;
+    // What is frozen, and what stands on it, may be in use where the machine is now.
+    await requireHere(hypervisor, plan.machine);
     // A parked job had given the autostart back, and the owner may have changed it since.
     if (context.facts.guardReleased) {
       const { autostart } = await readOwnerSettings(hypervisor, plan.machine.uuid);
@@ -116,6 +119,7 @@ export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): reado
   const flush = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { includeSharedBase } = context.facts.settings;
+    await requireHere(hypervisor, plan.machine);
     if (await isActive(hypervisor, context.facts)) {
       await flushMerged(hypervisor, plan, includeSharedBase, (vcpusHeld) => context.commit({ vcpusHeld }));
     } else {

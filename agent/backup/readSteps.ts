@@ -36,6 +36,7 @@ import { dropUnneeded } from './checkpoints.ts';
 import { commitManifests } from './commitManifests.ts';
 import { beginFrozen } from './freezing.ts';
 import type { LimitsOf } from './jobLimits.ts';
+import { requireHere } from './leftHost.ts';
 import type { ReadFacts } from './readFacts.ts';
 import { planReading } from './readPlanning.ts';
 import { beginTogether } from './togetherBegin.ts';
@@ -81,6 +82,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
 
   const preflight = async (context: Context): Promise<void> => {
     const { settings, machine } = context.facts;
+    if (settings.template === undefined) await requireHere(hypervisor, machine);
     const seen = await planReading(hypervisor, context.jobId, machine, settings);
     context.learn({ settings: { ...settings, ...(await dependencies.chooseStorages(context.facts, seen)) } });
     const plan = await dependencies.planLineages(context.facts, seen);
