@@ -1,8 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
+import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { clearLeftMarkers } from '../leftMarkers.ts';
+import { followConfiguration } from './reload.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -16,6 +19,8 @@ export interface ServiceContext {
   readonly loaded: LoadedConfig;
   readonly configPath: string;
   readonly log: Logger;
+  /** Has all that begins from then on go by another configuration; see `OpenAgent`. */
+  readonly follow: (config: Config) => Promise<readonly string[]>;
   /** Aborted when the service is to end; a job at hand is brought to its end first. */
   readonly signal: AbortSignal;
 }
@@ -25,7 +30,12 @@ export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   await agent.finishDeletions();
-  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  await clearLeftMarkers(agent.parts);
+  await Promise.all([
+    actOnSchedules(agent, { log, signal }),
+    recoverAgainAndAgain(context),
+    followConfiguration(context),
+  ]);
   log.info('the agent has ended');
 }
 

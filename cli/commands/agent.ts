@@ -1,6 +1,7 @@
 import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
+import type { Config } from '../../config/schema.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { changing, readConfig } from '../session.ts';
 
@@ -32,6 +33,7 @@ async function serve(cli: Cli): Promise<0> {
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
   await using open = await openAgent({ loaded, configPath, log });
-  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal });
+  const follow = (config: Config): Promise<readonly string[]> => open.follow(config);
+  await runService({ agent: open.agent, loaded, configPath, log, follow, signal: stop.signal });
   return 0;
 }
