@@ -21,13 +21,17 @@ void t.test(
 void t.test('nothing begins by a schedule that is not in force any more', async (t) => {
   await using host = await ScheduledSite.create({ schedule: '0 2 * * *' }, '2026-11-22T01:59');
   await host.start();
-  host.configure({}, { machines: [{ match: 'm', exclude: true }] });
+  host.configure({ schedule: '0 5 * * *' });
   // Due by now; the machines have not been looked at again.
   host.nowMs += 2 * 60_000;
   await host.look();
   await host.refresh();
-  await host.until('2026-11-22T04:00');
-  t.same(host.begunSlots(), []);
+  await host.until('2026-11-22T06:00');
+  t.same(host.begunSlots(), ['2026-11-22T05:00']);
+  host.configure({}, { machines: [{ match: 'm', exclude: true }] });
+  await host.refresh();
+  await host.until('2026-11-23T06:00');
+  t.equal(host.lines(/^scheduled backup/).length, 2, 'begun and succeeded, once');
   t.equal(host.agent.parts.journal.schedule(host.site.uuid), undefined, 'nothing is remembered of it');
 });
 

@@ -177,7 +177,7 @@ export class Scheduler {
 
   /** Does what is due now; returns after how many milliseconds to call it again, at the latest. */
   lookAtDue(): number {
-    if (!this.#isService || this.#isStale) return againMs;
+    if (!this.#isService) return againMs;
     const reading = this.#clock();
     const byMs = this.#watch.look(reading);
     if (byMs !== 0) {
