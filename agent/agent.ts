@@ -7,8 +7,8 @@ import { type BackupFacts, backupFactsSchema } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { type BackupPlan, planBackup } from './backupPlan.ts';
+import { Composition } from './composition.ts';
 import { type BackupRequest, decideBackup, type DecidedBackup, groupOf } from './backupRequests.ts';
-import { AgentError } from './errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
 import { asStillpointError, type Engine } from './jobs/engine.ts';
@@ -29,15 +29,15 @@ import type { StorageChoice } from './retain/storageChoice.ts';
 import { requireUsable } from './retain/storageRoom.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 import { Together } from './snapshot/together.ts';
-import { jobFates } from './jobFates.ts';
-import { JobKinds } from './jobKinds.ts';
-import { PolicyReplication } from './policyReplication.ts';
+import type { JobKinds } from './jobKinds.ts';
+import { MachineLimits } from './machineLimits.ts';
+import type { PolicyReplication } from './policyReplication.ts';
 import { requireNotCopied } from './replicationJob.ts';
-import { Pruner } from './pruning.ts';
-import { Repositories } from './repositories.ts';
+import type { Pruner } from './pruning.ts';
+import type { Repositories } from './repositories.ts';
 import { chooseMember, targetsOfChoice } from './storageGroups.ts';
 import { type StorageUsage, usageOf } from './storageUsage.ts';
-import { StoredBackups } from './storedBackups.ts';
+import type { StoredBackups } from './storedBackups.ts';
 
 /** What a job is parked with when libvirt was away for long, or an operation of it failed. */
 const retriedCodes: ReadonlySet<string> = new Set<HypervisorErrorCode | RestoreErrorCode | SnapshotErrorCode>(
@@ -77,6 +77,8 @@ export interface AgentParts {
   readonly bootDirectory?: string | undefined;
   /** Where errors go that end nothing: the log. */
   readonly report: (jobId: string | undefined, error: unknown) => void;
+  /** Where goes what is worth a line of the log and nobody's attention. */
+  readonly note?: ((about: Readonly<Record<string, unknown>>, message: string) => void) | undefined;
 }
 
 /** A storage to write to. */
@@ -88,35 +90,72 @@ export interface ChosenStorage {
 
 /** What the agent of one host can be asked for; the CLI and later the API call this and nothing below it. */
 export class Agent {
-  readonly parts: AgentParts;
-  readonly backups: StoredBackups;
-  readonly pruner: Pruner;
-  readonly repositories: Repositories;
   readonly looking: LookedBackups;
-  readonly replications: PolicyReplication;
-  readonly #kinds: JobKinds;
+  readonly #limits: MachineLimits;
+  readonly #followers = new Set<() => void>();
+  #composition: Composition;
 
   constructor(parts: AgentParts) {
-    this.parts = parts;
-    this.backups = new StoredBackups(parts);
-    this.repositories = new Repositories(parts.config, parts.configPath, jobFates(parts.journal));
+    this.#limits = new MachineLimits(parts.config);
+    this.#composition = this.#compose(parts);
     this.looking = new LookedBackups(parts, (name) => this.storage(name));
-    this.#kinds = new JobKinds(parts, (name) => this.storage(name));
-    this.replications = new PolicyReplication(parts, this.#kinds);
-    this.pruner = new Pruner(parts, (entry) => this.deleteBackup(entry));
+  }
+
+  #compose(parts: AgentParts): Composition {
+    return new Composition(parts, this.#limits, (entry) => this.deleteBackup(entry));
+  }
+
+  /** What is in force now: read it anew for each thing that begins. */
+  get parts(): AgentParts {
+    return this.#composition.parts;
+  }
+
+  get backups(): StoredBackups {
+    return this.#composition.backups;
+  }
+
+  get pruner(): Pruner {
+    return this.#composition.pruner;
+  }
+
+  get repositories(): Repositories {
+    return this.#composition.repositories;
+  }
+
+  get replications(): PolicyReplication {
+    return this.#composition.replications;
+  }
+
+  get #kinds(): JobKinds {
+    return this.#composition.kinds;
+  }
+
+  /**
+   * Has everything that begins from now on go by another configuration. What runs keeps the one that it began with, but
+   * for the limits of its policy. What an agent has for life (its journal, its libvirt) stays.
+   * @returns names of the machines whose running jobs have other limits now
+   */
+  follow(change: Pick<AgentParts, 'config' | 'storages'>): readonly string[] {
+    const changed = this.followLimits(change.config);
+    this.#composition = this.#compose({ ...this.parts, ...change });
+    for (const listener of this.#followers) listener();
+    return changed;
+  }
+
+  /** Holds what runs to the limits of another configuration, and follows nothing else of it. */
+  followLimits(config: Config): readonly string[] {
+    return this.#limits.follow(config);
+  }
+
+  /** Calls `listener` whenever another configuration is in force. @returns what ends that */
+  onFollow(listener: () => void): () => void {
+    this.#followers.add(listener);
+    return () => void this.#followers.delete(listener);
   }
 
   /** A configured storage. @throws AgentError STORAGE_NOT_CONFIGURED */
   storage(name: string): Storage {
-    const storage = this.parts.storages.get(name);
-    if (storage !== undefined) return storage;
-    throw new AgentError(
-      'STORAGE_NOT_CONFIGURED',
-      `there is no storage "${name}" in ${this.parts.configPath}`,
-      {
-        hint: `configured: ${[...this.parts.storages.keys(), ...Object.keys(this.parts.config.storageGroups)].join(', ') || 'none'}`,
-      },
-    );
+    return this.#composition.storage(name);
   }
 
   /** The storages that a name stands for: those of a group in their order. @throws AgentError STORAGE_NOT_CONFIGURED */
@@ -174,9 +213,11 @@ export class Agent {
 
   /** A request with everything decided; its storages exist. */
   async #decide(request: BackupRequest): Promise<DecidedBackup> {
-    const storage = (name: string): Storage => this.storage(name);
-    const ramDiskReservedBytes = (): number => this.#kinds.ramDiskReservedBytes();
-    return decideBackup(request, { ...this.parts, storage, ramDiskReservedBytes });
+    // One and the same configuration from the first question to the last.
+    const composition = this.#composition;
+    const storage = (name: string): Storage => composition.storage(name);
+    const ramDiskReservedBytes = (): number => composition.kinds.ramDiskReservedBytes();
+    return decideBackup(request, { ...composition.parts, storage, ramDiskReservedBytes });
   }
 
   /**
@@ -251,9 +292,11 @@ export class Agent {
   }
 
   async #waitForTurn(job: JobRow): Promise<void> {
-    const { journal, config, engine } = this.parts;
+    const { journal, engine } = this.parts;
+    const limitOf = (name: string): number | undefined =>
+      this.parts.config.storages[name]?.maxParallelMachines;
     try {
-      await waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
+      await waitForTurn(journal, job, limitOf);
     } catch (error) {
       engine.leave(job.id);
       throw error;

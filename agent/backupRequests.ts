@@ -3,12 +3,15 @@ import type { Config } from '../config/schema.ts';
 import { policyFor, type ResolvedPolicy } from '../config/policy.ts';
 import type { BackupSettings } from './backup/facts.ts';
 import type { BackupGroup } from './backup/group.ts';
+import type { Hooks } from './backup/hookFacts.ts';
+import { machineLeft } from './backup/leftHost.ts';
 import type { LiveSettings } from './backup/liveFacts.ts';
 import type { ReadSettings } from './backup/readFacts.ts';
 import { AgentError } from './errors.ts';
 import { findTemplate, type TemplateRequest } from './templates.ts';
 import { decideAuto, type DecidedMode, type Mode } from './backupMode.ts';
 import type { Hypervisor, MachineStatus } from './hypervisor/hypervisor.ts';
+import { isMigratedAway } from './hypervisor/migration.ts';
 import { requireUsable } from './retain/storageRoom.ts';
 import type { ChosenStorages } from './retain/storageChoice.ts';
 import { chooseStorages } from './storageGroups.ts';
@@ -56,7 +59,7 @@ export interface RequestParts {
 
 /**
  * Decides how a backup is to be made.
- * @throws HypervisorError MACHINE_NOT_FOUND; AgentError MACHINE_EXCLUDED, STORAGE_NOT_CONFIGURED,
+ * @throws HypervisorError MACHINE_NOT_FOUND; SnapshotError MACHINE_LEFT; AgentError MACHINE_EXCLUDED, STORAGE_NOT_CONFIGURED,
  * STORAGE_GROUP_UNUSABLE; ConfigError NO_STORAGE;
  * StorageError when a policy counts backups and one does not answer
  */
@@ -67,6 +70,7 @@ export async function decideBackup(request: BackupRequest, parts: RequestParts):
     request.template === undefined ? undefined : await findTemplate(hypervisor, wanted, request.template);
   const found = template === undefined ? await hypervisor.findMachine(wanted) : undefined;
   const name = template?.machine.name ?? found?.name ?? wanted;
+  if (found !== undefined && isMigratedAway(found.status)) throw machineLeft(name, 'migrated');
   const decision = policyFor(config, name, configPath);
   if (decision.kind === 'excluded') {
     throw new AgentError('MACHINE_EXCLUDED', `${name} is excluded by the rule "${decision.match}"`, {
@@ -115,11 +119,13 @@ function settingsFor(
     retainDeadlineMs,
     labels: { ...request.labels },
     incremental: policy.incremental,
+    hooks: hooksOf(policy),
   };
   const rereadReason = request.reread === true ? 'asked for (--reread)' : null;
   const { live } = policy;
   return (mode, modeReason, template) => {
-    const settings = { ...common, modeReason };
+    const monitoringMarker = config.agent.monitoringMarker && mode !== 'offline';
+    const settings = { ...common, modeReason, monitoringMarker };
     if (mode === 'save') return { ...settings, mode };
     if (mode === 'live') {
       const how = {
@@ -132,6 +138,18 @@ function settingsFor(
     }
     const freeze = { policy: policy.freeze, deadlineMs: policy.deadlines.freezeSeconds * 1000 };
     return { ...settings, mode, group: request.group, template, freeze, rereadReason };
+  };
+}
+
+function hooksOf({ hooks: { preBackup, postBackup, onFailure } }: ResolvedPolicy): Hooks {
+  const hookOf = <Hook extends { readonly deadlineSeconds: number }>({ deadlineSeconds, ...hook }: Hook) => ({
+    ...hook,
+    deadlineMs: deadlineSeconds * 1000,
+  });
+  return {
+    preBackup: preBackup === undefined ? undefined : hookOf(preBackup),
+    postBackup: postBackup === undefined ? undefined : hookOf(postBackup),
+    onFailure: onFailure === undefined ? undefined : hookOf(onFailure),
   };
 }
 

@@ -6,6 +6,7 @@ import type { NbdErrorCode } from '../nbd/errors.ts';
 import type { ApiErrorCode } from './api/errors.ts';
 import type { AgentErrorCode } from './errors.ts';
 import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
+import type { HookErrorCode } from './hooks/errors.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { JobErrorCode } from './jobs/errors.ts';
 import type { MergeErrorCode } from './merge/errors.ts';
@@ -18,6 +19,7 @@ export type ServiceErrorCode =
   | ApiErrorCode
   | ConfigErrorCode
   | DomainXmlErrorCode
+  | HookErrorCode
   | HypervisorErrorCode
   | JobErrorCode
   | MergeErrorCode

@@ -3,10 +3,14 @@ import { freeBytes } from '../common/files.ts';
 import { formatBytes } from '../common/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
+import type { MachineLimits } from './machineLimits.ts';
 import { backupJob } from './backup/backupJob.ts';
 import type { BackupFacts } from './backup/facts.ts';
 import { type LiveFacts, liveFactsSchema } from './backup/liveFacts.ts';
+import { type OnHookEnd, withHooks } from './backup/hooks.ts';
+import { withLeaving } from './backup/leftHost.ts';
 import { liveJob } from './backup/liveJob.ts';
+import { type MarkedWindow, withMarker } from './backup/marking.ts';
 import { plannedRamDiskBytes, ramDiskUseSchema } from './backup/ramDiskUse.ts';
 import { type ReadFacts, readFactsSchema } from './backup/readFacts.ts';
 import { readJob } from './backup/readJob.ts';
@@ -43,12 +47,14 @@ function runnerOf<Facts>(engine: Engine, definition: JobDefinition<Facts>): JobR
 /** The kinds of jobs that an agent has, each with what it needs of its host. */
 export class JobKinds {
   readonly #parts: AgentParts;
+  readonly #limits: MachineLimits;
   /** Throws for a storage that is not configured. */
   readonly storage: (name: string) => Storage;
 
   /** @param storage throws for a storage that is not configured */
-  constructor(parts: AgentParts, storage: (name: string) => Storage) {
+  constructor(parts: AgentParts, limits: MachineLimits, storage: (name: string) => Storage) {
     this.#parts = parts;
+    this.#limits = limits;
     this.storage = storage;
   }
 
@@ -83,19 +89,23 @@ export class JobKinds {
   }
 
   /** What every kind of backup needs. */
-  #forBackups(): Pick<Parameters<typeof readJob>[0], 'hypervisor' | 'storage' | 'stepRows' | 'allStorages'> {
+  #forBackups(): Pick<
+    Parameters<typeof readJob>[0],
+    'hypervisor' | 'storage' | 'stepRows' | 'allStorages' | 'limits'
+  > {
     const { hypervisor, journal, storages } = this.#parts;
     return {
       hypervisor,
       storage: this.storage,
       stepRows: (jobId) => journal.steps(jobId),
       allStorages: () => [...storages.values()],
+      limits: ({ machine, settings }) => this.#limits.of(machine.name, settings),
     };
   }
 
   /** A backup in mode `save`. */
   backup(): JobDefinition<BackupFacts> {
-    return backupJob({
+    const job = backupJob({
       ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
@@ -106,11 +116,27 @@ export class JobKinds {
       chooseStorages: ({ settings }, plan) =>
         chooseAgain(this.#parts.config, settings, this.storage, trialOfSave(plan)),
     });
+    return this.#ofPolicy(job, {
+      first: 'save',
+      last: 'resume',
+      atMostMs: ({ settings }) => settings.saveDeadlineMs + settings.restoreDeadlineMs,
+    });
+  }
+
+  /** A job with what a policy has done around it. */
+  #ofPolicy<Facts extends BackupFacts | ReadFacts | LiveFacts>(
+    job: JobDefinition<Facts>,
+    window: MarkedWindow<Facts>,
+  ): JobDefinition<Facts> {
+    const { hypervisor, note } = this.#parts;
+    const onHookEnd: OnHookEnd = (jobId, hook, { state, exitCode, durationMs, output }) =>
+      note?.({ jobId, hook, exitCode, durationMs, output }, `hook ${state}`);
+    return withHooks(withLeaving(withMarker(job, window), hypervisor), onHookEnd);
   }
 
   /** A backup in mode `disk` or `offline`. */
   read(together?: Together): JobDefinition<ReadFacts> {
-    return readJob({
+    const job = readJob({
       ...this.#forBackups(),
       checkStorages: async (facts, plan) => {
         await this.#requireJournalSpace();
@@ -132,11 +158,16 @@ export class JobKinds {
         }),
       together,
     });
+    return this.#ofPolicy(job, {
+      first: 'begin',
+      last: 'begin',
+      atMostMs: ({ settings }) => 2 * settings.freeze.deadlineMs,
+    });
   }
 
   /** A backup in mode `live`. */
   live(together?: Together): JobDefinition<LiveFacts> {
-    return liveJob({
+    const job = liveJob({
       ...this.#forBackups(),
       ramDiskReservedBytes: (jobId) => this.ramDiskReservedBytes(jobId),
       checkStorages: async (facts, plan) => {
@@ -158,6 +189,11 @@ export class JobKinds {
           ...settings,
         }),
       together,
+    });
+    return this.#ofPolicy(job, {
+      first: 'snapshot',
+      last: 'snapshot',
+      atMostMs: ({ settings }) => settings.convergeMs + settings.saveDeadlineMs,
     });
   }
 

@@ -1,6 +1,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { LoadedConfig } from '../config/config.ts';
+import type { Config } from '../config/schema.ts';
 import { exists } from '../common/files.ts';
 import { activeTestSwitches } from '../common/testSwitches.ts';
 import type { Logger } from '../common/log.ts';
@@ -29,6 +30,12 @@ export interface OpenAgent extends AsyncDisposable {
   readonly agent: Agent;
   /** Of its storages; what is under way follows their changes. */
   readonly bandwidths: StorageBandwidths;
+  /**
+   * Has everything that begins from now on go by another configuration, and what runs by its limits. The journal and
+   * libvirt stay those that were opened: see `withoutLifelong`.
+   * @returns names of storages, and of machines with a job, whose limits are others now
+   */
+  follow(config: Config): Promise<readonly string[]>;
 }
 
 /**
@@ -42,8 +49,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
   if (switches.length > 0)
     log.warn({ switches }, 'cures are switched off for a test: never run this on a real host');
   const readOnly = options.readOnly ?? false;
-  if (config.agent.ramDisk !== null && !readOnly)
-    await mkdir(config.agent.ramDisk, { recursive: true, mode: 0o700 });
+  if (!readOnly) await makeRamDisk(config);
   const journalFile = join(config.agent.stateDir, 'journal.sqlite');
   const journal =
     readOnly && !(await exists(journalFile))
@@ -61,6 +67,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
     log.error({ jobId, err: error }, 'work was left undone');
   const agent = new Agent({
     report,
+    note: (about, message) => log.info(about, message),
     config,
     configPath: options.configPath,
     hypervisor,
@@ -71,11 +78,21 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
   return {
     agent,
     bandwidths,
+    follow: async (changed) => {
+      await makeRamDisk(changed);
+      const names = bandwidths.follow(changed);
+      const made = storagesOf(changed, bandwidths, jobFates(journal), agent.parts);
+      return [...names, ...agent.follow({ config: changed, storages: made })];
+    },
     [Symbol.asyncDispose]: async () => {
       await hypervisor[Symbol.asyncDispose]();
       journal[Symbol.dispose]();
     },
   };
+}
+
+async function makeRamDisk({ agent: { ramDisk } }: Config): Promise<void> {
+  if (ramDisk !== null) await mkdir(ramDisk, { recursive: true, mode: 0o700 });
 }
 
 /** Everything that a job says goes to the log once, and on to whoever watches. */

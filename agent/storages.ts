@@ -21,14 +21,29 @@ import { StorageBandwidths } from './storageBandwidths.ts';
 /** A repository as the configuration names it. */
 export type RepositoryConfig = Extract<StorageConfig, { readonly kind: 'repository' }>;
 
-/** The storages of a configuration, by name; nothing is opened yet. @param fateOf what this host knows of its jobs */
+/** Storages, and the configuration that they were made of. */
+export interface MadeStorages {
+  readonly config: Config;
+  readonly storages: ReadonlyMap<string, Storage>;
+}
+
+/**
+ * The storages of a configuration, by name; nothing is opened yet.
+ * @param fateOf what this host knows of its jobs
+ * @param before those of another configuration: what means the same in both is not made a second time
+ */
 export function storagesOf(
   config: Config,
   bandwidths = new StorageBandwidths(config),
   fateOf?: (jobId: string) => JobFate,
+  before?: MadeStorages,
 ): ReadonlyMap<string, Storage> {
   return new Map(
     Object.entries(config.storages).map(([name, settings]) => {
+      const known = before?.storages.get(name);
+      const settingsBefore = before?.config.storages[name];
+      if (known !== undefined && settingsBefore !== undefined && isSamePlace(settings, settingsBefore))
+        return [name, known];
       const { stallSeconds } = settings;
       const patience = { answerMs: Math.min(stallSeconds, 30) * 1000, stallMs: stallSeconds * 1000 };
       const bandwidth = bandwidths.of(name);
@@ -39,6 +54,13 @@ export function storagesOf(
       return [name, new DeadlineStorage(storage, patience)];
     }),
   );
+}
+
+/** The same storage: what else is in its settings is looked at whenever it is needed. */
+function isSamePlace(a: StorageConfig, b: StorageConfig): boolean {
+  const made = (settings: StorageConfig): string =>
+    JSON.stringify({ ...settings, maxParallelMachines: undefined, bandwidthBytesPerSecond: undefined });
+  return made(a) === made(b);
 }
 
 function repositoryOf(

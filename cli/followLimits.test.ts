@@ -21,7 +21,8 @@ void t.test(
       said.push(text);
       heard.resolve();
     };
-    await using _limits = await followLimits({ remark: hear, warning: hear }, loaded, path, bandwidths);
+    const followed = { bandwidths, agent: { followLimits: () => [] } };
+    await using _limits = await followLimits({ remark: hear, warning: hear }, loaded, path, followed);
     await writeFile(path, vault('1000000'));
     await heard.promise;
     t.equal(bandwidths.of('vault').bytesPerSecond, 1_000_000);
@@ -40,6 +41,7 @@ void t.test('a configuration that cannot be followed ends no command', async (t)
   const bandwidths = new StorageBandwidths(loaded.config);
   const said: string[] = [];
   const terminal = { remark: (): void => undefined, warning: (text: string): void => void said.push(text) };
-  await using _limits = await followLimits(terminal, loaded, `${path}.gone`, bandwidths);
+  const followed = { bandwidths, agent: { followLimits: () => [] } };
+  await using _limits = await followLimits(terminal, loaded, `${path}.gone`, followed);
   t.match(said, [/limits stay as they are/]);
 });

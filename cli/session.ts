@@ -69,7 +69,7 @@ export async function changing(
   const log = commandLog(cli);
   await using open = await openAgent({ loaded, configPath: cli.configPath, log, listener: view.listener() });
   using interruption = new Interruption(cli.terminal, open.agent.parts.journal);
-  await using _limits = await followLimits(cli.terminal, loaded, cli.configPath, open.bandwidths);
+  await using _limits = await followLimits(cli.terminal, loaded, cli.configPath, open);
   beforeTakeOver(open.agent);
   const takenOver = await takeOver(cli, open.agent, view);
   await open.agent.finishDeletions();

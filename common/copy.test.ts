@@ -4,6 +4,7 @@ import { readdir, readFile, rm, stat, symlink, truncate, writeFile } from 'node:
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
+import { BandwidthLimit } from './bandwidth.ts';
 import { fileHasher } from './chunkSums.ts';
 import { copyFileDurable, hashFile } from './copy.ts';
 import { FaultyFiles, openBelow } from '../test/sim/faultyFiles.ts';
@@ -88,7 +89,7 @@ void t.test('an aborted copy removes its unfinished target', async (t) => {
       to,
       digest,
       signal: abort.signal,
-      bandwidthBytesPerSecond: 1024 * 1024, // it would take nine seconds
+      limit: new BandwidthLimit(1024 * 1024), // it would take nine seconds
       onProgress: () => abort.abort(new Error('stop it')),
     });
     const [, error] = await Promise.all([
@@ -110,7 +111,7 @@ void t.test('bandwidth is held back', async (t) => {
   for (const digest of kinds) {
     const startedAt = performance.now();
     const to = join(directory, digest);
-    await copyFileDurable({ from, to, digest, bandwidthBytesPerSecond: 16 * 1024 * 1024 });
+    await copyFileDurable({ from, to, digest, limit: new BandwidthLimit(16 * 1024 * 1024) });
     t.ok(performance.now() - startedAt >= 450, digest);
   }
 });

@@ -2,11 +2,12 @@ import { constants } from 'node:fs';
 import { chmod, copyFile, open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { Bandwidth } from './bandwidth.ts';
 import { type DigestKind, fileHasher } from './chunkSums.ts';
 import { createDirect } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 import { fsyncDirectory, removeUnfinished } from './files.ts';
-import { hashInPieces, holdBack, openDirect, type ReadOptions } from './pieces.ts';
+import { hashInPieces, openDirect, type ReadOptions } from './pieces.ts';
 
 /** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
 const blockBytes = 4 * 1024 * 1024;
@@ -92,19 +93,23 @@ async function forEachBlock(
   options: ReadOptions,
 ): Promise<void> {
   const buffers: [Buffer, Buffer] = [Buffer.allocUnsafe(blockBytes), Buffer.allocUnsafe(blockBytes)];
-  const startedAt = performance.now();
+  const bandwidth = new Bandwidth(options.limit);
   let position = 0;
   let turn: 0 | 1 = 0;
   let next = readAhead(file, buffers[turn], position);
   for (;;) {
     const block = await next;
     options.signal?.throwIfAborted();
-    if (block.length === 0) return;
+    if (block.length === 0) {
+      await bandwidth.take(0, options.signal);
+      return;
+    }
     // Before more is read, so that nothing is when it is held back.
     await options.throttle?.take(block.length, options.signal);
     turn = turn === 0 ? 1 : 0;
     next = readAhead(file, buffers[turn], position + block.length);
     try {
+      await bandwidth.take(block.length, options.signal);
       await use(block, position);
     } catch (error) {
       await next.catch((readError: unknown) => readError); // the file must not be closed under a read
@@ -112,7 +117,6 @@ async function forEachBlock(
     }
     position += block.length;
     options.onProgress?.(position);
-    await holdBack(position, startedAt, options);
   }
 }
 

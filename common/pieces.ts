@@ -1,7 +1,7 @@
 import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { Bandwidth, type BandwidthLimit } from './bandwidth.ts';
 import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
 import { directBuffers } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
@@ -18,8 +18,8 @@ export interface ReadOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called now and then with the bytes done so far. */
   readonly onProgress?: ((bytesDone: number) => void) | undefined;
-  /** 0 or undefined is without limit. */
-  readonly bandwidthBytesPerSecond?: number | undefined;
+  /** What goes through is held to it, also when it is changed meanwhile. */
+  readonly limit?: BandwidthLimit | undefined;
   /** Passed before each piece. */
   readonly throttle?: Throttle | undefined;
   /** Bytes read at once, a multiple of a chunk: small pieces take less memory, large ones less time. */
@@ -66,7 +66,7 @@ export async function hashInPieces(
   const buffers = directBuffers(piecesInFlight, pieceBytes);
   const underWay = new Set<Promise<void>>();
   const failures: unknown[] = [];
-  const startedAt = performance.now();
+  const bandwidth = new Bandwidth(options.limit);
   let doneBytes = 0;
   const work = async (buffer: Buffer, position: number): Promise<void> => {
     const piece = await readPiece(file, buffer, position, Math.min(pieceBytes, size - position));
@@ -79,7 +79,7 @@ export async function hashInPieces(
   };
   try {
     for (let position = 0; position < size && failures.length === 0; position += pieceBytes) {
-      await holdBack(position, startedAt, options);
+      await bandwidth.take(Math.min(pieceBytes, size - position), options.signal);
       await options.throttle?.take(Math.min(pieceBytes, size - position), options.signal);
       options.signal?.throwIfAborted();
       while (buffers.length === 0) await Promise.race(underWay);
@@ -93,7 +93,7 @@ export async function hashInPieces(
         });
       underWay.add(ended);
     }
-    if (failures.length === 0) await holdBack(size, startedAt, options);
+    if (failures.length === 0) await bandwidth.take(0, options.signal);
   } finally {
     await Promise.all(underWay);
   }
@@ -123,12 +123,4 @@ async function hashChunks(piece: Buffer, first: number, sums: string[]): Promise
   for (let start = 0; start < piece.length; start += chunkBytes)
     hashing.push(chunkSha256Beside(piece.subarray(start, start + chunkBytes)));
   for (const [index, sum] of (await Promise.all(hashing)).entries()) sums[first + index] = sum;
-}
-
-/** Waits until `bytesDone` are due at the given bandwidth. */
-export async function holdBack(bytesDone: number, startedAt: number, options: ReadOptions): Promise<void> {
-  const limit = options.bandwidthBytesPerSecond ?? 0;
-  if (limit <= 0) return;
-  const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
-  if (waitMs >= 1) await sleep(waitMs, undefined, { signal: options.signal });
 }

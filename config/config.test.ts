@@ -358,6 +358,48 @@ void t.test('drop-ins are merged in the order of their names, and problems name 
   t.match(second, { problems: [{ file: /30-change/, line: 3, column: 17, key: 'machines.1.policy' }] });
 });
 
+void t.test('drop-ins beside a file come after it, and do without it at the place by default', async (t) => {
+  const directory = t.testdir({
+    'config.yaml': `${storage}policies: { default: { mode: save } }\n`,
+    'config.d': { '10-mode.yaml': 'policies: { default: { mode: disk } }\n', 'off.yaml.disabled': 'x: 1\n' },
+    'lonely.d': { '10.yaml': storage },
+  });
+  const { config, files } = await loadConfig(join(directory, 'config.yaml'));
+  t.match(config.policies, { default: { mode: 'disk' } });
+  t.same(files, [join(directory, 'config.yaml'), join(directory, 'config.d', '10-mode.yaml')]);
+  const lonely = join(directory, 'lonely.yaml');
+  t.equal((await loadConfig(lonely, { optional: true })).files.length, 1);
+  await t.rejects(loadConfig(lonely), { code: 'CONFIG_MISSING' }, 'a file that was named must be there');
+  await writeFile(join(directory, 'config.d', '20-wrong.yaml'), 'policies: { default: { mode: fast } }\n');
+  const refused = await loadConfig(join(directory, 'config.yaml')).catch((error: unknown) => error);
+  t.match(refused, { problems: [{ file: /20-wrong/, line: 1, column: 24 }] });
+});
+
+void t.test('a hook is a program by its absolute path, with its arguments', (t) => {
+  const hook = (keys: string): string => `${storage}policies: { default: { hooks: { ${keys} } } }\n`;
+  const { hooks } =
+    parseConfig(hook('preBackup: { command: [/x/y, -a] }'), 'c.yaml').config.policies['default'] ?? {};
+  t.same(hooks, { preBackup: { command: ['/x/y', '-a'], deadlineSeconds: 60, whenItFails: 'abort' } });
+  t.match(problemsOf(hook('preBackup: { command: [flush] }')), [
+    /expected the absolute path of a program first/,
+  ]);
+  t.match(problemsOf(hook('postBackup: { command: /x/y }')), [/hooks\.postBackup\.command: /]);
+  t.match(problemsOf(hook('onFailure: { command: [/x], whenItFails: abort }')), [/there is no such key/]);
+  t.match(problemsOf(hook('postBackup: { command: [] }')), [/expected a program and its arguments/]);
+  t.end();
+});
+
+void t.test('every S3 storage has the backup address, unless it has one of its own', (t) => {
+  const s3 = (name: string, keys = ''): string =>
+    `  ${name}: { kind: repository, url: "s3://${name}", endpoint: "https://h", credentialsFile: /c, keyFile: /k${keys} }\n`;
+  const text = `agent: { backupAddress: 192.0.2.1 }\n${storage.replace('{ local: ', '\n  local: ').replace(' }\n', '\n')}${s3('near')}${s3('far', ', localAddress: "2001:db8::1"')}`;
+  const { storages } = parseConfig(text, 'c.yaml').config;
+  t.match(storages, { near: { localAddress: '192.0.2.1' }, far: { localAddress: '2001:db8::1' } });
+  t.notOk(JSON.stringify(storages['local']).includes('192.0.2.1'));
+  t.match(problemsOf(`${storage}agent: { backupAddress: here }\n`), [/expected an IP address of this host/]);
+  t.end();
+});
+
 void t.test('the first rule that fits a machine decides, and its policy counts as a whole', (t) => {
   const { config } = parseConfig(
     `${storage}policies:\n  default: { retainDirectory: /retain }\n  gold: { mode: save }\nmachines:\n  - { match: "web-?", policy: gold }\n  - { match: "web-*", exclude: true }\n`,

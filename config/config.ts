@@ -20,10 +20,10 @@ export interface LoadedConfig {
 }
 
 /**
- * Reads a configuration: a YAML file, or a directory whose `*.yaml` files are merged in the order of their
- * names. It is validated whole; nothing of it can be used if anything is wrong.
+ * Reads a configuration: a YAML file and its drop-ins, or a directory, whose `*.yaml` files are merged in the order of
+ * their names. It is validated whole; nothing of it can be used if anything is wrong.
  *
- * @param options.optional a missing file means that everything has its default
+ * @param options.optional a missing file means that everything has its default, or what drop-ins say
  * @throws ConfigError naming every problem with file, line and column
  */
 export async function loadConfig(
@@ -41,18 +41,38 @@ export function parseConfig(text: string, file: string): LoadedConfig {
   return parseSources([new ConfigSource(file, text)], [file]);
 }
 
+/** Where the drop-ins of a configuration file are: those of `config.yaml` in `config.d` beside it. */
+export function dropInsOf(file: string): string {
+  return `${file.replace(/\.ya?ml$/, '')}.d`;
+}
+
 async function filesOf(path: string, optional: boolean): Promise<readonly string[]> {
+  const inDirectory = await yamlFilesIn(path);
+  if (inDirectory !== null) return inDirectory;
+  const dropIns = (await yamlFilesIn(dropInsOf(path))) ?? [];
   try {
-    if (!(await stat(path)).isDirectory()) return [path];
-    const names = (await readdir(path)).filter((name) => name.endsWith('.yaml') && !name.startsWith('.'));
-    return names.toSorted().map((name) => join(path, name));
+    await stat(path);
+    return [path, ...dropIns];
   } catch (error) {
     if (!isErrno(error, 'ENOENT')) throw unreadable(path, error);
-    if (optional) return [];
+    if (optional) return dropIns;
     throw new ConfigError('CONFIG_MISSING', `there is no configuration at ${path}`, {
       cause: error,
       hint: storageLines(path),
     });
+  }
+}
+
+/** In the order of their names; null where there is no such directory. */
+async function yamlFilesIn(directory: string): Promise<readonly string[] | null> {
+  try {
+    const names = (await readdir(directory)).filter(
+      (name) => name.endsWith('.yaml') && !name.startsWith('.'),
+    );
+    return names.toSorted().map((name) => join(directory, name));
+  } catch (error) {
+    if (isErrno(error, 'ENOENT') || isErrno(error, 'ENOTDIR')) return null;
+    throw unreadable(directory, error);
   }
 }
 
@@ -86,7 +106,7 @@ function parseSources(parts: readonly ConfigSource[], files: readonly string[]):
     throw result.error; // issues without a problem: cannot be
   }
   refuseIfAny(danglingNames(sources, result.data));
-  return { config: result.data, files };
+  return { config: withBackupAddress(result.data), files };
 }
 
 function refuseIfAny(problems: readonly ConfigProblem[]): void {
@@ -100,6 +120,17 @@ function refuseIfAny(problems: readonly ConfigProblem[]): void {
     problems: sorted,
     hint: `correct ${first.file} (every key is explained in config/stillpoint.yaml), then: stillpoint doctor`,
   });
+}
+
+/** What every S3 storage has in common unless it says otherwise. */
+function withBackupAddress(config: Config): Config {
+  const localAddress = config.agent.backupAddress;
+  if (localAddress === undefined) return config;
+  const storages = Object.entries(config.storages).map(([name, storage]) => {
+    const isS3 = storage.kind === 'repository' && storage.url.startsWith('s3:');
+    return [name, isS3 ? { localAddress, ...storage } : storage] as const;
+  });
+  return { ...config, storages: Object.fromEntries(storages) };
 }
 
 type Issue = z.core.$ZodIssue;

@@ -26,10 +26,9 @@ export type PolicyDecision =
  * @throws ConfigError NO_STORAGE when there is no storage, with the lines to add
  */
 export function policyFor(config: Config, machineName: string, configPath: string): PolicyDecision {
-  const rule = config.machines.find(({ match }) => matchesName(match, machineName));
-  if (rule?.exclude === true) return { kind: 'excluded', match: rule.match };
-  const name = rule?.policy ?? 'default';
-  const policy = config.policies[name] ?? emptyPolicy();
+  const said = policyOf(config, machineName);
+  if (said.kind === 'excluded') return said;
+  const { name, policy } = said;
   const copies = policy.replicate.map(({ to }) => to);
   const storages = policy.storages ?? targetsOf(config).filter((one) => !copies.includes(one));
   if (storages.length === 0) {
@@ -37,6 +36,31 @@ export function policyFor(config: Config, machineName: string, configPath: strin
   }
   const schedule = policy.schedule === undefined ? null : wholeSchedule(policy.schedule);
   return { kind: 'policy', policy: { ...policy, name, storages, schedule } };
+}
+
+/** What of its policy bounds the jobs of a machine; null for one that is excluded. */
+export function bandwidthsFor(
+  config: Config,
+  machineName: string,
+): { readonly readBytesPerSecond: number; readonly mergeBytesPerSecond: number } | null {
+  const said = policyOf(config, machineName);
+  if (said.kind === 'excluded') return null;
+  const { read, merge } = said.policy;
+  return {
+    readBytesPerSecond: read.bandwidthBytesPerSecond,
+    mergeBytesPerSecond: merge.bandwidthBytesPerSecond,
+  };
+}
+
+type ConfiguredPolicy =
+  | { readonly kind: 'policy'; readonly name: string; readonly policy: PolicyConfig }
+  | Extract<PolicyDecision, { readonly kind: 'excluded' }>;
+
+function policyOf(config: Config, machineName: string): ConfiguredPolicy {
+  const rule = config.machines.find(({ match }) => matchesName(match, machineName));
+  if (rule?.exclude === true) return { kind: 'excluded', match: rule.match };
+  const name = rule?.policy ?? 'default';
+  return { kind: 'policy', name, policy: config.policies[name] ?? emptyPolicy() };
 }
 
 /** What `prune` goes by in one storage: where backups are copied to, other rules may hold than where they are made. */

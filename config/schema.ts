@@ -9,6 +9,7 @@ import { socketGroup } from './socketGroup.ts';
 import { listen } from './listen.ts';
 import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
+import { hooks } from './hooks.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -34,6 +35,16 @@ const agent = z.strictObject({
     .default('/dev/shm/stillpoint')
     .describe('Memory states pass through here if they fit; null: they never do.'),
   maxParallelMachines: wholeNumber.min(1).max(64).default(2).describe('Jobs on machines at the same time.'),
+  monitoringMarker: z
+    .boolean()
+    .default(true)
+    .describe('A file beside the socket says which machine is being snapshotted: snapshotting/MACHINE.'),
+  backupAddress: z
+    .union([z.ipv4(), z.ipv6()], { error: 'expected an IP address of this host' })
+    .optional()
+    .describe(
+      'Connections to S3 storages come from this address; from the one that the system chooses unless told.',
+    ),
   logLevel: z
     .enum(logLevels)
     .default('info')
@@ -110,6 +121,10 @@ const repositoryStorage = z
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
       ),
     objectLock,
+    localAddress: z
+      .union([z.ipv4(), z.ipv6()], { error: 'expected an IP address of this host' })
+      .optional()
+      .describe('s3: connections come from this address; from agent.backupAddress unless told.'),
     ...ofEveryStorage,
   })
   .superRefine((storage, context) => {
@@ -124,7 +139,15 @@ const repositoryStorage = z
     checkBandwidth(storage, context);
   });
 
-const s3Keys = ['endpoint', 'region', 'addressing', 'caFile', 'credentialsFile', 'objectLock'] as const;
+const s3Keys = [
+  'endpoint',
+  'region',
+  'addressing',
+  'caFile',
+  'credentialsFile',
+  'objectLock',
+  'localAddress',
+] as const;
 
 const storage = z.discriminatedUnion('kind', [directoryStorage, repositoryStorage], {
   error: 'expected kind: directory or kind: repository',
@@ -335,6 +358,7 @@ const policy = z.strictObject({
     })
     .prefault({})
     .describe('After this long a stage is given up.'),
+  hooks,
 });
 
 const machineRule = z

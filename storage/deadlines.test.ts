@@ -2,6 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
+import { BandwidthLimit } from '../common/bandwidth.ts';
 import type { FileDigest } from '../common/copy.ts';
 import type { VolumeSource } from '../common/volumeSource.ts';
 import { newId } from '../common/ids.ts';
@@ -158,7 +159,7 @@ void t.test('a copy that wakes up late does not meet the one that was begun afte
   await writeFile(join(work, 'large'), Buffer.alloc(9 * 1024 * 1024, 1));
   const began = Promise.withResolvers<void>();
   const late = writer.addByCopy(join(work, 'large'), 'large', {
-    bandwidthBytesPerSecond: 8 * 1024 * 1024,
+    limit: new BandwidthLimit(8 * 1024 * 1024),
     onProgress: () => began.resolve(),
   });
   await began.promise;

@@ -1,6 +1,7 @@
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { BandwidthLimit } from '../common/bandwidth.ts';
 import t, { type Test } from 'tap';
 import { Hold } from '../common/hold.ts';
 import { newId } from '../common/ids.ts';
@@ -154,7 +155,9 @@ for (const kind of kinds)
     const sizeBytes = 24 * mebibyte;
     const source = new GeneratedSource(sizeBytes, turns([sizeBytes], false));
     hold.close();
-    const adding = writer.addVolume(source, 'v', { bandwidthBytesPerSecond: 12 * mebibyte });
+    const adding = writer.addVolume(source, 'v', {
+      limit: new BandwidthLimit(12 * mebibyte),
+    });
     await sleep(2000);
     const resumedMs = performance.now();
     hold.open();

@@ -339,6 +339,28 @@ const rows: readonly Row[] = [
     repair: { kind: 'go-on', from: 'unguard' },
   },
   {
+    name: 'libvirt does not know it any more, and it ran on its overlays: parked, for it may run elsewhere',
+    facts: { resuming: true },
+    world: worldWith({ machine: 'gone', both: { ...overlay, header: 'merged' } }),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'migrated away before anything was swapped: undone',
+    world: worldWith(off('migrated')),
+    repair: { kind: 'undo' },
+  },
+  {
+    name: 'migrated away while it ran on its overlays: parked',
+    facts: { resuming: true },
+    world: worldWith({ ...off('migrated'), both: overlay }),
+    repair: { kind: 'park' },
+  },
+  {
+    name: 'libvirt does not know it any more, and nothing was swapped: undone',
+    world: worldWith({ machine: 'gone' }),
+    repair: { kind: 'undo' },
+  },
+  {
     name: 'host crashed, its RAM disk is empty, autostart was ours: cold start',
     world: worldWith(off('unknown')),
     circumstances: { ...calm, rebooted: true },

@@ -65,8 +65,15 @@ export function decideRepair(facts: BackupFacts, world: World, circumstances: Ci
   if (isOwn && world.volumes.some((volume) => volume.image === 'undone')) return { kind: 'undo' };
   if (world.busy) return { kind: 'wait' };
   if (world.machine === 'off' && world.status.reason === 'migrated') {
+    const isUntouched = facts.resuming !== true && world.volumes.every(({ image }) => image === 'original');
+    if (isUntouched) return { kind: 'undo' };
     return { kind: 'park', why: 'it was migrated to another host, where its images may be in use' };
   }
+  if (world.machine === 'gone' && facts.resuming === true && world.volumes.some(isSwapped))
+    return {
+      kind: 'park',
+      why: 'libvirt does not know it any more; where it is now, its images may be in use',
+    };
   const foreign = world.volumes.find((volume) => volume.image === 'foreign');
   if (foreign !== undefined)
     return { kind: 'park', why: `somebody has put another image in the place of ${foreign.target}` };
@@ -148,6 +155,10 @@ function decideActive(
   const valid = all && world.state === 'complete';
   const merged = swapped.every((volume) => volume.header === 'merged');
   return { kind: 'go-on', from: merged ? 'flush' : 'stow', valid };
+}
+
+function isSwapped({ image }: VolumeWorld): boolean {
+  return image === 'swapped';
 }
 
 /** Nothing of the machine waits for a merge any more: each volume stands on images that its owner has chosen. */

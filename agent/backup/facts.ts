@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { storageChoiceSchema } from '../retain/storageChoice.ts';
 import { savePlanSchema } from '../snapshot/plan.ts';
+import { hookRunsSchema, hooksSchema } from './hookFacts.ts';
 
 /** How a backup is to be made; kept in the journal so that recovery uses the same. */
 export const backupSettingsSchema = z.object({
@@ -26,6 +27,10 @@ export const backupSettingsSchema = z.object({
   labels: z.record(z.string(), z.string()),
   /** Checkpoints are made, and increments from them. */
   incremental: z.boolean().default(false),
+  /** Programs that run before and after it. */
+  hooks: hooksSchema.default({}),
+  /** A file says while the machine is snapshotted. */
+  monitoringMarker: z.boolean().default(false),
 });
 
 export type BackupSettings = z.infer<typeof backupSettingsSchema>;
@@ -99,6 +104,7 @@ export const backupFactsSchema = z.object({
   retained: z.record(z.string(), z.record(z.string(), retainedFileSchema)).optional(),
   /** The manifest is in place in every storage. */
   committed: z.boolean().optional(),
+  hooks: hookRunsSchema.optional(),
   warnings: z.array(z.string()),
 });
 

@@ -23,6 +23,8 @@ import { commitManifests } from './commitManifests.ts';
 import { isDownByAccident } from './decide.ts';
 import { dropFailed, dropUnneeded } from './checkpoints.ts';
 import type { BackupFacts } from './facts.ts';
+import type { LimitsOf } from './jobLimits.ts';
+import { requireHere } from './leftHost.ts';
 import { findMachine, namesImage, ownersStatus } from './world.ts';
 import { beforeOf, planOf } from './saveSteps.ts';
 
@@ -34,6 +36,7 @@ export interface LaterStepDependencies {
   readonly stepRows: (jobId: string) => readonly StepRow[];
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
+  readonly limits: LimitsOf;
 }
 
 /**
@@ -83,10 +86,12 @@ export async function giveAutostartBack(hypervisor: Hypervisor, facts: BackupFac
 }
 
 /** Brings the machine back to one image per volume; what is frozen stays untouched until this is on the disk. */
-export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step<BackupFacts>[] {
+export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): readonly Step<BackupFacts>[] {
   const merge = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { settings } = context.facts;
+    // What is frozen, and what stands on it, may be in use where the machine is now.
+    await requireHere(hypervisor, plan.machine);
     // A parked job had given the autostart back, and the owner may have changed it since.
     if (context.facts.guardReleased) {
       const { autostart } = await readOwnerSettings(hypervisor, plan.machine.uuid);
@@ -105,7 +110,7 @@ export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step
     if (live.runId !== undefined) context.commit({ mergeRun: live.runId });
     await streamVolumes(hypervisor, plan, {
       includeSharedBase: settings.includeSharedBase,
-      bandwidthBytesPerSecond: settings.mergeBandwidthBytesPerSecond,
+      limit: limits(context.facts).merge,
       deadlineMs: settings.mergeDeadlineMs,
       onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
     });
@@ -114,6 +119,7 @@ export function mergeSteps({ hypervisor }: LaterStepDependencies): readonly Step
   const flush = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { includeSharedBase } = context.facts.settings;
+    await requireHere(hypervisor, plan.machine);
     if (await isActive(hypervisor, context.facts)) {
       await flushMerged(hypervisor, plan, includeSharedBase, (vcpusHeld) => context.commit({ vcpusHeld }));
     } else {
@@ -158,7 +164,7 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
         const mayTake = storage === storages.at(-1);
         retained[storage.name] = await retainInto(writer, plan, names, mayTake, {
           signal: context.signal,
-          bandwidthBytesPerSecond: settings.readBandwidthBytesPerSecond,
+          limit: dependencies.limits(facts).read,
           deadlineMs: settings.retainDeadlineMs,
           onProgress: (file, doneBytes, totalBytes) =>
             context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),

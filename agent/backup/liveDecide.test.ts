@@ -36,6 +36,8 @@ function factsWith(changes: Partial<LiveFacts> = {}): LiveFacts {
       storageChoices: [],
       retainDirectory: null,
       ramDisk: null,
+      hooks: {},
+      monitoringMarker: false,
       mergeBandwidthBytesPerSecond: 0,
       readBandwidthBytesPerSecond: 0,
       includeSharedBase: false,

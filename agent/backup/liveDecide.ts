@@ -89,6 +89,8 @@ export function decideLive(facts: LiveFacts, world: LiveWorld, circumstances: Li
 
 /** What nobody but an operator, or the end of a QEMU, can clear. */
 function findObstacle(facts: LiveFacts, world: LiveWorld): LiveRepair | undefined {
+  const isAway = world.machine === 'gone' || (world.machine === 'off' && world.status.reason === 'migrated');
+  if (isAway && !mayNeedOverlays(facts, world)) return { kind: 'undo' };
   if (world.machine === 'gone')
     return {
       kind: 'park',
@@ -111,6 +113,11 @@ function findObstacle(facts: LiveFacts, world: LiveWorld): LiveRepair | undefine
       return { kind: 'park', why: `libvirt has forgotten its QEMU, process ${volume.qemu}, which runs on` };
   }
   return undefined;
+}
+
+/** The overlays may have been used: a state file has its complete mark before that. */
+function mayNeedOverlays({ frozen }: LiveFacts, { state, volumes }: LiveWorld): boolean {
+  return frozen !== undefined || state === 'complete' || volumes.some(({ overlay }) => overlay === 'written');
 }
 
 /** The persistent definition must name what the machine runs on, or wrote to last. */

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { livePlanSchema } from '../snapshot/livePlan.ts';
 import { backupFactsSchema, backupSettingsSchema, retainedFileSchema } from './facts.ts';
 import { groupSchema } from './group.ts';
+import { hookRunsSchema } from './hookFacts.ts';
 
 /** How a `live` backup is to be made. */
 export const liveSettingsSchema = backupSettingsSchema.extend({
@@ -64,6 +65,7 @@ export const liveFactsSchema = z.object({
   givenUp,
   /** The manifest is in place in every storage. */
   committed: z.boolean().optional(),
+  hooks: hookRunsSchema.optional(),
   warnings: z.array(z.string()),
 });
 

@@ -42,6 +42,7 @@ import { commitManifests } from './commitManifests.ts';
 import { dropFailed, dropUnneeded, markBefore } from './checkpoints.ts';
 import { guarded } from './guarded.ts';
 import { takeTogether } from './liveTogether.ts';
+import type { LimitsOf } from './jobLimits.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { requireNoAccident } from './liveWorld.ts';
 
@@ -63,6 +64,7 @@ export interface LiveStepDependencies {
   readonly planLineages: (facts: LiveFacts, plan: LivePlan) => Promise<LivePlan>;
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
+  readonly limits: LimitsOf;
   /** The other machines that share T1. */
   readonly together?: Together | undefined;
 }
@@ -234,7 +236,7 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
         const work = (): ReturnType<typeof retainLive> =>
           retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
             signal,
-            bandwidthBytesPerSecond: facts.settings.readBandwidthBytesPerSecond,
+            limit: dependencies.limits(facts).read,
             warn: (message) => context.warn(message),
             onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
           });
@@ -300,15 +302,14 @@ async function openFrozen(
 }
 
 /** Brings the machine back to its images; from the begin of `merge` these are not T1 any more. */
-export function liveMergeSteps({ hypervisor }: LiveStepDependencies): readonly Step<LiveFacts>[] {
+export function liveMergeSteps({ hypervisor, limits }: LiveStepDependencies): readonly Step<LiveFacts>[] {
   const merge = async (context: Context): Promise<void> => {
     const { facts } = context;
     const plan = livePlanOf(facts);
-    const { mergeDeadlineMs: deadlineMs, mergeBandwidthBytesPerSecond: bandwidthBytesPerSecond } =
-      facts.settings;
+    const { mergeDeadlineMs: deadlineMs } = facts.settings;
     if (await requireNoAccident(hypervisor, facts)) {
       await commitVolumes(hypervisor, plan, {
-        bandwidthBytesPerSecond,
+        limit: limits(facts).merge,
         deadlineMs,
         onHeld: (vcpusHeld) => context.commit({ vcpusHeld }),
         onSuspended: () => context.point('suspended'),

@@ -3,6 +3,7 @@ import { readImageMap } from '../../common/qemuImage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { BlockJob, Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
+import { isMigratedAway } from '../hypervisor/migration.ts';
 import { currentBootId } from '../jobs/owner.ts';
 import { MergeError } from '../merge/errors.ts';
 import { ownQemu } from '../snapshot/imageUsers.ts';
@@ -11,6 +12,7 @@ import type { LiveVolume } from '../snapshot/livePlan.ts';
 import { currentStateFile, inspectStateFile, type StateFileCondition } from '../snapshot/stateFile.ts';
 import { inodeOf } from '../snapshot/workFiles.ts';
 import { isDownByAccident } from './decide.ts';
+import { machineLeft } from './leftHost.ts';
 import { type LiveFacts, livePlanOf } from './liveFacts.ts';
 import { findMachine, isTransition, ownersStatus } from './world.ts';
 
@@ -84,13 +86,14 @@ export async function observeLive(hypervisor: Hypervisor, facts: LiveFacts): Pro
 
 /**
  * Whether the machine has a QEMU.
- * @throws MergeError MACHINE_STOPPED when it went down by accident: recovery starts it again
+ * @throws SnapshotError MACHINE_LEFT; MergeError MACHINE_STOPPED when it went down by accident: recovery starts it again
  */
 export async function requireNoAccident(hypervisor: Hypervisor, facts: LiveFacts): Promise<boolean> {
   const machine = await findMachine(hypervisor, facts.machine.uuid);
   if (machine === undefined)
     throw new HypervisorError('MACHINE_NOT_FOUND', `${facts.machine.name} is not known to libvirt any more`);
   const status = ownersStatus(machine);
+  if (isMigratedAway(status)) throw machineLeft(machine.name, 'migrated');
   if (isDownByAccident(facts, status, facts.bootId !== currentBootId())) {
     throw new MergeError(
       'MACHINE_STOPPED',

@@ -4,6 +4,7 @@ import t from 'tap';
 import { createImage, readGuestSequences } from '../../test/sim/images.ts';
 import { eventually } from '../../test/lab/eventually.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { BandwidthLimit } from '../../common/bandwidth.ts';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { JobRow } from '../jobs/job.ts';
@@ -115,7 +116,7 @@ for (const dies of [false, true]) {
     t.match(row, { holdsMachine: false });
     const { plan } = backupFactsSchema.parse(row.record);
     if (plan === undefined) throw new Error('the job has no plan');
-    const pull = { includeSharedBase: false, bandwidthBytesPerSecond: 0, deadlineMs: 60_000 };
+    const pull = { includeSharedBase: false, limit: new BandwidthLimit(), deadlineMs: 60_000 };
     await t.rejects(
       streamVolumes(site.world.connect(), plan, pull),
       { code: 'CANNOT_MERGE_DISK_IMAGES', message: overlay, hint: /blockcommit m vda/ },

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { readPlanSchema } from '../snapshot/readPlan.ts';
 import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './facts.ts';
 import { groupSchema } from './group.ts';
+import { hookRunsSchema } from './hookFacts.ts';
 
 /** How a `disk` or `offline` backup is to be made. */
 export const readSettingsSchema = backupSettingsSchema.extend({
@@ -58,6 +59,7 @@ export const readFactsSchema = z.object({
   virtualSizeBytes: z.record(z.string(), z.number()).optional(),
   /** The manifest is in place in every storage. */
   committed: z.boolean().optional(),
+  hooks: hookRunsSchema.optional(),
   warnings: z.array(z.string()),
 });
 

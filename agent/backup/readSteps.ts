@@ -1,6 +1,7 @@
 import { chmod, copyFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { BandwidthLimit } from '../../common/bandwidth.ts';
 import { fsyncFile, makeDirectoryDurable, writeFileDurable } from '../../common/files.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { NbdError } from '../../nbd/errors.ts';
@@ -34,6 +35,8 @@ import { workDirectoryMode } from '../snapshot/workspace.ts';
 import { dropUnneeded } from './checkpoints.ts';
 import { commitManifests } from './commitManifests.ts';
 import { beginFrozen } from './freezing.ts';
+import type { LimitsOf } from './jobLimits.ts';
+import { requireHere } from './leftHost.ts';
 import type { ReadFacts } from './readFacts.ts';
 import { planReading } from './readPlanning.ts';
 import { beginTogether } from './togetherBegin.ts';
@@ -57,6 +60,7 @@ export interface ReadStepDependencies {
   readonly together?: Together | undefined;
   /** Those that are configured, whether the job uses them or not. */
   readonly allStorages: () => readonly Storage[];
+  readonly limits: LimitsOf;
 }
 
 type Context = StepContext<ReadFacts>;
@@ -78,6 +82,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
 
   const preflight = async (context: Context): Promise<void> => {
     const { settings, machine } = context.facts;
+    if (settings.template === undefined) await requireHere(hypervisor, machine);
     const seen = await planReading(hypervisor, context.jobId, machine, settings);
     context.learn({ settings: { ...settings, ...(await dependencies.chooseStorages(context.facts, seen)) } });
     const plan = await dependencies.planLineages(context.facts, seen);
@@ -122,7 +127,7 @@ export function readSteps(dependencies: ReadStepDependencies): readonly Step<Rea
     const read =
       plan.mode === 'disk'
         ? await readRunning(dependencies, context, plan, writers)
-        : await readOff(hypervisor, context, plan, writers);
+        : await readOff(dependencies, context, plan, writers);
     const { files, virtualSizeBytes } = read;
     context.learn({ retained: files, virtualSizeBytes, plan: read.plan });
   };
@@ -228,7 +233,7 @@ async function beginServing(hypervisor: Hypervisor, context: Context, plan: Read
 
 /** Reads the volumes of a running machine from its QEMU, as long as there is room for what the guest overwrites. */
 async function readRunning(
-  { hypervisor, together }: ReadStepDependencies,
+  { hypervisor, limits, together }: ReadStepDependencies,
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
@@ -250,7 +255,8 @@ async function readRunning(
   };
   try {
     const watch = (signal: AbortSignal): Promise<void> => watchScratch(plan, signal);
-    return await reading(context, plan, writers, open, watch, together);
+    const how = { limit: limits(context.facts).read, guard: watch, together };
+    return await reading(context, plan, writers, open, how);
   } catch (error) {
     throw error instanceof NbdError ? await whyExportWasLost(hypervisor, plan, error) : error;
   }
@@ -258,7 +264,7 @@ async function readRunning(
 
 /** Reads the images of a machine that is off, as long as it stays so. */
 async function readOff(
-  hypervisor: Hypervisor,
+  { hypervisor, limits }: ReadStepDependencies,
   context: Context,
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
@@ -275,7 +281,9 @@ async function readOff(
   };
   await makeRunDirectory(directory);
   try {
-    const read = await reading(context, plan, writers, open, (signal) => watch.untilInterfered(signal));
+    const guard = (signal: AbortSignal): Promise<void> => watch.untilInterfered(signal);
+    const how = { limit: limits(context.facts).read, guard };
+    const read = await reading(context, plan, writers, open, how);
     await watch.requireUntouched();
     return read;
   } finally {
@@ -292,8 +300,15 @@ async function reading(
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
   open: (volume: ReadVolume) => Promise<ChangingVolume>,
-  guard: (signal: AbortSignal) => Promise<void>,
-  together?: Together,
+  {
+    limit,
+    guard,
+    together,
+  }: {
+    readonly limit: BandwidthLimit;
+    readonly guard: (signal: AbortSignal) => Promise<void>;
+    readonly together?: Together | undefined;
+  },
 ): Promise<RetainedChanges> {
   const ended = new AbortController();
   const stopped = new AbortController();
@@ -302,7 +317,7 @@ async function reading(
   const read = (): Promise<RetainedChanges> =>
     retainRead(writers, plan, namesFor(plan.machine.name, pointInTimeOf(context.facts)), open, {
       signal,
-      bandwidthBytesPerSecond: context.facts.settings.readBandwidthBytesPerSecond,
+      limit,
       warn: (message) => context.warn(message),
       onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
     });

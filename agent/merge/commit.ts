@@ -6,6 +6,7 @@ import { foreignWriters } from '../snapshot/imageUsers.ts';
 import { liveChainOf } from '../snapshot/live.ts';
 import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
 import { Alarm } from './alarm.ts';
+import { BlockJobPace } from './blockJobPace.ts';
 import { MergeError } from './errors.ts';
 import { requireReserve } from './space.ts';
 import {
@@ -69,12 +70,13 @@ async function commitVolume(commit: Commit): Promise<void> {
   const { hypervisor, plan, volume, options, alarm } = commit;
   const { uuid } = plan.machine;
   const { target, overlay: top, image: base } = volume;
-  const { bandwidthBytesPerSecond } = options;
+  const pace = new BlockJobPace(hypervisor, { uuid, target }, options.limit);
   if (!(await isOnOverlay(commit))) return;
   const running = await hypervisor.blockJob(uuid, target);
   requireOwnJob(plan, volume, running);
-  if (running === null) await hypervisor.commit(uuid, { target, top, base, bandwidthBytesPerSecond });
-  else await hypervisor.setBlockJobBandwidth(uuid, target, bandwidthBytesPerSecond);
+  if (running === null)
+    await hypervisor.commit(uuid, { target, top, base, bandwidthBytesPerSecond: pace.atBegin() });
+  else await pace.keep();
   for (let goneSinceMs: number | undefined; ; ) {
     await requireHealthyMachine(hypervisor, plan);
     const job = await hypervisor.blockJob(uuid, target);
@@ -89,6 +91,7 @@ async function commitVolume(commit: Commit): Promise<void> {
         await pivot(commit);
         return;
       }
+      await pace.keep();
       await requireReserve(volume);
     }
     if (performance.now() > commit.deadlineMs) throw deadlineExceeded(plan, options.deadlineMs);

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { BandwidthLimit } from '../../common/bandwidth.ts';
 import { readImageInfo } from '../../common/qemuImage.ts';
 import { isTestSwitchOn } from '../../common/testSwitches.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
@@ -7,6 +8,7 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { chainState } from '../snapshot/chain.ts';
 import type { MergePlan, PlannedVolume } from '../snapshot/plan.ts';
 import { Alarm } from './alarm.ts';
+import { BlockJobPace } from './blockJobPace.ts';
 import { MergeError } from './errors.ts';
 import { requireMergeSpace, requireReserve } from './space.ts';
 
@@ -27,7 +29,8 @@ export interface MergedMachine {
 
 export interface MergeOptions {
   readonly includeSharedBase: boolean;
-  readonly bandwidthBytesPerSecond: number;
+  /** Of the copying; it may be changed meanwhile. */
+  readonly limit: BandwidthLimit;
   readonly deadlineMs: number;
   onProgress?(doneBytes: number, totalBytes: number): void;
 }
@@ -105,17 +108,21 @@ interface Pull {
 async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): Promise<void> {
   const { hypervisor, plan, volume, options, alarm } = pull;
   const { uuid } = plan.machine;
-  const { bandwidthBytesPerSecond } = options;
+  const pace = new BlockJobPace(hypervisor, { uuid, target: volume.target }, options.limit);
   let pulls = 0;
   const begin = (): Promise<void> => {
     pulls += 1;
     // With a base named the pull stops above it: a template is never copied into the machine.
     const base = options.includeSharedBase ? undefined : volume.base?.path;
-    return hypervisor.pull(uuid, { target: volume.target, base, bandwidthBytesPerSecond });
+    return hypervisor.pull(uuid, {
+      target: volume.target,
+      base,
+      bandwidthBytesPerSecond: pace.atBegin(),
+    });
   };
   await requireOwnImage(pull);
   if ((await hypervisor.blockJob(uuid, volume.target)) === null) await begin();
-  else await hypervisor.setBlockJobBandwidth(uuid, volume.target, bandwidthBytesPerSecond);
+  else await pace.keep();
   for (let goneSinceMs: number | undefined; ; ) {
     await requireHealthyMachine(hypervisor, plan);
     const job = await hypervisor.blockJob(uuid, volume.target);
@@ -133,6 +140,7 @@ async function pullVolume(pull: Pull, onProgress: (doneBytes: number) => void): 
       }
     } else {
       goneSinceMs = undefined;
+      await pace.keep();
       onProgress(job.currentBytes);
       if (!isTestSwitchOn('ignore-full-target')) await requireReserve(volume);
     }

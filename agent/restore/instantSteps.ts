@@ -1,5 +1,6 @@
 import { chmod, chown, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { BandwidthLimit } from '../../common/bandwidth.ts';
 import { hashFile } from '../../common/copy.ts';
 import { messageOf } from '../../common/errors.ts';
 import { fsyncFile } from '../../common/files.ts';
@@ -67,7 +68,7 @@ export function instantSteps(hypervisor: Hypervisor): readonly Step<RestoreFacts
         const { plan, pullDeadlineMs } = context.facts;
         await streamVolumes(hypervisor, pullPlan(plan), {
           includeSharedBase: true,
-          bandwidthBytesPerSecond: 0,
+          limit: new BandwidthLimit(),
           deadlineMs: pullDeadlineMs,
           onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
         });

@@ -1,5 +1,6 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { BandwidthLimit } from '../../common/bandwidth.ts';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
@@ -90,7 +91,7 @@ export interface RetainSaveOptions extends RetainOptions {
 
 export interface RetainOptions {
   readonly signal: AbortSignal;
-  readonly bandwidthBytesPerSecond: number;
+  readonly limit: BandwidthLimit;
   readonly deadlineMs: number;
   onProgress(file: string, doneBytes: number, totalBytes: number): void;
 }
@@ -204,13 +205,13 @@ function progressOf(
   options: RetainOptions,
 ): {
   readonly signal: AbortSignal;
-  readonly bandwidthBytesPerSecond: number;
+  readonly limit: BandwidthLimit;
   readonly onProgress: (doneBytes: number) => void;
 } {
-  const { signal, bandwidthBytesPerSecond } = options;
+  const { signal, limit } = options;
   return {
     signal,
-    bandwidthBytesPerSecond,
+    limit,
     onProgress: (doneBytes) => options.onProgress(what, doneBytes, totalBytes),
   };
 }

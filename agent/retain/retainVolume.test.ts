@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { BandwidthLimit } from '../../common/bandwidth.ts';
 import { newId } from '../../common/ids.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
@@ -58,7 +59,7 @@ async function retain(
     { source, changes: () => Promise.resolve(changes), [Symbol.asyncDispose]: () => Promise.resolve() },
     {
       signal: new AbortController().signal,
-      bandwidthBytesPerSecond: 0,
+      limit: new BandwidthLimit(),
       onProgress: () => undefined,
       warn: (message) => void warnings.push(message),
       ...options,

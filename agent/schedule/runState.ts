@@ -7,6 +7,8 @@ export type RunOutcome =
   | 'failed'
   /** Trying again cannot help before somebody has changed something. */
   | 'failed-for-good'
+  /** The machine is not on this host any more: who has it now backs it up. */
+  | 'left-host'
   | 'cancelled';
 
 /** The newest run that the schedule began. */
@@ -40,7 +42,7 @@ export type RunWord =
   | {
       readonly kind: 'gave-up';
       readonly attempts: number;
-      readonly why: 'no-retries-left' | 'next-run-comes-first' | 'retrying-cannot-help';
+      readonly why: 'no-retries-left' | 'next-run-comes-first' | 'retrying-cannot-help' | 'left-host';
       /** When the next slot begins; null: there is none. */
       readonly nextMs: number | null;
     };
@@ -133,6 +135,7 @@ export function ended(
     state: over,
     word: { kind: 'gave-up' as const, attempts: run.attempt, why, nextMs },
   });
+  if (outcome === 'left-host') return gaveUp('left-host');
   if (outcome === 'failed-for-good') return gaveUp('retrying-cannot-help');
   const { count, firstDelayMs, factor, maxDelayMs } = timetable.retries;
   if (run.attempt > count) return gaveUp('no-retries-left');

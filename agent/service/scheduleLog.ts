@@ -61,6 +61,11 @@ export class ScheduleLog {
       }
       case 'gave-up': {
         const { attempts, why, nextMs } = said;
+        if (why === 'left-host') {
+          const text = 'scheduled backup ended: the machine left this host, and is not tried again here';
+          this.#log.warn({ ...about, error, attempts, why }, text);
+          return;
+        }
         const what = { ...about, error, attempts, why, nextAt: iso(nextMs) };
         this.#log.error(what, 'scheduled backup failed, and is not tried again');
       }
@@ -84,7 +89,10 @@ export class ScheduleLog {
   /** The machine is not looked after any more. */
   gone({ uuid, name }: ScheduledMachine): void {
     this.#next.delete(uuid);
-    this.#log.info({ machine: name }, 'machine is gone from this host: its schedule rests');
+    this.#log.info(
+      { machine: name },
+      'machine is gone from this host, or has no schedule any more: nothing is due for it',
+    );
   }
 
   clockSet(byMs: number): void {

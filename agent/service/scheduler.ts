@@ -1,7 +1,7 @@
 import { errorRecord } from '../../common/errors.ts';
 import type { Logger } from '../../common/log.ts';
 import type { Agent } from '../agent.ts';
-import { HypervisorError } from '../hypervisor/errors.ts';
+import { isMigratedAway } from '../hypervisor/migration.ts';
 import { JobError } from '../jobs/errors.ts';
 import type { JobRow } from '../jobs/job.ts';
 import { thisOwner } from '../jobs/owner.ts';
@@ -31,6 +31,9 @@ const storageIsFull: ReadonlySet<string> = new Set([
   'STORAGE_GROUP_UNUSABLE',
 ]);
 
+/** What a backup fails with whose machine is not on this host any more. */
+const hasLeft: ReadonlySet<string> = new Set(['MACHINE_LEFT', 'MACHINE_NOT_FOUND']);
+
 /** The clocks of the host. */
 export const hostClock = (): ClockReading => ({ wallMs: Date.now(), monotonicMs: performance.now() });
 
@@ -59,9 +62,11 @@ export class Scheduler {
   readonly #logger: Logger;
   readonly #log: ScheduleLog;
   readonly #book: ScheduleBook;
-  readonly #timetables: Timetables;
+  #timetables: Timetables;
   readonly #watch: ClockWatch;
   readonly #machines = new Map<string, ScheduledMachine>();
+  /** What the present policies say of machines, by UUID. */
+  readonly #known = new Map<string, { readonly name: string; readonly machine: ScheduledMachine | null }>();
   readonly #queue = new DueQueue();
   /** What this process does for machines, by UUID. */
   readonly #running = new Map<string, Promise<void>>();
@@ -72,6 +77,8 @@ export class Scheduler {
   readonly #ending = new AbortController();
   #following: Promise<void> = Promise.resolve();
   #isService = true;
+  /** The policies have changed since the machines were looked at. */
+  #isStale = false;
 
   constructor({ agent, log, clock = hostClock, onChange = () => undefined }: SchedulerOptions) {
     this.#agent = agent;
@@ -84,6 +91,18 @@ export class Scheduler {
     this.#watch = new ClockWatch(clock());
   }
 
+  /** Whether any machine has a schedule, or one may have. */
+  get isNeeded(): boolean {
+    return this.#timetables.any || this.#machines.size > 0;
+  }
+
+  /** The policies are others by now: nothing begins before `refresh` has looked at all machines anew. */
+  follow(): void {
+    this.#timetables = new Timetables(this.#agent.parts);
+    this.#known.clear();
+    this.#isStale = true;
+  }
+
   /**
    * Looks which machines are on this host. Does nothing while another living process is the service.
    * @throws HypervisorError; ConfigError NO_STORAGE; JobError JOURNAL_UNUSABLE: what was known stays
@@ -94,23 +113,38 @@ export class Scheduler {
     if (!isService && this.#isService) this.#log.otherService();
     this.#isService = isService;
     if (!isService) return;
-    const machines = await hypervisor.machines();
+    // One that was migrated away belongs to the host that it runs on, although its definition may have stayed here.
+    const machines = (await hypervisor.machines()).filter(({ status }) => !isMigratedAway(status));
     const scheduled: ScheduledMachine[] = [];
-    for (const { uuid, name } of machines) {
-      const known = this.#machines.get(uuid);
+    for (const about of machines) {
+      const { uuid } = about;
       // What is started to verify a backup is no machine of this host.
-      if (known === undefined && journal.holder(uuid)?.kind === 'verify') continue;
-      const machine = known?.name === name ? known : this.#timetables.of({ uuid, name });
+      if (!this.#machines.has(uuid) && journal.holder(uuid)?.kind === 'verify') continue;
+      const machine = this.#scheduled(about);
       if (machine !== null) scheduled.push(machine);
     }
     const { wallMs } = this.#clock();
     this.#book.take(scheduled, new Set(machines.map(({ uuid }) => uuid)), wallMs);
+    this.#isStale = false;
     this.#replace(scheduled, wallMs);
+  }
+
+  /** A machine as the policies have it now; null where it has no schedule. */
+  #scheduled({ uuid, name }: { readonly uuid: string; readonly name: string }): ScheduledMachine | null {
+    const present = this.#machines.get(uuid);
+    // Its job is being written down, together with what the timetable says by which it was begun.
+    if (present !== undefined && this.#creating.has(uuid)) return present;
+    const known = this.#known.get(uuid);
+    if (known?.name === name) return known.machine;
+    const machine = this.#timetables.of({ uuid, name });
+    this.#known.set(uuid, { name, machine });
+    return machine;
   }
 
   #replace(scheduled: readonly ScheduledMachine[], nowMs: number): void {
     const present = new Set(scheduled.map(({ uuid }) => uuid));
     for (const machine of this.#machines.values()) if (!present.has(machine.uuid)) this.#drop(machine);
+    for (const uuid of this.#known.keys()) if (!present.has(uuid)) this.#known.delete(uuid);
     for (const machine of scheduled) {
       if (this.#machines.get(machine.uuid) === machine) continue;
       this.#machines.set(machine.uuid, machine);
@@ -123,6 +157,22 @@ export class Scheduler {
     this.#queue.delete(machine.uuid);
     this.#waiting.delete(machine.uuid);
     this.#log.gone(machine);
+    this.#endLeft(machine);
+  }
+
+  /**
+   * The run of a machine that is not looked after here any more has its last word as soon as its job has ended: it is
+   * not tried again on this host, whoever has the machine now.
+   */
+  #endLeftRun(machine: ScheduledMachine, nowMs: number): void {
+    const entry = this.#book.entry(machine);
+    const isOpen = entry?.state.run?.endedMs === null;
+    const isHeld = this.#agent.parts.journal.holder(machine.uuid) !== undefined;
+    if (entry === undefined || !isOpen || isHeld || this.#running.has(machine.uuid)) return;
+    const job = this.#jobOf(entry);
+    const outcome = job?.state === 'finished' ? 'succeeded' : 'left-host';
+    this.#writeEnd(machine, entry, { outcome, error: job?.error ?? null, nowMs });
+    if (outcome === 'succeeded') this.#follow(machine, { copies: true });
   }
 
   /** Does what is due now; returns after how many milliseconds to call it again, at the latest. */
@@ -152,7 +202,7 @@ export class Scheduler {
 
   #lookAt(uuid: string): void {
     const machine = this.#machines.get(uuid);
-    if (machine === undefined || this.#creating.has(uuid)) return;
+    if (machine === undefined || this.#isStale || this.#creating.has(uuid)) return;
     const { wallMs: nowMs } = this.#clock();
     try {
       while (this.#act(machine, nowMs));
@@ -293,10 +343,20 @@ export class Scheduler {
     }
     this.#running.delete(uuid);
     this.#creating.delete(uuid);
+    if (!this.#machines.has(uuid)) this.#endLeft(machine);
     // In their order: one that comes now must not pass those that wait.
     for (const next of this.#waiting) this.#lookAt(next);
     this.lookAtDue();
     this.#onChange();
+  }
+
+  /** Never throws. */
+  #endLeft(machine: ScheduledMachine): void {
+    try {
+      this.#endLeftRun(machine, this.#clock().wallMs);
+    } catch (error) {
+      this.#log.failed('the end of a scheduled backup could not be written down', error, machine);
+    }
   }
 
   /** @returns whether there was a job */
@@ -333,11 +393,11 @@ export class Scheduler {
         if (error.code === 'MACHINE_BUSY' || error.code === 'UNFINISHED_JOB') return undefined;
         throw error;
       }
-      if (error instanceof HypervisorError && error.code === 'MACHINE_NOT_FOUND') {
+      const record = errorRecord(error);
+      if (hasLeft.has(record.code)) {
         this.#drop(machine);
         return undefined;
       }
-      const record = errorRecord(error);
       const outcome = record.retryable ? 'failed' : 'failed-for-good';
       this.#writeEnd(machine, { ...entry, state, jobId: null }, { outcome, error: record, nowMs });
       return undefined;
@@ -348,5 +408,6 @@ export class Scheduler {
 function outcomeOf({ state, error }: JobRow): RunOutcome {
   if (state === 'finished') return 'succeeded';
   if (state === 'cancelled') return 'cancelled';
+  if (error !== null && hasLeft.has(error.code)) return 'left-host';
   return error?.retryable === false ? 'failed-for-good' : 'failed';
 }

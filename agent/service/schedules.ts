@@ -4,28 +4,31 @@ import type { Agent } from '../agent.ts';
 import type { HypervisorEvent } from '../hypervisor/hypervisor.ts';
 import { ScheduleLog } from './scheduleLog.ts';
 import { Scheduler } from './scheduler.ts';
-import { Timetables } from './timetables.ts';
 
 /** The machines of the host are looked at so often, should an event have been lost. */
 const refreshMs = 60_000;
 
 /**
  * Acts on the schedules of the policies until `signal`; then begins nothing more, and returns when the backups that it
- * has begun are at their end. What cannot be done now is told in the log and tried again. Returns at once where no
- * policy has a schedule.
+ * has begun are at their end. What cannot be done now is told in the log and tried again. While no policy has a
+ * schedule, libvirt is not asked for anything.
  */
 export async function actOnSchedules(
   agent: Agent,
   { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
 ): Promise<void> {
-  if (!new Timetables(agent.parts).any) return;
   const wake = new Wake(signal);
   const scheduler = new Scheduler({ agent, log, onChange: () => wake.up() });
   const machines = new MachineWatch(agent, scheduler, { log: new ScheduleLog(log), wake });
+  const unfollow = agent.onFollow(() => {
+    scheduler.follow();
+    machines.lookAtOnce();
+  });
   while (!signal.aborted) {
-    machines.lookIfNeeded();
+    if (scheduler.isNeeded) machines.lookIfNeeded();
     await wake.sleep(scheduler.lookAtDue());
   }
+  unfollow();
   // The scheduler first: libvirt may keep the other one waiting, and nothing may begin meanwhile.
   await Promise.all([scheduler.end(), machines.end()]);
 }
@@ -60,6 +63,11 @@ class MachineWatch {
     });
   }
 
+  lookAtOnce(): void {
+    this.#dueMs = 0;
+    this.#wake.up();
+  }
+
   /** Never rejects. */
   async #refresh(): Promise<void> {
     try {
@@ -74,9 +82,7 @@ class MachineWatch {
     const concerns =
       event.kind === 'reconnected' ||
       (event.kind === 'lifecycle' && ['defined', 'undefined', 'started', 'stopped'].includes(event.event));
-    if (!concerns) return;
-    this.#dueMs = 0;
-    this.#wake.up();
+    if (concerns) this.lookAtOnce();
   }
 
   async end(): Promise<void> {

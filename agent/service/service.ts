@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
+import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import type { JobRow } from '../jobs/job.ts';
@@ -8,6 +9,8 @@ import { controllerServer, serveCallers } from './api.ts';
 import { keepControllerAccess } from './controllerAccess.ts';
 import { reportToController } from './reporting.ts';
 import { resumeAtEnd } from './resumeAtEnd.ts';
+import { clearLeftMarkers } from '../leftMarkers.ts';
+import { followConfiguration } from './reload.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -23,6 +26,8 @@ export interface ServiceContext {
   readonly log: Logger;
   /** What the jobs of this process say while they run. */
   readonly jobSignals: JobSignals;
+  /** Has all that begins from then on go by another configuration; see `OpenAgent`. */
+  readonly follow: (config: Config) => Promise<readonly string[]>;
   /** Aborted when the service is to end; a job at hand is brought to its end first. */
   readonly signal: AbortSignal;
 }
@@ -37,9 +42,11 @@ export async function runService(context: ServiceContext): Promise<void> {
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   resumeAtEnd(context);
   await agent.finishDeletions();
+  await clearLeftMarkers(agent.parts);
   await Promise.all([
     actOnSchedules(agent, { log, signal }),
     recoverAgainAndAgain(context),
+    followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
     reportToController(agent, { log, signal }),
   ]);

@@ -8,6 +8,8 @@ export type SnapshotErrorCode =
   | 'MACHINE_RUNNING'
   | 'MACHINE_TRANSIENT'
   | 'MACHINE_STATE_UNSUITABLE'
+  /** It was migrated to another host, which backs it up now, or libvirt does not know it any more. */
+  | 'MACHINE_LEFT'
   | 'HOST_DEVICE_UNSUPPORTED'
   | 'TPM_UNSUPPORTED'
   | 'NO_VOLUMES'

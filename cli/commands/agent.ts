@@ -2,8 +2,8 @@ import { JobSignals } from '../../agent/api/jobSignals.ts';
 import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
+import type { Config } from '../../config/schema.ts';
 import type { Cli, RunVerb } from '../cli.ts';
-import { followLimits } from '../followLimits.ts';
 import { changing, readConfig } from '../session.ts';
 
 /** `stillpoint agent [--once]`. */
@@ -36,8 +36,7 @@ async function serve(cli: Cli): Promise<0> {
   const jobSignals = new JobSignals();
   const listener = jobSignals.listener();
   await using open = await openAgent({ loaded, configPath, log, listener });
-  const tell = { remark: (text: string) => log.info(text), warning: (text: string) => log.warn(text) };
-  await using _limits = await followLimits(tell, loaded, configPath, open.bandwidths);
-  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, signal: stop.signal });
+  const follow = (config: Config): Promise<readonly string[]> => open.follow(config);
+  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, follow, signal: stop.signal });
   return 0;
 }

@@ -1,4 +1,5 @@
 import type { Agent } from '../../agent/agent.ts';
+import { hookKinds, type HookKind, type HookRun } from '../../agent/backup/hookFacts.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { describeChoice } from '../../agent/storageStates.ts';
 import { formatDuration } from '../../common/time.ts';
@@ -49,6 +50,7 @@ function backupOf(agent: Agent, job: JobRow): Readonly<Record<string, unknown>> 
     storageChoices,
     labels,
     warnings,
+    hooks: facts.hooks ?? null,
   };
 }
 
@@ -80,6 +82,7 @@ function printJob(cli: Cli, agent: Agent, job: JobRow, files: readonly JobFile[]
     if (facts.pointInTime !== undefined) field('Point in time', facts.pointInTime);
     if (typeof facts.pauseMs === 'number') field('Pause', formatDuration(facts.pauseMs));
     for (const warning of facts.warnings) field('Warning', styled('yellow', warning));
+    for (const kind of hookKinds) printHook(field, kind, facts.hooks?.[kind]);
   }
   for (const file of files) field('File', fileText(file));
   for (const { name, status, durationMs } of journal.steps(job.id)) {
@@ -91,6 +94,18 @@ function printJob(cli: Cli, agent: Agent, job: JobRow, files: readonly JobFile[]
   if (job.error === null) return;
   field('Error', styled('red', `${job.error.code}: ${job.error.message}`));
   if (job.error.hint !== undefined) field('Hint', job.error.hint);
+}
+
+function printHook(
+  field: (name: string, ...value: readonly Text[]) => void,
+  kind: HookKind,
+  run: HookRun | undefined,
+): void {
+  if (run === undefined) return;
+  const { state, durationMs, problem, output } = run;
+  const took = durationMs === null ? '' : `, ${formatDuration(durationMs)}`;
+  field('Hook', `${kind} ${state}${took}${problem === null ? '' : `: ${problem}`}`);
+  if (output !== '') for (const line of output.split('\n')) field('', line);
 }
 
 function fileText({ role, target, storage, path, sizeBytes, present }: JobFile): string {

@@ -3,7 +3,7 @@ import t, { type Test } from 'tap';
 import { backendConformance } from '../../test/conformance/backend.ts';
 import { ObjectStore } from '../../test/sim/objectStore.ts';
 import { WeakS3, type WeakS3Options } from '../../test/sim/weakS3.ts';
-import { Bandwidth } from '../../common/bandwidth.ts';
+import { Bandwidth, BandwidthLimit } from '../../common/bandwidth.ts';
 import type { Backend } from './backend.ts';
 import { BandwidthBackend } from './bandwidthBackend.ts';
 import { FileBackend } from './fileBackend.ts';
@@ -21,14 +21,14 @@ void t.test('files within a bandwidth', async (t) => {
   await backendConformance(t, async (st) => {
     const root = `${st.testdir()}/store`;
     await new FileBackend(root).prepare();
-    const bandwidth = new Bandwidth(2 ** 30);
+    const bandwidth = new Bandwidth(new BandwidthLimit(2 ** 30));
     return { client: () => new BandwidthBackend(new FileBackend(root), bandwidth) };
   });
 });
 
 void t.test('what is read counts as what is sent', async (t) => {
   await using server = await WeakS3.start();
-  const bandwidth = new Bandwidth(1000);
+  const bandwidth = new Bandwidth(new BandwidthLimit(1000));
   const backend = new BandwidthBackend(await openTestBackend(server), bandwidth);
   const startedMs = performance.now();
   await backend.create('packs/a', [Buffer.alloc(200)]);

@@ -5,7 +5,7 @@ import { readS3Credentials } from './s3Credentials.ts';
 import type { S3Settings } from './s3Settings.ts';
 
 /** A bucket as a configuration names it. */
-export interface S3Url extends Pick<S3Settings, 'region' | 'addressing' | 'caFile'> {
+export interface S3Url extends Pick<S3Settings, 'region' | 'addressing' | 'caFile' | 'localAddress'> {
   /** `s3://BUCKET` or `s3://BUCKET/PREFIX`. */
   readonly url: string;
   readonly endpoint?: string | undefined;

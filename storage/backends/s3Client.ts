@@ -12,9 +12,11 @@ import { readCaFile, type S3Limits, type S3Settings } from './s3Settings.ts';
 export async function openS3Client(settings: S3Settings, region: string, limits: S3Limits): Promise<S3> {
   // It takes 30 MiB and a third of a second, so only who uses it loads it.
   const library = await import('@aws-sdk/client-s3');
+  const { localAddress } = settings;
   const { accessKeyId, secretAccessKey, sessionToken } = settings.credentials;
   const ca = await readCaFile(settings.caFile);
-  const pool = { keepAlive: true, maxSockets: limits.concurrency };
+  const from = localAddress === undefined ? {} : { localAddress };
+  const pool = { keepAlive: true, maxSockets: limits.concurrency, ...from };
   const s3 = new library.S3({
     endpoint: settings.endpoint,
     region,

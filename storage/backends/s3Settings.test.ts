@@ -64,3 +64,10 @@ void t.test('the environment and the files of other programs change nothing', as
   t.match(server.requests[0]?.headers['authorization'], /Credential=KEYID\/\d+\/us-east-1\/s3/);
   t.equal(server.requests[0]?.headers['x-amz-security-token'], undefined);
 });
+
+void t.test('connections come from the address that is told', async (t) => {
+  await using server = await WeakS3.start();
+  const backend = await openTestBackend(server, { localAddress: '127.0.0.2' });
+  t.equal(await backend.read('keys/a'), null);
+  t.match(server.requests, [{ from: '127.0.0.2' }]);
+});

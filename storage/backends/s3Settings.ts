@@ -17,6 +17,8 @@ export interface S3Settings {
   readonly addressing?: 'path' | 'virtualHost' | undefined;
   /** Certificates (PEM) to trust instead of those of the system. */
   readonly caFile?: string | undefined;
+  /** An IP address of this host, from which connections come; the system chooses one unless told. */
+  readonly localAddress?: string | undefined;
   readonly credentials: S3Credentials;
   readonly limits?: Partial<S3Limits> | undefined;
 }

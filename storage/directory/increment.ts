@@ -1,5 +1,6 @@
 import { hash } from 'node:crypto';
 import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { Bandwidth } from '../../common/bandwidth.ts';
 import { chunkBytes, parseSums } from '../../common/chunkSums.ts';
 import { cloneFile, copyFileDurable, type HashResult } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
@@ -11,7 +12,7 @@ import { ChunkDamaged, EditedFile } from './editedFile.ts';
 import { Qcow2Editor } from './qcow2Editor.ts';
 import { ImageUnsuitable } from './qcow2Geometry.ts';
 import { Run } from '../run.ts';
-import { blockBytes, holdBack, type Piece, readInOrder } from './sourceReader.ts';
+import { blockBytes, type Piece, readInOrder } from './sourceReader.ts';
 
 /** Nothing can be built on this parent; the message says why. The volume must be read in full. */
 export class ParentUnusable extends Error {}
@@ -77,7 +78,7 @@ async function readSums(parent: StoredParent): Promise<readonly string[]> {
 async function copyParent(parent: StoredParent, to: string, options: AddOptions): Promise<void> {
   try {
     if (await cloneFile(parent.path, to, 0o600)) return;
-    const { signal, bandwidthBytesPerSecond, throttle } = options;
+    const { signal, limit, throttle } = options;
     const copied = await copyFileDurable({
       from: parent.path,
       to,
@@ -86,7 +87,7 @@ async function copyParent(parent: StoredParent, to: string, options: AddOptions)
       // Several machines may be at it at a time.
       pieceBytes: chunkBytes,
       signal,
-      bandwidthBytesPerSecond,
+      limit,
       throttle,
       // Signs of life; what is counted is what is read from the guest.
       onProgress: () => options.onProgress?.(0),
@@ -142,7 +143,7 @@ async function applyChanges(
   run: Run,
   options: AddOptions,
 ): Promise<void> {
-  const startedAt = performance.now();
+  const bandwidth = new Bandwidth(options.limit);
   for (const { offsetBytes, lengthBytes, zero } of changes) {
     run.signal.throwIfAborted();
     if (zero) await editor.zero(offsetBytes, lengthBytes);
@@ -150,12 +151,13 @@ async function applyChanges(
   }
   let doneBytes = 0;
   for await (const { piece, block } of readInOrder(source, piecesOf(changes), run)) {
+    await bandwidth.take(block.length, run.signal);
     await editor.write(piece.offsetBytes, block);
     doneBytes += block.length;
     options.onProgress?.(doneBytes);
-    await holdBack(doneBytes, startedAt, run, options);
     await options.throttle?.take(block.length, run.signal);
   }
+  await bandwidth.take(0, run.signal);
 }
 
 function* piecesOf(changes: readonly Extent[]): Generator<Piece> {

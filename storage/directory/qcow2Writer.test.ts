@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
 import type { Test } from 'tap';
+import { BandwidthLimit } from '../../common/bandwidth.ts';
 import { hashFile } from '../../common/copy.ts';
 import { planQcow2 } from '../../common/qcow2/layout.ts';
 import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
@@ -221,7 +222,7 @@ void t.test('an abort ends it at once, whatever it is waiting for, and removes i
     bandwidth: (abort) =>
       writeQcow2(good, to, {
         signal: abort.signal,
-        bandwidthBytesPerSecond: 64 * 1024, // it would take minutes
+        limit: new BandwidthLimit(64 * 1024), // it would take minutes
         onProgress: () => setImmediate(() => abort.abort(reason)),
       }),
   };
@@ -241,7 +242,7 @@ void t.test('it never overwrites, tells its progress, and holds back when told t
   const startedAt = performance.now();
   const digest = await writeQcow2(source, to, {
     onProgress: (bytesDone) => progress.push(bytesDone),
-    bandwidthBytesPerSecond: 16 * mebibyte,
+    limit: new BandwidthLimit(16 * mebibyte),
     ownership: { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0, mode: 0o640 },
   });
   t.ok(performance.now() - startedAt >= 450);

@@ -1,3 +1,4 @@
+import { Bandwidth } from '../../common/bandwidth.ts';
 import { summedBytesMax } from '../../common/chunkSums.ts';
 import type { HashResult } from '../../common/copy.ts';
 import { createDirect, directBuffers } from '../../common/directBuffers.ts';
@@ -8,7 +9,7 @@ import type { VolumeSource } from '../../common/volumeSource.ts';
 import type { AddOptions } from '../storage.ts';
 import { ChunkedFile, pieceBytes } from './chunkedFile.ts';
 import { Run } from '../run.ts';
-import { askSource, holdBack } from './sourceReader.ts';
+import { askSource } from './sourceReader.ts';
 
 /** Pieces of the file that are read, hashed and written at the same time: 12 MiB of memory. */
 export const piecesInFlight = 3;
@@ -59,7 +60,7 @@ async function writeImage(
   run: Run,
   options: AddOptions,
 ): Promise<void> {
-  const startedAt = performance.now();
+  const bandwidth = new Bandwidth(options.limit);
   const buffers = directBuffers(piecesInFlight, pieceBytes);
   const underWay = new Set<Promise<void>>();
   let doneBytes = 0;
@@ -76,7 +77,7 @@ async function writeImage(
   };
   for (const chunk of chunksOf(layout)) {
     while (underWay.size >= piecesInFlight) await run.unlessStopped(Promise.race(underWay));
-    await holdBack(chunk.index * pieceBytes, startedAt, run, options);
+    await bandwidth.take(chunk.lengthBytes, run.signal);
     await options.throttle?.take(chunk.lengthBytes, run.signal);
     run.signal.throwIfAborted();
     const stored = store(chunk).catch((error: unknown) => run.fail(error));
@@ -85,7 +86,7 @@ async function writeImage(
   }
   await run.unlessStopped(Promise.all(underWay));
   run.signal.throwIfAborted();
-  await holdBack(layout.fileSizeBytes, startedAt, run, options);
+  await bandwidth.take(0, run.signal);
 }
 
 /** A stretch of the file: metadata, or bytes of the volume, which zeros fill up to a whole cluster. */

@@ -1,6 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { VolumeSource } from '../../common/volumeSource.ts';
-import type { AddOptions } from '../storage.ts';
 import type { Run } from '../run.ts';
 
 /** Bytes read at once. */
@@ -70,17 +68,4 @@ async function readPiece(
 ): Promise<Buffer> {
   await askSource(() => source.readInto(block.subarray(0, lengthBytes), offsetBytes, signal));
   return block;
-}
-
-/** Waits until so many bytes are due at the bandwidth that is allowed. */
-export async function holdBack(
-  bytesDone: number,
-  startedAt: number,
-  run: Run,
-  options: AddOptions,
-): Promise<void> {
-  const limit = options.bandwidthBytesPerSecond ?? 0;
-  if (limit <= 0) return;
-  const waitMs = startedAt + (bytesDone / limit) * 1000 - performance.now();
-  if (waitMs >= 1) await sleep(waitMs, undefined, { signal: run.signal });
 }

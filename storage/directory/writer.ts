@@ -92,9 +92,9 @@ export class DirectoryBackupWriter implements BackupWriter {
 
   #throttled(options: AddOptions): AddOptions {
     // Not by an average since the beginning: a pause would be made up for.
-    const bandwidth = new Bandwidth(options.bandwidthBytesPerSecond);
+    const bandwidth = new Bandwidth(options.limit);
     const throttle = throttleOf(bandwidth, this.#context.throttle);
-    return { ...options, bandwidthBytesPerSecond: 0, throttle };
+    return { ...options, limit: undefined, throttle };
   }
 
   /** Keeps the digests of a volume's chunks beside it. */

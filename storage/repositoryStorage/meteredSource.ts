@@ -14,7 +14,7 @@ export class MeteredSource implements VolumeSource {
   constructor(source: VolumeSource, options: AddOptions) {
     this.#source = source;
     this.#options = options;
-    this.#bandwidth = new Bandwidth(options.bandwidthBytesPerSecond);
+    this.#bandwidth = new Bandwidth(options.limit);
   }
 
   get virtualSizeBytes(): number {

@@ -36,6 +36,8 @@ export function factsWith(changes: Partial<BackupFacts> = {}): BackupFacts {
       retainDirectory: null,
       ramDisk: null,
       runDirectory: '/run/stillpoint',
+      hooks: {},
+      monitoringMarker: false,
       mergeBandwidthBytesPerSecond: 0,
       readBandwidthBytesPerSecond: 0,
       includeSharedBase: false,

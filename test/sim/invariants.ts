@@ -104,7 +104,8 @@ async function strayFiles(site: Site, others: readonly string[]): Promise<string
     problems.push(`stray of a verification: ${name}`);
   for (const { name } of await site.world.connect().machines())
     if (name.startsWith('stillpoint-verify-')) problems.push(`a machine is left: ${name}`);
-  for (const name of await readdir(site.runDirectory)) problems.push(`stray socket directory: ${name}`);
+  for (const name of await readdir(site.runDirectory, { recursive: true }))
+    if (name !== 'snapshotting') problems.push(`stray in the run directory: ${name}`);
   // In a vault these are the sessions that are open.
   for (const [name, storage] of site.openStorages())
     for (const partial of await storage.partials()) problems.push(`partial in ${name}: ${partial.jobId}`);

@@ -66,16 +66,23 @@ export class ScheduledSite implements AsyncDisposable {
   /** The service starts, after whatever became of the one before; with another policy, if one is given. */
   async start({
     fate = () => false,
+    meanwhile = () => undefined,
     policy,
   }: {
     fate?: Fate;
+    /** What happens in the world at a moment of the service. */
+    meanwhile?: (moment: string) => Promise<void> | void;
     policy?: SiteOptions['policy'];
   } = {}): Promise<void> {
     if (this.#service !== undefined) this.site.buryOwners();
     const decide = (moment: string, { life }: LivingAgent): void => {
       if (!life.isDead && fate(moment)) life.die();
     };
-    const living = this.site.openAgent(decide, decide, policy);
+    const listen = async (moment: string, self: LivingAgent): Promise<void> => {
+      decide(moment, self);
+      await meanwhile(moment);
+    };
+    const living = this.site.openAgent(listen, decide, policy);
     const log = createLogger({ destination: this.#memory() });
     const clock = () => ({ wallMs: this.nowMs, monotonicMs: this.nowMs - this.#setByMs });
     this.#service = { living, scheduler: new Scheduler({ agent: living.agent, log, clock }) };
@@ -90,6 +97,14 @@ export class ScheduledSite implements AsyncDisposable {
         done();
       },
     });
+  }
+
+  /** Another configuration is in force; what `refresh` does comes a moment later. */
+  configure(policy: SiteOptions['policy'], others: Readonly<Record<string, unknown>> = {}): void {
+    const { living, scheduler } = this.#required();
+    const config = this.site.config(policy, others);
+    living.agent.follow({ config, storages: living.storages });
+    scheduler.follow();
   }
 
   /** The service looks which machines there are, and does what is due. */

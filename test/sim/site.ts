@@ -11,7 +11,7 @@ import { Journal } from '../../agent/jobs/journal.ts';
 import type { JobOwner } from '../../agent/jobs/owner.ts';
 import { endServer } from '../../agent/restore/served.ts';
 import { freeBytes } from '../../common/files.ts';
-import { configSchema } from '../../config/schema.ts';
+import { type Config, configSchema } from '../../config/schema.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import { noBounds } from '../../storage/space.ts';
 import type { Storage } from '../../storage/storage.ts';
@@ -225,21 +225,9 @@ export class Site implements AsyncDisposable {
     return written.filter((sequence) => this.targetOf(sequence) === target && sequence > last - slotCount);
   }
 
-  /**
-   * A new agent on the same journal and world; `listener` hears every moment, `onWrite` each durable write of the
-   * journal, and both may kill it. `policy` wins over that of the site.
-   */
-  openAgent(
-    listener: (moment: string, self: LivingAgent) => Promise<void> | void = () => undefined,
-    onWrite: (moment: string, self: LivingAgent) => void = () => undefined,
-    policy: SiteOptions['policy'] = {},
-  ): LivingAgent {
-    const moments: MomentListener = (moment) => listener(moment, self);
-    const life = new Life(moments);
-    const journal = new MortalJournal(this.journalPath, life, (moment) => onWrite(moment, self));
-    this.#journals.push(journal);
-    const storages = this.openStorages((moment) => life.at(moment));
-    const config = configSchema.parse({
+  /** The configuration of the host; `policy` wins over that of the site, and `others` over all else. */
+  config(policy: SiteOptions['policy'] = {}, others: Readonly<Record<string, unknown>> = {}): Config {
+    return configSchema.parse({
       agent: {
         ramDisk: this.options.ramDisk ? this.ramDisk : null,
         stateDir: join(this.directory, 'state'),
@@ -271,7 +259,25 @@ export class Site implements AsyncDisposable {
           ...policy,
         },
       },
+      ...others,
     });
+  }
+
+  /**
+   * A new agent on the same journal and world; `listener` hears every moment, `onWrite` each durable write of the
+   * journal, and both may kill it. `policy` wins over that of the site.
+   */
+  openAgent(
+    listener: (moment: string, self: LivingAgent) => Promise<void> | void = () => undefined,
+    onWrite: (moment: string, self: LivingAgent) => void = () => undefined,
+    policy: SiteOptions['policy'] = {},
+  ): LivingAgent {
+    const moments: MomentListener = (moment) => listener(moment, self);
+    const life = new Life(moments);
+    const journal = new MortalJournal(this.journalPath, life, (moment) => onWrite(moment, self));
+    this.#journals.push(journal);
+    const storages = this.openStorages((moment) => life.at(moment));
+    const config = this.config(policy);
     const warnings: string[] = [];
     const report = (_: string | undefined, error: unknown): void => void warnings.push(String(error));
     const engine = new Engine({

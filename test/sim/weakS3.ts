@@ -58,7 +58,7 @@ export class WeakS3 implements AsyncDisposable {
   readonly bucketName = 'vault';
   readonly bucket: WeakS3Bucket;
   /** All that came in, in this order. */
-  readonly requests: (S3Request & { readonly url: string })[] = [];
+  readonly requests: (S3Request & { readonly url: string; readonly from: string | undefined })[] = [];
   /** May change while it runs. */
   rates: Partial<Record<S3Fault, number>>;
   readonly #server: Server;
@@ -123,7 +123,7 @@ export class WeakS3 implements AsyncDisposable {
     }
     const request = this.#parse(incoming, body);
     if (request === null) return send(response, s3Error(404, 'NoSuchBucket'));
-    this.requests.push({ ...request, url: incoming.url ?? '' });
+    this.requests.push({ ...request, url: incoming.url ?? '', from: incoming.socket.remoteAddress });
     const fault = this.#faultOf(request);
     if (typeof fault === 'object') return send(response, fault);
     this.#act(request, fault, response);

@@ -1,0 +1,120 @@
+import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { messageOf } from '../../common/errors.ts';
+import type { LoadedConfig } from '../../config/config.ts';
+import { withoutLifelong } from '../../config/lifelong.ts';
+import type { Config } from '../../config/schema.ts';
+import { ConfigWatcher } from '../../config/watcher.ts';
+import type { ServiceContext } from './service.ts';
+
+/** After this long a configuration that cannot be watched is tried again. */
+const againMs = 60_000;
+
+export type ReloadContext = Pick<ServiceContext, 'loaded' | 'configPath' | 'log' | 'signal' | 'follow'>;
+
+/**
+ * Follows the configuration until `signal`: whenever its files change, and at SIGHUP. A valid one is in force for
+ * everything that begins from then on, an invalid one is refused, told once, and the one before stays.
+ */
+export async function followConfiguration(context: ReloadContext): Promise<void> {
+  const { signal } = context;
+  const follower = new ConfigFollower(context);
+  // Its default would end the service in the middle of what it does.
+  const onHangup = (): void => void follower.reload();
+  process.on('SIGHUP', onHangup);
+  try {
+    while (!signal.aborted && !(await follower.watch())) await pause(signal);
+    if (!signal.aborted) await once(signal, 'abort');
+  } finally {
+    await follower.end();
+    process.off('SIGHUP', onHangup);
+  }
+}
+
+class ConfigFollower {
+  readonly #context: ReloadContext;
+  /** What the service goes by. */
+  #config: Config;
+  #watcher: ConfigWatcher | undefined;
+  #refusal: string | undefined;
+  #following: Promise<void> = Promise.resolve();
+
+  constructor(context: ReloadContext) {
+    this.#context = context;
+    this.#config = context.loaded.config;
+  }
+
+  /** @returns false where it cannot be watched now */
+  async watch(): Promise<boolean> {
+    const { configPath, loaded } = this.#context;
+    const listener = {
+      changed: (changed: LoadedConfig) => this.#take(changed),
+      refused: (error: unknown) => this.#refuse(error),
+    };
+    try {
+      // Files that were there at the start and are not any more are no reason to forget all policies.
+      const optional = loaded.files.length === 0;
+      this.#watcher = await ConfigWatcher.start(configPath, listener, { optional });
+    } catch (error) {
+      this.#refuse(error);
+      return false;
+    }
+    // It may have changed since the service read it.
+    if (JSON.stringify(this.#watcher.current) !== JSON.stringify(loaded)) this.#take(this.#watcher.current);
+    return true;
+  }
+
+  /** Somebody asks for it: whatever comes of it is told. */
+  async reload(): Promise<void> {
+    const { log } = this.#context;
+    this.#refusal = undefined;
+    if (this.#watcher === undefined) log.warn('the configuration cannot be read again yet');
+    else if ((await this.#watcher.reload()) === 'unchanged') log.info('the configuration has not changed');
+  }
+
+  async end(): Promise<void> {
+    await this.#watcher?.[Symbol.asyncDispose]();
+    await this.#following;
+  }
+
+  #take(loaded: LoadedConfig): void {
+    this.#refusal = undefined;
+    this.#following = this.#following.then(() => this.#follow(loaded));
+  }
+
+  /** Never rejects. */
+  async #follow({ config: wanted, files }: LoadedConfig): Promise<void> {
+    const { log, follow } = this.#context;
+    const { config, kept } = withoutLifelong(this.#config, wanted);
+    try {
+      const limits = await follow(config);
+      this.#config = config;
+      log.info({ files, limits }, 'a changed configuration is in force for what begins from now on');
+    } catch (error) {
+      log.error(
+        { err: error },
+        'a changed configuration could not be followed; the one before stays in force',
+      );
+    }
+    if (kept.length > 0) log.warn({ keys: kept }, 'some of what has changed needs a restart of the service');
+  }
+
+  /** Editors write in several steps, each of which is noticed. */
+  #refuse(error: unknown): void {
+    const text = messageOf(error);
+    if (text === this.#refusal) return;
+    this.#refusal = text;
+    this.#context.log.error(
+      { err: error },
+      'a changed configuration is refused; the one before stays in force',
+    );
+  }
+}
+
+async function pause(signal: AbortSignal): Promise<void> {
+  try {
+    await sleep(againMs, undefined, { signal });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+}
