@@ -1,4 +1,4 @@
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { Agent } from '../agent.ts';
 import type { ReplicationRule } from '../policyReplication.ts';
 import type { ScheduledMachine } from './timetables.ts';
@@ -25,7 +25,7 @@ async function copy(
   rule: ReplicationRule,
   { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
 ): Promise<void> {
-  const about = { machine: name, from: rule.from, to: rule.to };
+  const about = { ...aboutMachine({ uuid, name }), from: rule.from, to: rule.to };
   try {
     const { id: jobId } = agent.replications.create({ uuid, name }, rule);
     log.info({ ...about, jobId }, 'copy begins');
