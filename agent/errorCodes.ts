@@ -8,6 +8,7 @@ import type { DomainXmlErrorCode } from './hypervisor/domainXmlError.ts';
 import type { HypervisorErrorCode } from './hypervisor/errors.ts';
 import type { JobErrorCode } from './jobs/errors.ts';
 import type { MergeErrorCode } from './merge/errors.ts';
+import type { ObserveErrorCode } from './observe/errors.ts';
 import type { RestoreErrorCode } from './restore/errors.ts';
 import type { SnapshotErrorCode } from './snapshot/errors.ts';
 
@@ -20,6 +21,7 @@ export type ServiceErrorCode =
   | JobErrorCode
   | MergeErrorCode
   | NbdErrorCode
+  | ObserveErrorCode
   | QemuImageErrorCode
   | RepositoryErrorCode
   | RestoreErrorCode

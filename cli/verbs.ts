@@ -1,4 +1,5 @@
 import type { RunVerb } from './cli.ts';
+import { statusVerbs } from './statusVerbs.ts';
 import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
@@ -39,6 +40,7 @@ const partition: VerbOption = {
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 
 export const verbs: readonly Verb[] = [
+  ...statusVerbs,
   {
     name: 'doctor',
     arguments: '',

@@ -4,6 +4,7 @@ import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
+import { alerts, metrics } from './observability.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -396,6 +397,8 @@ export const configSchema = z.strictObject({
     .array(template)
     .default([])
     .describe('Images that no machine runs; `backup --all` stores them too, by the policy of their names.'),
+  metrics,
+  alerts,
 });
 
 export type Config = z.output<typeof configSchema>;
