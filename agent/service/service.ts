@@ -1,8 +1,10 @@
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
-import type { JobRow } from '../jobs/job.ts';
+import { type JobRow, machineOf } from '../jobs/job.ts';
+import type { ServiceFigures } from '../observe/serviceFigures.ts';
+import { observe } from './observe.ts';
+import { pause } from './pause.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -18,6 +20,8 @@ export interface ServiceContext {
   readonly log: Logger;
   /** Aborted when the service is to end; a job at hand is brought to its end first. */
   readonly signal: AbortSignal;
+  /** What parts of the service let others tell of them. */
+  readonly figures?: ServiceFigures | undefined;
 }
 
 /** Runs the service of a host until its signal: takes over jobs of dead processes, and acts on schedules. */
@@ -25,7 +29,11 @@ export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
   await agent.finishDeletions();
-  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  await Promise.all([
+    actOnSchedules(agent, { log, signal }),
+    recoverAgainAndAgain(context),
+    observe(context),
+  ]);
   log.info('the agent has ended');
 }
 
@@ -39,7 +47,7 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
   for (let looks = 0; !signal.aborted; looks += 1) {
     begin(() => agent.recoverOrphans());
     if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => agent.retryParked());
-    await pause(signal);
+    await pause(signal, lookIntervalMs);
   }
   await Promise.all(working);
 }
@@ -47,17 +55,12 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
 async function recover(what: () => Promise<readonly JobRow[]>, log: Logger): Promise<void> {
   try {
     for (const row of await what())
-      log.info({ jobId: row.id, machine: row.machineName, state: row.state }, 'job taken over and ended');
+      log.info(
+        { jobId: row.id, ...aboutMachine(machineOf(row)), state: row.state },
+        'job taken over and ended',
+      );
   } catch (error) {
     // A service outlives what it cannot do now; it tries again with the next look.
     log.error({ err: error }, 'jobs could not be taken over');
-  }
-}
-
-async function pause(signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(lookIntervalMs, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
   }
 }

@@ -1,4 +1,5 @@
 import { openAgent } from '../../agent/main.ts';
+import { ServiceFigures } from '../../agent/observe/serviceFigures.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Cli, RunVerb } from '../cli.ts';
@@ -31,7 +32,8 @@ async function serve(cli: Cli): Promise<0> {
   };
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
-  await using open = await openAgent({ loaded, configPath, log });
-  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal });
+  const figures = new ServiceFigures();
+  await using open = await openAgent({ loaded, configPath, log, listener: figures.jobBytes.listener });
+  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal, figures });
   return 0;
 }
