@@ -15,7 +15,7 @@ const problem = (change: Partial<Problem> = {}): Problem => ({
   hint: 'make room',
   ...change,
 });
-const known = { status: host(), storageNames: ['local'] };
+const known = host();
 
 /** Goes through looks one after the other; what was told at each. */
 function told(looks: readonly (readonly Problem[])[], about = known): readonly (readonly string[])[] {
@@ -51,11 +51,16 @@ void t.test('one that comes back is another one, and one that becomes worse is t
 
 void t.test('what a storage that has not answered yet would say is not taken for over', (t) => {
   const { open } = compareAlerts([], [problem()], known);
-  const justStarted = { ...known, status: host({ storages: [] }) };
+  const justStarted = host({ storages: [], unseenStorages: ['local'] });
   t.same(compareAlerts(open, [], justStarted).notices, []);
-  const silent = { ...known, status: host({ storages: [storage({ listedAtMs: null })] }) };
+  const silent = host({ storages: [storage({ listedAtMs: null })] });
   t.same(compareAlerts(open, [], silent).notices, []);
-  t.match(compareAlerts(open, [], { ...justStarted, storageNames: [] }).notices, [{ status: 'resolved' }]);
+  const removed = host({ storages: [] });
+  t.match(
+    compareAlerts(open, [], removed).notices,
+    [{ status: 'resolved' }],
+    'it is not configured any more',
+  );
   t.end();
 });
 

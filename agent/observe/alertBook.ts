@@ -19,13 +19,10 @@ export interface AlertChange {
 export function compareAlerts(
   open: readonly Alert[],
   problems: readonly Problem[],
-  { status, storageNames }: { readonly status: HostStatus; readonly storageNames: readonly string[] },
+  { atMs, storages, unseenStorages }: HostStatus,
 ): AlertChange {
-  const { atMs } = status;
-  const seen = new Set(
-    status.storages.flatMap(({ name, listedAtMs }) => (listedAtMs === null ? [] : [name])),
-  );
-  const unknown = new Set(storageNames.filter((name) => !seen.has(name)));
+  const unlisted = storages.flatMap(({ name, listedAtMs }) => (listedAtMs === null ? [name] : []));
+  const unknown = new Set([...unseenStorages, ...unlisted]);
   const present = new Map(problems.map((problem) => [problem.key, problem]));
   const notices: Notice[] = [];
   const lasting: Alert[] = [];

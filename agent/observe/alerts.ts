@@ -32,7 +32,6 @@ export interface AlertsOptions {
  */
 export class Alerts {
   readonly #webhooks: readonly Webhook[];
-  readonly #storageNames: readonly string[];
   readonly #path: string;
   readonly #options: AlertsOptions;
   readonly #now: () => number;
@@ -43,7 +42,6 @@ export class Alerts {
   private constructor(options: AlertsOptions, path: string, state: AlertState) {
     const { config, now = Date.now } = options;
     this.#webhooks = config.alerts.webhooks.map((webhook) => new Webhook(webhook));
-    this.#storageNames = Object.keys(config.storages);
     this.#options = options;
     this.#path = path;
     this.#now = now;
@@ -72,10 +70,7 @@ export class Alerts {
    * @throws the system's error when nothing can be written; what is to be told is sent all the same
    */
   async consider(status: HostStatus, problems: readonly Problem[]): Promise<void> {
-    const { open, notices } = compareAlerts(this.#state.open, problems, {
-      status,
-      storageNames: this.#storageNames,
-    });
+    const { open, notices } = compareAlerts(this.#state.open, problems, status);
     for (const notice of notices) this.#tell(notice);
     const waiting = Object.fromEntries(
       this.#webhooks.map((webhook) => [webhook.id, this.#withNotices(webhook, notices)]),

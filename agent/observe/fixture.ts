@@ -118,6 +118,7 @@ export function host(change: Partial<HostStatus> = {}): HostStatus {
     jobs: [],
     machines: [machine()],
     storages: [storage()],
+    unseenStorages: [],
     ...change,
   };
 }

@@ -81,4 +81,6 @@ export interface HostStatus {
   readonly machines: readonly MachineStatus[];
   /** Those that have been looked at. */
   readonly storages: readonly StorageLook[];
+  /** Names of configured ones that have kept the look waiting, and have never been seen before. */
+  readonly unseenStorages: readonly string[];
 }

@@ -163,5 +163,6 @@ void t.test('a storage that never answers keeps nobody waiting for longer than i
   const watch = new HostWatch({ agent: living.agent, ...often, patienceMs: 20 });
   const status = await watch.look();
   t.same(status.storages, []);
+  t.same(status.unseenStorages, ['near']);
   t.match(status.machines, [{ lastBackups: [{ storage: 'near' }] }], 'and the journal tells');
 });

@@ -1,4 +1,5 @@
 import { type ErrorRecord, errorRecord, StillpointError } from '../../common/errors.ts';
+import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import { ScheduleReports } from '../service/report.ts';
 import type { HostStatus } from './hostStatus.ts';
@@ -28,7 +29,8 @@ export class HostWatch {
   readonly #now: () => number;
   readonly #storages: StorageLooks;
   readonly #digests: JobDigests;
-  readonly #schedules: ScheduleReports;
+  /** Of the configuration in force when it was made. */
+  #schedules: { readonly config: Config; readonly reports: ScheduleReports } | undefined;
   #machines: readonly KnownMachine[] | undefined;
   #machinesAtMs = Number.NEGATIVE_INFINITY;
   #unreachableSinceMs: number | null = null;
@@ -39,9 +41,9 @@ export class HostWatch {
     const { agent, now = Date.now } = options;
     this.#options = options;
     this.#now = now;
-    this.#storages = new StorageLooks(agent.parts.storages, { everyMs: options.storagesEveryMs, now });
+    const everyMs = options.storagesEveryMs;
+    this.#storages = new StorageLooks(() => agent.parts.storages, { everyMs, now });
     this.#digests = new JobDigests(agent.parts.journal);
-    this.#schedules = new ScheduleReports(agent);
   }
 
   /**
@@ -62,7 +64,7 @@ export class HostWatch {
     const nowMs = this.#now();
     const storages = this.#storages.all();
     const known = { histories: this.#digests.histories(), storages };
-    const about = { agent, schedules: this.#schedules, nowMs };
+    const about = { agent, schedules: this.#reports(), nowMs };
     return {
       atMs: nowMs,
       service: serviceStatus(journal),
@@ -70,7 +72,16 @@ export class HostWatch {
       jobs: jobStatuses(journal),
       machines: machineStatuses(this.#machines ?? this.#remembered(), known, about),
       storages,
+      unseenStorages: this.#storages.unseen(),
     };
+  }
+
+  /** They remember what they have found out about time zones. */
+  #reports(): ScheduleReports {
+    const { agent } = this.#options;
+    const { config } = agent.parts;
+    if (this.#schedules?.config !== config) this.#schedules = { config, reports: new ScheduleReports(agent) };
+    return this.#schedules.reports;
   }
 
   async #renewMachines(): Promise<void> {

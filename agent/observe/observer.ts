@@ -1,4 +1,4 @@
-import type { Config } from '../../config/schema.ts';
+import type { Agent } from '../agent.ts';
 import type { HostWatch } from './hostWatch.ts';
 import type { Observation } from './metric.ts';
 import { journalBytes, placesOf } from './places.ts';
@@ -10,22 +10,23 @@ const settleMs = 60_000;
 
 /** Finds out what there is to tell of a host. */
 export class Observer {
-  readonly #config: Config;
+  readonly #agent: Agent;
   readonly #watch: HostWatch;
   readonly #figures: ServiceFigures;
 
-  constructor(config: Config, watch: HostWatch, figures: ServiceFigures) {
-    this.#config = config;
+  constructor(agent: Agent, watch: HostWatch, figures: ServiceFigures) {
+    this.#agent = agent;
     this.#watch = watch;
     this.#figures = figures;
   }
 
   /** @throws what `HostWatch.look` throws, and the system's errors */
   async observe(): Promise<Observation> {
-    const { alerts, agent } = this.#config;
+    const { config } = this.#agent.parts;
+    const { alerts, agent } = config;
     const status = await this.#watch.look();
     const bytes = await journalBytes(agent.stateDir);
-    const places = await placesOf(this.#config, status);
+    const places = await placesOf(config, status);
     const { jobBytes, configReload, outbox, waitingAlerts } = this.#figures;
     return {
       status,

@@ -6,7 +6,7 @@ import { lookAtStorage, type StorageLook } from './storageLook.ts';
  * keeps its caller waiting holds up nobody but itself.
  */
 export class StorageLooks {
-  readonly #storages: ReadonlyMap<string, Storage>;
+  readonly #storages: () => ReadonlyMap<string, Storage>;
   readonly #everyMs: number;
   readonly #now: () => number;
   readonly #looks = new Map<string, StorageLook>();
@@ -14,8 +14,9 @@ export class StorageLooks {
   /** What no storage is to blame for. */
   #failure: unknown;
 
+  /** @param storages those of the configuration, which may be others from one look to the next */
   constructor(
-    storages: ReadonlyMap<string, Storage>,
+    storages: () => ReadonlyMap<string, Storage>,
     { everyMs, now }: { readonly everyMs: number; readonly now: () => number },
   ) {
     this.#storages = storages;
@@ -28,7 +29,7 @@ export class StorageLooks {
    * @throws what a look has thrown that was no storage's fault
    */
   async renew(patienceMs: number): Promise<void> {
-    for (const storage of this.#storages.values()) this.#begin(storage);
+    for (const storage of this.#storages().values()) this.#begin(storage);
     if (this.#atHand.size > 0 && patienceMs > 0) await this.#wait(patienceMs);
     const failure = this.#failure;
     this.#failure = undefined;
@@ -37,7 +38,12 @@ export class StorageLooks {
 
   /** Those of storages that have been looked at, in the order of the configuration. */
   all(): readonly StorageLook[] {
-    return [...this.#storages.keys()].flatMap((name) => this.#looks.get(name) ?? []);
+    return [...this.#storages().keys()].flatMap((name) => this.#looks.get(name) ?? []);
+  }
+
+  /** Names of the others. */
+  unseen(): readonly string[] {
+    return [...this.#storages().keys()].filter((name) => !this.#looks.has(name));
   }
 
   #begin(storage: Storage): void {

@@ -31,7 +31,7 @@ export async function observe(context: ServiceContext): Promise<void> {
   const { config } = agent.parts;
   const { listen, textfile } = config.metrics;
   if (!(await becomeService(context))) return;
-  const observer = new Observer(config, new HostWatch({ agent, ...watching }), figures);
+  const observer = new Observer(agent, new HostWatch({ agent, ...watching }), figures);
   const parts: Promise<void>[] = [];
   if (listen !== null) parts.push(serveMetrics(observer, listen, { log, signal }));
   if (textfile !== null) parts.push(writeMetrics(observer, textfile, { log, signal }));
@@ -42,8 +42,12 @@ export async function observe(context: ServiceContext): Promise<void> {
 /** Two services would tell everything twice. @returns false when the signal has come first */
 async function becomeService({ agent, log, signal }: ServiceContext): Promise<boolean> {
   let isService = false;
+  let isTold = false;
   await againAndAgain({ log, signal }, 'this process could not be written down as the service', async () => {
     isService = agent.parts.journal.claimService(thisOwner());
+    if (!isService && !isTold)
+      log.warn('another process is the service of this host: this one waits for its end');
+    isTold = true;
     return isService;
   });
   return isService;

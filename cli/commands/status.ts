@@ -32,25 +32,23 @@ export const status: RunVerb = (cli, _, options) =>
 async function look(agent: Agent, watch: HostWatch, patienceMs: number): Promise<Seen> {
   const seen = await watch.look();
   const overdueMs = agent.parts.config.alerts.overdueSeconds * 1000;
-  const silent = patienceMs > lookIntervalMs ? silentStorages(agent, seen, patienceMs) : [];
+  // Who follows a host hears of it when the storage has given up.
+  const silent = patienceMs === once.patienceMs ? seen.unseenStorages.map(silentStorage) : [];
   return { status: seen, problems: [...silent, ...problemsOf(seen, { overdueMs, settleMs: 0 })] };
 }
 
 /** One that has not answered in the time that somebody waits is as good as away. */
-function silentStorages(agent: Agent, { storages }: HostStatus, patienceMs: number): readonly Problem[] {
-  const heard = new Set(storages.map(({ name }) => name));
-  return [...agent.parts.storages.keys()]
-    .filter((name) => !heard.has(name))
-    .map((storage) => ({
-      key: `storage-unusable:${storage}`,
-      event: 'storage-unusable',
-      severity: 'critical',
-      machine: null,
-      storage,
-      jobId: null,
-      message: `storage ${storage} has not answered within ${patienceMs / 1000} s`,
-      hint: 'stillpoint storage list',
-    }));
+function silentStorage(storage: string): Problem {
+  return {
+    key: `storage-unusable:${storage}`,
+    event: 'storage-unusable',
+    severity: 'critical',
+    machine: null,
+    storage,
+    jobId: null,
+    message: `storage ${storage} has not answered within ${once.patienceMs / 1000} s`,
+    hint: 'stillpoint storage list',
+  };
 }
 
 /** What was left with work is told of by the session, with what to type. */

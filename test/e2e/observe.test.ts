@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { rename, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rename, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
@@ -12,7 +12,7 @@ import {
   type LabAgent,
   startLab,
 } from '../lab/lab.ts';
-import { keepSecret } from '../secrets.ts';
+import { keepSecret, noteSaid } from '../secrets.ts';
 
 /*
  * A real service that is watched by all means that there are, and told to log everything. What it and every command
@@ -161,5 +161,11 @@ void t.test('a host is watched, and keeps its secrets', async (t) => {
     ];
     for (const command of commands) await done(command);
     await agent.run(['doctor', '--verbose'], trace);
+  });
+
+  await t.test('nothing that the service keeps for itself holds one', async (t) => {
+    const names = await readdir(agent.stateDir);
+    t.ok(names.includes('journal.sqlite') && names.includes('alerts.json'));
+    for (const name of names) noteSaid(name, await readFile(path.join(agent.stateDir, name), 'latin1'));
   });
 });
