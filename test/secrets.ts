@@ -16,11 +16,19 @@ export type SecretKind =
 /** Shorter ones are found by chance. */
 const lengthMin = 8;
 /** As much of what was said is kept for secrets that become known later only. */
-const keptBytesMax = 8 * 1024 * 1024;
+const keptBytesMax = 2 * 1024 * 1024;
+/** Tests that go through hundreds of sites make a key for each: those of sites that are long gone are forgotten. */
+const secretsMax = 32;
 
-const secrets = new Map<string, SecretKind>();
+const secrets = new Map<string, Secret>();
 const said: Said[] = [];
 let saidBytes = 0;
+
+interface Secret {
+  readonly kind: SecretKind;
+  /** As it is, and as programs hand secrets on. */
+  readonly forms: readonly string[];
+}
 
 interface Said {
   /** Who has said it. */
@@ -42,8 +50,12 @@ export class SecretShown extends Error {
 export function keepSecret(kind: SecretKind, secret: string): string {
   if (secret.length < lengthMin)
     throw new Error(`a ${kind} of less than ${lengthMin} characters is found by chance`);
-  secrets.set(secret, kind);
-  for (const one of said) requireHidden(one, secret, kind);
+  const forms = [secret, Buffer.from(secret).toString('base64'), encodeURIComponent(secret)];
+  secrets.delete(secret);
+  secrets.set(secret, { kind, forms });
+  const [oldest] = secrets.keys();
+  if (secrets.size > secretsMax && oldest !== undefined) secrets.delete(oldest);
+  for (const one of said) requireHidden(one, { kind, forms });
   return secret;
 }
 
@@ -59,19 +71,14 @@ export function noteSaid(
 ): void {
   if (text === '') return;
   const one = { where, text, shows: options.shows };
-  for (const [secret, kind] of secrets) requireHidden(one, secret, kind);
+  for (const secret of secrets.values()) requireHidden(one, secret);
   said.push(one);
   saidBytes += text.length;
   while (saidBytes > keptBytesMax) saidBytes -= said.shift()?.text.length ?? saidBytes;
 }
 
-function requireHidden({ where, text, shows }: Said, secret: string, kind: SecretKind): void {
-  if (kind === shows || !formsOf(secret).some((form) => text.includes(form))) return;
+function requireHidden({ where, text, shows }: Said, { kind, forms }: Secret): void {
+  if (kind === shows || !forms.some((form) => text.includes(form))) return;
   // Not the secret itself: what tests print is kept, too.
   throw new SecretShown(`a ${kind} is shown by ${where}`);
-}
-
-/** As it is, and as programs hand secrets on. */
-function formsOf(secret: string): readonly string[] {
-  return [secret, Buffer.from(secret).toString('base64'), encodeURIComponent(secret)];
 }
