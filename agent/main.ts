@@ -4,11 +4,13 @@ import type { LoadedConfig } from '../config/config.ts';
 import type { Config } from '../config/schema.ts';
 import { exists } from '../common/files.ts';
 import { activeTestSwitches } from '../common/testSwitches.ts';
-import type { Logger } from '../common/log.ts';
+import { aboutMachine, type Logger, type LoggedMachine } from '../common/log.ts';
+import { isErrno, StillpointError } from '../common/errors.ts';
 import { Agent } from './agent.ts';
 import { LibvirtHypervisor } from './hypervisor/libvirt/libvirtHypervisor.ts';
 import { crashPointOf } from './jobs/crashPoint.ts';
 import { Engine, type EngineListener, type EngineOptions } from './jobs/engine.ts';
+import { machineOf } from './jobs/job.ts';
 import { Journal } from './jobs/journal.ts';
 import { jobFates } from './jobFates.ts';
 import { StorageBandwidths } from './storageBandwidths.ts';
@@ -58,13 +60,14 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
   const hypervisor = new LibvirtHypervisor({ uri: config.agent.libvirtUri });
   const bandwidths = new StorageBandwidths(config);
   const storages = storagesOf(config, bandwidths, jobFates(journal));
+  const machines = new MachineNames(journal);
   const engine = new Engine({
     journal,
-    listener: logged(log, options.listener),
+    listener: logged(log, machines, options.listener),
     onPoint: options.onPoint ?? crashPointOf(process.env),
   });
   const report = (jobId: string | undefined, error: unknown): void =>
-    log.error({ jobId, err: error }, 'work was left undone');
+    log.error({ ...machines.about(jobId), err: error }, 'work was left undone');
   const agent = new Agent({
     report,
     note: (about, message) => log.info(about, message),
@@ -95,21 +98,54 @@ async function makeRamDisk({ agent: { ramDisk } }: Config): Promise<void> {
   if (ramDisk !== null) await mkdir(ramDisk, { recursive: true, mode: 0o700 });
 }
 
-/** Everything that a job says goes to the log once, and on to whoever watches. */
-function logged(log: Logger, listener: EngineListener | undefined): EngineListener {
+/** Everything that a job says goes to the log once, with its machine, and on to whoever watches. */
+function logged(log: Logger, machines: MachineNames, listener: EngineListener | undefined): EngineListener {
   return {
     progress: (progress) => listener?.progress?.(progress),
     state: (jobId, state) => {
-      log.info({ jobId, state }, 'job state');
+      log.info({ ...machines.about(jobId), state }, 'job state');
       listener?.state?.(jobId, state);
     },
     warning: (jobId, message) => {
-      log.warn({ jobId }, message);
+      log.warn(machines.about(jobId), message);
       listener?.warning?.(jobId, message);
     },
     error: (jobId, error) => {
-      log.error({ jobId, err: error }, 'job step failed');
+      log.error({ ...machines.about(jobId), err: error }, 'job step failed');
       listener?.error?.(jobId, error);
     },
   };
+}
+
+/** Jobs whose machines are remembered. */
+const namesMax = 1000;
+
+/** Whose job it is, for the log. */
+class MachineNames {
+  readonly #journal: Journal;
+  readonly #machines = new Map<string, LoggedMachine>();
+
+  constructor(journal: Journal) {
+    this.#journal = journal;
+  }
+
+  /** What a line says that is about a job. */
+  about(jobId: string | undefined): { readonly jobId?: string } & Partial<LoggedMachine> {
+    if (jobId === undefined) return {};
+    const machine = this.#machines.get(jobId) ?? this.#ask(jobId);
+    if (machine === undefined) return { jobId };
+    if (this.#machines.size >= namesMax) this.#machines.clear();
+    this.#machines.set(jobId, machine);
+    return { jobId, ...machine };
+  }
+
+  #ask(jobId: string): LoggedMachine | undefined {
+    try {
+      return aboutMachine(machineOf(this.#journal.get(jobId)));
+    } catch (error) {
+      // What there is to say comes first: a journal that cannot be read is told of by who needs it.
+      if (error instanceof StillpointError || isErrno(error, 'ERR_SQLITE_ERROR')) return undefined;
+      throw error;
+    }
+  }
 }

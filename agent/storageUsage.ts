@@ -1,4 +1,5 @@
 import { fullnessWarning, type StorageSpace } from '../storage/space.ts';
+import type { Manifest } from '../storage/manifest.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import type { Repositories, RepositoryContents } from './repositories.ts';
 
@@ -74,13 +75,22 @@ function machinesOf(entries: readonly BackupEntry[]): readonly MachineUsage[] {
     if (manifest === null) continue;
     const { name, uuid } = machine;
     const before = machines.get(uuid) ?? { backups: 0, referencedBytes: 0 };
-    const sizes = [
-      ...manifest.volumes.map(({ storedBytes }) => storedBytes),
-      ...manifest.extras.map(({ sizeBytes }) => sizeBytes),
-      manifest.memory?.sizeBytes ?? 0,
-    ];
-    const referencedBytes = sizes.reduce((sum, size) => sum + size, before.referencedBytes);
+    const referencedBytes = before.referencedBytes + referencedBytesOf(manifest);
     machines.set(uuid, { name, uuid, backups: before.backups + 1, referencedBytes });
   }
   return [...machines.values()].toSorted((one, other) => one.name.localeCompare(other.name));
+}
+
+/** What a backup would take without deduplication and compression, zeros left out. */
+export function referencedBytesOf({
+  volumes,
+  extras,
+  memory,
+}: Pick<Manifest, 'volumes' | 'extras' | 'memory'>): number {
+  const sizes = [
+    ...volumes.map(({ storedBytes }) => storedBytes),
+    ...extras.map(({ sizeBytes }) => sizeBytes),
+    memory?.sizeBytes ?? 0,
+  ];
+  return sizes.reduce((sum, size) => sum + size, 0);
 }

@@ -2,6 +2,7 @@ import type { EnrolmentErrorCode } from '../agent/enrolment/errors.ts';
 import type { ServiceErrorCode } from '../agent/errorCodes.ts';
 import type { IdentityErrorCode } from '../agent/identity/errors.ts';
 import type { JobRow } from '../agent/jobs/job.ts';
+import type { ObserveErrorCode } from '../agent/observe/errors.ts';
 import type { ReportErrorCode } from '../agent/report/errors.ts';
 import type { CaErrorCode } from '../controller/caErrors.ts';
 import type { ReceiverErrorCode } from '../controller/receiverError.ts';
@@ -28,6 +29,7 @@ export type ExitCode = keyof typeof exitMeanings;
 type AnyErrorCode =
   | ServiceErrorCode
   | ReportErrorCode
+  | ObserveErrorCode
   | ReceiverErrorCode
   | CliErrorCode
   | IdentityErrorCode
@@ -38,6 +40,8 @@ type AnyErrorCode =
 export const exitCodes = {
   ACCESS_DENIED: 1,
   AGENT_DIED: 1,
+  ALERT_FILE_UNUSABLE: 2,
+  ALERT_NOT_DELIVERED: 1,
   BACKUP_AMBIGUOUS: 2,
   BACKUP_DAMAGED: 5,
   BACKUP_EXISTS: 1,
@@ -135,6 +139,7 @@ export const exitCodes = {
   MEMORY_NOT_CONVERGING: 1,
   MERGE_DEADLINE_EXCEEDED: 1,
   MERGE_INCOMPLETE: 1,
+  METRICS_UNAVAILABLE: 1,
   MISSING_NECESSARY_FILES: 8,
   MOUNT_BUSY: 7,
   MOUNT_FAILED: 1,

@@ -31,6 +31,7 @@ void t.test('verbs, arguments and options are understood, global ones at any pla
   t.equal(globals.flag('json'), true);
   t.equal((await parse('--config', '/c.yaml', 'job', 'show', 'x')).verb.name, 'job show');
   t.equal((await parse('backup', 'a', '--standalone')).globals.flag('standalone'), true);
+  t.equal((await parse('status', '--watch')).options.flag('watch'), true);
 });
 
 void t.test('what cannot be understood is a usage error with the command that explains', async (t) => {

@@ -25,9 +25,10 @@ export function lastRunText({ lastWord }: ScheduleReport): string | null {
 }
 
 /** A schedule as `--json` prints it. */
-export function scheduleJson({ nextMs, run, lastWord }: ScheduleReport): unknown {
+export function scheduleJson({ nextMs, run, lastWord, dueSinceMs }: ScheduleReport): unknown {
   return {
     nextAt: iso(nextMs),
+    dueSince: iso(dueSinceMs),
     run:
       run === null
         ? null

@@ -1,6 +1,7 @@
 import t from 'tap';
 import { CliError } from './errors.ts';
 import { RecordedTerminal } from './fixture.ts';
+import { Terminal } from './terminal.ts';
 
 const error = new CliError('USAGE', 'first\nsecond', 'type this\nand this');
 
@@ -59,4 +60,26 @@ void t.test('a question takes one line, and nothing for an end of input or an in
   const asked = recorded.terminal.ask('go on?', { signal: controller.signal });
   controller.abort();
   t.equal(await asked, '');
+});
+
+void t.test('what does not fit on the screen is not drawn, for it could not be drawn over', (t) => {
+  const recorded = new RecordedTerminal({ isTTY: true, rows: 4 });
+  const lines = ['one', 'two', 'three', 'four', 'five'].map((line) => [line]);
+  recorded.terminal.live(lines);
+  t.equal(recorded.stderr, 'one\ntwo\nthree\n');
+  recorded.terminal.live([]);
+  t.match(recorded.stderr, '\u001b[3A');
+  t.end();
+});
+
+void t.test('results are drawn in place only where they and progress go to one terminal', (t) => {
+  const stream = (isTTY: boolean) => ({ isTTY, write: () => true });
+  const drawsWith = (stdout: boolean, stderr: boolean): boolean => {
+    const { terminal } = new RecordedTerminal();
+    t.equal(terminal.draws, false);
+    const streams = { stdout: stream(stdout), stderr: stream(stderr), stdin: new RecordedTerminal().stdin };
+    return new Terminal({ ...streams, json: false, quiet: false, color: false }).draws;
+  };
+  t.same([drawsWith(true, true), drawsWith(true, false), drawsWith(false, true)], [true, false, false]);
+  t.end();
 });

@@ -17,6 +17,7 @@ export interface OutputStream {
   write(text: string): unknown;
   readonly isTTY?: boolean | undefined;
   readonly columns?: number | undefined;
+  readonly rows?: number | undefined;
 }
 
 export interface TerminalOptions {
@@ -40,6 +41,8 @@ export class Terminal {
   readonly quiet: boolean;
   /** Progress can be drawn in place. */
   readonly isLive: boolean;
+  /** What is told can be drawn in place, because results and progress go to one terminal. */
+  readonly draws: boolean;
   /** Somebody is there to be asked. */
   readonly isInteractive: boolean;
   readonly #options: TerminalOptions;
@@ -50,6 +53,7 @@ export class Terminal {
     this.json = options.json;
     this.quiet = options.quiet;
     this.isLive = options.stderr.isTTY === true && !options.quiet;
+    this.draws = this.isLive && options.stdout.isTTY === true;
     this.isInteractive = options.stdin.isTTY === true && options.stderr.isTTY === true;
   }
 
@@ -122,7 +126,9 @@ export class Terminal {
     // A terminal that does not know its width says 0.
     const columns = (this.#options.stderr.columns || 80) - 1;
     this.#clearLive();
-    this.#live = lines.map((line) => this.#fit(line, columns));
+    // What has left the screen cannot be drawn over.
+    const rows = this.#options.stderr.rows || Infinity;
+    this.#live = lines.slice(0, Math.max(1, rows - 1)).map((line) => this.#fit(line, columns));
     this.#drawLive();
   }
 

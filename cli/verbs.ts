@@ -2,6 +2,7 @@ import type { RunVerb } from './cli.ts';
 import { enrolmentVerbs } from './enrolmentVerbs.ts';
 import { controllerVerbs } from './controllerVerbs.ts';
 import { jobVerbs } from './jobVerbs.ts';
+import { statusVerbs } from './statusVerbs.ts';
 import { storageVerbs } from './storageVerbs.ts';
 
 /** An option of a verb, in the form of commander: `-s, --long <value>`. */
@@ -42,6 +43,7 @@ const partition: VerbOption = {
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 
 export const verbs: readonly Verb[] = [
+  ...statusVerbs,
   {
     name: 'doctor',
     arguments: '',

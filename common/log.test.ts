@@ -30,3 +30,12 @@ void t.test('the environment sets the level, and an unknown level is reported an
   t.match(lines[0], /loud/);
   t.end();
 });
+
+void t.test('a secret that is known by its form is taken out of messages and of errors, too', (t) => {
+  const { lines, destination } = capture();
+  const log = createLogger({ level: 'info', destination });
+  log.error({ err: new Error(`unsupported: <graphics type='vnc' passwd='hush'/>`) }, 'passwd="hush"');
+  t.notMatch(lines[0], /hush/);
+  t.match(JSON.parse(lines[0] ?? ''), { msg: 'passwd="[secret]"' }, 'and it is JSON still');
+  t.end();
+});

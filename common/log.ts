@@ -1,5 +1,6 @@
 import { pino } from 'pino';
-import type { Bindings, DestinationStream, Logger } from 'pino';
+import type { DestinationStream, Logger } from 'pino';
+import { withoutSecrets } from './redaction.ts';
 
 export type { Logger } from 'pino';
 
@@ -9,10 +10,21 @@ export type LogLevel = (typeof logLevels)[number];
 /** Keys whose values never reach a log, at the top and one or two levels down. */
 const secretKeys = ['password', 'passphrase', 'secret', 'token', 'key', 'credentials', 'definition', 'xml'];
 
-/** What a log line is about; every line of the child logger carries it. */
-export interface LogBindings extends Bindings {
-  readonly jobId?: string;
-  readonly machine?: string;
+/** A machine that a line is about, as every such line names it. */
+export interface LoggedMachine {
+  readonly machine: string;
+  readonly machineUuid: string;
+}
+
+/** What a line says that is about a machine. */
+export function aboutMachine({
+  name,
+  uuid,
+}: {
+  readonly name: string;
+  readonly uuid: string;
+}): LoggedMachine {
+  return { machine: name, machineUuid: uuid };
 }
 
 /** Where log lines go; a log that cannot be written (a full disk) must not end the work that it tells of. */
@@ -24,7 +36,8 @@ function standardError(): DestinationStream {
 
 /**
  * The logger of a process: JSON lines on stderr (stdout belongs to a command's result), secrets taken out.
- * Domain definitions may hold passwords (`<graphics passwd=…>`) and count as secrets.
+ * Domain definitions may hold passwords (`<graphics passwd=…>`) and count as secrets. What is known by its form is taken
+ * out of texts, too, such as messages of libvirt that quote a definition.
  *
  * @param options.level the environment's STILLPOINT_LOG wins over it; `info` unless told.
  */
@@ -41,6 +54,7 @@ export function createLogger(
       level,
       base: { pid: process.pid },
       timestamp: pino.stdTimeFunctions.isoTime,
+      hooks: { streamWrite: withoutSecrets },
       redact: { paths: secretKeys.flatMap((key) => [key, `*.${key}`, `*.*.${key}`]), censor: '[secret]' },
     },
     options.destination ?? standardError(),

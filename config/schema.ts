@@ -10,6 +10,7 @@ import { listen } from './listen.ts';
 import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
 import { hooks } from './hooks.ts';
+import { alerts, metrics } from './observability.ts';
 
 const absolutePath = z
   .string('expected an absolute path')
@@ -411,6 +412,8 @@ export const configSchema = z.strictObject({
     .array(template)
     .default([])
     .describe('Images that no machine runs; `backup --all` stores them too, by the policy of their names.'),
+  metrics,
+  alerts,
 });
 
 export type Config = z.output<typeof configSchema>;

@@ -61,6 +61,14 @@ export interface JobRow {
   readonly finishedAtMs: number | null;
 }
 
+/** The machine that a job is about. Copies hold no machine, but a place of their own in the journal: UUID@STORAGE. */
+export function machineOf({ machineUuid, machineName }: Pick<JobRow, 'machineUuid' | 'machineName'>): {
+  readonly uuid: string;
+  readonly name: string;
+} {
+  return { uuid: machineUuid.split('@')[0] ?? machineUuid, name: machineName };
+}
+
 /** What a watcher sees of a running job. */
 export interface JobProgress {
   readonly jobId: string;

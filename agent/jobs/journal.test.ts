@@ -243,3 +243,32 @@ void t.test('one living process is the service of a host', async (t) => {
   t.equal(journal.claimService(thisOwner()), false);
   t.same(journal.serviceOwner(), another);
 });
+
+void t.test(
+  'the newest jobs of each machine are found by kind and state, without reading their records',
+  async (t) => {
+    const { journal } = await journalFor(t);
+    const ended = (uuid: string, state: 'finished' | 'failed'): string => {
+      const { id } = journal.create(jobOf(uuid));
+      journal.end(id, { state });
+      return id;
+    };
+    const [first, second, third] = [ended('a', 'finished'), ended('a', 'finished'), ended('a', 'failed')];
+    const other = ended('b', 'finished');
+    const restore = journal.create({ ...jobOf('a'), kind: 'restore' });
+    journal.end(restore.id, { state: 'finished' });
+    const find = (states: readonly ('finished' | 'failed')[], perMachine: number) =>
+      journal.newestOfMachines({ kind: 'backup', states, perMachine });
+    t.same(find(['finished'], 1), [other, second]);
+    t.same(find(['finished'], 5), [other, second, first]);
+    t.same(find(['finished', 'failed'], 1), [other, third]);
+  },
+);
+
+void t.test('who was the service says of which version it is', async (t) => {
+  const { journal } = await journalFor(t);
+  t.equal(journal.serviceVersion(), undefined);
+  journal.claimService(thisOwner());
+  t.match(journal.serviceVersion(), /^\d+\.\d+\.\d+/);
+  t.same(journal.serviceOwner(), thisOwner(), 'the owner is the process alone');
+});

@@ -3,9 +3,18 @@ import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
 import { type ChangeCursor, changedJobRows, type ChangedJobs } from './changeRows.ts';
+import { version as programVersion } from '../../common/version.ts';
 import { JobError } from './errors.ts';
 import type { JobKind, JobPause, JobProgress, JobRow, JobState, StepRow } from './job.ts';
-import { jobFrom, migrations, ownerFrom, progressSchema, schemaVersion, stepFrom } from './journalTables.ts';
+import {
+  jobFrom,
+  migrations,
+  ownerFrom,
+  progressSchema,
+  schemaVersion,
+  serviceVersionFrom,
+  stepFrom,
+} from './journalTables.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
 import { RequestBook } from './requestRows.ts';
 import { deletePause, noPause, putPause, putPausedSince, readPause } from './pauseRows.ts';
@@ -349,6 +358,27 @@ export class Journal implements Disposable {
     return { ...changed, jobs: changed.jobs.map((row) => jobFrom(row)) };
   }
 
+  /**
+   * Ids of the newest jobs of a kind in one of these states, so many for each machine; newest first. It looks at no
+   * record, so it may be asked often, however many jobs there are.
+   */
+  newestOfMachines(options: {
+    readonly kind: JobKind;
+    readonly states: readonly JobState[];
+    readonly perMachine: number;
+  }): readonly string[] {
+    // Ids are in the order of their making.
+    const rows = this.#db
+      .prepare(
+        `SELECT id FROM (
+           SELECT id, ROW_NUMBER() OVER (PARTITION BY machine_uuid ORDER BY id DESC) AS place FROM jobs
+           WHERE kind = ? AND state IN (SELECT value FROM json_each(?))
+         ) WHERE place <= ? ORDER BY id DESC`,
+      )
+      .all(options.kind, JSON.stringify(options.states), options.perMachine);
+    return rows.map((row) => String(row['id']));
+  }
+
   /** Jobs that hold a machine, oldest first. */
   holding(): readonly JobRow[] {
     return this.#db
@@ -383,6 +413,7 @@ export class Journal implements Disposable {
 
   /** What is kept about the schedules of all machines. */
   schedules(): readonly ScheduleRow[] {
+    if (!this.#knowsSchedules()) return [];
     return this.#db.prepare('SELECT * FROM schedules ORDER BY machine_uuid').all().map(scheduleFrom);
   }
 
@@ -419,7 +450,7 @@ export class Journal implements Disposable {
       if (present !== undefined && isOwnerAlive(present)) return false;
       this.#db
         .prepare('INSERT OR REPLACE INTO service (only_one, owner) VALUES (1, ?)')
-        .run(JSON.stringify(owner));
+        .run(JSON.stringify({ ...owner, version: programVersion }));
       return true;
     });
   }
@@ -429,6 +460,13 @@ export class Journal implements Disposable {
     if (!this.#knowsSchedules()) return undefined;
     const row = this.#db.prepare('SELECT owner FROM service').get();
     return row === undefined ? undefined : ownerFrom(row);
+  }
+
+  /** Version of the program that last was the service; `undefined` where it was too old to say so. */
+  serviceVersion(): string | undefined {
+    if (!this.#knowsSchedules()) return undefined;
+    const row = this.#db.prepare('SELECT owner FROM service').get();
+    return row === undefined ? undefined : serviceVersionFrom(row);
   }
 
   /** A journal that was opened read-only stays as an older program has made it. */

@@ -131,6 +131,12 @@ export function ownerFrom(columns: unknown): JobOwner {
   return z.object({ owner: json.pipe(ownerSchema) }).parse(columns).owner;
 }
 
+/** The version of the program in a row of `service`. */
+export function serviceVersionFrom(columns: unknown): string | undefined {
+  const owner = json.pipe(z.object({ version: z.string().optional() }));
+  return z.object({ owner }).parse(columns).owner.version;
+}
+
 /** A row of `steps`. */
 export function stepFrom(columns: unknown): StepRow {
   const row = stepSchema.parse(columns);

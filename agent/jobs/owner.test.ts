@@ -3,7 +3,7 @@ import { once } from 'node:events';
 
 import t from 'tap';
 
-import { currentBootId, isOwnerAlive, processStartTicks, thisOwner } from './owner.ts';
+import { currentBootId, isOwnerAlive, ownerStartedMs, processStartTicks, thisOwner } from './owner.ts';
 
 void t.test('a process is its own living owner', async (t) => {
   const owner = thisOwner();
@@ -40,4 +40,10 @@ void t.test('a process that has ended owns nothing, nor does its zombie', async 
   parent.kill('SIGKILL');
   await once(parent, 'exit');
   t.equal(isOwnerAlive(owner), false);
+});
+
+void t.test('an owner was started when its process was', (t) => {
+  const expected = Date.now() - process.uptime() * 1000;
+  t.ok(Math.abs(ownerStartedMs(thisOwner()) - expected) < 2000);
+  t.end();
 });

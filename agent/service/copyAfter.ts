@@ -1,5 +1,5 @@
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
 import type { ReplicationRule } from '../policyReplication.ts';
@@ -43,7 +43,7 @@ async function copy(
   rule: ReplicationRule,
   { log, signal }: CopyOptions,
 ): Promise<Omit<CopyEnd, 'rule'>> {
-  const about = { machine: name, from: rule.from, to: rule.to };
+  const about = { ...aboutMachine({ uuid, name }), from: rule.from, to: rule.to };
   try {
     const { id: jobId } = agent.replications.create({ uuid, name }, rule);
     log.info({ ...about, jobId }, 'copy begins');

@@ -55,7 +55,7 @@ void t.test('a service that is killed at any moment runs each slot once, and los
     if (journal.holding().length > 0) t.fail(`${name}: a job was left`);
     const backups = await host.agent.backups.list(undefined, () => undefined);
     if (backups.filter(({ state }) => state === 'Active').length !== 1) t.fail(`${name}: no backup, or two`);
-    const report = new ScheduleReports(host.agent).of({ uuid: host.site.uuid, name: 'm' }, host.nowMs);
+    const report = new ScheduleReports(host.agent).of({ uuid: host.site.uuid, name: 'm' }, host.nowMs, null);
     if (report?.lastWord?.kind !== 'succeeded' || report.lastWord.jobId !== finished[0]?.id)
       t.fail(`${name}: the last word is ${JSON.stringify(report?.lastWord)}`);
     // Until its job is there nothing of a run is remembered: it is no retry.

@@ -1,4 +1,4 @@
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { Agent } from '../agent.ts';
 import type { PruneListener } from '../pruning.ts';
 import type { ScheduledMachine } from './timetables.ts';
@@ -12,7 +12,7 @@ export async function pruneAfter(
   machine: ScheduledMachine,
   { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
 ): Promise<void> {
-  const about = { machine: machine.name };
+  const about = aboutMachine(machine);
   const listener: PruneListener = {
     removed: (_, { id, storage, pointInTime }) =>
       log.info({ ...about, backup: id, storage, pointInTime }, 'backup pruned'),

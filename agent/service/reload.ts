@@ -10,7 +10,10 @@ import type { ServiceContext } from './service.ts';
 /** After this long a configuration that cannot be watched is tried again. */
 const againMs = 60_000;
 
-export type ReloadContext = Pick<ServiceContext, 'loaded' | 'configPath' | 'log' | 'signal' | 'follow'>;
+export type ReloadContext = Pick<
+  ServiceContext,
+  'loaded' | 'configPath' | 'log' | 'signal' | 'follow' | 'figures'
+>;
 
 /**
  * Follows the configuration until `signal`: whenever its files change, and at SIGHUP. A valid one is in force for
@@ -89,8 +92,10 @@ class ConfigFollower {
     try {
       const limits = await follow(config);
       this.#config = config;
+      this.#tell(true);
       log.info({ files, limits }, 'a changed configuration is in force for what begins from now on');
     } catch (error) {
+      this.#tell(false);
       log.error(
         { err: error },
         'a changed configuration could not be followed; the one before stays in force',
@@ -99,11 +104,19 @@ class ConfigFollower {
     if (kept.length > 0) log.warn({ keys: kept }, 'some of what has changed needs a restart of the service');
   }
 
+  /** For the metrics. */
+  #tell(ok: boolean): void {
+    const { figures } = this.#context;
+    const reload = { ok, atMs: Date.now() };
+    if (figures !== undefined) figures.configReload = () => reload;
+  }
+
   /** Editors write in several steps, each of which is noticed. */
   #refuse(error: unknown): void {
     const text = messageOf(error);
     if (text === this.#refusal) return;
     this.#refusal = text;
+    this.#tell(false);
     this.#context.log.error(
       { err: error },
       'a changed configuration is refused; the one before stays in force',

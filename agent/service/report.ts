@@ -1,5 +1,6 @@
 import type { Agent } from '../agent.ts';
 import { decideSchedule } from '../schedule/decide.ts';
+import { dueSince } from '../schedule/overdue.ts';
 import { type ScheduledRun, type ScheduleState, skipped } from '../schedule/runState.ts';
 import type { Timetable } from '../schedule/timetable.ts';
 import { entryOf, type LastWord, stateOf } from './scheduleBook.ts';
@@ -12,6 +13,8 @@ export interface ScheduleReport {
   /** The newest run; null: there was none. */
   readonly run: (ScheduledRun & { readonly jobId: string | null }) | null;
   readonly lastWord: LastWord | null;
+  /** Since when a backup is due that has not succeeded yet; null: none is. */
+  readonly dueSinceMs: number | null;
 }
 
 /** Says how machines stand to their schedules, from the journal and the configuration; changes nothing. */
@@ -24,8 +27,16 @@ export class ScheduleReports {
     this.#timetables = new Timetables(agent.parts);
   }
 
-  /** null for a machine that is backed up by command only. @throws ConfigError NO_STORAGE */
-  of(about: { readonly uuid: string; readonly name: string }, nowMs: number): ScheduleReport | null {
+  /**
+   * null for a machine that is backed up by command only.
+   * @param lastSuccessMs instant of the machine's newest good backup; null: there is none
+   * @throws ConfigError NO_STORAGE
+   */
+  of(
+    about: { readonly uuid: string; readonly name: string },
+    nowMs: number,
+    lastSuccessMs: number | null,
+  ): ScheduleReport | null {
     const machine = this.#timetables.of(about);
     if (machine === null) return null;
     const { journal } = this.#agent.parts;
@@ -38,6 +49,7 @@ export class ScheduleReports {
       nextMs: nextOf(machine.table, state, { nowMs, unfinished }),
       run,
       lastWord: entry?.lastWord ?? null,
+      dueSinceMs: dueSince(machine.table, state, { lastSuccessMs, nowMs }),
     };
   }
 }

@@ -9,9 +9,11 @@ import type { KeptIdentity } from '../identity/identity.ts';
 import { isSameOwner, thisOwner } from '../jobs/owner.ts';
 import { alertTelling, type Telling } from '../report/alerts.ts';
 import { backupTellings } from '../report/backupReports.ts';
+import type { OutboxFigures, ServiceFigures } from '../observe/serviceFigures.ts';
 import { channelOf, joinedChannelOf } from '../report/channel.ts';
 import { IdentityStore } from '../identity/identityStore.ts';
 import { hostIdIn } from '../report/hostId.ts';
+import { ReportError } from '../report/errors.ts';
 import { feedJobs } from '../report/jobReports.ts';
 import { OutboxKeeper } from '../report/outboxKeeper.ts';
 import { Sender } from '../report/sender.ts';
@@ -27,14 +29,18 @@ const storagesRest = { leastMs: 5_000, timesTheLook: 20 } as const;
 /** A listing of many backups is noted in pieces: each is a transaction, which holds up everything else. */
 const tellingsAtOnce = 200;
 
+export interface ReportingOptions {
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+  /** Where it lets others tell what waits. */
+  readonly figures?: ServiceFigures | undefined;
+}
+
 /**
  * Tells the controller that this host has joined, or that of the configuration, what happens here, until `signal`; returns
  * at once where there is none. Nothing of it holds up or fails anything else: what cannot be done is told in the log and tried again.
  */
-export async function reportToController(
-  agent: Agent,
-  options: { readonly log: Logger; readonly signal: AbortSignal },
-): Promise<void> {
+export async function reportToController(agent: Agent, options: ReportingOptions): Promise<void> {
   const { controller, agent: settings } = agent.parts.config;
   const { log, signal } = options;
   const identities = new IdentityStore(identityDirectory(settings.stateDir));
@@ -45,6 +51,7 @@ export async function reportToController(
   const path = join(settings.stateDir, 'outbox.sqlite');
   const onNoted = (): void => sender?.wake();
   using keeper = new OutboxKeeper(path, { maxBytes: controller.outboxMaxBytes }, { log, onNoted });
+  if (options.figures !== undefined) options.figures.outbox = () => waitingIn(keeper);
   try {
     const channel = joined === null ? channelOf(address) : joinedChannelOf(address, identities);
     const host = { id: joined?.hostId ?? (await hostIdIn(settings.stateDir)), name: hostname(), version };
@@ -55,6 +62,17 @@ export async function reportToController(
   }
   const reporter = new Reporter(agent, keeper, options);
   await Promise.all([sender?.run(signal), reporter.run()]);
+}
+
+/** For the metrics; null where it cannot be read now, which whoever notes reports in it tells. */
+function waitingIn({ outbox }: OutboxKeeper): OutboxFigures | null {
+  try {
+    const { reports, oldestMs } = outbox.backlog;
+    return { waiting: reports, oldestAtMs: oldestMs };
+  } catch (error) {
+    if (error instanceof ReportError) return null;
+    throw error;
+  }
 }
 
 /** null: the host has joined no controller, or that cannot be known now, which is told. */

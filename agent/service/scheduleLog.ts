@@ -1,4 +1,4 @@
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { ScheduleDecision } from '../schedule/decide.ts';
 import type { RunWord } from '../schedule/runState.ts';
 import type { LastWord } from './scheduleBook.ts';
@@ -20,7 +20,7 @@ export class ScheduleLog {
   }
 
   begun(
-    { name }: ScheduledMachine,
+    machine: ScheduledMachine,
     {
       slotMs,
       attempt,
@@ -29,23 +29,23 @@ export class ScheduleLog {
     }: Extract<ScheduleDecision, { kind: 'begin' }> & { readonly waited: boolean },
     jobId: string,
   ): void {
-    const about = { machine: name, jobId, slot: iso(slotMs), attempt, why, waited };
+    const about = { ...aboutMachine(machine), jobId, slot: iso(slotMs), attempt, why, waited };
     this.#log.info(about, 'scheduled backup begun');
   }
 
-  waits({ name }: ScheduledMachine, slotMs: number): void {
-    const about = { machine: name, slot: iso(slotMs) };
+  waits(machine: ScheduledMachine, slotMs: number): void {
+    const about = { ...aboutMachine(machine), slot: iso(slotMs) };
     this.#log.info(about, 'scheduled backup is due, and waits until another one has ended');
   }
 
-  skipped({ name }: ScheduledMachine, slotMs: number, jobId: string | null): void {
-    const about = { machine: name, slot: iso(slotMs), jobId };
+  skipped(machine: ScheduledMachine, slotMs: number, jobId: string | null): void {
+    const about = { ...aboutMachine(machine), slot: iso(slotMs), jobId };
     this.#log.warn(about, 'scheduled backup skipped: the machine has an unfinished job');
   }
 
   /** The end of a run; for everything but a retry the last word about its slot. */
-  ended({ name }: ScheduledMachine, said: RunWord, { slotMs, jobId, error }: LastWord): void {
-    const about = { machine: name, jobId, slot: iso(slotMs) };
+  ended(machine: ScheduledMachine, said: RunWord, { slotMs, jobId, error }: LastWord): void {
+    const about = { ...aboutMachine(machine), jobId, slot: iso(slotMs) };
     switch (said.kind) {
       case 'succeeded':
         this.#log.info(about, 'scheduled backup succeeded');
@@ -72,25 +72,28 @@ export class ScheduleLog {
     }
   }
 
-  parked({ name }: ScheduledMachine, jobId: string): void {
-    const about = { machine: name, jobId };
+  parked(machine: ScheduledMachine, jobId: string): void {
+    const about = { ...aboutMachine(machine), jobId };
     this.#log.error(about, `scheduled backup was left with work to do; type: stillpoint job show ${jobId}`);
   }
 
   /** When something is to be done about the machine next; null: never. */
-  next({ uuid, name }: ScheduledMachine, nextMs: number | null): void {
-    if (this.#next.get(uuid) === nextMs) return;
-    this.#next.set(uuid, nextMs);
+  next(machine: ScheduledMachine, nextMs: number | null): void {
+    if (this.#next.get(machine.uuid) === nextMs) return;
+    this.#next.set(machine.uuid, nextMs);
     if (nextMs === null)
-      this.#log.error({ machine: name }, 'nothing will ever be due: its windows are all within blackouts');
-    else this.#log.info({ machine: name, nextAt: iso(nextMs) }, 'next scheduled backup');
+      this.#log.error(
+        aboutMachine(machine),
+        'nothing will ever be due: its windows are all within blackouts',
+      );
+    else this.#log.info({ ...aboutMachine(machine), nextAt: iso(nextMs) }, 'next scheduled backup');
   }
 
   /** The machine is not looked after any more. */
-  gone({ uuid, name }: ScheduledMachine): void {
-    this.#next.delete(uuid);
+  gone(machine: ScheduledMachine): void {
+    this.#next.delete(machine.uuid);
     this.#log.info(
-      { machine: name },
+      aboutMachine(machine),
       'machine is gone from this host, or has no schedule any more: nothing is due for it',
     );
   }
@@ -103,7 +106,7 @@ export class ScheduleLog {
   }
 
   failed(what: string, error: unknown, machine?: ScheduledMachine): void {
-    this.#log.error({ machine: machine?.name, err: error }, what);
+    this.#log.error({ ...(machine === undefined ? {} : aboutMachine(machine)), err: error }, what);
   }
 
   otherService(): void {

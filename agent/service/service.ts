@@ -1,16 +1,18 @@
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { Logger } from '../../common/log.ts';
+import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
-import type { JobRow } from '../jobs/job.ts';
 import { controllerServer, serveCallers } from './api.ts';
 import { keepControllerAccess } from './controllerAccess.ts';
 import { reportToController } from './reporting.ts';
 import { resumeAtEnd } from './resumeAtEnd.ts';
 import { clearLeftMarkers } from '../leftMarkers.ts';
 import { followConfiguration } from './reload.ts';
+import { type JobRow, machineOf } from '../jobs/job.ts';
+import type { ServiceFigures } from '../observe/serviceFigures.ts';
+import { observe } from './observe.ts';
+import { pause } from './pause.ts';
 import { actOnSchedules } from './schedules.ts';
 
 /** How often the service looks for jobs whose process died. */
@@ -30,6 +32,8 @@ export interface ServiceContext {
   readonly follow: (config: Config) => Promise<readonly string[]>;
   /** Aborted when the service is to end; a job at hand is brought to its end first. */
   readonly signal: AbortSignal;
+  /** What parts of the service let others tell of them. */
+  readonly figures?: ServiceFigures | undefined;
 }
 
 /**
@@ -48,7 +52,8 @@ export async function runService(context: ServiceContext): Promise<void> {
     recoverAgainAndAgain(context),
     followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
-    reportToController(agent, { log, signal }),
+    reportToController(agent, { log, signal, figures: context.figures }),
+    observe(context),
   ]);
   log.info('the agent has ended');
 }
@@ -63,7 +68,7 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
   for (let looks = 0; !signal.aborted; looks += 1) {
     begin(() => agent.recoverOrphans());
     if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => agent.retryParked());
-    await pause(signal);
+    await pause(signal, lookIntervalMs);
   }
   await Promise.all(working);
 }
@@ -71,17 +76,12 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
 async function recover(what: () => Promise<readonly JobRow[]>, log: Logger): Promise<void> {
   try {
     for (const row of await what())
-      log.info({ jobId: row.id, machine: row.machineName, state: row.state }, 'job taken over and ended');
+      log.info(
+        { jobId: row.id, ...aboutMachine(machineOf(row)), state: row.state },
+        'job taken over and ended',
+      );
   } catch (error) {
     // A service outlives what it cannot do now; it tries again with the next look.
     log.error({ err: error }, 'jobs could not be taken over');
-  }
-}
-
-async function pause(signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(lookIntervalMs, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
   }
 }

@@ -1,5 +1,7 @@
 import { JobSignals } from '../../agent/api/jobSignals.ts';
+import type { EngineListener } from '../../agent/jobs/engine.ts';
 import { openAgent } from '../../agent/main.ts';
+import { ServiceFigures } from '../../agent/observe/serviceFigures.ts';
 import { runService } from '../../agent/service/service.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Config } from '../../config/schema.ts';
@@ -34,9 +36,21 @@ async function serve(cli: Cli): Promise<0> {
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
   const jobSignals = new JobSignals();
-  const listener = jobSignals.listener();
+  const figures = new ServiceFigures();
+  const listener = toAll(jobSignals.listener(), figures.jobBytes.listener);
   await using open = await openAgent({ loaded, configPath, log, listener });
   const follow = (config: Config): Promise<readonly string[]> => open.follow(config);
-  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, follow, signal: stop.signal });
+  const { signal } = stop;
+  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, follow, figures, signal });
   return 0;
+}
+
+/** One listener that tells several. */
+function toAll(...listeners: readonly EngineListener[]): EngineListener {
+  return {
+    progress: (progress) => listeners.forEach((listener) => listener.progress?.(progress)),
+    state: (jobId, state) => listeners.forEach((listener) => listener.state?.(jobId, state)),
+    warning: (jobId, message) => listeners.forEach((listener) => listener.warning?.(jobId, message)),
+    error: (jobId, error) => listeners.forEach((listener) => listener.error?.(jobId, error)),
+  };
 }

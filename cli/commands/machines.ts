@@ -61,7 +61,7 @@ async function report(
   const last = backups.findLast((entry) => entry.machine.uuid === machine.uuid && entry.state === 'Active');
   const lastBackup =
     last === undefined ? null : { id: last.id, pointInTime: last.pointInTime, storage: last.storage };
-  const schedule = scheduleOf(agent, machine);
+  const schedule = scheduleOf(agent, machine, last === undefined ? null : Date.parse(last.pointInTime));
   const about = { machine, lastBackup, schedule, policy: null, mode: null, refusal: null };
   const unfinished = unfinishedJob(agent, machine);
   if (unfinished !== undefined) return { ...about, refusal: unfinished };
@@ -84,9 +84,13 @@ async function report(
 }
 
 /** Without a storage there is no policy, which the refusal tells. */
-function scheduleOf(agent: Agent, machine: MachineSummary): ScheduleReport | null {
+function scheduleOf(
+  agent: Agent,
+  machine: MachineSummary,
+  lastSuccessMs: number | null,
+): ScheduleReport | null {
   if (agent.parts.storages.size === 0) return null;
-  return new ScheduleReports(agent).of(machine, Date.now());
+  return new ScheduleReports(agent).of(machine, Date.now(), lastSuccessMs);
 }
 
 /** A machine that a job has in its hands: what it looks like says nothing, and is not to be acted upon. */

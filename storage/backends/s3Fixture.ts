@@ -1,9 +1,13 @@
 import type { WeakS3 } from '../../test/sim/weakS3.ts';
+import { keepSecret } from '../../test/secrets.ts';
 import { S3Backend } from './s3Backend.ts';
 import type { S3Limits, S3Settings } from './s3Settings.ts';
 
 /** What the tests of the S3 backend share. */
-export const testCredentials = { accessKeyId: 'KEYID', secretAccessKey: 'hidden+secret/of+ours' };
+export const testCredentials = {
+  accessKeyId: 'KEYID',
+  secretAccessKey: keepSecret('S3 secret', 'hidden+secret/of+ours'),
+};
 
 /** Impatient, with parts that are small enough to have many. */
 export const testLimits: Partial<S3Limits> = {

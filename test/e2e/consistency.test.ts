@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { startLab, type Lab, type LabMachine, type WriterStatus } from '../lab/lab.ts';
+import { keepSecret } from '../secrets.ts';
 import {
   artifact,
   blockOf,
@@ -305,7 +306,7 @@ void t.test('a machine with an odd name and a password', async (t) => {
   await using lab = await startLab();
   const agent = await TestAgent.install(lab, { agent: { logLevel: 'trace' } });
   const name = 'sp-..Ünï cödé %41 ..';
-  const password = 'gEh3im!x';
+  const password = keepSecret('VNC password', 'gEh3im!x');
   const vnc = `<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' passwd='${password}'/>`;
   const machine = await lab.createMachine({ name, extraDevicesXml: vnc });
   const whole = await witness(lab, machine);

@@ -4,6 +4,7 @@ import path from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
 import { startLab } from '../lab/lab.ts';
+import { keepSecret } from '../secrets.ts';
 
 const answer = z.object({
   items: z.array(
@@ -12,8 +13,8 @@ const answer = z.object({
   storages: z.array(z.object({ name: z.string(), directory: z.string() })),
 });
 const secretUuid = randomUUID();
-const secretValue = 'a-value-that-nobody-may-see';
-const password = 'vncpass1';
+const secretValue = keepSecret('libvirt secret', 'a-value-that-nobody-may-see');
+const password = keepSecret('VNC password', 'vncpass1');
 
 const definitions = {
   network: `<network><name>sp-net</name><bridge name='spbr0'/><ip address='192.0.2.1' netmask='255.255.255.0'/></network>`,

@@ -1,6 +1,7 @@
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import { eventually, type Lab, type LabMachine, startLab } from '../lab/lab.ts';
+import { keepSecret } from '../secrets.ts';
 import {
   hasBlockJob,
   requireError,
@@ -98,17 +99,18 @@ void t.test('what cannot be backed up is refused before anything is touched', as
 
   await t.test('an encrypted image', async (t) => {
     const uuid = '6f4a3b7e-5a3e-4f0b-9f57-2b3b7f9d7a11';
+    const luksSecret = keepSecret('LUKS secret', 'luks-that-nobody-may-see');
     const secret = path.join(lab.root, 'tmp/secret.xml');
     await lab.run('tee', [secret], {
       input: `<secret ephemeral='yes' private='no'><uuid>${uuid}</uuid></secret>`,
     });
     await lab.virsh('secret-define', secret);
-    await lab.run('tee', [`${secret}.value`], { input: 'passphrase' });
+    await lab.run('tee', [`${secret}.value`], { input: luksSecret });
     await lab.virsh('secret-set-value', uuid, '--file', `${secret}.value`, '--plain');
     const options = ['-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200'];
     // On a busy machine QEMU may be "unable to get accurate CPU usage" for the key's iterations.
     const create = () =>
-      createImage('encrypted.qcow2', '--object', 'secret,id=s,data=passphrase', ...options);
+      createImage('encrypted.qcow2', '--object', `secret,id=s,data=${luksSecret}`, ...options);
     await eventually(create, { timeoutMs: 60_000, intervalMs: 200 });
     const inner = `<encryption format='luks'><secret type='passphrase' uuid='${uuid}'/></encryption>`;
     await requireRefusedWith(t, stage, 'VOLUME_ENCRYPTED', usbDisk(image('encrypted.qcow2'), inner));

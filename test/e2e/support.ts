@@ -62,11 +62,12 @@ export class TestAgent {
       ...(options.crashAt === undefined ? {} : { STILLPOINT_TEST_CRASH_AT: options.crashAt }),
     };
     const input = JSON.stringify(request);
-    return this.#lab.background(withNode, ['node', runner, this.setup.configFile], {
+    const run = this.#lab.background(withNode, ['node', runner, this.setup.configFile], {
       env,
       input,
       timeoutMs: 180_000,
     });
+    return this.setup.secrets.over(run, [request.kind]);
   }
 
   async ask(request: AgentRequest, options: RequestOptions = {}): Promise<Answer> {

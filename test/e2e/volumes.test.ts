@@ -1,6 +1,7 @@
 import path from 'node:path';
 import t from 'tap';
 import { eventually, type Lab, startLab } from '../lab/lab.ts';
+import { keepSecret } from '../secrets.ts';
 import {
   artifact,
   requireError,
@@ -12,6 +13,7 @@ import {
 
 const mib = 1024 * 1024;
 const secretUuid = '6f4a3b7e-5a3e-4f0b-9f57-2b3b7f9d7a12';
+const luksSecret = keepSecret('LUKS secret', 'luks-that-nobody-may-see');
 
 /** A loop device, which goes with `end`. */
 async function loopDevice(lab: Lab, name: string, format: 'raw' | 'qcow2'): Promise<string> {
@@ -27,10 +29,10 @@ async function encryptedImage(lab: Lab, file: string): Promise<void> {
   const xml = `<secret ephemeral='yes' private='no'><uuid>${secretUuid}</uuid></secret>`;
   const at = path.join(lab.root, 'tmp/secret');
   await lab.run('tee', [`${at}.xml`], { input: xml });
-  await lab.run('tee', [`${at}.value`], { input: 'passphrase' });
+  await lab.run('tee', [`${at}.value`], { input: luksSecret });
   await lab.virsh('secret-define', `${at}.xml`);
   await lab.virsh('secret-set-value', secretUuid, '--file', `${at}.value`, '--plain');
-  const key = ['--object', 'secret,id=s,data=passphrase'];
+  const key = ['--object', `secret,id=s,data=${luksSecret}`];
   const options = ['-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200'];
   // On a busy machine QEMU may be "unable to get accurate CPU usage" for the key's iterations.
   await eventually(

@@ -2,6 +2,7 @@ import { mkdir, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { stringify } from 'yaml';
 import type { BackgroundRun, PrivateLibvirtd, RunOptions, RunResult } from './libvirtd.ts';
+import { SecretWatch } from './secretWatch.ts';
 
 /** Run from the sources. */
 const commandOfSources = path.resolve(import.meta.dirname, '../../bin/stillpoint');
@@ -36,6 +37,8 @@ export class LabAgent {
   /** Directory of the storage `local`, if the storages were not chosen. */
   readonly storageDir: string;
   readonly command: string;
+  /** What its programs say passes through this. */
+  readonly secrets = new SecretWatch();
   readonly #libvirtd: PrivateLibvirtd;
 
   private constructor(libvirtd: PrivateLibvirtd, home: string, command: string) {
@@ -69,6 +72,7 @@ export class LabAgent {
       storages: setup.storages ?? { local: { kind: 'directory', path: this.storageDir } },
       ...setup.rest,
     };
+    this.secrets.configure(config.storages);
     await writeFile(this.configFile, stringify(config), { mode: 0o600 });
   }
 
@@ -79,7 +83,8 @@ export class LabAgent {
 
   /** The same, not waited for. `pid` is that of Node.js, so `kill9()` hits the agent itself. */
   background(args: readonly string[], options: Omit<RunOptions, 'check'> = {}): BackgroundRun {
-    return this.#libvirtd.background(this.command, [...args, '--config', this.configFile], options);
+    const run = this.#libvirtd.background(this.command, [...args, '--config', this.configFile], options);
+    return this.secrets.over(run, args);
   }
 
   /** Forgets all jobs: as on a host where the state directory was lost. */

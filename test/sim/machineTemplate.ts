@@ -1,6 +1,10 @@
 import { randomUUID } from 'node:crypto';
 
 import type { ImageFormat } from '../../common/qemuImage.ts';
+import { keepSecret } from '../secrets.ts';
+
+/** Of every simulated machine. */
+const vncPassword = 'simulated-secret';
 
 /** A volume of a machine that is to be added to a world. */
 export interface VolumeTemplate {
@@ -58,7 +62,7 @@ ${disks.join('\n')}
       <mac address='52:54:00:${uuid.slice(0, 2)}:${uuid.slice(2, 4)}:${uuid.slice(4, 6)}'/>
       <model type='virtio'/>
     </interface>
-    <graphics type='vnc' port='-1' autoport='yes' passwd='simulated-secret'/>
+    <graphics type='vnc' port='-1' autoport='yes' passwd='${keepSecret('VNC password', vncPassword)}'/>
     ${template.guestAgent === true ? "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>" : ''}
     ${template.devices ?? ''}
   </devices>

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { Scheduler } from '../../agent/service/scheduler.ts';
 import { createLogger } from '../../common/log.ts';
 import { eventually } from '../lab/eventually.ts';
+import { noteSaid } from '../secrets.ts';
 import { ms } from './scheduledMachine.ts';
 import { type LivingAgent, Site, type SiteOptions } from './site.ts';
 
@@ -93,6 +94,7 @@ export class ScheduledSite implements AsyncDisposable {
   #memory(): Writable {
     return new Writable({
       write: (line: Buffer, _, done) => {
+        noteSaid('the log of a simulated service', String(line));
         this.said.push(saidSchema.parse(JSON.parse(String(line))));
         done();
       },

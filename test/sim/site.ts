@@ -1,4 +1,4 @@
-import { copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -11,10 +11,12 @@ import { Journal } from '../../agent/jobs/journal.ts';
 import type { JobOwner } from '../../agent/jobs/owner.ts';
 import { endServer } from '../../agent/restore/served.ts';
 import { freeBytes } from '../../common/files.ts';
+import { createLogger } from '../../common/log.ts';
 import { type Config, configSchema } from '../../config/schema.ts';
 import { DirectoryStorage } from '../../storage/directory/directoryStorage.ts';
 import { noBounds } from '../../storage/space.ts';
 import type { Storage } from '../../storage/storage.ts';
+import { noteSaid } from '../secrets.ts';
 import { createImage, slotCount, writeGuestBlock } from './images.ts';
 import { Life, MortalJournal, type MomentListener } from './life.ts';
 import { Vault, type VaultListener } from './vault.ts';
@@ -279,15 +281,25 @@ export class Site implements AsyncDisposable {
     const storages = this.openStorages((moment) => life.at(moment));
     const config = this.config(policy);
     const warnings: string[] = [];
-    const report = (_: string | undefined, error: unknown): void => void warnings.push(String(error));
+    // As a service logs it, with all that an error carries.
+    const log = createLogger({ level: 'trace', destination: { write: (line) => noteSaid('a log', line) } });
+    const report = (_: string | undefined, error: unknown): void => {
+      log.error({ err: error }, 'work was left undone');
+      warnings.push(String(error));
+    };
     const engine = new Engine({
       journal,
       onPoint: (point) => life.at(point),
       listener: {
         ...this.options.listener,
         warning: (jobId, message) => {
+          log.warn(message);
           warnings.push(message);
           this.options.listener?.warning?.(jobId, message);
+        },
+        error: (jobId, error) => {
+          log.error({ jobId, err: error }, 'job step failed');
+          this.options.listener?.error?.(jobId, error);
         },
       },
     });
@@ -354,9 +366,15 @@ export class Site implements AsyncDisposable {
       await rm(join(this.runDirectory, name), { recursive: true });
   }
 
+  /** Secrets never reach the journal. */
+  async #noteJournal(): Promise<void> {
+    if (this.#journals.length > 0) noteSaid('the journal', await readFile(this.journalPath, 'latin1'));
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#endServers();
     for (const journal of this.#journals) journal[Symbol.dispose]();
+    await this.#noteJournal();
     await this.world[Symbol.asyncDispose]();
     await rm(this.directory, { recursive: true, force: true });
     await rm(this.far, { recursive: true, force: true });

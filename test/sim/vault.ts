@@ -1,4 +1,4 @@
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Backend, CallOptions, ListedObject, ReadOptions } from '../../storage/backends/backend.ts';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
@@ -8,6 +8,7 @@ import { Repository } from '../../storage/repository/repository.ts';
 import { quotaBackendOf } from '../../agent/storages.ts';
 import { fileSystemSpace, noBounds } from '../../storage/space.ts';
 import { RepositoryStorage } from '../../storage/repositoryStorage/repositoryStorage.ts';
+import { keepSecret } from '../secrets.ts';
 
 /** Small, so that the small volumes of a site have several of both. */
 const chunkSizeBytes = 64 * 1024;
@@ -37,6 +38,7 @@ export class Vault {
     await mkdir(vault.directory, { recursive: true });
     const secret = await makeKeyFile(vault.keyFile);
     if (secret === null) throw new Error(`there is a key at ${vault.keyFile}`);
+    keepSecret('repository key', (await readFile(vault.keyFile, 'utf8')).trim().slice(0, 64));
     await Repository.init(new FileBackend(vault.directory), {
       secret,
       label: 'site',

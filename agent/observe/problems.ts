@@ -1,0 +1,159 @@
+import type { AlertEvent } from '../../config/observability.ts';
+import { formatDuration } from '../../common/time.ts';
+import type { HostStatus, JobStatus, MachineStatus } from './hostStatus.ts';
+import type { StorageLook } from './storageLook.ts';
+
+/** Something that is wrong on a host and that somebody should look at. */
+export interface Problem {
+  /** The same as long as it lasts, and of no other one. */
+  readonly key: string;
+  /** `last-backup-failed`: it is tried again, or nobody has asked for more than one attempt; no alert is sent. */
+  readonly event: AlertEvent | 'last-backup-failed';
+  readonly severity: 'warning' | 'critical';
+  readonly machine: { readonly uuid: string; readonly name: string } | null;
+  readonly storage: string | null;
+  readonly jobId: string | null;
+  readonly message: string;
+  /** What to type. */
+  readonly hint: string;
+}
+
+export interface ProblemBounds {
+  /** A machine is overdue when its backup has been due for so long. */
+  readonly overdueMs: number;
+  /** libvirt and storages count as away when they have been for so long: a restart is no problem. */
+  readonly settleMs: number;
+}
+
+/** What is wrong on a host; the worst first. */
+export function problemsOf(status: HostStatus, bounds: ProblemBounds): readonly Problem[] {
+  const problems = [
+    ...ofHypervisor(status, bounds),
+    ...status.jobs.flatMap(ofJob),
+    ...status.machines.flatMap((machine) => ofMachine(machine, status, bounds)),
+    ...status.storages.flatMap((storage) => ofStorage(storage, status, bounds)),
+  ];
+  const rank = ({ severity }: Problem): number => (severity === 'critical' ? 0 : 1);
+  return problems.toSorted((one, other) => rank(one) - rank(other));
+}
+
+const nothing = { machine: null, storage: null, jobId: null } as const;
+
+function ofHypervisor({ hypervisor, atMs }: HostStatus, { settleMs }: ProblemBounds): readonly Problem[] {
+  const { unreachableSinceMs, problem } = hypervisor;
+  if (unreachableSinceMs === null || atMs - unreachableSinceMs < settleMs) return [];
+  return [
+    {
+      ...nothing,
+      key: 'libvirt-unreachable',
+      event: 'libvirt-unreachable',
+      severity: 'critical',
+      message: `libvirt does not answer: ${problem?.message ?? 'it gives no reason'}`,
+      hint: problem?.hint ?? 'systemctl status libvirtd virtqemud',
+    },
+  ];
+}
+
+/** A job of a dead process is taken over soon, and is told of if it is parked then. */
+function ofJob({ id, kind, machine, hold, error, hint }: JobStatus): readonly Problem[] {
+  if (hold !== 'parked') return [];
+  return [
+    {
+      ...nothing,
+      key: `job-parked:${id}`,
+      event: 'job-parked',
+      severity: 'critical',
+      machine,
+      jobId: id,
+      message: `${kind} of ${machine.name} was left with work to do: ${error?.message ?? 'nobody has said why'}`,
+      hint: hint ?? `stillpoint job show ${id}`,
+    },
+  ];
+}
+
+function ofMachine(
+  machine: MachineStatus,
+  { atMs, jobs }: HostStatus,
+  { overdueMs }: ProblemBounds,
+): readonly Problem[] {
+  const { uuid, name, excluded, lastRun, schedule } = machine;
+  if (excluded) return [];
+  const about = { ...nothing, machine: { uuid, name }, severity: 'critical' as const };
+  const problems: Problem[] = [];
+  const dueSinceMs = schedule?.dueSinceMs ?? null;
+  if (dueSinceMs !== null && atMs - dueSinceMs >= overdueMs)
+    problems.push({
+      ...about,
+      key: `machine-overdue:${uuid}`,
+      event: 'machine-overdue',
+      message: `the backup of ${name} has been due for ${formatDuration(atMs - dueSinceMs)}`,
+      hint: `stillpoint jobs --machine ${name}; systemctl status stillpoint-agent.service`,
+    });
+  const word = schedule?.lastWord ?? null;
+  // One that somebody has made by hand since is as good.
+  const isServed = word !== null && (machine.lastSuccess?.endedAtMs ?? 0) > word.atMs;
+  const failure = word?.kind === 'gave-up' && !isServed ? word : null;
+  if (failure !== null)
+    problems.push({
+      ...about,
+      key: `backup-failed:${uuid}`,
+      event: 'backup-failed',
+      jobId: failure.jobId,
+      message: `the scheduled backup of ${name} failed, and is not tried again: ${failure.error?.message ?? 'nobody knows why'}`,
+      hint: failure.error?.hint ?? `stillpoint jobs --machine ${name}`,
+    });
+  const isParked = jobs.some(({ id, hold }) => hold === 'parked' && id === lastRun?.jobId);
+  if (failure === null && lastRun?.state === 'failed' && !isParked)
+    problems.push({
+      ...about,
+      key: `last-backup-failed:${uuid}`,
+      event: 'last-backup-failed',
+      jobId: lastRun.jobId,
+      message: `the last backup of ${name} failed: ${lastRun.error?.message ?? 'nobody knows why'}`,
+      hint: `stillpoint job show ${lastRun.jobId}`,
+    });
+  return problems;
+}
+
+function ofStorage(look: StorageLook, { atMs }: HostStatus, { settleMs }: ProblemBounds): readonly Problem[] {
+  const { name: storage, state, problem, unusableSinceMs } = look;
+  const about = { ...nothing, storage };
+  const problems: Problem[] = [];
+  if (unusableSinceMs !== null && atMs - unusableSinceMs >= settleMs)
+    problems.push({
+      ...about,
+      key: `storage-unusable:${storage}`,
+      event: 'storage-unusable',
+      severity: 'critical',
+      message: `storage ${storage} cannot be used: ${problem?.message ?? 'it gives no reason'}`,
+      hint: problem?.hint ?? 'stillpoint storage list',
+    });
+  if (state.warning !== null)
+    problems.push({
+      ...about,
+      key: `storage-full:${storage}`,
+      event: 'storage-full',
+      severity: isFull(look) ? 'critical' : 'warning',
+      message: state.warning,
+      hint: `stillpoint storage show ${storage}; stillpoint prune --storage ${storage} --dry-run`,
+    });
+  for (const { uuid, name, failedVerification } of look.machines.values()) {
+    if (failedVerification === null) continue;
+    const { backupId } = failedVerification;
+    problems.push({
+      ...about,
+      key: `verification-failed:${storage}:${uuid}`,
+      event: 'verification-failed',
+      severity: 'critical',
+      machine: { uuid, name },
+      message: `backup ${backupId} of ${name} in storage ${storage} is not what was stored, or did not start`,
+      hint: `stillpoint show ${backupId}; stillpoint verify ${backupId} --data`,
+    });
+  }
+  return problems;
+}
+
+/** Nothing goes in any more. */
+function isFull({ state: { freeBytes, storedBytes, quotaBytes } }: StorageLook): boolean {
+  return freeBytes === 0 || (quotaBytes !== null && storedBytes !== null && storedBytes >= quotaBytes);
+}
