@@ -252,7 +252,8 @@ export class Agent {
   async #waitForTurn(job: JobRow): Promise<void> {
     const { journal, config, engine } = this.parts;
     try {
-      await waitForTurn(journal, job, (storage) => config.storages[storage]?.maxParallelMachines);
+      const limitOf = (storage: string): number | undefined => config.storages[storage]?.maxParallelMachines;
+      await waitForTurn(journal, job, limitOf, engine.stopSignal);
     } catch (error) {
       engine.leave(job.id);
       throw error;

@@ -26,6 +26,7 @@ type AnyErrorCode = ServiceErrorCode | CliErrorCode;
 export const exitCodes = {
   ACCESS_DENIED: 1,
   AGENT_DIED: 1,
+  AGENT_STOPPED: 1,
   BACKUP_AMBIGUOUS: 2,
   BACKUP_DAMAGED: 5,
   BACKUP_EXISTS: 1,
