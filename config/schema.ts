@@ -27,6 +27,11 @@ const agent = z.strictObject({
     .default('/dev/shm/stillpoint')
     .describe('Memory states pass through here if they fit; null: they never do.'),
   maxParallelMachines: wholeNumber.min(1).max(64).default(2).describe('Jobs on machines at the same time.'),
+  stopSeconds: seconds
+    .default(300)
+    .describe(
+      'How long the service may take to end: it finishes what must not be cut short, gives up what can be done again, and leaves to the next process what that can go on with.',
+    ),
   logLevel: z
     .enum(logLevels)
     .default('info')

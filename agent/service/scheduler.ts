@@ -138,6 +138,11 @@ export class Scheduler {
     return this.#queue.sleepMs(this.#clock().wallMs);
   }
 
+  /** When a machine is due next; null: none is, as far as is known. */
+  nextDueMs(): number | null {
+    return this.#log.earliestMs();
+  }
+
   /** Begins nothing any more, and ends when all that was begun has. */
   async end(): Promise<void> {
     this.#ending.abort();

@@ -1,6 +1,7 @@
 import type { Logger } from '../../common/log.ts';
 import type { Agent } from '../agent.ts';
 import type { HypervisorEvent } from '../hypervisor/hypervisor.ts';
+import type { Pulse } from './pulse.ts';
 import { ScheduleLog } from './scheduleLog.ts';
 import { Scheduler } from './scheduler.ts';
 import { Timetables } from './timetables.ts';
@@ -15,13 +16,15 @@ const refreshMs = 60_000;
  */
 export async function actOnSchedules(
   agent: Agent,
-  { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
+  { log, signal, pulse }: { readonly log: Logger; readonly signal: AbortSignal; readonly pulse: Pulse },
 ): Promise<void> {
   if (!new Timetables(agent.parts).any) return;
   const wake = new Wake(signal);
   const scheduler = new Scheduler({ agent, log, onChange: () => wake.up() });
   const machines = new MachineWatch(agent, scheduler, { log: new ScheduleLog(log), wake });
+  pulse.nextDueMs = () => scheduler.nextDueMs();
   while (!signal.aborted) {
+    pulse.looked('schedules');
     machines.lookIfNeeded();
     await wake.sleep(scheduler.lookAtDue());
   }

@@ -3,7 +3,10 @@ import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
+import { endInOrder } from './ending.ts';
+import { Pulse } from './pulse.ts';
 import { actOnSchedules } from './schedules.ts';
+import { ServiceManager } from './serviceManager.ts';
 
 /** How often the service looks for jobs whose process died. */
 const lookIntervalMs = 5_000;
@@ -16,20 +19,34 @@ export interface ServiceContext {
   readonly loaded: LoadedConfig;
   readonly configPath: string;
   readonly log: Logger;
-  /** Aborted when the service is to end; a job at hand is brought to its end first. */
+  /** Aborted when the service is to end; jobs at hand are brought to rest first. */
   readonly signal: AbortSignal;
+  /** Ends the process at once, with jobs at work that the next one goes on with. */
+  readonly leave: () => void;
 }
 
 /** Runs the service of a host until its signal: takes over jobs of dead processes, and acts on schedules. */
 export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
-  log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
-  await agent.finishDeletions();
-  await Promise.all([actOnSchedules(agent, { log, signal }), recoverAgainAndAgain(context)]);
+  const { stateDir, stopSeconds } = loaded.config.agent;
+  const { journal, engine } = agent.parts;
+  const pulse = new Pulse();
+  const told = { journal, atWork: () => engine.atWork, pulse, log, stopMs: stopSeconds * 1000 };
+  using manager = await ServiceManager.open(told);
+  signal.addEventListener('abort', () => manager.stopping(), { once: true });
+  const parts = Promise.all([
+    // A storage that is away must not keep machines waiting.
+    agent.finishDeletions(),
+    actOnSchedules(agent, { log, signal, pulse }),
+    recoverAgainAndAgain(context, pulse),
+  ]);
+  log.info({ stateDir }, 'the agent is ready');
+  manager.ready();
+  await endInOrder(context, parts);
   log.info('the agent has ended');
 }
 
-async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Promise<void> {
+async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext, pulse: Pulse): Promise<void> {
   // A recovery can end with a merge of hours: others are not kept waiting for it.
   const working = new Set<Promise<void>>();
   const begin = (what: () => Promise<readonly JobRow[]>): void => {
@@ -37,6 +54,7 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
     working.add(work);
   };
   for (let looks = 0; !signal.aborted; looks += 1) {
+    pulse.looked('recovery');
     begin(() => agent.recoverOrphans());
     if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => agent.retryParked());
     await pause(signal);

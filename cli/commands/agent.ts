@@ -1,5 +1,6 @@
 import { openAgent } from '../../agent/main.ts';
 import { runService } from '../../agent/service/service.ts';
+import { endProcess } from '../../common/endProcess.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { changing, readConfig } from '../session.ts';
@@ -20,18 +21,19 @@ export const agent: RunVerb = (cli, _, options) => {
   });
 };
 
-/** The service: log lines on stderr for the journal of the system; a signal ends it after the job at hand. */
+/** The service: log lines on stderr for the journal of the system; a signal ends it when its jobs are at rest. */
 async function serve(cli: Cli): Promise<0> {
   const loaded = await readConfig(cli);
   const log = createLogger({ level: loaded.config.agent.logLevel });
   const stop = new AbortController();
   const onSignal = (name: NodeJS.Signals): void => {
-    log.info({ signal: name }, 'ending; a job at hand is brought to its end first');
+    log.info({ signal: name }, 'ending; jobs at hand are brought to rest first');
     stop.abort();
   };
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   const { configPath } = cli;
   await using open = await openAgent({ loaded, configPath, log });
-  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal });
+  const leave = (): never => endProcess(0);
+  await runService({ agent: open.agent, loaded, configPath, log, signal: stop.signal, leave });
   return 0;
 }
