@@ -275,7 +275,8 @@ export class Scheduler {
 
   #beginOrWait(machine: ScheduledMachine, entry: ScheduleEntry, decision: Begin): void {
     const { uuid } = machine;
-    if (this.#ending.signal.aborted) return;
+    // What a stop has given up is due again at once: for the next process.
+    if (this.#ending.signal.aborted || this.#agent.parts.engine.stopSignal.aborted) return;
     if (this.#running.size >= this.#agent.parts.config.agent.maxParallelMachines) {
       if (!this.#waiting.has(uuid)) this.#log.waits(machine, decision.slotMs);
       this.#waiting.add(uuid);
@@ -353,5 +354,6 @@ export class Scheduler {
 function outcomeOf({ state, error }: JobRow): RunOutcome {
   if (state === 'finished') return 'succeeded';
   if (state === 'cancelled') return 'cancelled';
+  if (error?.code === 'AGENT_STOPPED') return 'stopped';
   return error?.retryable === false ? 'failed-for-good' : 'failed';
 }
