@@ -60,7 +60,12 @@ for (const mode of ['save', 'live', 'disk'] as const) {
       if (ended?.error !== null && ended?.error.code !== 'AGENT_STOPPED' && !left)
         t.fail(`${name}: ${ended?.error.code}`);
       if (ended?.error?.retryable === false) t.fail(`${name}: it would not be tried again`);
-      const promised = { machine: 'running', memoryKept: true, autostart: true, definition: persistent ?? '' } as const;
+      const promised = {
+        machine: 'running',
+        memoryKept: true,
+        autostart: true,
+        definition: persistent ?? '',
+      } as const;
       for (const problem of await brokenPromises(site, promised)) t.fail(`${name}: ${problem}`);
     });
     t.comment([...ends].map(([end, count]) => `${end}: ${count}`).join(', '));

@@ -420,7 +420,10 @@ class JobRun<Facts> {
 }
 
 /** What can be given up, and would have to be done again by the next process. */
-function isGivenUpAtStop({ cancellable, canBeLeft }: Pick<Step<never>, 'cancellable' | 'canBeLeft'>): boolean {
+function isGivenUpAtStop({
+  cancellable,
+  canBeLeft,
+}: Pick<Step<never>, 'cancellable' | 'canBeLeft'>): boolean {
   return cancellable && canBeLeft === undefined;
 }
 

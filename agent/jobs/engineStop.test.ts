@@ -49,7 +49,8 @@ function jobWith(stages: readonly Stage[]): JobDefinition<Facts> & { readonly ca
 }
 
 function begin(engine: Engine, definition: JobDefinition<Facts>): ReturnType<Engine['run']> {
-  const about = { machineUuid: 'm', machineName: 'm', state: 'initialized', facts: { done: [] } } as const;
+  const facts: Facts = { done: [] };
+  const about = { machineUuid: 'm', machineName: 'm', state: 'initialized', facts } as const;
   return engine.run(definition, engine.create(definition, about).id);
 }
 
@@ -69,22 +70,25 @@ void t.test('a stop gives up what can be cancelled, as a failure that may be tri
   t.equal(engine.canBeLeft, true, 'nothing is left that could be');
 });
 
-void t.test('a stop waits for what must not be cut short, and begins nothing that it would give up', async (t) => {
-  const { journal } = await journalFor(t);
-  const engine = new Engine({ journal });
-  const [critical, reading] = [new Stage('swap'), new Stage('read', { cancellable: true })];
-  const run = begin(engine, jobWith([critical, reading]));
-  await critical.begun;
-  engine.stop();
-  t.equal(engine.canBeLeft, false);
-  critical.end();
-  const row = await run;
-  t.match(row, { state: 'failed', error: { code: 'AGENT_STOPPED' }, record: { done: ['swap'] } });
-  t.same(
-    journal.steps(row.id).map(({ name }) => name),
-    ['swap'],
-  );
-});
+void t.test(
+  'a stop waits for what must not be cut short, and begins nothing that it would give up',
+  async (t) => {
+    const { journal } = await journalFor(t);
+    const engine = new Engine({ journal });
+    const [critical, reading] = [new Stage('swap'), new Stage('read', { cancellable: true })];
+    const run = begin(engine, jobWith([critical, reading]));
+    await critical.begun;
+    engine.stop();
+    t.equal(engine.canBeLeft, false);
+    critical.end();
+    const row = await run;
+    t.match(row, { state: 'failed', error: { code: 'AGENT_STOPPED' }, record: { done: ['swap'] } });
+    t.same(
+      journal.steps(row.id).map(({ name }) => name),
+      ['swap'],
+    );
+  },
+);
 
 void t.test('a stop lets the last steps of a job end, when they cannot be given up', async (t) => {
   const { journal } = await journalFor(t);
@@ -98,33 +102,39 @@ void t.test('a stop lets the last steps of a job end, when they cannot be given 
   t.match(await run, { state: 'finished', error: null });
 });
 
-void t.test('what another process can go on with is not given up, and may be left when its step says so', async (t) => {
-  const { journal } = await journalFor(t);
-  const engine = new Engine({ journal });
-  const merge = new Stage('merge', { cancellable: true, canBeLeft: ({ held }) => held !== true });
-  let commit: (facts: Partial<Facts>) => void = () => undefined;
-  const { act } = merge.step;
-  const step: Step<Facts> = {
-    ...merge.step,
-    act: async (context) => {
-      commit = (facts) => context.commit(facts);
-      await act(context);
-    },
-  };
-  const definition = { ...jobWith([merge]), steps: () => [step] };
-  const run = begin(engine, definition);
-  await merge.begun;
-  engine.stop();
-  t.equal(engine.canBeLeft, true);
-  t.equal(engine.atWork.length, 1);
-  commit({ held: true });
-  t.equal(engine.canBeLeft, false, 'the vCPUs stand still');
-  commit({ held: false });
-  t.equal(engine.canBeLeft, true);
-  t.match(journal.get(engine.atWork[0] ?? ''), { holdsMachine: true, error: null }, 'its row says nothing of it');
-  merge.end();
-  t.match(await run, { state: 'finished' });
-});
+void t.test(
+  'what another process can go on with is not given up, and may be left when its step says so',
+  async (t) => {
+    const { journal } = await journalFor(t);
+    const engine = new Engine({ journal });
+    const merge = new Stage('merge', { cancellable: true, canBeLeft: ({ held }) => held !== true });
+    let commit: (facts: Partial<Facts>) => void = () => undefined;
+    const step: Step<Facts> = {
+      ...merge.step,
+      act: async (context) => {
+        commit = (facts) => context.commit(facts);
+        await merge.step.act(context);
+      },
+    };
+    const definition = { ...jobWith([merge]), steps: () => [step] };
+    const run = begin(engine, definition);
+    await merge.begun;
+    engine.stop();
+    t.equal(engine.canBeLeft, true);
+    t.equal(engine.atWork.length, 1);
+    commit({ held: true });
+    t.equal(engine.canBeLeft, false, 'the vCPUs stand still');
+    commit({ held: false });
+    t.equal(engine.canBeLeft, true);
+    t.match(
+      journal.get(engine.atWork[0] ?? ''),
+      { holdsMachine: true, error: null },
+      'its row says nothing of it',
+    );
+    merge.end();
+    t.match(await run, { state: 'finished' });
+  },
+);
 
 void t.test('a cancel is a cancel, whatever else ends', async (t) => {
   const { journal } = await journalFor(t);
