@@ -22,15 +22,18 @@ void t.test('no line of text is taken for a request', (t) => {
   t.end();
 });
 
-void t.test('the formatter of manuals has nothing to complain of, and shows options as they are typed', async (t) => {
-  const groff = await execa('groff', ['--version'], { reject: false });
-  if (groff.failed) {
-    t.skip('groff is not on this machine');
-    return;
-  }
-  for (const { name, text } of pages) {
-    const formatted = await execa('groff', ['-man', '-Tutf8', '-k', '-ww', '-P-c'], { input: text, timeout: 30_000 });
-    t.equal(formatted.stderr, '', name);
-    if (name === 'stillpoint-backup') t.match(formatted.stdout, '-x, --exclude <machine>');
-  }
-});
+void t.test(
+  'the formatter of manuals has nothing to complain of, and shows options as they are typed',
+  async (t) => {
+    for (const { name, text } of pages) {
+      const formatted = await execa('groff', ['-man', '-Tutf8', '-k', '-ww', '-P-c'], {
+        input: text,
+        timeout: 30_000,
+      });
+      t.equal(formatted.stderr, '', name);
+      // Bold is a character over itself.
+      const shown = formatted.stdout.replaceAll(/.\u0008/g, '');
+      if (name === 'stillpoint-backup') t.match(shown, '-x, --exclude <machine>');
+    }
+  },
+);

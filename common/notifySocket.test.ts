@@ -33,9 +33,12 @@ void t.test('more than a manager has room for arrives when it reads on', async (
   );
 });
 
-void t.test('what is no address of a unix socket is refused, and one that nobody listens to fails', async (t) => {
-  for (const name of ['', 'relative', '@', 'vsock:2:1234', `/${'x'.repeat(108)}`])
-    await t.rejects(NotifySocket.open(name), /NOTIFY_SOCKET/, name);
-  using socket = await NotifySocket.open('/proc/nobody/listens');
-  await t.rejects(socket.send({ READY: '1' }), { code: 'ENOENT' });
-});
+void t.test(
+  'what is no address of a unix socket is refused, and one that nobody listens to fails',
+  async (t) => {
+    for (const name of ['', 'relative', '@', 'vsock:2:1234', `/${'x'.repeat(108)}`])
+      await t.rejects(NotifySocket.open(name), /NOTIFY_SOCKET/, name);
+    using socket = await NotifySocket.open('/proc/nobody/listens');
+    await t.rejects(socket.send({ READY: '1' }), { code: 'ENOENT' });
+  },
+);

@@ -27,16 +27,12 @@ export async function endInOrder(
   parts: Promise<unknown>,
 ): Promise<void> {
   const { engine } = agent.parts;
-  let isOver = false;
-  const over = parts.finally(() => (isOver = true));
+  const over = parts.then(() => true);
   await Promise.race([over, aborted(signal)]);
   engine.stop();
-  await Promise.race([over, sleep(graceMs, undefined, { ref: false })]);
-  while (!isOver && !mayLeave(engine)) await Promise.race([over, sleep(pollMs)]);
-  if (isOver) {
-    await over;
-    return;
-  }
+  let isOver = await Promise.race([over, sleep(graceMs, false, { ref: false })]);
+  while (!isOver && !mayLeave(engine)) isOver = await Promise.race([over, sleep(pollMs, false)]);
+  if (isOver) return;
   // Nothing may happen between the look and the end: a moment later the vCPUs may stand still.
   for (const jobId of engine.atWork) log.warn({ jobId }, 'job is left to the next process of the service');
   leave();
@@ -47,7 +43,8 @@ function mayLeave({ atWork, canBeLeft }: Agent['parts']['engine']): boolean {
   return atWork.length > 0 && canBeLeft;
 }
 
-function aborted(signal: AbortSignal): Promise<void> {
+/** Resolves with the abort of a signal. */
+export function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     if (signal.aborted) resolve();
     else signal.addEventListener('abort', () => resolve(), { once: true });

@@ -19,7 +19,8 @@ export class Pulse {
 
   /** A loop that has not looked for longer than it ever should. @param nowMs monotonic */
   silent(nowMs: number = performance.now()): Loop | null {
-    for (const [loop, lookedAtMs] of this.#lookedAtMs) if (nowMs - lookedAtMs > silentMaxMs[loop]) return loop;
+    for (const [loop, lookedAtMs] of this.#lookedAtMs)
+      if (nowMs - lookedAtMs > silentMaxMs[loop]) return loop;
     return null;
   }
 }

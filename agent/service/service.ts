@@ -3,7 +3,7 @@ import type { Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
 import type { JobRow } from '../jobs/job.ts';
-import { endInOrder } from './ending.ts';
+import { aborted, endInOrder } from './ending.ts';
 import { Pulse } from './pulse.ts';
 import { actOnSchedules } from './schedules.ts';
 import { ServiceManager } from './serviceManager.ts';
@@ -35,8 +35,8 @@ export async function runService(context: ServiceContext): Promise<void> {
   using manager = await ServiceManager.open(told);
   signal.addEventListener('abort', () => manager.stopping(), { once: true });
   const parts = Promise.all([
-    // A storage that is away must not keep machines waiting.
-    agent.finishDeletions(),
+    // A storage that is away must not keep machines waiting, nor the end; what is left, the next one finishes.
+    Promise.race([agent.finishDeletions(), aborted(signal)]),
     actOnSchedules(agent, { log, signal, pulse }),
     recoverAgainAndAgain(context, pulse),
   ]);

@@ -7,7 +7,7 @@ import t from 'tap';
 import { createLogger } from '../../common/log.ts';
 import { NotifyReceiver, type Told } from '../../test/lab/notifyReceiver.ts';
 import { jobOf, journalFor } from '../../test/sim/journals.ts';
-import type { Journal } from '../jobs/journal.ts';
+import { Journal } from '../jobs/journal.ts';
 import { Pulse, silentMaxMs } from './pulse.ts';
 import { ServiceManager } from './serviceManager.ts';
 import { statusLine } from './statusLine.ts';
@@ -55,8 +55,8 @@ void t.test('the watchdog is fed only while every loop of the service looks', as
 });
 
 void t.test('the watchdog is not fed while the journal cannot be read', async (t) => {
-  const { journal, open } = await journalFor(t);
-  const broken: Journal = open();
+  const { path, journal } = await journalFor(t);
+  const broken = new Journal(path);
   broken[Symbol.dispose]();
   const whole = managed(t, journal);
   whole.manager.beat();
@@ -85,17 +85,6 @@ void t.test('while the service ends more time is asked for, up to its bound', as
   clock.nowMs += 2_000;
   manager.beat();
   t.equal(count('EXTEND_TIMEOUT_USEC'), 2, 'it had its time');
-});
-
-void t.test('a reload is told with its beginning and its end, also one that fails', async (t) => {
-  const { journal } = await journalFor(t);
-  const { manager, told } = managed(t, journal);
-  await manager.reloading(async () => void told.push({ work: '1' }));
-  t.match(told, [{ RELOADING: '1', MONOTONIC_USEC: /^[0-9]+$/ }, { work: '1' }, { READY: '1' }]);
-  const uptimeUs = Number(told[0]?.['MONOTONIC_USEC']);
-  t.ok(Math.abs(performance.timeOrigin + performance.now() - Date.now()) < 60_000 && uptimeUs > 0);
-  await t.rejects(manager.reloading(() => Promise.reject(new Error('no'))), /no/);
-  t.match(told.at(-1), { READY: '1' });
 });
 
 void t.test('the status names the jobs of this process and what comes next', async (t) => {

@@ -58,7 +58,10 @@ export class ServiceManager implements Disposable {
    * By what the environment says (sd_notify(3), sd_watchdog_enabled(3)); what it says is taken out, because children are
    * no concern of the manager.
    */
-  static async open(service: ToldService, environment: NodeJS.ProcessEnv = process.env): Promise<ServiceManager> {
+  static async open(
+    service: ToldService,
+    environment: NodeJS.ProcessEnv = process.env,
+  ): Promise<ServiceManager> {
     const { NOTIFY_SOCKET: name, WATCHDOG_USEC: intervalUs, WATCHDOG_PID: pid } = environment;
     for (const key of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID']) delete environment[key];
     const isOurs = pid === undefined || pid === String(process.pid);
@@ -76,20 +79,6 @@ export class ServiceManager implements Disposable {
   ready(): void {
     this.#tell({ READY: '1' });
     this.beat();
-  }
-
-  /**
-   * Has the manager know that `work` changes what the service goes by.
-   * @throws what `work` throws
-   */
-  async reloading(work: () => Promise<void>): Promise<void> {
-    const monotonicUs = process.hrtime.bigint() / 1000n;
-    this.#tell({ RELOADING: '1', MONOTONIC_USEC: String(monotonicUs) });
-    try {
-      await work();
-    } finally {
-      this.#tell({ READY: '1' });
-    }
   }
 
   /** The service ends: from now on time is asked for as long as it may take. */
@@ -141,7 +130,10 @@ export class ServiceManager implements Disposable {
 
   #tell(assignments: Readonly<Record<string, string>>): void {
     this.#line?.send(assignments).catch((error: unknown) => {
-      this.#service.log.warn({ err: error, said: Object.keys(assignments) }, 'the service manager was not told');
+      this.#service.log.warn(
+        { err: error, said: Object.keys(assignments) },
+        'the service manager was not told',
+      );
     });
   }
 
