@@ -36,12 +36,17 @@ export async function layOut(program: string, root: string, made: Date): Promise
   await moveInto(join(root, 'usr/lib/systemd/system'), await filesIn(join(program, 'systemd')));
   await moveInto(join(docs, 'examples'), [join(program, 'stillpoint.yaml')]);
   await rename(join(program, 'licences'), join(docs, 'licences'));
-  for (const rest of ['systemd', 'LICENSE', '.stillpoint-build']) await rm(join(program, rest), { recursive: true });
+  for (const rest of ['systemd', 'LICENSE', '.stillpoint-build'])
+    await rm(join(program, rest), { recursive: true });
   await rename(program, join(root, 'usr/lib/stillpoint'));
   await cp(join(debian, 'stillpoint'), await placeOf(root, 'usr/bin/stillpoint'));
   await cp(join(debian, 'copyright'), join(docs, 'copyright'));
-  for (const name of documents) await cp(join(repository, name), join(docs, basename(name)), { recursive: true });
-  await writeFile(join(docs, 'CHANGELOG.md.gz'), zipped(await readFile(join(repository, 'CHANGELOG.md'), 'utf8')));
+  for (const name of documents)
+    await cp(join(repository, name), join(docs, basename(name)), { recursive: true });
+  await writeFile(
+    join(docs, 'CHANGELOG.md.gz'),
+    zipped(await readFile(join(repository, 'CHANGELOG.md'), 'utf8')),
+  );
   await writeFile(join(docs, 'changelog.gz'), zipped(debianChangelog(made)));
   await writeManual(root, made);
   await writeCompletions(root);

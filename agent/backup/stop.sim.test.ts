@@ -11,7 +11,7 @@ t.teardown(removeSharedImages);
 type Mode = 'save' | 'live' | 'disk';
 
 /** Between two of the engine's points many calls and files look the same: each so many is enough. */
-const everyOther = 3;
+const everyOther = 6;
 
 interface Stopped {
   readonly moments: readonly string[];

@@ -138,6 +138,7 @@ void t.test(
     t.match(machine.begun.at(-1), { slotMs: ms('2026-11-22T12:00'), why: 'retry' });
     machine.end('succeeded');
     t.match(machine.look(), { kind: 'wait', untilMs: ms('2026-11-22T14:00') });
+    t.equal(machine.begun.length, 2);
     t.end();
   },
 );

@@ -6,7 +6,11 @@ type Service = ReturnType<LabAgent['background']>;
 
 const jobsSchema = z.object({
   jobs: z.array(
-    z.looseObject({ id: z.string(), state: z.string(), error: z.looseObject({ code: z.string() }).nullish() }),
+    z.looseObject({
+      id: z.string(),
+      state: z.string(),
+      error: z.looseObject({ code: z.string() }).nullish(),
+    }),
   ),
 });
 
@@ -39,9 +43,12 @@ void t.test('a merge is left to the next process of the service, which goes on w
 
   await t.test('the process ends, its machine runs, and QEMU goes on', async (t) => {
     await start();
-    await eventually(async () => (await newest())?.state === 'merging', { timeoutMs: 120_000, intervalMs: 200 });
+    await eventually(async () => (await newest())?.state === 'merging', {
+      timeoutMs: 120_000,
+      intervalMs: 200,
+    });
     const pulling = await eventually(
-      async () => (await lab.virsh('blockjob', machine.name, 'vda', '--info')).includes('Block'),
+      async () => (await lab.virsh('blockjob', machine.name, 'vda', '--raw')).includes('Block'),
       { timeoutMs: 30_000 },
     );
     t.ok(pulling);
@@ -50,12 +57,15 @@ void t.test('a merge is left to the next process of the service, which goes on w
     t.match(service.output().stderr, /job is left to the next process/);
     t.equal((await newest())?.state, 'merging');
     t.match(await lab.virsh('domstate', machine.name), /running/);
-    t.match(await lab.virsh('blockjob', machine.name, 'vda', '--info'), /Block/);
+    t.match(await lab.virsh('blockjob', machine.name, 'vda', '--raw'), /Block/);
   });
 
   await t.test('the next one finishes the backup', async (t) => {
     await start();
-    await eventually(async () => (await newest())?.state === 'finished', { timeoutMs: 120_000, intervalMs: 200 });
+    await eventually(async () => (await newest())?.state === 'finished', {
+      timeoutMs: 120_000,
+      intervalMs: 200,
+    });
     const verified = await agent.run(['verify', `${machine.name}@latest`, '--data']);
     t.equal(verified.exitCode, 0, verified.stderr);
     service.kill('SIGTERM');

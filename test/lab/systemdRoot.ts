@@ -100,7 +100,8 @@ export class SystemdRoot implements AsyncDisposable {
   }
 
   #enter(): readonly string[] {
-    return ['--target', String(this.#systemd), '--all', '--wd=/'];
+    // The runner of tests gives all children options for a Node.js of its own.
+    return ['--target', String(this.#systemd), '--all', '--wdns=/', 'env', '--unset=NODE_OPTIONS'];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -133,7 +134,10 @@ async function end(holder: ChildProcess, base: string): Promise<void> {
 
 async function removeGroups(name: string): Promise<boolean> {
   const mounts = await readFile('/proc/self/mountinfo', 'utf8');
-  const place = mounts.split('\n').find((line) => line.includes(' - cgroup2 '))?.split(' ')[4];
+  const place = mounts
+    .split('\n')
+    .find((line) => line.includes(' - cgroup2 '))
+    ?.split(' ')[4];
   if (place === undefined) return true;
   const top = join(place, name);
   let all: readonly string[];
