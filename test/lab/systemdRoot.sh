@@ -45,13 +45,13 @@ rm -f "$root/usr/sbin/policy-rc.d"
 rm -rf "$root/etc/systemd/system" "$root/var/log/journal"
 mkdir -p "$root/etc/systemd/system"
 printf '[Unit]\nDescription=What a test starts\nWants=systemd-journald.service dbus.service\n' \
-  >"$root/etc/systemd/system/stillpoint-test.target"
+  >"$root/etc/systemd/system/of-a-test.target"
 cd "$root"
 mkdir -p .outside
 pivot_root . .outside
 umount -l /.outside
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 container=stillpoint-test \
-  /lib/systemd/systemd --system --unit=stillpoint-test.target --show-status=no --log-target=journal
+  /lib/systemd/systemd --system --unit=of-a-test.target --show-status=no --log-target=journal
 ENTER
 # The loopback of the new network is for what listens in it.
 exec unshare --cgroup --net --ipc --uts --pid --mount --fork --kill-child --propagation private \
