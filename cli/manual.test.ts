@@ -26,14 +26,12 @@ void t.test(
   'the formatter of manuals has nothing to complain of, and shows options as they are typed',
   async (t) => {
     for (const { name, text } of pages) {
-      const formatted = await execa('groff', ['-man', '-Tutf8', '-k', '-ww', '-P-c'], {
+      const formatted = await execa('groff', ['-man', '-Tutf8', '-k', '-ww', '-P-c', '-P-b', '-P-u'], {
         input: text,
         timeout: 30_000,
       });
       t.equal(formatted.stderr, '', name);
-      // Bold is a character over itself.
-      const shown = formatted.stdout.replaceAll(/.\u0008/g, '');
-      if (name === 'stillpoint-backup') t.match(shown, '-x, --exclude <machine>');
+      if (name === 'stillpoint-backup') t.match(formatted.stdout, '-x, --exclude <machine>');
     }
   },
 );
