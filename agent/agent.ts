@@ -296,7 +296,7 @@ export class Agent {
     const limitOf = (name: string): number | undefined =>
       this.parts.config.storages[name]?.maxParallelMachines;
     try {
-      await waitForTurn(journal, job, limitOf);
+      await waitForTurn(journal, job, limitOf, engine.stopSignal);
     } catch (error) {
       engine.leave(job.id);
       throw error;

@@ -46,6 +46,11 @@ const agent = z.strictObject({
     .describe(
       'Connections to S3 storages come from this address; from the one that the system chooses unless told.',
     ),
+  stopSeconds: seconds
+    .default(300)
+    .describe(
+      'How long the service may take to end: it finishes what must not be cut short, gives up what can be done again, and leaves to the next process what that can go on with.',
+    ),
   logLevel: z
     .enum(logLevels)
     .default('info')

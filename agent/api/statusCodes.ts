@@ -23,6 +23,7 @@ const {
 export const statusCodes = {
   ACCESS_DENIED: permissionDenied,
   AGENT_DIED: aborted,
+  AGENT_STOPPED: aborted,
   BACKUP_AMBIGUOUS: invalidArgument,
   BACKUP_DAMAGED: dataLoss,
   BACKUP_EXISTS: aborted,

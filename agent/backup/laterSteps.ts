@@ -87,6 +87,7 @@ export async function giveAutostartBack(hypervisor: Hypervisor, facts: BackupFac
 
 /** Brings the machine back to one image per volume; what is frozen stays untouched until this is on the disk. */
 export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): readonly Step<BackupFacts>[] {
+  let isPulling = false;
   const merge = async (context: StepContext<BackupFacts>): Promise<void> => {
     const plan = planOf(context.facts);
     const { settings } = context.facts;
@@ -108,12 +109,17 @@ export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): reado
     }
     const live = DomainXml.parse(await hypervisor.definition(plan.machine.uuid, 'live'));
     if (live.runId !== undefined) context.commit({ mergeRun: live.runId });
-    await streamVolumes(hypervisor, plan, {
-      includeSharedBase: settings.includeSharedBase,
-      limit: limits(context.facts).merge,
-      deadlineMs: settings.mergeDeadlineMs,
-      onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
-    });
+    isPulling = true;
+    try {
+      await streamVolumes(hypervisor, plan, {
+        includeSharedBase: settings.includeSharedBase,
+        limit: limits(context.facts).merge,
+        deadlineMs: settings.mergeDeadlineMs,
+        onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
+      });
+    } finally {
+      isPulling = false;
+    }
   };
 
   const flush = async (context: StepContext<BackupFacts>): Promise<void> => {
@@ -135,7 +141,8 @@ export function mergeSteps({ hypervisor, limits }: LaterStepDependencies): reado
   };
 
   return [
-    { name: 'merge', state: 'merging', cancellable: false, act: merge },
+    // QEMU goes on pulling by itself, and the next process finds its block job.
+    { name: 'merge', state: 'merging', cancellable: false, canBeLeft: () => isPulling, act: merge },
     { name: 'flush', state: 'merging', cancellable: false, act: flush },
     { name: 'unguard', state: 'merging', reached: 'merged', cancellable: false, act: unguard },
   ];
@@ -189,8 +196,15 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
   };
 
   return [
-    // The machine is merged: what is frozen waits, and harms nobody.
-    { name: 'retain', state: 'retaining', cancellable: true, pausable: 'within', act: retain },
+    // The machine is merged: what is frozen waits, and harms nobody. T1 is safe in it, and the next process stores it.
+    {
+      name: 'retain',
+      state: 'retaining',
+      cancellable: true,
+      pausable: 'within',
+      canBeLeft: () => true,
+      act: retain,
+    },
     { name: 'commit', state: 'retaining', reached: 'retained', cancellable: false, act: commit },
     {
       name: 'cleanup',

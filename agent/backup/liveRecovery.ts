@@ -259,6 +259,7 @@ function countStops(context: Context, cause: StillpointError | undefined): numbe
 function mustPark(cause: StillpointError): boolean {
   if (cause instanceof HypervisorError || cause instanceof SnapshotError) return false;
   if (canNeverBeStored(cause)) return false;
+  if (cause instanceof JobError && cause.code === 'AGENT_STOPPED') return false;
   return !(cause instanceof MergeError) || cause.code !== 'MACHINE_STOPPED';
 }
 

@@ -303,18 +303,24 @@ async function openFrozen(
 
 /** Brings the machine back to its images; from the begin of `merge` these are not T1 any more. */
 export function liveMergeSteps({ hypervisor, limits }: LiveStepDependencies): readonly Step<LiveFacts>[] {
+  let isCommitting = false;
   const merge = async (context: Context): Promise<void> => {
     const { facts } = context;
     const plan = livePlanOf(facts);
     const { mergeDeadlineMs: deadlineMs } = facts.settings;
     if (await requireNoAccident(hypervisor, facts)) {
-      await commitVolumes(hypervisor, plan, {
-        limit: limits(facts).merge,
-        deadlineMs,
-        onHeld: (vcpusHeld) => context.commit({ vcpusHeld }),
-        onSuspended: () => context.point('suspended'),
-        onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
-      });
+      isCommitting = true;
+      try {
+        await commitVolumes(hypervisor, plan, {
+          limit: limits(facts).merge,
+          deadlineMs,
+          onHeld: (vcpusHeld) => context.commit({ vcpusHeld }),
+          onSuspended: () => context.point('suspended'),
+          onProgress: (doneBytes, totalBytes) => context.report({ doneBytes, totalBytes }),
+        });
+      } finally {
+        isCommitting = false;
+      }
     } else {
       await commitOffline(hypervisor, plan, { deadlineMs });
     }
@@ -331,6 +337,8 @@ export function liveMergeSteps({ hypervisor, limits }: LiveStepDependencies): re
       name: 'merge',
       state: 'merging',
       cancellable: false,
+      // QEMU goes on by itself, and the next process finds its block job; but nobody else would end a pivot.
+      canBeLeft: ({ vcpusHeld }) => isCommitting && vcpusHeld !== true,
       intend: () => ({ mergeBegun: true }),
       act: merge,
     },

@@ -393,6 +393,7 @@ function mergeStopsMachine(facts: BackupFacts, cause: StillpointError): ErrorRec
 function mustPark(cause: StillpointError): boolean {
   if (cause instanceof HypervisorError || cause instanceof SnapshotError) return false;
   if (canNeverBeStored(cause)) return false;
+  if (cause instanceof JobError && cause.code === 'AGENT_STOPPED') return false;
   return (
     !(cause instanceof MergeError) || (cause.code !== 'MACHINE_STOPPED' && cause.code !== 'MERGE_INCOMPLETE')
   );

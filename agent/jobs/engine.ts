@@ -38,6 +38,9 @@ export class Engine {
   readonly #onPoint: (point: string) => void | Promise<void>;
   readonly #owner: JobOwner = thisOwner();
   readonly #running = new Set<string>();
+  /** Those of them that have begun. */
+  readonly #atWork = new Map<string, { readonly canBeLeft: boolean }>();
+  readonly #stop = new AbortController();
 
   constructor(options: EngineOptions) {
     this.#journal = options.journal;
@@ -120,6 +123,29 @@ export class Engine {
     return this.#journal.get(jobId);
   }
 
+  /**
+   * The process is to end: steps that can be given up are, and their jobs end with AGENT_STOPPED; the others go on until
+   * their job has ended, or `canBeLeft` says that the next process can go on with it.
+   */
+  stop(): void {
+    this.#stop.abort();
+  }
+
+  /** Aborted by `stop`. */
+  get stopSignal(): AbortSignal {
+    return this.#stop.signal;
+  }
+
+  /** Jobs at work in this process. */
+  get atWork(): readonly string[] {
+    return [...this.#atWork.keys()];
+  }
+
+  /** This very moment is one at which the process may end: every job at work is in order, if the next one goes on. */
+  get canBeLeft(): boolean {
+    return [...this.#atWork.values()].every((run) => run.canBeLeft);
+  }
+
   /** A job of this process that nobody runs, for what kept it from being begun: the next look takes it over. */
   leave(jobId: string): void {
     this.#running.delete(jobId);
@@ -131,8 +157,17 @@ export class Engine {
     initialFacts: Facts,
     start: Settlement | undefined,
   ): Promise<JobRow> {
-    const run = new JobRun(definition, jobId, initialFacts, this.#journal, this.#listener, this.#onPoint);
+    const run = new JobRun(
+      definition,
+      jobId,
+      initialFacts,
+      this.#journal,
+      this.#listener,
+      this.#onPoint,
+      this.#stop.signal,
+    );
     this.#running.add(jobId);
+    this.#atWork.set(jobId, run);
     try {
       let next = start ?? (await run.settle(undefined));
       for (let settlements = 0; next.kind === 'continue'; settlements += 1) {
@@ -155,6 +190,7 @@ export class Engine {
       run.stopWatching();
       // Should the end not be writable, the job is nobody's: the next look takes it over.
       this.#running.delete(jobId);
+      this.#atWork.delete(jobId);
     }
     const row = this.#journal.get(jobId);
     this.#listener.state?.(jobId, row.state);
@@ -180,6 +216,7 @@ class JobRun<Facts> {
   readonly #journal: Journal;
   readonly #listener: EngineListener;
   readonly #onPoint: (point: string) => void | Promise<void>;
+  readonly #stop: AbortSignal;
   readonly #cancel = new AbortController();
   readonly #cancelTimer: NodeJS.Timeout;
   #facts: Facts;
@@ -188,6 +225,7 @@ class JobRun<Facts> {
   #lastProgressMs = 0;
   readonly #pauses: PauseControl;
   #rate = new RateMeter();
+  #current: Step<Facts> | undefined;
   /** The step that has ended but whose end is not yet written: it goes into one commit with the next intent. */
   #ended:
     | { readonly name: string; readonly status: 'done' | 'failed'; readonly durationMs: number }
@@ -200,7 +238,9 @@ class JobRun<Facts> {
     journal: Journal,
     listener: EngineListener,
     onPoint: (point: string) => void | Promise<void>,
+    stop: AbortSignal,
   ) {
+    this.#stop = stop;
     this.#definition = definition;
     this.#jobId = jobId;
     this.#facts = facts;
@@ -217,6 +257,11 @@ class JobRun<Facts> {
     }, cancelPollMs);
   }
 
+  /** Between two steps, and while a job is put in order, it cannot. */
+  get canBeLeft(): boolean {
+    return this.#current?.canBeLeft?.(this.#facts) ?? false;
+  }
+
   stopWatching(): void {
     clearInterval(this.#cancelTimer);
   }
@@ -231,6 +276,7 @@ class JobRun<Facts> {
         this.#stepName = step.name;
         if (step.pausable !== undefined) await this.#passPause();
         if (step.cancellable && this.#journal.isCancelRequested(this.#jobId)) throw cancelled();
+        if (isGivenUpAtStop(step) && this.#stop.aborted) throw stopped();
         await this.#step(step);
       } catch (error) {
         return asStillpointError(error);
@@ -283,9 +329,13 @@ class JobRun<Facts> {
       step.cancellable && step.deadlineMs !== undefined
         ? setTimeout(() => deadline.abort(), step.deadlineMs)
         : undefined;
+    const halt = new AbortController();
+    const onStop = (): void => halt.abort();
+    if (isGivenUpAtStop(step)) this.#stop.addEventListener('abort', onStop);
     const signal = step.cancellable
-      ? AbortSignal.any([this.#cancel.signal, deadline.signal])
+      ? AbortSignal.any([this.#cancel.signal, deadline.signal, halt.signal])
       : new AbortController().signal;
+    this.#current = step;
     let status: 'done' | 'failed' = 'failed';
     try {
       this.#attempt(() => this.#pauses.allow(step.pausable === 'within'));
@@ -295,11 +345,13 @@ class JobRun<Facts> {
       status = 'done';
     } catch (error) {
       if (deadline.signal.aborted) throw deadlineExceeded(step, error);
-      if (signal.aborted) throw cancelled(error);
+      if (signal.aborted) throw this.#cancel.signal.aborted ? cancelled(error) : stopped(error);
       throw error;
     } finally {
       clearTimeout(timer);
       this.#attempt(() => this.#pauses.allow(false));
+      this.#stop.removeEventListener('abort', onStop);
+      this.#current = undefined;
       this.#ended = { name: step.name, status, durationMs: performance.now() - started };
     }
     if (step.reached !== undefined) {
@@ -408,6 +460,22 @@ class JobRun<Facts> {
     this.#lastProgressMs = now;
     this.#attempt(() => this.#journal.publishProgress(this.#jobId, progress));
   }
+}
+
+/** What can be given up, and would have to be done again by the next process. */
+function isGivenUpAtStop({
+  cancellable,
+  canBeLeft,
+}: Pick<Step<never>, 'cancellable' | 'canBeLeft'>): boolean {
+  return cancellable && canBeLeft === undefined;
+}
+
+function stopped(cause?: unknown): JobError {
+  return new JobError('AGENT_STOPPED', 'the service was stopped while it worked on this job', {
+    cause,
+    retryable: true,
+    hint: 'a schedule begins it again by itself; otherwise start it again',
+  });
 }
 
 function cancelled(cause?: unknown): JobError {

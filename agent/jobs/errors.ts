@@ -15,6 +15,8 @@ export type JobErrorCode =
   | 'STEP_DEADLINE_EXCEEDED'
   /** The agent that owned the job died in the middle; recovery put everything in order. */
   | 'AGENT_DIED'
+  /** The service that ran the job was stopped, and gave it up in order. */
+  | 'AGENT_STOPPED'
   /** Written by another version, or damaged. */
   | 'JOB_RECORD_UNREADABLE'
   /** The journal cannot be opened or is of a newer version. */

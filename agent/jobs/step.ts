@@ -32,6 +32,11 @@ export interface Step<Facts> {
   readonly reached?: JobState | undefined;
   /** A cancel may end it in the middle. */
   readonly cancellable: boolean;
+  /**
+   * Asked of a step at work when the process is to end: whether it may end now, and the next one goes on with the job.
+   * Without it a stop gives a cancellable step up, and waits for every other.
+   */
+  canBeLeft?(facts: Facts): boolean;
   /** Bound of a cancellable step; others are bounded by the calls they make. */
   readonly deadlineMs?: number | undefined;
   /**

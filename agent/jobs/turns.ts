@@ -20,15 +20,17 @@ const usesSchema = z.object({
  * process: their rows in the journal are the queue, and it is served in the order in which they were written down. The
  * machines of a group count as one, because they cannot wait for each other. A cancelled job waits no longer.
  * @param limitOf how many jobs may use a storage at a time; `undefined`: any number
+ * @param stop ends the waiting: the process is to end, and the job with it
  */
 export async function waitForTurn(
   journal: Journal,
   job: JobRow,
   limitOf: (storage: string) => number | undefined,
+  stop?: AbortSignal,
 ): Promise<void> {
   let told: string | undefined;
   for (;;) {
-    if (journal.isCancelRequested(job.id)) return;
+    if (journal.isCancelRequested(job.id) || stop?.aborted === true) return;
     const full = fullStorage(journal.holding(), job, limitOf);
     if (full === undefined) return;
     if (full !== told) {

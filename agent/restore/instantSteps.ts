@@ -64,6 +64,8 @@ export function instantSteps(hypervisor: Hypervisor): readonly Step<RestoreFacts
       name: 'pull',
       state: 'restored',
       cancellable: false,
+      // QEMU goes on by itself, on a server that outlives us; the next process finds its block job.
+      canBeLeft: () => true,
       act: async (context) => {
         const { plan, pullDeadlineMs } = context.facts;
         await streamVolumes(hypervisor, pullPlan(plan), {

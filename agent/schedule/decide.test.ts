@@ -109,6 +109,40 @@ void t.test('a failed run is tried again, later each time, and then there is a l
   t.end();
 });
 
+void t.test('what a stop of the service has ended is due again at once, and counts as no attempt', (t) => {
+  const retries = 'retries: { count: 0 }';
+  const machine = new ScheduledMachine(timetable(`{ cron: "0 2 * * *", ${retries} }`), '2026-11-22T12:00');
+  machine.at('2026-11-23T01:00');
+  for (const stops of ['2026-11-23T01:10', '2026-11-23T01:20']) {
+    machine.nowMs = ms(stops);
+    t.same(machine.end('stopped'), { kind: 'retry', atMs: ms(stops), attempt: 1 });
+    machine.look();
+    t.match(machine.begun.at(-1), { slotMs: ms('2026-11-23T01:00'), attempt: 1, why: 'retry' });
+  }
+  t.match(machine.end('failed'), { kind: 'gave-up', attempts: 1, why: 'no-retries-left' });
+  machine.at('2026-11-24T01:00');
+  t.match(machine.begun.at(-1), { slotMs: ms('2026-11-24T01:00'), attempt: 1, why: 'on-time' });
+  t.equal(machine.begun.length, 4);
+  t.end();
+});
+
+void t.test(
+  'a slot that was skipped meanwhile stays skipped when a run that was stopped is done again',
+  (t) => {
+    const machine = new ScheduledMachine(timetable('"0 * * * *"'), '2026-11-22T11:30').at('2026-11-22T12:00');
+    machine.at('2026-11-22T13:00');
+    t.same(machine.skipped, [ms('2026-11-22T13:00')]);
+    machine.at('2026-11-22T13:10');
+    machine.end('stopped');
+    machine.look();
+    t.match(machine.begun.at(-1), { slotMs: ms('2026-11-22T12:00'), why: 'retry' });
+    machine.end('succeeded');
+    t.match(machine.look(), { kind: 'wait', untilMs: ms('2026-11-22T14:00') });
+    t.equal(machine.begun.length, 2);
+    t.end();
+  },
+);
+
 void t.test('a retry gives way to the next slot, which has its own attempts', (t) => {
   const retries = 'retries: { count: 5, firstDelaySeconds: 1800, factor: 1 }';
   const machine = new ScheduledMachine(timetable(`{ cron: "0 * * * *", ${retries} }`), '2026-11-22T11:30');

@@ -1,4 +1,4 @@
-import { handledThrough, retryAt, type ScheduleState, withClockAt } from './runState.ts';
+import { handledThrough, nextAttempt, retryAt, type ScheduleState, withClockAt } from './runState.ts';
 import { beginningOf, newestDueSlot, nextSlot, type Timetable } from './timetable.ts';
 import { closedAt, type ClosedReason, nextOpen } from './windows.ts';
 
@@ -63,8 +63,8 @@ export function decideSchedule(
   }
   if (dueSlotMs !== null) return { state, decision: decideSlot(timetable, dueSlotMs, { nowMs, unfinished }) };
   if (retryIsDue && !unfinished && state.run !== null) {
-    const { slotMs, attempt } = state.run;
-    return { state, decision: { kind: 'begin', slotMs, attempt: attempt + 1, why: 'retry' } };
+    const { slotMs } = state.run;
+    return { state, decision: { kind: 'begin', slotMs, attempt: nextAttempt(state.run), why: 'retry' } };
   }
   const decision = decideWait(timetable, { handledMs, retryMs: retryIsDue ? null : again, unfinished });
   return { state, decision };

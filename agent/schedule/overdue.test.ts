@@ -5,7 +5,7 @@ import { newState } from './runState.ts';
 
 const daily = timetable('{ cron: "0 2 * * *" }');
 const began = { slotMs: ms('2026-11-20T01:00'), attempt: 1, startedMs: ms('2026-11-20T01:00') };
-const failed = { ...began, endedMs: ms('2026-11-20T01:10'), retryDelayMs: null };
+const failed = { ...began, endedMs: ms('2026-11-20T01:10'), retryDelayMs: null, stopped: false };
 
 /** In Zürich, where 02:00 is 01:00 UTC in November. */
 function since(

@@ -9,7 +9,9 @@ export type RunOutcome =
   | 'failed-for-good'
   /** The machine is not on this host any more: who has it now backs it up. */
   | 'left-host'
-  | 'cancelled';
+  | 'cancelled'
+  /** The service was stopped, and gave it up: it is due again, and counts as no attempt. */
+  | 'stopped';
 
 /** The newest run that the schedule began. */
 export interface ScheduledRun {
@@ -21,6 +23,8 @@ export interface ScheduledRun {
   readonly endedMs: number | null;
   /** It failed, and is tried again so long after its end. */
   readonly retryDelayMs: number | null;
+  /** A stop of the service has ended it. */
+  readonly stopped: boolean;
 }
 
 /**
@@ -89,16 +93,25 @@ export function retryAt({ run, setBackToMs }: ScheduleState): number | null {
   return Math.min(run.endedMs, setBackToMs ?? run.endedMs) + run.retryDelayMs;
 }
 
+/** Which attempt at its slot comes after a run. */
+export function nextAttempt({ attempt, stopped }: Pick<ScheduledRun, 'attempt' | 'stopped'>): number {
+  return stopped ? attempt : attempt + 1;
+}
+
 /** The state after a run has begun; write it down before the run does anything. */
 export function begun(
   { slots }: Timetable,
   state: ScheduleState,
-  { slotMs, attempt }: { readonly slotMs: number; readonly attempt: number },
+  {
+    slotMs,
+    attempt,
+    why,
+  }: { readonly slotMs: number; readonly attempt: number; readonly why: 'on-time' | 'missed' | 'retry' },
   nowMs: number,
 ): ScheduleState {
-  const isRetry = attempt > 1;
+  const isRetry = why === 'retry';
   const handledThroughMs = slots.kind === 'every' ? nowMs : isRetry ? state.handledThroughMs : slotMs;
-  const run = { slotMs, attempt, startedMs: nowMs, endedMs: null, retryDelayMs: null };
+  const run = { slotMs, attempt, startedMs: nowMs, endedMs: null, retryDelayMs: null, stopped: false };
   return withClockAt({ handledThroughMs, run, setBackToMs: state.setBackToMs }, nowMs);
 }
 
@@ -138,12 +151,14 @@ export function ended(
   if (outcome === 'left-host') return gaveUp('left-host');
   if (outcome === 'failed-for-good') return gaveUp('retrying-cannot-help');
   const { count, firstDelayMs, factor, maxDelayMs } = timetable.retries;
-  if (run.attempt > count) return gaveUp('no-retries-left');
-  const retryDelayMs = Math.min(maxDelayMs, Math.round(firstDelayMs * factor ** (run.attempt - 1)));
+  const stopped = outcome === 'stopped';
+  if (run.attempt > count && !stopped) return gaveUp('no-retries-left');
+  const failureDelayMs = Math.min(maxDelayMs, Math.round(firstDelayMs * factor ** (run.attempt - 1)));
+  const retryDelayMs = stopped ? 0 : failureDelayMs;
   const atMs = nextOpen(timetable.when, nowMs + retryDelayMs, timetable.clock);
   if (atMs === null || (nextMs !== null && nextMs <= atMs)) return gaveUp('next-run-comes-first');
   return {
-    state: { ...over, run: { ...run, endedMs: nowMs, retryDelayMs } },
-    word: { kind: 'retry', atMs, attempt: run.attempt + 1 },
+    state: { ...over, run: { ...run, endedMs: nowMs, retryDelayMs, stopped } },
+    word: { kind: 'retry', atMs, attempt: nextAttempt({ ...run, stopped }) },
   };
 }

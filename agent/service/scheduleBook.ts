@@ -32,6 +32,8 @@ const stateSchema = z.object({
       startedMs: z.number(),
       endedMs: z.number().nullable(),
       retryDelayMs: z.number().nullable(),
+      // Rows of versions that knew no stop have none.
+      stopped: z.boolean().default(false),
     })
     .nullable(),
   setBackToMs: z.number().nullable(),

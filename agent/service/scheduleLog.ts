@@ -89,6 +89,12 @@ export class ScheduleLog {
     else this.#log.info({ ...aboutMachine(machine), nextAt: iso(nextMs) }, 'next scheduled backup');
   }
 
+  /** The first of the instants that were told. */
+  earliestMs(): number | null {
+    const instants = [...this.#next.values()].filter((nextMs) => nextMs !== null);
+    return instants.reduce<number | null>((first, nextMs) => Math.min(first ?? nextMs, nextMs), null);
+  }
+
   /** The machine is not looked after any more. */
   gone(machine: ScheduledMachine): void {
     this.#next.delete(machine.uuid);

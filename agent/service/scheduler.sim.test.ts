@@ -154,6 +154,31 @@ void t.test('a service that is ending finishes what it has begun, and begins not
   t.equal(host.lines(/^scheduled backup succeeded$/).length, 2, 'the next service begins the other one');
 });
 
+void t.test(
+  'a backup that a stop of the service gives up is done by the next service, without retries too',
+  async (t) => {
+    let reading: (() => void) | undefined;
+    await using host = await ScheduledSite.create(
+      { schedule: { cron: '0 2 * * *', retries: { count: 0 } } },
+      '2026-11-22T00:30',
+    );
+    await host.start({
+      fate: (moment) => {
+        if (moment === 'backup/before:retain') reading?.();
+        return false;
+      },
+    });
+    reading = () => host.agent.parts.engine.stop();
+    await host.until('2026-11-22T02:01');
+    t.match(host.lines(/is tried again$/), [{ attempt: 1, error: { code: 'AGENT_STOPPED' } }]);
+    t.equal(host.begunSlots().length, 1, 'nothing is begun any more');
+    await host.start();
+    await host.until('2026-11-22T03:00');
+    t.same(host.begunSlots(), ['2026-11-22T02:00', '2026-11-22T02:00']);
+    t.equal(host.lines(/^scheduled backup succeeded$/).length, 1);
+  },
+);
+
 void t.test('after a backup that succeeded the rules of the policy are applied to its machine', async (t) => {
   await using host = await ScheduledSite.create(
     { schedule: '0 * * * *', keep: { last: 2 } },

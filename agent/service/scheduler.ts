@@ -188,6 +188,11 @@ export class Scheduler {
     return this.#queue.sleepMs(this.#clock().wallMs);
   }
 
+  /** When a machine is due next; null: none is, as far as is known. */
+  nextDueMs(): number | null {
+    return this.#log.earliestMs();
+  }
+
   /** Begins nothing any more, and ends when all that was begun has. */
   async end(): Promise<void> {
     this.#ending.abort();
@@ -320,7 +325,8 @@ export class Scheduler {
 
   #beginOrWait(machine: ScheduledMachine, entry: ScheduleEntry, decision: Begin): void {
     const { uuid } = machine;
-    if (this.#ending.signal.aborted) return;
+    // What a stop has given up is due again at once: for the next process.
+    if (this.#ending.signal.aborted || this.#agent.parts.engine.stopSignal.aborted) return;
     if (this.#running.size >= this.#agent.parts.config.agent.maxParallelMachines) {
       if (!this.#waiting.has(uuid)) this.#log.waits(machine, decision.slotMs);
       this.#waiting.add(uuid);
@@ -409,5 +415,6 @@ function outcomeOf({ state, error }: JobRow): RunOutcome {
   if (state === 'finished') return 'succeeded';
   if (state === 'cancelled') return 'cancelled';
   if (error !== null && hasLeft.has(error.code)) return 'left-host';
+  if (error?.code === 'AGENT_STOPPED') return 'stopped';
   return error?.retryable === false ? 'failed-for-good' : 'failed';
 }

@@ -2,6 +2,7 @@ import type { Logger } from '../../common/log.ts';
 import { Wake } from '../../common/wake.ts';
 import type { Agent } from '../agent.ts';
 import type { HypervisorEvent } from '../hypervisor/hypervisor.ts';
+import type { Pulse } from './pulse.ts';
 import { ScheduleLog } from './scheduleLog.ts';
 import { Scheduler } from './scheduler.ts';
 
@@ -15,7 +16,7 @@ const refreshMs = 60_000;
  */
 export async function actOnSchedules(
   agent: Agent,
-  { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
+  { log, signal, pulse }: { readonly log: Logger; readonly signal: AbortSignal; readonly pulse: Pulse },
 ): Promise<void> {
   const wake = new Wake(signal);
   const scheduler = new Scheduler({ agent, log, onChange: () => wake.up() });
@@ -24,7 +25,9 @@ export async function actOnSchedules(
     scheduler.follow();
     machines.lookAtOnce();
   });
+  pulse.nextDueMs = () => scheduler.nextDueMs();
   while (!signal.aborted) {
+    pulse.looked('schedules');
     if (scheduler.isNeeded) machines.lookIfNeeded();
     await wake.sleep(scheduler.lookAtDue());
   }

@@ -13,7 +13,10 @@ import { type JobRow, machineOf } from '../jobs/job.ts';
 import type { ServiceFigures } from '../observe/serviceFigures.ts';
 import { observe } from './observe.ts';
 import { pause } from './pause.ts';
+import { aborted, endInOrder } from './ending.ts';
+import { Pulse } from './pulse.ts';
 import { actOnSchedules } from './schedules.ts';
+import { ServiceManager } from './serviceManager.ts';
 
 /** How often the service looks for jobs whose process died. */
 const lookIntervalMs = 5_000;
@@ -30,10 +33,12 @@ export interface ServiceContext {
   readonly jobSignals: JobSignals;
   /** Has all that begins from then on go by another configuration; see `OpenAgent`. */
   readonly follow: (config: Config) => Promise<readonly string[]>;
-  /** Aborted when the service is to end; a job at hand is brought to its end first. */
+  /** Aborted when the service is to end; jobs at hand are brought to rest first. */
   readonly signal: AbortSignal;
   /** What parts of the service let others tell of them. */
   readonly figures?: ServiceFigures | undefined;
+  /** Ends the process at once, with jobs at work that the next one goes on with. */
+  readonly leave: () => void;
 }
 
 /**
@@ -43,22 +48,33 @@ export interface ServiceContext {
 export async function runService(context: ServiceContext): Promise<void> {
   const { agent, loaded, log, signal } = context;
   await using api = await serveCallers(context);
-  log.info({ stateDir: loaded.config.agent.stateDir }, 'the agent is ready');
+  const { stateDir, stopSeconds } = loaded.config.agent;
+  const { journal, engine } = agent.parts;
+  const pulse = new Pulse();
+  const told = { journal, atWork: () => engine.atWork, pulse, log, stopMs: stopSeconds * 1000 };
+  using manager = await ServiceManager.open(told);
+  signal.addEventListener('abort', () => manager.stopping(), { once: true });
   resumeAtEnd(context);
-  await agent.finishDeletions();
   await clearLeftMarkers(agent.parts);
-  await Promise.all([
-    actOnSchedules(agent, { log, signal }),
-    recoverAgainAndAgain(context),
+  const parts = Promise.all([
+    // A storage that is away must not keep machines waiting, nor the end; what is left, the next one finishes.
+    Promise.race([agent.finishDeletions(), aborted(signal)]),
+    actOnSchedules(agent, { log, signal, pulse }),
+    recoverAgainAndAgain(context, pulse),
     followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
     reportToController(agent, { log, signal, figures: context.figures }),
     observe(context),
+    // What callers have begun is at work like everything else.
+    aborted(signal).then(() => api.context.background.settled()),
   ]);
+  log.info({ stateDir }, 'the agent is ready');
+  manager.ready();
+  await endInOrder(context, parts);
   log.info('the agent has ended');
 }
 
-async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Promise<void> {
+async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext, pulse: Pulse): Promise<void> {
   // A recovery can end with a merge of hours: others are not kept waiting for it.
   const working = new Set<Promise<void>>();
   const begin = (what: () => Promise<readonly JobRow[]>): void => {
@@ -66,6 +82,7 @@ async function recoverAgainAndAgain({ agent, log, signal }: ServiceContext): Pro
     working.add(work);
   };
   for (let looks = 0; !signal.aborted; looks += 1) {
+    pulse.looked('recovery');
     begin(() => agent.recoverOrphans());
     if (looks % looksBetweenRetries === looksBetweenRetries - 1) begin(() => agent.retryParked());
     await pause(signal, lookIntervalMs);

@@ -88,11 +88,13 @@ interface Server {
 }
 
 function serve(image: ExportedImage, socket: string, bitmap: string | undefined): Server {
+  // What it reads can wait for what machines do.
+  const idle = ['--class', 'idle', '--ignore'];
   // It dies with us even when we are killed before we are its client.
-  const server = ['--pdeathsig', 'KILL', 'qemu-nbd', '--read-only', '--shared=8'];
+  const server = ['setpriv', '--pdeathsig', 'KILL', 'qemu-nbd', '--read-only', '--shared=8'];
   const where = ['--export-name', image.target, '--socket', socket, '--image-opts', imageOptions(image)];
   const changes = bitmap === undefined ? [] : ['--bitmap', bitmap];
-  const child = execa('setpriv', [...server, ...changes, ...where], {
+  const child = execa('ionice', [...idle, ...server, ...changes, ...where], {
     stdin: 'ignore',
     stdout: 'ignore',
     // A Ctrl-C is for us.

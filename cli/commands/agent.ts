@@ -3,6 +3,7 @@ import type { EngineListener } from '../../agent/jobs/engine.ts';
 import { openAgent } from '../../agent/main.ts';
 import { ServiceFigures } from '../../agent/observe/serviceFigures.ts';
 import { runService } from '../../agent/service/service.ts';
+import { endProcess } from '../../common/endProcess.ts';
 import { createLogger } from '../../common/log.ts';
 import type { Config } from '../../config/schema.ts';
 import type { Cli, RunVerb } from '../cli.ts';
@@ -24,13 +25,13 @@ export const agent: RunVerb = (cli, _, options) => {
   });
 };
 
-/** The service: log lines on stderr for the journal of the system; a signal ends it after the job at hand. */
+/** The service: log lines on stderr for the journal of the system; a signal ends it when its jobs are at rest. */
 async function serve(cli: Cli): Promise<0> {
   const loaded = await readConfig(cli);
   const log = createLogger({ level: loaded.config.agent.logLevel });
   const stop = new AbortController();
   const onSignal = (name: NodeJS.Signals): void => {
-    log.info({ signal: name }, 'ending; a job at hand is brought to its end first');
+    log.info({ signal: name }, 'ending; jobs at hand are brought to rest first');
     stop.abort();
   };
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
@@ -41,7 +42,9 @@ async function serve(cli: Cli): Promise<0> {
   await using open = await openAgent({ loaded, configPath, log, listener });
   const follow = (config: Config): Promise<readonly string[]> => open.follow(config);
   const { signal } = stop;
-  await runService({ agent: open.agent, loaded, configPath, log, jobSignals, follow, figures, signal });
+  const leave = (): never => endProcess(0);
+  const { agent: opened } = open;
+  await runService({ agent: opened, loaded, configPath, log, jobSignals, follow, figures, signal, leave });
   return 0;
 }
 

@@ -272,6 +272,13 @@ void t.test('a protection that cannot be read protects', async (t) => {
   t.match(await storage.list(), [{ protected: true, protectedReason: null }]);
 });
 
+void t.test('a deletion that several finish at once is finished, and fails for none of them', async (t) => {
+  const { storage, root, entry } = await stored(t);
+  await rename(entry.directory, join(root, 'vm-001', '.deleting-20261120T151523.123Z'));
+  await Promise.all(Array.from({ length: 4 }, () => storage.cleanUp()));
+  t.notOk(await exists(join(root, 'vm-001')));
+});
+
 void t.test('a protection that meets a deletion on its way wins', async (t) => {
   const { storage, root, entry, sample } = await stored(t);
   // As if the deletion had been killed right after its rename, and the protection had come right before it.

@@ -1,4 +1,4 @@
-import { access, constants, lstat, readdir, rmdir, unlink } from 'node:fs/promises';
+import { access, constants, lstat, readdir, rm, rmdir } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { errorRecord, isErrno } from '../../common/errors.ts';
 import {
@@ -292,18 +292,24 @@ export class DirectoryStorage implements Storage {
   }
 
   /** Removes what is in a `.deleting-` directory, that directory, and the machine's if nothing else is in it. */
+  /** Somebody else may be finishing the same one: what is gone is as it should be. */
   async #finishDeletion(deleting: string): Promise<void> {
-    await assertFlat(deleting);
-    await this.#putBackIfProtected(deleting);
-    for (const name of await readdir(deleting)) await unlink(join(deleting, name));
-    await rmdir(deleting);
-    const machineDirectory = dirname(deleting);
-    await fsyncDirectory(machineDirectory);
     try {
+      await assertFlat(deleting);
+      await this.#putBackIfProtected(deleting);
+      for (const name of await readdir(deleting)) await rm(join(deleting, name), { force: true });
+      await rmdir(deleting);
+    } catch (error) {
+      if (isErrno(error, 'ENOENT')) return;
+      throw error;
+    }
+    const machineDirectory = dirname(deleting);
+    try {
+      await fsyncDirectory(machineDirectory);
       await rmdir(machineDirectory);
       await fsyncDirectory(dirname(machineDirectory));
     } catch (error) {
-      if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'EEXIST')) throw error;
+      if (!['ENOTEMPTY', 'EEXIST', 'ENOENT'].some((code) => isErrno(error, code))) throw error;
     }
   }
 
