@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { eventually } from '../../test/lab/eventually.ts';
-import { deadOwner, jobOf, journalFor } from '../../test/sim/journals.ts';
+import { deadOwner, jobOf, journalFor, undoVersion5 } from '../../test/sim/journals.ts';
 import { JobError } from './errors.ts';
 import { Engine, type EngineListener } from './engine.ts';
 import type { JobRow } from './job.ts';
@@ -192,9 +192,7 @@ void t.test(
     const { id } = journal.create(jobOf('m'));
     const { DatabaseSync } = await import('node:sqlite');
     const db = new DatabaseSync(path);
-    for (const column of ['pause_requested_at_ms', 'pause_until_ms', 'paused_since_ms'])
-      db.exec(`ALTER TABLE jobs DROP COLUMN ${column}`);
-    db.exec('PRAGMA user_version = 2');
+    db.exec(undoVersion5);
     db.close();
     using old = new Journal(path, { readOnly: true });
     t.equal(old.get(id).pause, null);
