@@ -1,7 +1,7 @@
 import type { Verb, VerbOption } from './verbs.ts';
 
 const directory: VerbOption = {
-  flags: '--dir <directory>',
+  flags: '--ca <directory>',
   description: 'where the controller keeps its CA; made where there is none',
 };
 
@@ -42,7 +42,7 @@ export const enrolmentVerbs: readonly Verb[] = [
       },
       { flags: '--valid <duration>', description: 'how long it can be used (default: 1h)' },
     ],
-    examples: ['controller token --dir /var/lib/stillpoint-controller --valid 30m'],
+    examples: ['controller token --ca /var/lib/stillpoint-controller --valid 30m'],
     load: async () => (await import('./commands/controllerToken.ts')).controllerToken,
   },
   {
@@ -56,7 +56,7 @@ export const enrolmentVerbs: readonly Verb[] = [
       { flags: '--serial <number>', description: 'one certificate, of a host or of the controller' },
     ],
     examples: [
-      'controller revoke --dir /var/lib/stillpoint-controller --host-id 5d0c9a3e-6f1b-4c62-9a51-0c8a4be7f201',
+      'controller revoke --ca /var/lib/stillpoint-controller --host-id 5d0c9a3e-6f1b-4c62-9a51-0c8a4be7f201',
     ],
     load: async () => (await import('./commands/controllerRevoke.ts')).controllerRevoke,
   },

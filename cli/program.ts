@@ -88,6 +88,8 @@ function addVerb(program: Command, verb: Verb, write: (text: string) => void, on
     .command(verb.arguments === '' ? own : `${own} ${verb.arguments}`)
     .description(verb.summary);
   configure(command, write);
+  // `controller token --ca D`: what comes after a verb of a verb is that one's.
+  command.enablePositionalOptions();
   command.configureHelp({ showGlobalOptions: true });
   for (const option of verb.options) command.addOption(buildOption(option));
   command.addHelpText(
@@ -110,9 +112,8 @@ function groupOf(program: Command, name: string, write: (text: string) => void):
 }
 
 const groupSummaries: Readonly<Record<string, string>> = {
-  controller: 'the certificates that a controller gives to its hosts: token, revoke',
-  job: 'one job: show, watch, cancel, retry',
-  storage: 'the storages: list, init, show, gc, check, keys, mount, unmount',
+  job: 'one job: show, watch, pause, resume, cancel, retry',
+  storage: 'the storages: list, init, import, show, gc, check, keys, mount, unmount',
 };
 
 function buildOption({ flags, description, choices, laterChoices, many }: VerbOption): Option {

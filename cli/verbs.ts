@@ -414,8 +414,8 @@ export const verbs: readonly Verb[] = [
     examples: ['agent', 'agent --once'],
     load: async () => (await import('./commands/agent.ts')).agent,
   },
-  ...enrolmentVerbs,
   ...controllerVerbs,
+  ...enrolmentVerbs,
   {
     name: 'completion',
     arguments: '<SHELL>',

@@ -30,7 +30,7 @@ export const controller: RunVerb = async (cli, _, options) => {
   terminal.remark(
     ca === undefined
       ? `listening on ${stub.address} without certificates: this is for tests only`
-      : `listening on ${stub.address} for hosts that have joined; one joins with: stillpoint controller token --dir ${directory}`,
+      : `listening on ${stub.address} for hosts that have joined; one joins with: stillpoint controller token --ca ${directory}`,
   );
   await new Promise<void>((resolved) => {
     for (const signal of signals) process.once(signal, () => resolved());

@@ -5,10 +5,10 @@ import { CliError } from '../errors.ts';
 
 const help = 'stillpoint controller revoke --help';
 
-/** `stillpoint controller revoke --dir DIRECTORY`. */
+/** `stillpoint controller revoke --ca DIRECTORY`. */
 export const controllerRevoke: RunVerb = async ({ terminal }, _, options) => {
-  const [directory, hostId, serial] = [options.text('dir'), options.text('hostId'), options.text('serial')];
-  if (directory === undefined) throw new CliError('USAGE', '--dir is missing', help);
+  const [directory, hostId, serial] = [options.text('ca'), options.text('hostId'), options.text('serial')];
+  if (directory === undefined) throw new CliError('USAGE', '--ca is missing', help);
   if ((hostId === undefined) === (serial === undefined))
     throw new CliError('USAGE', 'name either --host-id or --serial', help);
   using ca = await CertificateAuthority.open(resolve(directory));

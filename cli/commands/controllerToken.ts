@@ -9,10 +9,10 @@ import { styled } from '../output.ts';
 
 const help = 'stillpoint controller token --help';
 
-/** `stillpoint controller token --dir DIRECTORY`. */
+/** `stillpoint controller token --ca DIRECTORY`. */
 export const controllerToken: RunVerb = async ({ terminal }, _, options) => {
-  const directory = options.text('dir');
-  if (directory === undefined) throw new CliError('USAGE', '--dir is missing', help);
+  const directory = options.text('ca');
+  if (directory === undefined) throw new CliError('USAGE', '--ca is missing', help);
   const hostId = options.text('hostId');
   if (hostId !== undefined && !isUuid(hostId)) throw new CliError('USAGE', `${hostId} is no UUID`, help);
   const validMs = parseDuration(options.text('valid') ?? '1h', '--valid', help);

@@ -16,7 +16,7 @@ void t.test('what a dead job left in a storage is told with what takes it away t
   const checks = (await life.live(() => checkLeftovers(agent))) ?? [];
   t.match(
     checks.map(({ hint }) => hint),
-    [/^stillpoint storage gc vault --fence /, /^look into it, then remove it: rm -r \//],
+    [/^stillpoint storage gc vault ends it /, /^look into it, then remove it: rm -r \//],
   );
 });
 
