@@ -150,14 +150,14 @@ void t.test('tokens are made, and hosts revoked, beside a controller that runs',
   const recorded = new RecordedTerminal({ json: true });
   const cli = { terminal: recorded.terminal, configPath: '/c.yaml', configIsNamed: true, verbose: false };
   const dir = controller.directory;
-  t.equal(await controllerToken(cli, [], new Options({ dir, valid: '5m' })), 0);
+  t.equal(await controllerToken(cli, [], new Options({ ca: dir, valid: '5m' })), 0);
   const made = z.object({ token: z.string(), caFingerprint: z.string() }).parse(JSON.parse(recorded.stdout));
   await writeFile(tokenFile, made.token);
   t.equal(await type({ tokenFile, caFingerprint: made.caFingerprint }), 0);
   const identity = await store.current();
   const serial = new X509Certificate(identity?.certificate ?? '').serialNumber;
   t.ok(controller.ca.isGood(serial));
-  t.equal(await controllerRevoke(cli, [], new Options({ dir, hostId: identity?.hostId })), 0);
+  t.equal(await controllerRevoke(cli, [], new Options({ ca: dir, hostId: identity?.hostId })), 0);
   t.notOk(controller.ca.isGood(serial));
   for (const wrong of [{}, { dir }, { dir, hostId: 'a', serial: 'b' }])
     await t.rejects(async () => controllerRevoke(cli, [], new Options(wrong)), { code: 'USAGE' });
