@@ -21,11 +21,10 @@ void t.test('each chunk is looked for once, and each that is lost is told once',
     return true;
   };
   const twice = [first, first];
-  t.same(await checkReferences(context, index, reader, twice, { isUsable }), {
-    gonePacks: [],
-    lostChunks: [],
-  });
+  const { packs, ...check } = await checkReferences(context, index, reader, twice, { isUsable });
+  t.same(check, { gonePacks: [], lostChunks: [] });
   t.equal(looked.length, ids.size);
+  t.same(packs, new Set(looked), 'and the packs that they stand in are named');
 
   const data = index.packs.filter(({ kind }) => kind === 'data');
   for (const { id } of data) store.objects.delete(packName(id));
