@@ -76,8 +76,8 @@ void t.test(
   'with one volume swapped and the machine run and stopped by its owner, the merge harms no image',
   async (t) => {
     const site = await siteFor(t);
-    // The third rename of the job: the definition, the first volume, and not the second one.
-    const fate = new Fate(site, { moment: 'file/rename', nth: 3, victim: 'agent' });
+    // The fourth rename of the job: the definition, the marker, the first volume, and not the second one.
+    const fate = new Fate(site, { moment: 'file/rename', nth: 4, victim: 'agent' });
     const living = site.openAgent(fate.listen);
     await living.life.live(async () =>
       living.agent.run(await living.agent.createBackup({ machine: 'm', mode: 'save' })),

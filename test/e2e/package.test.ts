@@ -167,6 +167,8 @@ void t.test('the package, on a root with a systemd of its own', async (t) => {
         '--mode',
         'offline',
         '--reread',
+        // Otherwise the service does it.
+        '--standalone',
       ];
       await root.must('systemd-run', ...command);
       await untilJob('retaining');
