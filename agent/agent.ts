@@ -102,7 +102,7 @@ export class Agent {
   }
 
   #compose(parts: AgentParts): Composition {
-    return new Composition(parts, this.#limits, (entry) => this.deleteBackup(entry));
+    return new Composition(parts, this.#limits, (entry, from) => this.deleteBackup(entry, from));
   }
 
   /** What is in force now: read it anew for each thing that begins. */
@@ -316,9 +316,10 @@ export class Agent {
 
   /**
    * Removes one copy of a backup for good.
+   * @param storage which has it: that of another configuration may be another place by the same name
    * @throws StorageError BACKUP_PROTECTED, …; JobError MACHINE_BUSY while a restore reads it; RestoreError MOUNT_BUSY
    */
-  async deleteBackup(entry: BackupEntry): Promise<void> {
+  async deleteBackup(entry: BackupEntry, storage = this.storage(entry.storage)): Promise<void> {
     for (const job of this.parts.journal.holding()) {
       if (job.kind === 'backup') continue;
       if (job.kind === 'replicate') {
@@ -336,7 +337,7 @@ export class Agent {
       });
     }
     await this.looking.requireUnused(entry);
-    await this.storage(entry.storage).delete(entry);
+    await storage.delete(entry);
   }
 
   /** Directories of jobs, present and forgotten ones, beside the images of all machines. */

@@ -22,13 +22,17 @@ export class Composition {
   readonly pruner: Pruner;
 
   /** @param deleteBackup refuses what somebody reads */
-  constructor(parts: AgentParts, limits: MachineLimits, deleteBackup: (entry: BackupEntry) => Promise<void>) {
+  constructor(
+    parts: AgentParts,
+    limits: MachineLimits,
+    deleteBackup: (entry: BackupEntry, from: Storage) => Promise<void>,
+  ) {
     this.parts = parts;
     this.backups = new StoredBackups(parts);
     this.repositories = new Repositories(parts.config, parts.configPath, jobFates(parts.journal));
     this.kinds = new JobKinds(parts, limits, (name) => this.storage(name));
     this.replications = new PolicyReplication(parts, this.kinds);
-    this.pruner = new Pruner(parts, deleteBackup);
+    this.pruner = new Pruner(parts, (entry) => deleteBackup(entry, this.storage(entry.storage)));
   }
 
   /** A configured storage. @throws AgentError STORAGE_NOT_CONFIGURED */

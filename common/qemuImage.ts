@@ -1,4 +1,5 @@
 import { isAbsolute } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { execa, ExecaError } from 'execa';
 import { z } from 'zod';
 import { StillpointError } from './errors.ts';
@@ -95,6 +96,31 @@ async function qemuImg(
   }
 }
 
+const looksMax = 3;
+const lookAgainMs = 200;
+
+/** Looks at an image. What its machine writes at that very moment cannot be read: one that is in use is looked at again. */
+async function lookAt(
+  args: readonly string[],
+  options: {
+    readonly inUse?: boolean | undefined;
+    readonly signal?: AbortSignal | undefined;
+    readonly deadlineMs?: number | undefined;
+  },
+): Promise<string> {
+  const { inUse = false, signal, deadlineMs } = options;
+  for (let look = 1; ; look += 1) {
+    try {
+      return await qemuImg(args, signal, deadlineMs);
+    } catch (error) {
+      const isOver =
+        error instanceof QemuImageError && error.cause instanceof ExecaError && error.cause.timedOut;
+      if (!inUse || isOver || look === looksMax || signal?.aborted === true) throw error;
+    }
+    await sleep(lookAgainMs, undefined, { signal });
+  }
+}
+
 /**
  * Reads an image's header. The format is given, never probed: a guest can write any header into a raw image.
  * @param options.inUse the image is open in a running machine
@@ -106,7 +132,7 @@ export async function readImageInfo(
   options: { readonly inUse?: boolean } = {},
 ): Promise<ImageInfo> {
   const share = options.inUse ? ['-U'] : [];
-  const output = await qemuImg(['info', '--output=json', ...share, '-f', format, plainFile(path)]);
+  const output = await lookAt(['info', '--output=json', ...share, '-f', format, plainFile(path)], options);
   const info = infoSchema.parse(JSON.parse(output));
   const data = info['format-specific']?.data;
   const backingPath = info['backing-filename'];
@@ -261,7 +287,8 @@ export async function readImageMap(
 ): Promise<readonly ImageExtent[]> {
   const share = options.inUse ? ['-U'] : [];
   const args = ['map', '--output=json', ...share, '-f', format, plainFile(path)];
-  return extentsSchema.parse(JSON.parse(await qemuImg(args, options.signal, options.deadlineMs ?? 600_000)));
+  const deadlineMs = options.deadlineMs ?? 600_000;
+  return extentsSchema.parse(JSON.parse(await lookAt(args, { ...options, deadlineMs })));
 }
 
 /** Keeps `qemu-img` from reading a name as a protocol (`nbd:…`, `json:{…}`). */

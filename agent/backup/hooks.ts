@@ -33,6 +33,8 @@ export function withHooks<Facts extends HookedFacts>(
     name: 'preBackup',
     state: 'initialized',
     cancellable: true,
+    // A pause before anything was begun comes before this: what it has put at rest must not wait.
+    pausable: 'before',
     act: (context) => runPreBackup(context, onEnd),
   };
   const after = (last: Step<Facts> | undefined): Step<Facts> => ({
@@ -52,7 +54,7 @@ export function withHooks<Facts extends HookedFacts>(
       const hasEnd = postBackup !== undefined || onFailure !== undefined;
       return [
         ...(preBackup === undefined ? [] : [before]),
-        ...steps,
+        ...(preBackup === undefined ? steps : withoutFirstPause(steps)),
         ...(hasEnd ? [after(steps.at(-1))] : []),
       ];
     },
@@ -65,6 +67,11 @@ export function withHooks<Facts extends HookedFacts>(
       return settlement;
     },
   };
+}
+
+/** The first step is not the beginning any more. */
+function withoutFirstPause<Facts>(steps: readonly Step<Facts>[]): readonly Step<Facts>[] {
+  return steps.map((step, place) => (place === 0 ? { ...step, pausable: undefined } : step));
 }
 
 /** @throws HookError HOOK_FAILED, HOOK_UNSAFE, unless the policy goes on without it */
@@ -91,7 +98,9 @@ async function runEndHooks(context: Context, end: JobEnd, onEnd: OnHookEnd): Pro
   if (hooks.preBackup !== undefined && runs?.preBackup === undefined) return;
   const due: HookKind[] = [];
   if (end.state !== 'parked') due.push('postBackup');
-  if (end.state === 'failed' || end.state === 'parked') due.push('onFailure');
+  // A stop of the service is no failure: its schedule does the backup again.
+  const isStopped = end.error?.code === 'AGENT_STOPPED';
+  if ((end.state === 'failed' && !isStopped) || end.state === 'parked') due.push('onFailure');
   for (const kind of due) {
     const run = runs?.[kind];
     if (hooks[kind] === undefined || (run !== undefined && run.state !== 'begun')) continue;

@@ -1,6 +1,7 @@
 import { type ErrorRecord, errorRecord, StillpointError } from '../../common/errors.ts';
 import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
+import { isMigratedAway } from '../hypervisor/migration.ts';
 import { ScheduleReports } from '../service/report.ts';
 import type { HostStatus } from './hostStatus.ts';
 import { JobDigests } from './jobDigests.ts';
@@ -92,8 +93,10 @@ export class HostWatch {
     const { hypervisor, journal } = agent.parts;
     try {
       const machines = await hypervisor.machines();
-      // What is started to verify a backup is no machine of this host.
-      this.#machines = machines.filter(({ uuid }) => journal.holder(uuid)?.kind !== 'verify');
+      // What is started to verify a backup is no machine of this host, nor is one that was migrated to another.
+      this.#machines = machines.filter(
+        ({ uuid, status }) => journal.holder(uuid)?.kind !== 'verify' && !isMigratedAway(status),
+      );
       this.#unreachableSinceMs = null;
       this.#problem = null;
     } catch (error) {

@@ -35,6 +35,8 @@ async function serve(cli: Cli): Promise<0> {
     stop.abort();
   };
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
+  // Its default would end the process, also while it starts and while jobs are brought to rest.
+  process.on('SIGHUP', () => undefined);
   const { configPath } = cli;
   const jobSignals = new JobSignals();
   const figures = new ServiceFigures();
