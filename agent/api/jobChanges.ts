@@ -31,7 +31,8 @@ export class JobChanges {
     const changed: Job[] = [];
     for (const row of rows.values()) {
       const job = jobMessage(this.#agent, row);
-      const text = [job.state, job.hold, job.cancelRequested, job.error?.code].join(' ');
+      const { state, hold, cancelRequested, error, pausedSince } = job;
+      const text = [state, hold, cancelRequested, error?.code, pausedSince?.getTime()].join(' ');
       if (this.#told !== undefined && this.#told.get(row.id) !== text) changed.push(job);
       told.set(row.id, text);
     }

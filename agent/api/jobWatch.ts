@@ -60,7 +60,10 @@ export async function* watchJob(
       seen.warnings += 1;
       yield response(seen, { $case: 'warning', value: warning });
     }
-    const text = [job.state, job.hold, job.cancelRequested, job.error?.code, job.replacedByJobId].join(' ');
+    const { state, hold, cancelRequested, error, replacedByJobId, pausedSince } = job;
+    const text = [state, hold, cancelRequested, error?.code, replacedByJobId, pausedSince?.getTime()].join(
+      ' ',
+    );
     if (text !== told) yield response(seen, { $case: 'job', value: job });
     told = text;
     const isOver = job.hold === JobHold.JOB_HOLD_UNSPECIFIED || job.hold === JobHold.JOB_HOLD_PARKED;

@@ -17,10 +17,14 @@ export const controllerChannelOptions: ChannelOptions = {
   'grpc.max_receive_message_length': 4 * 1024 * 1024,
 };
 
-/** Credentials for a host that has joined: both sides show certificates of the controller's CA. */
-export function hostCredentials(identity: Identity): ChannelCredentials {
+/**
+ * Credentials for a host that has joined: both sides show certificates of the controller's CA.
+ * @param revoked serial numbers of certificates of controllers that do not count any more
+ */
+export function hostCredentials(identity: Identity, revoked: ReadonlySet<string>): ChannelCredentials {
   return credentials.createFromSecureContext(createSecureContext(secureContextOptions(identity)), {
-    checkServerIdentity: refuseOtherThanController,
+    checkServerIdentity: (name, certificate) =>
+      refuseOtherThanController(name, certificate) ?? refuseRevoked(certificate, revoked),
   });
 }
 
@@ -38,4 +42,10 @@ function refuseOtherThanController(_: string, { raw }: { readonly raw: Buffer })
   const certificate = new X509Certificate(raw);
   if (peerNameOf(certificate)?.role === 'controller') return undefined;
   return new Error(`not the certificate of a controller: ${certificate.subjectAltName ?? 'it names nobody'}`);
+}
+
+/** Who has stolen the key of a controller gets no reports, and cannot say that nothing was revoked. */
+function refuseRevoked({ raw }: { readonly raw: Buffer }, revoked: ReadonlySet<string>): Error | undefined {
+  const { serialNumber } = new X509Certificate(raw);
+  return revoked.has(serialNumber) ? new Error(`certificate ${serialNumber} was revoked`) : undefined;
 }

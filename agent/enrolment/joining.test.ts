@@ -92,7 +92,7 @@ void t.test('a renewal makes a new key, and the connection that asks need not su
   t.notOk(createPublicKey(next.key).equals(createPublicKey(identity.key)));
   t.same(await store.current(), next);
   await t.rejects(renewIdentity(store, identity, new Date()), { code: 'IDENTITY_REPLACED' });
-  t.same(await askForRevoked(next), []);
+  t.same(await askForRevoked(store, next), []);
 });
 
 void t.test('a certificate that does not count renews nothing', async (t) => {
@@ -107,7 +107,7 @@ void t.test('a certificate that does not count renews nothing', async (t) => {
   t.match(log.join(''), /was revoked/);
   const free = new FreeAuthority();
   const foreign = { ...identity, ...free.sign({ role: 'host', id: hostId }), authorities: ca.certificate };
-  await t.rejects(askForRevoked(foreign), { code: 'CONTROLLER_UNREACHABLE' });
+  await t.rejects(askForRevoked(store, foreign), { code: 'CONTROLLER_UNREACHABLE' });
   t.match(log.join(''), /none of our CAs/);
   t.equal((await store.current())?.generation, 1);
 });
@@ -119,7 +119,7 @@ void t.test(
     const { hostId, join } = await makeHost(t);
     const identity = await join(address, ca.issueToken());
     const { request } = makeCertificateRequest('somebody-else');
-    using client = new EnrolmentClient(address, hostCredentials(identity));
+    using client = new EnrolmentClient(address, hostCredentials(identity, new Set()));
     const { certificate } = await client.renew(request);
     t.match(new X509Certificate(certificate).subjectAltName, hostId);
     using nobody = new EnrolmentClient(address, joiningCredentials(ca.certificate));
@@ -186,7 +186,7 @@ void t.test('a host of the same CA that poses as the controller is asked for not
   const posing = { ...identity, controller: { ...identity.controller, address: await addressOf(server) } };
   const error = { code: 'CONTROLLER_UNREACHABLE', message: /not the certificate of a controller/ };
   await t.rejects(renewIdentity(store, posing, new Date()), error);
-  await t.rejects(askForRevoked(posing), error);
+  await t.rejects(askForRevoked(store, posing), error);
 });
 
 void t.test('another controller in the place of the one that was accepted gets no token', async (t) => {

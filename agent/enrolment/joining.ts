@@ -54,7 +54,7 @@ export async function renewIdentity(
 ): Promise<KeptIdentity> {
   const { hostId, controller, generation } = identity;
   const pending = await store.pending('renewal', hostId);
-  using client = new EnrolmentClient(controller.address, hostCredentials(identity));
+  using client = new EnrolmentClient(controller.address, hostCredentials(identity, await store.revoked()));
   const issued = await client.renew(pending.request);
   const next = identityFrom(issued, pending.key, { hostId, address: controller.address });
   checkValidity(next, now);
@@ -62,8 +62,12 @@ export async function renewIdentity(
 }
 
 /** Serial numbers of the certificates of controllers that are revoked. Throws EnrolmentError. */
-export async function askForRevoked(identity: KeptIdentity): Promise<readonly string[]> {
-  using client = new EnrolmentClient(identity.controller.address, hostCredentials(identity));
+export async function askForRevoked(
+  store: Pick<IdentityStore, 'revoked'>,
+  identity: KeptIdentity,
+): Promise<readonly string[]> {
+  const credentials = hostCredentials(identity, await store.revoked());
+  using client = new EnrolmentClient(identity.controller.address, credentials);
   // Awaited here: the end of this function closes the client.
   return await client.listRevoked();
 }

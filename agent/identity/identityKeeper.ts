@@ -112,7 +112,8 @@ export class IdentityKeeper {
     try {
       // What the clock says is clearer than how a controller refuses.
       checkValidity(identity, now);
-      await store.keepRevoked(await listRevoked(identity));
+      // What was revoked once stays so, whatever is said later.
+      await store.keepRevoked(new Set([...(await store.revoked()), ...(await listRevoked(identity))]));
     } catch (error) {
       log.warn({ err: error }, 'the controller could not be asked what it has revoked; its last word counts');
     }

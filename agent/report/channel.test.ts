@@ -1,4 +1,6 @@
+import { once } from 'node:events';
 import { join } from 'node:path';
+import { connect } from 'node:tls';
 import t, { type Test } from 'tap';
 import { createLogger } from '../../common/log.ts';
 import { newId } from '../../common/ids.ts';
@@ -16,6 +18,7 @@ interface Receiver {
   readonly stub: Stub;
   readonly hosts: string[];
   readonly identity: Identity;
+  readonly controllerSerial: string;
 }
 
 /** A receiver for hosts with certificates, and the identity of one. */
@@ -29,7 +32,18 @@ async function receiverFor(test: Test): Promise<Receiver> {
     onReport: ({ host }) => hosts.push(host),
   });
   test.teardown(() => stub[Symbol.asyncDispose]());
-  return { stub, hosts, identity: enrolHost(ca) };
+  const controllerSerial = await serialOf(stub.address);
+  return { stub, hosts, identity: enrolHost(ca), controllerSerial };
+}
+
+/** Of the certificate that a controller shows. */
+async function serialOf(address: string): Promise<string> {
+  const [host, port] = address.split(':');
+  const socket = connect({ host, port: Number(port), rejectUnauthorized: false, ALPNProtocols: ['h2'] });
+  await once(socket, 'secureConnect');
+  const serial = socket.getPeerX509Certificate()?.serialNumber ?? '';
+  socket.destroy();
+  return serial;
 }
 
 /** Notes one report and sends it, as a host that says that it is `id`. @returns what the log says */
@@ -37,10 +51,12 @@ async function report(
   test: Test,
   { stub, identity }: Pick<Receiver, 'stub' | 'identity'>,
   id: string,
+  prepare: (store: IdentityStore) => Promise<void> = () => Promise.resolve(),
 ): Promise<string[]> {
   const directory = await temporaryDirectory(test, 'host');
   const store = new IdentityStore(join(directory, 'identity'));
   await store.adopt(identity, 0);
+  await prepare(store);
   const said: string[] = [];
   const log = createLogger({ destination: { write: (line: string) => void said.push(line) } });
   const keeper = new OutboxKeeper(
@@ -74,6 +90,15 @@ void t.test('a host reports of itself only', async (t) => {
   const said = await report(t, receiver, other);
   const line = await eventually(() => said.find((text) => text.includes('CONTROLLER_REFUSED')));
   t.match(line, `these are reports of ${other}, and the certificate is of ${receiver.identity.hostId}`);
+  t.same(receiver.hosts, []);
+});
+
+void t.test('a host sends nothing to a controller whose certificate was revoked', async (t) => {
+  const receiver = await receiverFor(t);
+  const said = await report(t, receiver, receiver.identity.hostId, async (store) => {
+    await store.keepRevoked([receiver.controllerSerial]);
+  });
+  await eventually(() => said.some((line) => line.includes('reports wait in the outbox')));
   t.same(receiver.hosts, []);
 });
 

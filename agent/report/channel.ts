@@ -18,14 +18,14 @@ export function channelOf(address: string): ControllerChannel {
 /** The way of a host that has joined: each connection shows the certificate that is in force then. */
 export function joinedChannelOf(
   address: string,
-  identities: Pick<IdentityStore, 'current'>,
+  identities: Pick<IdentityStore, 'current' | 'revoked'>,
 ): ControllerChannel {
   return {
     address,
     options: controllerChannelOptions,
     credentials: async () => {
       const identity = await identities.current();
-      if (identity !== null) return hostCredentials(identity);
+      if (identity !== null) return hostCredentials(identity, await identities.revoked());
       throw new ReportError('CONTROLLER_REFUSED', `nothing is sent to ${address}: this host has left it`, {
         hint: 'stillpoint agent join',
       });

@@ -42,7 +42,7 @@ export async function keepControllerAccess(
   await new IdentityKeeper({
     store,
     renew: (identity) => renewIdentity(store, identity, new Date()),
-    listRevoked: askForRevoked,
+    listRevoked: (identity) => askForRevoked(store, identity),
     onLook: async (identity, revoked) => listener?.follow(identity, revoked),
     log,
   }).run(signal);

@@ -5,7 +5,6 @@ import type { Logger } from '../../common/log.ts';
 import { version } from '../../common/version.ts';
 import { pause, Wake } from '../../common/wake.ts';
 import type { Agent } from '../agent.ts';
-import type { KeptIdentity } from '../identity/identity.ts';
 import { isSameOwner, thisOwner } from '../jobs/owner.ts';
 import { alertTelling, type Telling } from '../report/alerts.ts';
 import { backupTellings } from '../report/backupReports.ts';
@@ -28,6 +27,8 @@ const storagesEveryMs = 3_600_000;
 const storagesRest = { leastMs: 5_000, timesTheLook: 20 } as const;
 /** A listing of many backups is noted in pieces: each is a transaction, which holds up everything else. */
 const tellingsAtOnce = 200;
+/** A host that joins while its service runs reports from then on. */
+const targetEveryMs = 30_000;
 
 export interface ReportingOptions {
   readonly log: Logger;
@@ -36,25 +37,83 @@ export interface ReportingOptions {
   readonly figures?: ServiceFigures | undefined;
 }
 
+/** Where reports go, and as whom this host sends them. */
+interface Target {
+  readonly address: string;
+  /** null: it has joined no controller. */
+  readonly joinedAs: string | null;
+}
+
 /**
- * Tells the controller that this host has joined, or that of the configuration, what happens here, until `signal`; returns
- * at once where there is none. Nothing of it holds up or fails anything else: what cannot be done is told in the log and tried again.
+ * Tells the controller that this host has joined, or that of the configuration, what happens here, until `signal`; another
+ * one from when the host has joined it. Nothing of it holds up or fails anything else: what cannot be done is told in the
+ * log and tried again.
  */
 export async function reportToController(agent: Agent, options: ReportingOptions): Promise<void> {
+  const { signal } = options;
+  const targets = new TargetLook(agent, options.log);
+  for (let target = await targets.look(); !signal.aborted; ) {
+    const changed = new AbortController();
+    const until = AbortSignal.any([signal, changed.signal]);
+    const work =
+      target === null
+        ? Promise.resolve()
+        : reportTo(agent, target, targets.identities, { ...options, signal: until });
+    const before = JSON.stringify(target);
+    do {
+      await pause(targetEveryMs, signal);
+      if (!signal.aborted) target = await targets.look(target);
+    } while (!signal.aborted && JSON.stringify(target) === before);
+    changed.abort();
+    await work;
+  }
+}
+
+/** Looks where reports go now. */
+class TargetLook {
+  readonly identities: IdentityStore;
+  readonly #agent: Agent;
+  readonly #log: Logger;
+  #isUnreadable = false;
+
+  constructor(agent: Agent, log: Logger) {
+    this.identities = new IdentityStore(identityDirectory(agent.parts.config.agent.stateDir));
+    this.#agent = agent;
+    this.#log = log;
+  }
+
+  /** @param before what it is while it cannot be read now; null: nowhere */
+  async look(before: Target | null = null): Promise<Target | null> {
+    try {
+      const joined = await this.identities.current();
+      this.#isUnreadable = false;
+      const address = this.#agent.parts.config.controller.address ?? joined?.controller.address;
+      return address === undefined ? null : { address, joinedAs: joined?.hostId ?? null };
+    } catch (error) {
+      if (!this.#isUnreadable)
+        this.#log.error({ err: error }, 'who this host is to its controller cannot be read; tried again');
+      this.#isUnreadable = true;
+      return before;
+    }
+  }
+}
+
+async function reportTo(
+  agent: Agent,
+  { address, joinedAs }: Target,
+  identities: IdentityStore,
+  options: ReportingOptions,
+): Promise<void> {
   const { controller, agent: settings } = agent.parts.config;
   const { log, signal } = options;
-  const identities = new IdentityStore(identityDirectory(settings.stateDir));
-  const joined = await currentIdentity(identities, log);
-  const address = controller.address ?? joined?.controller.address;
-  if (address === undefined) return;
   let sender: Sender | undefined;
   const path = join(settings.stateDir, 'outbox.sqlite');
   const onNoted = (): void => sender?.wake();
   using keeper = new OutboxKeeper(path, { maxBytes: controller.outboxMaxBytes }, { log, onNoted });
   if (options.figures !== undefined) options.figures.outbox = () => waitingIn(keeper);
   try {
-    const channel = joined === null ? channelOf(address) : joinedChannelOf(address, identities);
-    const host = { id: joined?.hostId ?? (await hostIdIn(settings.stateDir)), name: hostname(), version };
+    const channel = joinedAs === null ? channelOf(address) : joinedChannelOf(address, identities);
+    const host = { id: joinedAs ?? (await hostIdIn(settings.stateDir)), name: hostname(), version };
     sender = new Sender({ keeper, channel, host, log });
   } catch (error) {
     // What happens meanwhile is noted all the same.
@@ -72,16 +131,6 @@ function waitingIn({ outbox }: OutboxKeeper): OutboxFigures | null {
   } catch (error) {
     if (error instanceof ReportError) return null;
     throw error;
-  }
-}
-
-/** null: the host has joined no controller, or that cannot be known now, which is told. */
-async function currentIdentity(store: IdentityStore, log: Logger): Promise<KeptIdentity | null> {
-  try {
-    return await store.current();
-  } catch (error) {
-    log.error({ err: error }, 'who this host is to its controller cannot be read');
-    return null;
   }
 }
 

@@ -34,6 +34,8 @@ export async function backupByService(
   wishes: Omit<BackupRequest, 'machine'>,
 ): Promise<ExitCode> {
   const { mode, storages = [], labels = {}, reread = false } = wishes;
+  // Before anything is begun: a signal that comes meanwhile is for what will be.
+  using interruption = new ServiceInterruption(cli.terminal, client);
   const started = await client.startBackup({
     machines: [...(await chosenMachines(cli, client, choice))],
     mode: mode === undefined ? BackupMode.BACKUP_MODE_UNSPECIFIED : backupModeValues[mode],
@@ -41,7 +43,7 @@ export async function backupByService(
     labels: { ...labels },
     reread,
   });
-  return followAll(cli, client, started);
+  return await followAll(cli, client, { started, interruption });
 }
 
 async function chosenMachines(cli: Cli, client: AgentClient, choice: Choice): Promise<readonly string[]> {
@@ -54,10 +56,12 @@ async function chosenMachines(cli: Cli, client: AgentClient, choice: Choice): Pr
 async function followAll(
   cli: Cli,
   client: AgentClient,
-  started: readonly StartedBackup[],
+  {
+    started,
+    interruption,
+  }: { readonly started: readonly StartedBackup[]; readonly interruption: ServiceInterruption },
 ): Promise<ExitCode> {
   const view = new ProgressView(cli.terminal);
-  using interruption = new ServiceInterruption(cli.terminal, client);
   const jobs = started.flatMap(({ outcome }) => (outcome?.$case === 'job' ? [jobOf(outcome.value)] : []));
   for (const { id, machineName } of jobs) {
     view.name(id, machineName);
@@ -102,15 +106,22 @@ class BackupFollower {
     const { id } = outcome.value;
     const { client, interruption, view } = this.#parts;
     const listener = view.listener();
+    let current = id;
     try {
       const job = await followJob(client, id, {
         // The line of the machine is that of its first job, also when another one has taken its place.
-        job: ({ state }) => listener.state?.(id, state),
+        job: (now) => {
+          listener.state?.(id, now.state);
+          if (now.id === current) return;
+          interruption.delete(current);
+          current = now.id;
+          interruption.add(current, now.machineName);
+        },
         progress: (progress) => listener.progress?.({ ...progress, jobId: id }),
         warning: (message) => listener.warning?.(id, message),
       });
       const told = await this.#tell(job);
-      interruption.delete(id);
+      interruption.delete(current);
       if (told.backup !== null) await this.#followCopies(outcome.value);
       return told;
     } catch (error) {
