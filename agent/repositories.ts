@@ -201,15 +201,15 @@ export class Repositories {
   }
 
   /**
-   * What was stored under retention and was deleted or overwritten since; nothing where nothing is to be locked. Needs
-   * no key.
+   * What was stored under retention and was deleted or overwritten since; nothing where nothing is locked. Needs no key
+   * on a host that locks itself.
    */
   async displaced(
     name: string,
     options: { readonly signal?: AbortSignal | undefined },
   ): Promise<readonly DisplacedObject[]> {
     const settings = this.#settings(name);
-    if (settings.objectLock === undefined) return [];
+    if (!(await this.#isLocked(name))) return [];
     return displacedObjects(patient(name, await backendOf(settings), settings), options);
   }
 
@@ -244,7 +244,7 @@ export class Repositories {
       return repairRepository(repository, { ...options, at: new Date().toISOString(), packSizeBytes });
     };
     const settings = this.#settings(name);
-    if (settings.objectLock === undefined) return repair();
+    if (!(await this.#isLocked(name))) return repair();
     return repairWithLock(patient(name, await backendOf(settings), settings), { ...options, repair });
   }
 
@@ -308,6 +308,12 @@ export class Repositories {
         },
       );
     await slots.remove(slotId);
+  }
+
+  /** Other hosts may lock what this one does not; where it does itself, nothing need be opened to know. */
+  async #isLocked(name: string): Promise<boolean> {
+    if (this.#settings(name).objectLock !== undefined) return true;
+    return (await this.#open(name)).repository.config.capabilities.objectLock === true;
   }
 
   async #open(

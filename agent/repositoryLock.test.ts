@@ -79,3 +79,12 @@ void t.test('a host whose configuration does not fit to what is locked there is 
   t.same(await repositories.differences('cloud'), []);
   t.match(await others.differences('cloud'), [/set objectLock/]);
 });
+
+void t.test('a host that is not told to lock tells what was deleted where others lock', async (t) => {
+  const { server, repositories, others } = await placeFor(t, { isLocking: true });
+  await repositories.init('cloud', { recoveryKey: true });
+  const [key = ''] = [...server.bucket.objects.keys()].filter((name) => /\/config\/.*\.2$/.test(name));
+  const query = new URLSearchParams();
+  server.bucket.act({ method: 'DELETE', key, query, headers: {}, body: Buffer.alloc(0) }, false);
+  t.equal((await others.displaced('cloud', {})).length, 1);
+});

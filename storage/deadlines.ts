@@ -168,8 +168,11 @@ export class DeadlineStorage implements Storage {
     }
   }
 
-  open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact | null> {
-    return this.#stall(`opening ${artifact.path}`, () => this.#storage.open(artifact));
+  async open(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<OpenArtifact | null> {
+    const opened = await this.#stall(`opening ${artifact.path}`, () => this.#storage.open(artifact));
+    if (opened === null) return null;
+    const source = this.#watched(opened.source, `reading ${artifact.path}`);
+    return { source, changesSince: (sha256) => opened.changesSince(sha256) };
   }
 
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
@@ -210,6 +213,28 @@ export class DeadlineStorage implements Storage {
 
   deleteHostBackup(entry: Pick<HostBackupEntry, 'directory'>): Promise<void> {
     return this.#stall(`removing ${entry.directory}`, () => this.#storage.deleteHostBackup(entry));
+  }
+
+  /** A source that is this storage's own: whoever it is copied to does not answer for its silence. */
+  #watched(source: VolumeSource, what: string): VolumeSource {
+    const watches = new Set<Watch>();
+    const asked = <T>(ask: (signal: AbortSignal) => Promise<T>, signal?: AbortSignal): Promise<T> =>
+      withDeadline(this, what, this.#patience.stallMs, async (watch) => {
+        watches.add(watch);
+        try {
+          return await ask(watch.signalWith(signal));
+        } finally {
+          watches.delete(watch);
+          // Reads of one source take their turns: each that ends is a sign of life for the others.
+          for (const other of watches) other.alive();
+        }
+      });
+    return {
+      virtualSizeBytes: source.virtualSizeBytes,
+      extents: (signal) => asked((bounded) => source.extents(bounded), signal),
+      readInto: (target, offsetBytes, signal) =>
+        asked((bounded) => source.readInto(target, offsetBytes, bounded), signal),
+    };
   }
 
   #answer<T>(what: string, operation: () => Promise<T>): Promise<T> {
@@ -262,7 +287,10 @@ class DeadlineWriter implements BackupWriter {
 
   addVolume(source: VolumeSource, fileName: string, options: AddOptions = {}): Promise<FileDigest> {
     return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
-      this.#writer.addVolume(answering(source, alive), fileName, { ...options, ...watched }),
+      this.#writer.addVolume(answering(source, alive, this.#patience.stallMs), fileName, {
+        ...options,
+        ...watched,
+      }),
     );
   }
 
@@ -273,7 +301,10 @@ class DeadlineWriter implements BackupWriter {
     options: AddOptions = {},
   ): Promise<FileDigest> {
     return this.#moving(`storing ${fileName}`, options, (watched, alive) =>
-      this.#writer.addIncrement(answering(source, alive), increment, fileName, { ...options, ...watched }),
+      this.#writer.addIncrement(answering(source, alive, this.#patience.stallMs), increment, fileName, {
+        ...options,
+        ...watched,
+      }),
     );
   }
 
@@ -324,20 +355,24 @@ class DeadlineWriter implements BackupWriter {
 }
 
 /**
- * A source whose answers are signs of life: a storage is not to blame for a source that is slow. A storage that
- * hangs gets no more than the few blocks that are read ahead.
+ * A source that counts as a sign of life for as long as it is asked: a storage is not to blame for a source that is slow,
+ * or that has it wait until other storages have caught up. Whoever made the source bounds it. A storage that hangs gets
+ * no more than the few blocks that are read ahead.
  */
-function answering(source: VolumeSource, alive: () => void): VolumeSource {
+function answering(source: VolumeSource, alive: () => void, stallMs: number): VolumeSource {
+  const asked = async <T>(answer: Promise<T>): Promise<T> => {
+    // An answer that never comes must not keep a process from ending.
+    const waiting = setInterval(alive, Math.min(aliveMs, stallMs / 3)).unref();
+    try {
+      return await answer;
+    } finally {
+      clearInterval(waiting);
+      alive();
+    }
+  };
   return {
     virtualSizeBytes: source.virtualSizeBytes,
-    extents: async (signal) => {
-      const extents = await source.extents(signal);
-      alive();
-      return extents;
-    },
-    readInto: async (target, offsetBytes, signal) => {
-      await source.readInto(target, offsetBytes, signal);
-      alive();
-    },
+    extents: (signal) => asked(source.extents(signal)),
+    readInto: (target, offsetBytes, signal) => asked(source.readInto(target, offsetBytes, signal)),
   };
 }

@@ -336,6 +336,8 @@ class JobRun<Facts> {
       ? AbortSignal.any([this.#cancel.signal, deadline.signal, halt.signal])
       : new AbortController().signal;
     this.#current = step;
+    // What was given up has yet to bring to an end what is under way, and that may move data.
+    signal.addEventListener('abort', () => this.#attempt(() => this.#pauses.allow(false)));
     let status: 'done' | 'failed' = 'failed';
     try {
       this.#attempt(() => this.#pauses.allow(step.pausable === 'within'));

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { eventually } from '../../test/lab/eventually.ts';
@@ -116,6 +117,35 @@ void t.test('a job that is paused can be cancelled', async (t) => {
   stage.other.requestCancel(stage.job.id);
   t.match(await running, { state: 'cancelled', pause: null });
 });
+
+for (const how of ['cancelled', 'stopped'] as const)
+  void t.test(`a job that is ${how} while it is paused is not held in what it ends with`, async (t) => {
+    const { journal, open } = await journalFor(t);
+    const other = open();
+    const engine = new Engine({ journal });
+    const saved = Promise.withResolvers<boolean>();
+    const act = async ({ hold, signal }: StepContext<object>): Promise<void> => {
+      await once(signal, 'abort');
+      saved.resolve(!hold.isClosed);
+      signal.throwIfAborted();
+    };
+    const definition: JobDefinition<object> = {
+      kind: 'backup',
+      parse: () => ({}),
+      steps: () => [{ name: 'move', state: 'retaining', cancellable: true, pausable: 'within', act }],
+      settle: () => Promise.resolve({ kind: 'end', state: 'cancelled' }),
+    };
+    const about = { machineUuid: 'm', machineName: 'm', state: 'initialized', facts: {} } as const;
+    const { id } = engine.create(definition, about);
+    const running = engine.run(definition, id);
+    await eventually(() => journal.steps(id).length === 1);
+    other.requestPause(id, Date.now() + hourMs);
+    await eventually(() => other.get(id).pause?.sinceMs != null);
+    if (how === 'cancelled') other.requestCancel(id);
+    else engine.stop();
+    t.equal(await saved.promise, true);
+    t.match(await running, { state: 'cancelled', pause: null });
+  });
 
 void t.test('a step that must come to its end is not held', async (t) => {
   const { journal, open } = await journalFor(t);

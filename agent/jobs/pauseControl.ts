@@ -37,6 +37,8 @@ export class PauseControl {
   /** Whether what the job does now may be held. */
   allow(isAllowed: boolean): void {
     this.#isAllowed = isAllowed;
+    // Also where the journal cannot be asked.
+    if (!isAllowed) this.hold.open();
     this.look();
   }
 

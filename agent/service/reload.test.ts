@@ -15,7 +15,8 @@ const text = (path: string, more = ''): string =>
   `storages: { local: { kind: directory, path: ${path} } }\n${more}`;
 
 /** A service that follows a file, without anything else of a service. */
-async function follower(t: Test) {
+async function follower(t: Test, { failing = 0 } = {}) {
+  let failures = failing;
   const file = join(t.testdir({ 'config.yaml': text('/one') }), 'config.yaml');
   const said: z.output<typeof lineSchema>[] = [];
   const destination = new Writable({
@@ -33,6 +34,7 @@ async function follower(t: Test) {
     log: createLogger({ destination }),
     signal: stop.signal,
     follow: async (config) => {
+      if (failures-- > 0) throw new Error('not now');
       followed.push(config);
       return [];
     },
@@ -92,4 +94,14 @@ void t.test('SIGHUP ends nothing, reads it again, and says what came of it', asy
   stop.abort();
   await following;
   t.equal(process.listenerCount('SIGHUP'), before, 'nothing is left of it');
+});
+
+void t.test('a configuration that could not be followed is tried again at SIGHUP', async (t) => {
+  const { replace, followed, saidOf } = await follower(t, { failing: 1 });
+  await replace(text('/two'));
+  await eventually(() => saidOf(/could not be followed/).length === 1);
+  process.kill(process.pid, 'SIGHUP');
+  await eventually(() => followed.length === 1);
+  t.match(followed, [{ storages: { local: { path: '/two' } } }]);
+  t.same(saidOf(/has not changed/), []);
 });

@@ -40,6 +40,8 @@ class ConfigFollower {
   #config: Config;
   #watcher: ConfigWatcher | undefined;
   #refusal: string | undefined;
+  /** What is valid and could not be followed: its files need not change for it to be tried again. */
+  #unfollowed: LoadedConfig | undefined;
   #following: Promise<void> = Promise.resolve();
 
   constructor(context: ReloadContext) {
@@ -71,8 +73,14 @@ class ConfigFollower {
   async reload(): Promise<void> {
     const { log } = this.#context;
     this.#refusal = undefined;
-    if (this.#watcher === undefined) log.warn('the configuration cannot be read again yet');
-    else if ((await this.#watcher.reload()) === 'unchanged') log.info('the configuration has not changed');
+    if (this.#watcher === undefined) {
+      log.warn('the configuration cannot be read again yet');
+      return;
+    }
+    if ((await this.#watcher.reload()) !== 'unchanged') return;
+    await this.#following;
+    if (this.#unfollowed === undefined) log.info('the configuration has not changed');
+    else this.#take(this.#unfollowed);
   }
 
   async end(): Promise<void> {
@@ -86,15 +94,18 @@ class ConfigFollower {
   }
 
   /** Never rejects. */
-  async #follow({ config: wanted, files }: LoadedConfig): Promise<void> {
+  async #follow(loaded: LoadedConfig): Promise<void> {
+    const { config: wanted, files } = loaded;
     const { log, follow } = this.#context;
     const { config, kept } = withoutLifelong(this.#config, wanted);
     try {
       const limits = await follow(config);
       this.#config = config;
+      this.#unfollowed = undefined;
       this.#tell(true);
       log.info({ files, limits }, 'a changed configuration is in force for what begins from now on');
     } catch (error) {
+      this.#unfollowed = loaded;
       this.#tell(false);
       log.error(
         { err: error },

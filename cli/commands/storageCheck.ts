@@ -86,7 +86,7 @@ async function checkLocks(
   for (const { name: object, how } of displaced)
     terminal.warning(`${object} is locked, and somebody has ${how} it: ${repair}`);
   const lock = await agent.repositories.lock(name, { signal });
-  if (lock === null) return { objectLock: null, isInOrder: true, code: 0 };
+  if (lock === null) return { objectLock: null, isInOrder: displaced.length === 0, code: 0 };
   for (const { backupId, lockedUntil } of lock.deletions)
     terminal.warning(
       `backup ${backupId} is locked until ${lockedUntil.toISOString()}, and somebody has deleted it: ${repair}`,

@@ -1,19 +1,22 @@
 import { type CallOptions, listAll } from '../backends/backend.ts';
+import { isFollowed } from './backups.ts';
 import { attemptOf, backupIdOf, deletionName, manifestName, prefixes } from './names.ts';
 import type { RepositoryContext } from './objects.ts';
 
 /** Until when a backup cannot be deleted, if that is in the future: until the last of its attempts can be. */
 export async function backupLockedUntil(
-  { lock }: Pick<RepositoryContext, 'lock'>,
+  context: RepositoryContext,
   backupId: string,
   call: CallOptions = {},
 ): Promise<Date | null> {
+  const { lock } = context;
   if (lock === null) return null;
   let latest: Date | null = null;
   for (let attempt = 1; ; attempt++) {
     const status = await lock.status(manifestName(backupId, attempt), call);
-    if (status === null) return latest;
-    const until = lock.endOf(status);
+    // A fence that somebody has deleted was one all the same: what counts stands behind it.
+    if (status === null && !(await isFollowed(context, { backupId, attempt }, call))) return latest;
+    const until = status === null ? null : lock.endOf(status);
     if (until !== null && (latest === null || until > latest)) latest = until;
   }
 }

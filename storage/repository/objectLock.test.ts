@@ -5,6 +5,7 @@ import type { S3Request } from '../../test/sim/weakS3Bucket.ts';
 import type { S3Backend } from '../backends/s3Backend.ts';
 import { openTestBackend } from '../backends/s3Fixture.ts';
 import { RepositoryStorage } from '../repositoryStorage/repositoryStorage.ts';
+import { backupLockedUntil } from './backupLock.ts';
 import { listBackups } from './backups.ts';
 import { collect } from './collectionFixture.ts';
 import { displacedObjects } from './displaced.ts';
@@ -169,6 +170,16 @@ void t.test('a backup that is locked is not deleted, and says until when; afterw
   await storage.delete(entry);
   t.same(await storage.list(), []);
   t.same(stage.names('manifests/'), []);
+});
+
+void t.test('a backup whose fence somebody has deleted is locked by the attempt behind it', async (t) => {
+  const stage = await LockStage.open(t);
+  const id = newId();
+  const repository = await stage.repository();
+  await (await repository.begin({ backupId: id, startedAt: testTime, afterFence: true })).abandon();
+  await backUp(repository, someVolume(2), { id, afterFence: true });
+  stage.intrude(manifestName(id, 1), 'delete');
+  t.not(await backupLockedUntil(repository.context, id), null);
 });
 
 void t.test('a collection leaves packs that are locked, says until when, and comes back', async (t) => {

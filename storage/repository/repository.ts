@@ -255,6 +255,13 @@ export class Repository {
     );
   }
 
+  /** Whether the newest configuration in its place is the one that it was opened with. Rejects as `open`. */
+  async isCurrent(call: CallOptions = {}): Promise<boolean> {
+    const { repositoryId, revision } = this.config;
+    const newest = await readConfig(this.#backend, call);
+    return newest.some(({ config }) => config.repositoryId === repositoryId && config.revision === revision);
+  }
+
   /** Looks whether it is still where it was opened. Rejects with REPOSITORY_NOT_FOUND, and what the place says. */
   async requireThere(call: CallOptions = {}): Promise<void> {
     const { backend } = this.context;

@@ -6,7 +6,7 @@ import t from 'tap';
 import { newId } from '../../common/ids.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import { Repository } from '../repository/repository.ts';
-import { testSecret, volumeSource } from '../repository/repositoryFixture.ts';
+import { initTestRepository, testSecret, volumeSource } from '../repository/repositoryFixture.ts';
 import { copiedVolume, machine, owner, placeFor, someVolume, store } from './fixture.ts';
 import { RepositoryStorage } from './repositoryStorage.ts';
 
@@ -357,3 +357,17 @@ void t.test('that every byte was read is told beside a backup, and goes with it'
   await t.rejects(place.storage.addDataVerification(entry, last), { code: 'BACKUP_NOT_FOUND' });
   t.same(await readdir(join(place.directory, 'vault', 'readings', entry.id ?? '')).catch(() => []), []);
 });
+
+void t.test(
+  'a repository that was made anew in the same place is the one that is written into',
+  async (t) => {
+    const place = await placeFor(t);
+    await store(place, someVolume());
+    const root = join(place.directory, 'vault');
+    await rm(root, { recursive: true });
+    await mkdir(root);
+    await initTestRepository(new FileBackend(root));
+    const { entry } = await store(place, someVolume());
+    t.match(await place.other().list(), [{ id: entry.id, state: 'Active' }]);
+  },
+);

@@ -98,11 +98,28 @@ export class RepositoryStorage implements Storage {
     }
   }
 
+  /**
+   * The repository as it is configured by now. A service lives long: meanwhile another process may have had it lock
+   * objects, or made another one in its place, and credentials, which are read when it is opened, may have changed.
+   */
+  async #newest(): Promise<Repository> {
+    const repository = await this.repository();
+    const opened = this.#opened;
+    try {
+      if (await repository.isCurrent()) return repository;
+    } catch (error) {
+      if (!(error instanceof StorageError) || error.code !== 'STORAGE_DENIED') throw error;
+    }
+    // Unless somebody else has opened it again meanwhile.
+    if (this.#opened === opened) this.#opened = null;
+    return this.repository();
+  }
+
   async check(): Promise<StorageCheck> {
     const about = { name: this.name, location: this.location };
     try {
       // One that was opened long ago may be away by now.
-      await (await this.repository()).requireThere();
+      await (await this.#newest()).requireThere();
       return {
         ...about,
         ok: true,
@@ -133,7 +150,7 @@ export class RepositoryStorage implements Storage {
   }
 
   async begin({ jobId, backupId, afterFence, hold }: BeginRequest): Promise<BackupWriter> {
-    const repository = await this.repository();
+    const repository = await this.#newest();
     // Mostly it is its commit that begins now.
     if (!this.#named.delete(backupId)) await this.#takeUpLeft(repository, backupId);
     const startedAt = new Date().toISOString();
@@ -247,7 +264,7 @@ export class RepositoryStorage implements Storage {
 
   async delete(entry: BackupEntry): Promise<void> {
     if (entry.id === null) return;
-    const { context } = await this.repository();
+    const { context } = await this.#newest();
     const protection = await readProtection(context, entry.id);
     if (protection !== null) throw protectedError(entry, protection.reason);
     const lockedUntil = await backupLockedUntil(context, entry.id);
@@ -259,7 +276,7 @@ export class RepositoryStorage implements Storage {
   }
 
   async setProtected(entry: BackupEntry, protection: Protection | null): Promise<void> {
-    const { context } = await this.repository();
+    const { context } = await this.#newest();
     const found = entry.id === null ? null : await this.findCommitted(entry.id);
     if (found?.id === null || found === null) throw this.#notFound(entry.directory);
     await writeProtection(context, found.id, protection);
