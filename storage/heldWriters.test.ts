@@ -112,20 +112,6 @@ for (const kind of kinds) {
     stop.abort(reason);
     await t.rejects(adding, reason);
   });
-
-  void t.test(`${kind}: a storage that is silent after a pause is away all the same`, async (t) => {
-    const { storage } = await storageFor(t, kind);
-    const hold = new Hold();
-    const writer = await storage.begin({ jobId: newId(), backupId: newId(), machine, hold });
-    const source = new GeneratedSource(mebibyte, turns([mebibyte], false));
-    source.readInto = () => Promise.withResolvers<never>().promise;
-    hold.close();
-    const adding = writeVolume(writer, source);
-    adding.catch(() => undefined);
-    await sleep(pauseMs);
-    hold.open();
-    await t.rejects(adding, { code: 'STORAGE_UNREACHABLE' });
-  });
 }
 
 void t.test('a file that is copied into a directory is held, too', async (t) => {
