@@ -7,7 +7,8 @@ import { type DigestKind, fileHasher } from './chunkSums.ts';
 import { createDirect } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 import { fsyncDirectory, removeUnfinished } from './files.ts';
-import { hashInPieces, openDirect, type ReadOptions } from './pieces.ts';
+import { hashInPieces, largePieceBytes, openDirect, piecesInFlight, type ReadOptions } from './pieces.ts';
+import { ReadBack } from './readBack.ts';
 
 /** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
 const blockBytes = 4 * 1024 * 1024;
@@ -38,10 +39,14 @@ export interface CopyOptions extends HashOptions {
   readonly to: string;
   /** Permission bits of the copy; those of the source unless told. */
   readonly mode?: number | undefined;
+  /** Of kind `chunks` only: every piece that is copied is read once more from the copy, and compared. */
+  readonly readBack?: boolean | undefined;
 }
 
 export interface CopyResult extends HashResult {
   readonly method: 'reflink' | 'copy';
+  /** Whether the copy read back as it was written; `null` when that was not looked at. */
+  readonly readBack: 'same' | 'different' | null;
 }
 
 /** Opens a regular file for reading; a symbolic link in the last component is refused (ELOOP). */
@@ -200,7 +205,7 @@ async function reflink(options: CopyOptions, mode: number): Promise<CopyResult |
     const copy = await open(options.to, 'r+');
     try {
       await copy.sync();
-      return { ...(await hashHandle(copy, options)), method: 'reflink' };
+      return { ...(await hashHandle(copy, options)), method: 'reflink', readBack: null };
     } finally {
       await copy.close();
     }
@@ -236,21 +241,30 @@ async function streamCopy(source: FileHandle, options: CopyOptions, mode: number
     await removeUnfinished(options.to);
     throw error;
   }
-  return { sizeBytes, ...hasher.finish(), method: 'copy' };
+  return { sizeBytes, ...hasher.finish(), method: 'copy', readBack: null };
 }
 
-/** The same, several pieces at a time and past the page cache. */
+/**
+ * The same, several pieces at a time and past the page cache. What is read back is read as soon as it was written:
+ * what comes from the device does so before and after the sync, and neither disk nor processor waits for the other.
+ */
 async function copyInPieces(source: FileHandle, options: CopyOptions, mode: number): Promise<CopyResult> {
   const copy = await createDirect(options.to, 0o600);
   try {
     try {
-      const hashed = await hashInPieces(source, options, (padded, position) =>
-        writeSparse(copy, padded, position),
-      );
+      const { pieceBytes = largePieceBytes } = options;
+      await using back = options.readBack
+        ? await ReadBack.open(options.to, { pieces: piecesInFlight, pieceBytes })
+        : null;
+      const hashed = await hashInPieces(source, options, async (padded, position) => {
+        await writeSparse(copy, padded, position);
+        await back?.compare(padded, position);
+      });
       await copy.truncate(hashed.sizeBytes); // a hole at the end has not been written; what was filled up has
       await copy.chmod(mode);
       await copy.sync();
-      return { ...hashed, method: 'copy' };
+      const readBack = back === null ? null : back.isSame ? 'same' : 'different';
+      return { ...hashed, method: 'copy', readBack };
     } finally {
       await copy.close();
     }

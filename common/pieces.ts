@@ -8,8 +8,8 @@ import { isErrno } from './errors.ts';
 import type { Throttle } from './throttle.ts';
 
 /** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
-const largePieceBytes = 4 * chunkBytes;
-const piecesInFlight = 3;
+export const largePieceBytes = 4 * chunkBytes;
+export const piecesInFlight = 3;
 /** What `O_DIRECT` wants lengths to be multiples of, on any device. */
 const blockBytes = 4096;
 

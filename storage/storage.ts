@@ -149,6 +149,8 @@ export interface CopyOutOptions {
    * stood because it is encrypted, or a container that the guest's disk is in, to be written as qcow2.
    */
   readonly as: 'volume' | 'opaque volume' | 'file';
+  /** Whether what was written is to be read back at the same time, where the storage can do that. */
+  readonly readBack?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Closed while nothing is to be read. */
   readonly hold?: Hold | undefined;
@@ -163,8 +165,11 @@ export interface CopiedOut {
   /** Of the new file. */
   readonly sha256: string;
   readonly digest: DigestKind;
-  /** It shares the blocks of what was read: there is nothing that could have been written wrongly. */
-  readonly isShared: boolean;
+  /**
+   * Whether what was written is what was read. `not compared`: the new file has to be hashed. `same` also where it
+   * shares the blocks of what was read, so that nothing could have been written wrongly.
+   */
+  readonly written: 'same' | 'different' | 'not compared';
 }
 
 /** The backup of a host's definitions. */

@@ -11,7 +11,7 @@ const textBytesMax = 4 * 1024 * 1024;
 /** Artifacts that are files. */
 export const filesByPath: StoredFiles = {
   async copyOut(artifact: StoredFile, to: string, options: CopyOutOptions): Promise<CopiedOut> {
-    const { as, signal, onProgress, hold, throttle } = options;
+    const { as, signal, onProgress, hold, throttle, readBack } = options;
     const digest = as === 'file' ? 'whole' : 'chunks';
     const copied = await copyFileDurable({
       from: artifact.path,
@@ -21,9 +21,11 @@ export const filesByPath: StoredFiles = {
       throttle: throttleOf(hold, throttle),
       onProgress,
       digest,
+      readBack,
     });
     const { sha256, method } = copied;
-    if (sha256 === artifact.sha256) return { sha256, digest, isShared: method !== 'copy' };
+    if (sha256 === artifact.sha256)
+      return { sha256, digest, written: method === 'reflink' ? 'same' : (copied.readBack ?? 'not compared') };
     await rm(to, { force: true });
     throw differs(artifact.path);
   },

@@ -63,7 +63,7 @@ async function asQcow2(
   signal: AbortSignal | undefined,
 ): Promise<CopiedOut> {
   const { sha256 } = await writeQcow2(stream, to, { signal });
-  return { sha256, digest: 'chunks', isShared: false };
+  return { sha256, digest: 'chunks', written: 'not compared' };
 }
 
 async function asFile(stream: VolumeSource, to: string, signal: AbortSignal | undefined): Promise<CopiedOut> {
@@ -89,7 +89,7 @@ async function asFile(stream: VolumeSource, to: string, signal: AbortSignal | un
   } finally {
     await file.close();
   }
-  return { sha256: hash.digest('hex'), digest: 'whole', isShared: false };
+  return { sha256: hash.digest('hex'), digest: 'whole', written: 'not compared' };
 }
 
 async function writeAll(file: FileHandle, piece: Buffer, position: number): Promise<void> {

@@ -1,3 +1,4 @@
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { readdir, readlink } from 'node:fs/promises';
 import { syncBuiltinESMExports } from 'node:module';
 import nodeFiles from 'node:fs/promises';
@@ -11,9 +12,10 @@ export interface FileFault {
   readonly errno: string | null;
   /**
    * `before`: nothing happens; `after`: it happens, and its answer is an error all the same, as on a network mount that
-   * loses it; `half`: half of the bytes are written, or read.
+   * loses it; `half`: half of the bytes are written, or read; `turned` (of `write`, with a position): it succeeds, and
+   * the first byte is another one, as on a device that keeps something else than it was given.
    */
-  readonly when: 'before' | 'after' | 'half';
+  readonly when: 'before' | 'after' | 'half' | 'turned';
   /** The file system is broken from then on: what is called later fails with this. */
   readonly afterwards?: string;
 }
@@ -24,6 +26,17 @@ export interface FileCall {
   /** What it is about: of link and rename the new name. */
   readonly path: string;
   readonly fault: FileFault | null;
+}
+
+function turnByte(path: string, position: number): void {
+  const file = openSync(path, 'r+');
+  try {
+    const byte = Buffer.alloc(1);
+    readSync(file, byte, 0, 1, position);
+    writeSync(file, Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
+  } finally {
+    closeSync(file);
+  }
 }
 
 type Operation = (...args: unknown[]) => Promise<unknown>;
@@ -128,6 +141,12 @@ export class FaultyFiles {
     const fault = this.#faultOf(operation, args);
     const number = this.#calls.push({ operation, path, fault: null }) - 1;
     if (fault === null) return act(args);
+    if (fault.when === 'turned') {
+      this.#calls[number] = { operation, path, fault };
+      const written = await act(args);
+      turnByte(path, Number(args[3]));
+      return written;
+    }
     if (fault.when === 'half' && fault.errno === null) {
       this.#calls[number] = { operation, path, fault };
       return act(halved(operation, args));
@@ -183,6 +202,7 @@ function operationsOf(object: object): Record<string, Operation> {
 }
 
 function isPossible(operation: string, { errno, when }: FileFault, args: readonly unknown[]): boolean {
+  if (when === 'turned') return operation === 'write' && typeof args[3] === 'number';
   if (when === 'half') return withBytes.has(operation) && (errno !== null || operation !== 'writeFile');
   const flags = operation === 'open' ? args[1] : undefined;
   const onlyReads =
