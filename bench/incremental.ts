@@ -1,13 +1,16 @@
 /**
  * npm run bench -- incremental [ROUNDS]: how long an increment of a running machine takes, from the command to its
  * end, when 64 MiB have changed since the backup before. The storages stand on XFS, which shares blocks. Flows in turn:
- *   ours-2GiB, ours-8GiB, ours-32GiB   stillpoint backup --mode disk, of volumes of these sizes, a quarter of each data
+ *   ours-2GiB, ours-8GiB, ours-32GiB   stillpoint backup --mode disk, of volumes of these sizes, a quarter of each data,
+ *                                      on a host where the service runs
+ *   standalone-2GiB                    the same command with --standalone, as on a host without a service
  *   virtnbdbackup                      virtnbdbackup -l inc, as Debian has it, of a volume of 2 GiB like ours
- * Each has a machine of its own: virtnbdbackup refuses one that has checkpoints of others.
+ * Ours and virtnbdbackup have machines of their own: it refuses one that has checkpoints of others.
  */
 import { join } from 'node:path';
 import { z } from 'zod';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
+import { eventually } from '../test/lab/eventually.ts';
 import { qemuIo } from '../test/lab/qemuIo.ts';
 import { type Flow, measureInTurn, roundsFrom, toolVersions } from './flows.ts';
 import { buildProduct } from './product.ts';
@@ -23,6 +26,13 @@ const changedMiB = 64;
 /** Half of what changes is one stretch, as a new file; the rest are pieces that lie apart, evenly over the volume. */
 const pieceKiB = 256;
 const timeoutMs = 600_000;
+const serviceMs = 6 * 3_600_000;
+
+interface Ours {
+  readonly agent: LabAgent;
+  readonly machine: LabMachine;
+  readonly change: () => Promise<void>;
+}
 
 /** A machine with a volume of which every fourth MiB is data, so that there are many extents. */
 async function createMachine(lab: Lab, name: string, sizeGiB: number): Promise<LabMachine> {
@@ -60,16 +70,25 @@ function changer(lab: Lab, machine: LabMachine, sizeGiB: number): () => Promise<
   };
 }
 
-/** Ours for one machine, after its first, full backup. */
-async function oursFor(lab: Lab, agent: LabAgent, sizeGiB: number): Promise<Flow> {
+/** A machine of ours, after its first, full backup. */
+async function backedUp(lab: Lab, agent: LabAgent, sizeGiB: number): Promise<Ours> {
   const machine = await createMachine(lab, `sp-ours-${sizeGiB}`, sizeGiB);
-  const run = async (): Promise<void> => {
-    const args = ['backup', machine.name, '--mode', 'disk', '--quiet'];
-    const { exitCode, stderr } = await agent.run(args, { timeoutMs });
-    if (exitCode !== 0) throw new Error(`the backup failed: ${stderr}`);
+  await backUp(agent, machine);
+  return { agent, machine, change: changer(lab, machine, sizeGiB) };
+}
+
+async function backUp(agent: LabAgent, machine: LabMachine, ...more: readonly string[]): Promise<void> {
+  const args = ['backup', machine.name, '--mode', 'disk', '--quiet', ...more];
+  const { exitCode, stderr } = await agent.run(args, { timeoutMs });
+  if (exitCode !== 0) throw new Error(`the backup failed: ${stderr}`);
+}
+
+function increment({ agent, machine, change }: Ours, ...more: readonly string[]): Flow {
+  return {
+    prepare: change,
+    run: () => backUp(agent, machine, ...more),
+    cleanUp: () => requireIncrement(agent, machine),
   };
-  await run();
-  return { prepare: changer(lab, machine, sizeGiB), run, cleanUp: () => requireIncrement(agent, machine) };
 }
 
 /** What was measured was an increment of this size, and no full backup. */
@@ -110,10 +129,18 @@ async function main(): Promise<void> {
     command: await buildProduct(lab),
     storages: { local: { kind: 'directory', path: storage } },
   });
+  const service = agent.background(['agent'], { timeoutMs: serviceMs });
+  await eventually(() => service.output().stderr.includes('the agent is ready'), { timeoutMs: 60_000 });
   const flows: Record<string, Flow> = {};
-  for (const size of sizesGiB) flows[`ours-${size}GiB`] = await oursFor(lab, agent, size);
+  for (const size of sizesGiB) {
+    const ours = await backedUp(lab, agent, size);
+    flows[`ours-${size}GiB`] = increment(ours);
+    if (size === sizesGiB[0]) flows[`standalone-${size}GiB`] = increment(ours, '--standalone');
+  }
   flows['virtnbdbackup'] = await virtnbdbackupFor(lab, sizesGiB[0], join(room, 'theirs'));
   const result = await measureInTurn(lab, flows, rounds);
+  const asked = service.output().stderr.split('"backup asked for"').length - 1;
+  if (asked !== (rounds + 2) * sizesGiB.length) throw new Error(`the service was asked for ${asked} backups`);
   const about = {
     changedMiB,
     pieceKiB,

@@ -4,6 +4,8 @@
  *   ours            stillpoint restore --to: digests compared, copy read back, fsync
  *   convert         qemu-img convert of the same stored file, sync
  *   virtnbdrestore  of virtnbdbackup's backup of the same machine, as Debian has it, sync
+ * Once with backups and target on the file system of the laboratory, and once (sharingBlocks) with both on XFS, where
+ * ours shares the blocks of the backup.
  * And from the command to the machine's first instruction, as a new machine:
  *   instant         stillpoint restore --instant --start boot
  *   byHand          qemu-img convert, virsh define, virsh start
@@ -19,6 +21,25 @@ import { summarize } from './statistics.ts';
 
 const timeoutMs = 600_000;
 
+/** Where backups are, and restored to. */
+interface Place {
+  /** Ours, by name and by path. */
+  readonly storage: string;
+  readonly backups: string;
+  /** Those of virtnbdbackup. */
+  readonly foreign: string;
+  readonly target: string;
+}
+
+function placeIn(directory: string, storage: string): Place {
+  const [backups, foreign, target] = [
+    join(directory, 'bench-ours'),
+    join(directory, 'bench-theirs'),
+    join(directory, 'bench-target'),
+  ];
+  return { storage, backups, foreign, target };
+}
+
 async function shell(lab: Lab, text: string, ...args: readonly string[]): Promise<void> {
   await lab.run('sh', ['-c', `set -e\n${text}`, 'sh', ...args], { timeoutMs });
 }
@@ -31,15 +52,18 @@ async function ours(agent: LabAgent, args: readonly string[]): Promise<void> {
 function flowsFor(
   lab: Lab,
   agent: LabAgent,
-  files: { readonly stored: string; readonly foreign: string; readonly target: string },
+  files: Place & { readonly stored: string },
 ): Readonly<Record<string, Flow>> {
-  const { stored, foreign, target } = files;
+  const { storage, stored, foreign, target } = files;
   const cleanUp = async (): Promise<void> => {
     await rm(target, { recursive: true, force: true });
     await mkdir(target);
   };
   return {
-    ours: { run: () => ours(agent, ['restore', 'sp-bench@latest', '--to', target, '--yes']), cleanUp },
+    ours: {
+      run: () => ours(agent, ['restore', 'sp-bench@latest', '--storage', storage, '--to', target, '--yes']),
+      cleanUp,
+    },
     convert: {
       run: () => shell(lab, 'qemu-img convert -O qcow2 "$1" "$2/vda"; sync "$2/vda"', stored, target),
       cleanUp,
@@ -92,7 +116,18 @@ async function measureInstant(
 virsh -q define "$3" >/dev/null; virsh -q start --paused "$4" >/dev/null; virsh -q resume "$4" >/dev/null`;
   for (let round = 0; round <= rounds; round += 1) {
     const instant = await untilRunning(hypervisor, name, () =>
-      ours(agent, ['restore', 'sp-bench@latest', '--as', name, '--instant', '--start', 'boot', '--yes']),
+      ours(agent, [
+        'restore',
+        'sp-bench@latest',
+        '--storage',
+        'plain',
+        '--as',
+        name,
+        '--instant',
+        '--start',
+        'boot',
+        '--yes',
+      ]),
     );
     await (await lab.findMachine(name)).remove();
     const hand = await untilRunning(hypervisor, name, () =>
@@ -109,7 +144,8 @@ virsh -q define "$3" >/dev/null; virsh -q start --paused "$4" >/dev/null; virsh 
   return { untilRunningMs: { instant: summarize(times.instant), byHand: summarize(times.byHand) } };
 }
 
-async function prepare(lab: Lab, agent: LabAgent, foreign: string): Promise<string> {
+/** Makes the machine and its backups in all places, which are those of the agent's storages. */
+async function prepare(lab: Lab, agent: LabAgent, places: readonly Place[]): Promise<void> {
   const image = join(lab.imagesDir, 'sp-bench.qcow2');
   await writeImage(lab, image);
   const machine: LabMachine = await lab.createMachine({
@@ -122,9 +158,13 @@ async function prepare(lab: Lab, agent: LabAgent, foreign: string): Promise<stri
   await ours(agent, ['backup', machine.name, '--mode', 'disk']);
   // virtnbdbackup refuses a machine that has checkpoints of others.
   await ours(agent, ['release', machine.name]);
-  await shell(lab, 'virtnbdbackup -d "$1" -l full -o "$2" >/dev/null 2>&1', machine.name, foreign);
+  for (const { foreign } of places)
+    await shell(lab, 'virtnbdbackup -d "$1" -l full -o "$2" >/dev/null 2>&1', machine.name, foreign);
   await machine.destroy();
-  const { stdout } = await lab.run('find', [agent.storageDir, '-name', 'sp-bench-vda.qcow2.*Z']);
+}
+
+async function storedIn(lab: Lab, directory: string): Promise<string> {
+  const { stdout } = await lab.run('find', [directory, '-name', 'sp-bench-vda.qcow2.*Z']);
   const [stored = ''] = stdout.split('\n');
   return stored;
 }
@@ -133,17 +173,31 @@ async function main(): Promise<void> {
   const rounds = roundsFrom('restore');
   await using lab = await startLab();
   await using hypervisor = new LibvirtHypervisor({ uri: lab.uri });
-  const agent = await lab.installAgent({ command: await buildProduct(lab) });
-  const target = join(lab.root, 'bench-target');
-  await mkdir(target);
-  const foreign = join(lab.root, 'bench-foreign');
-  const stored = await prepare(lab, agent, foreign);
-  const full = await measureInTurn(lab, flowsFor(lab, agent, { stored, foreign, target }), rounds);
-  const instant = await measureInstant(lab, hypervisor, agent, stored, rounds);
+  const places = [
+    placeIn(lab.root, 'plain'),
+    // The backups, theirs, and what is restored.
+    placeIn(await lab.loopFilesystem('xfs', 4 * volumeMiB), 'xfs'),
+  ] as const;
+  for (const { backups, target } of places) await lab.run('mkdir', [backups, target]);
+  const agent = await lab.installAgent({
+    command: await buildProduct(lab),
+    storages: Object.fromEntries(
+      places.map(({ storage, backups }) => [storage, { kind: 'directory', path: backups }]),
+    ),
+  });
+  await prepare(lab, agent, places);
+  const [plain, xfs] = places;
+  const measured = async (place: Place): ReturnType<typeof measureInTurn> => {
+    const stored = await storedIn(lab, place.backups);
+    return measureInTurn(lab, flowsFor(lab, agent, { ...place, stored }), rounds);
+  };
+  const full = await measured(plain);
+  const sharingBlocks = await measured(xfs);
+  const instant = await measureInstant(lab, hypervisor, agent, await storedIn(lab, plain.backups), rounds);
   const about = { volumeMiB, dataMiB: volumeMiB / 2, extents: (volumeMiB * mib) / extentBytes / 2 };
   console.log(
     JSON.stringify(
-      { bench: 'restore', rounds, ...(await toolVersions(lab)), about, ...full, ...instant },
+      { bench: 'restore', rounds, ...(await toolVersions(lab)), about, ...full, sharingBlocks, ...instant },
       null,
       2,
     ),
