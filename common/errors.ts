@@ -1,3 +1,5 @@
+import { withoutSecrets } from './redaction.ts';
+
 /** What every error of Stillpoint carries besides its message. */
 export interface ErrorDetails<Code extends string> {
   /** One of the module's closed set of codes; printed in front of the message. */
@@ -36,13 +38,18 @@ export interface ErrorRecord {
   readonly retryable: boolean;
 }
 
-/** The storable form of anything that was thrown; what is not ours becomes INTERNAL_ERROR. */
+/**
+ * The storable form of anything that was thrown; what is not ours becomes INTERNAL_ERROR. It goes to the journal, over
+ * the network and to webhooks, so secrets are taken out that are known by their form: messages of libvirt may quote a
+ * definition.
+ */
 export function errorRecord(error: unknown): ErrorRecord {
-  if (error instanceof StillpointError) {
-    const { code, message, hint, retryable } = error;
-    return hint === undefined ? { code, message, retryable } : { code, message, hint, retryable };
-  }
-  return { code: 'INTERNAL_ERROR', message: messageOf(error), retryable: false };
+  const message = withoutSecrets(messageOf(error));
+  if (!(error instanceof StillpointError)) return { code: 'INTERNAL_ERROR', message, retryable: false };
+  const { code, hint, retryable } = error;
+  return hint === undefined
+    ? { code, message, retryable }
+    : { code, message, hint: withoutSecrets(hint), retryable };
 }
 
 /** What a thrown thing says. */

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { withoutSecrets } from './redaction.ts';
+import { withoutSecrets, withoutSuspects } from './redaction.ts';
 
 void t.test('a secret that is known by its form is taken out of any text, and nothing else is', (t) => {
   const cases: readonly (readonly [string, string])[] = [
@@ -17,5 +17,22 @@ void t.test('a secret that is known by its form is taken out of any text, and no
     ['passwd: 3 entries', 'passwd: 3 entries'],
   ];
   for (const [text, expected] of cases) t.equal(withoutSecrets(text), expected);
+  t.end();
+});
+
+void t.test('what looks like a secret is taken out of the text of others, and the rest stays', (t) => {
+  const cases = {
+    'password=hunter2 user=me': 'password=[secret] user=me',
+    'DB_PASSWORD: "two words" done': 'DB_PASSWORD: [secret] done',
+    '{"apiKey": "abc", "name": "x"}': '{"apiKey": [secret], "name": "x"}',
+    'AWS_SECRET_ACCESS_KEY=a/b+c': 'AWS_SECRET_ACCESS_KEY=[secret]',
+    'GET https://me:hidden@host/path': 'GET https://[secret]@host/path',
+    'GET redis://:hidden@host/path': 'GET redis://[secret]@host/path',
+    'Authorization: Bearer abc.def-1': 'Authorization: Bearer [secret]',
+    'a\n-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\nb': 'a\n[secret]\nb',
+    '-----BEGIN PRIVATE KEY-----\ncut off': '[secret]',
+    'flushed 3 tables in 2 s': 'flushed 3 tables in 2 s',
+  };
+  for (const [text, redacted] of Object.entries(cases)) t.equal(withoutSuspects(text), redacted);
   t.end();
 });

@@ -1,4 +1,4 @@
-import { redactText } from '../../common/redactText.ts';
+import { withoutSuspects } from '../../common/redaction.ts';
 
 /** What is kept while a program runs, and what of it in the end. */
 const keptBytes = 64 * 1024;
@@ -15,12 +15,12 @@ export class OutputTail {
     this.#kept = all.subarray(Math.max(0, all.length - keptBytes));
   }
 
-  /** The last of it as text: without secrets (`redactText`), and without what would control a terminal. */
+  /** The last of it as text: without secrets (`withoutSuspects`), and without what would control a terminal. */
   text(): string {
     const whole = this.#kept.toString('utf8');
     // A line that has lost its beginning may hold a secret whose name is not there any more.
     const lines = this.#isCut ? whole.slice(whole.indexOf('\n') + 1) : whole;
-    const plain = redactText(lines).replaceAll(/\p{Cc}/gu, (control) =>
+    const plain = withoutSuspects(lines).replaceAll(/\p{Cc}/gu, (control) =>
       /[\n\t]/.test(control) ? control : '',
     );
     const text = plain.trimEnd();
