@@ -37,7 +37,9 @@ export function parseDocument(
       locator: false,
       // The default also turns XML 1.1 line ends such as U+2028 into \n, which would change descriptions.
       normalizeLineEndings: (source) => source.replaceAll(/\r\n?/g, '\n'),
-      onError: (_level, message) => {
+      onError: (level, message) => {
+        // A character like any other, which stands in descriptions that somebody has pasted.
+        if (level === 'warning' && message.startsWith('Unicode replacement character')) return;
         throw new Error(message);
       },
     });

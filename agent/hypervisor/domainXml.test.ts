@@ -386,6 +386,12 @@ void t.test('any text keeps its meaning through parse and print, and after one c
   t.end();
 });
 
+void t.test('what a description was damaged by before, U+FFFD, is kept as it is', (t) => {
+  const source = "<domain><name>n</name><title a='\uFFFD'>caf\uFFFD</title><!--\uFFFD--></domain>";
+  t.equal(DomainXml.parse(source).toString(), source.replaceAll("'", '"'));
+  t.end();
+});
+
 void t.test('a refused definition says how to check it', (t) => {
   t.throws(() => DomainXml.parse('x'), {
     name: 'DomainXmlError',
