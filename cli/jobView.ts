@@ -31,7 +31,8 @@ export function jobJson(journal: Journal, job: JobRow): Readonly<Record<string, 
   };
 }
 
-function pauseJson(pause: JobPause | null): Readonly<Record<string, string | null>> | null {
+/** A pause as `--json` prints it. */
+export function pauseJson(pause: JobPause | null): Readonly<Record<string, string | null>> | null {
   if (pause === null) return null;
   const { requestedAtMs, untilMs, sinceMs } = pause;
   return {

@@ -39,6 +39,8 @@ export function jobMessage(agent: JobTeller, job: JobRow, progress?: Progress): 
     progress: present === undefined ? undefined : progressMessage(present),
     ...backupFields(agent, job),
     pausedSince: job.pause?.sinceMs == null ? undefined : new Date(job.pause.sinceMs),
+    pauseRequestedAt: job.pause === null ? undefined : new Date(job.pause.requestedAtMs),
+    pauseUntil: job.pause === null ? undefined : new Date(job.pause.untilMs),
     replacedByJobId: journal.replacementOf(job.id) ?? '',
   };
 }

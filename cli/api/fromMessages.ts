@@ -17,16 +17,18 @@ import {
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import { manifestShape } from '../../storage/manifest.ts';
 import { type Verification, verificationShape } from '../../storage/verification.ts';
+import { pauseJson } from '../jobView.ts';
 import { required } from './agentClient.ts';
 
 /** A job as a command tells of it. */
 export type ToldJob = Pick<
   JobRow,
   'id' | 'kind' | 'machineName' | 'machineUuid' | 'state' | 'holdsMachine' | 'error'
-> & { readonly pause: Pick<JobPause, 'sinceMs'> | null };
+> & { readonly pause: JobPause | null };
 
 /** A job of the service. @throws CliError SERVICE_INCOMPATIBLE for words that this program does not know */
-export function jobOf({ id, kind, machine, state, hold, error, pausedSince }: Job): ToldJob {
+export function jobOf(message: Job): ToldJob {
+  const { id, kind, machine, state, hold, error } = message;
   return {
     id,
     kind: required(wordOf(jobKindValues, kind)),
@@ -35,7 +37,16 @@ export function jobOf({ id, kind, machine, state, hold, error, pausedSince }: Jo
     state: required(wordOf(jobStateValues, state)),
     holdsMachine: hold !== JobHold.JOB_HOLD_UNSPECIFIED,
     error: error === undefined ? null : recordOfDetail(error),
-    pause: pausedSince === undefined ? null : { sinceMs: pausedSince.getTime() },
+    pause: pauseOf(message),
+  };
+}
+
+function pauseOf({ pauseRequestedAt, pausedSince, pauseUntil }: Job): JobPause | null {
+  if (pauseRequestedAt === undefined) return null;
+  return {
+    requestedAtMs: pauseRequestedAt.getTime(),
+    sinceMs: pausedSince?.getTime() ?? null,
+    untilMs: required(pauseUntil).getTime(),
   };
 }
 
@@ -57,6 +68,7 @@ export function jobJsonOf(message: Job): Readonly<Record<string, unknown>> {
     state: job.state,
     hold: known[hold] ?? null,
     cancelRequested,
+    pause: pauseJson(job.pause),
     error: job.error,
     createdAt: createdAt?.toISOString(),
     updatedAt: updatedAt?.toISOString(),

@@ -1018,6 +1018,13 @@ export interface Job {
   replacedByJobId: string;
   /** Since when it moves no data because somebody has paused it; unset where it does. */
   pausedSince: Date | undefined;
+  /**
+   * When somebody has asked for a pause; unset where nobody has, and after it has ended. What the job is at may be
+   * brought to its end first.
+   */
+  pauseRequestedAt: Date | undefined;
+  /** When it goes on by itself; set with pause_requested_at. */
+  pauseUntil: Date | undefined;
 }
 
 /** What one copy that a policy asks for after a backup came to. */
@@ -3147,6 +3154,8 @@ function createBaseJob(): Job {
     warnings: [],
     replacedByJobId: '',
     pausedSince: undefined,
+    pauseRequestedAt: undefined,
+    pauseUntil: undefined,
   };
 }
 
@@ -3202,6 +3211,12 @@ export const Job: MessageFns<Job> = {
     }
     if (message.pausedSince !== undefined) {
       Timestamp.encode(toTimestamp(message.pausedSince), writer.uint32(138).fork()).join();
+    }
+    if (message.pauseRequestedAt !== undefined) {
+      Timestamp.encode(toTimestamp(message.pauseRequestedAt), writer.uint32(146).fork()).join();
+    }
+    if (message.pauseUntil !== undefined) {
+      Timestamp.encode(toTimestamp(message.pauseUntil), writer.uint32(154).fork()).join();
     }
     return writer;
   },
@@ -3355,6 +3370,22 @@ export const Job: MessageFns<Job> = {
             message.pausedSince = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
             continue;
           }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.pauseRequestedAt = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.pauseUntil = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3422,6 +3453,16 @@ export const Job: MessageFns<Job> = {
         : isSet(object.paused_since)
           ? fromJsonTimestamp(object.paused_since)
           : undefined,
+      pauseRequestedAt: isSet(object.pauseRequestedAt)
+        ? fromJsonTimestamp(object.pauseRequestedAt)
+        : isSet(object.pause_requested_at)
+          ? fromJsonTimestamp(object.pause_requested_at)
+          : undefined,
+      pauseUntil: isSet(object.pauseUntil)
+        ? fromJsonTimestamp(object.pauseUntil)
+        : isSet(object.pause_until)
+          ? fromJsonTimestamp(object.pause_until)
+          : undefined,
     };
   },
 
@@ -3478,6 +3519,12 @@ export const Job: MessageFns<Job> = {
     if (message.pausedSince !== undefined) {
       obj.pausedSince = message.pausedSince.toISOString();
     }
+    if (message.pauseRequestedAt !== undefined) {
+      obj.pauseRequestedAt = message.pauseRequestedAt.toISOString();
+    }
+    if (message.pauseUntil !== undefined) {
+      obj.pauseUntil = message.pauseUntil.toISOString();
+    }
     return obj;
   },
 
@@ -3510,6 +3557,8 @@ export const Job: MessageFns<Job> = {
     message.warnings = object.warnings?.map((e) => e) || [];
     message.replacedByJobId = object.replacedByJobId ?? '';
     message.pausedSince = object.pausedSince ?? undefined;
+    message.pauseRequestedAt = object.pauseRequestedAt ?? undefined;
+    message.pauseUntil = object.pauseUntil ?? undefined;
     return message;
   },
 };
