@@ -141,6 +141,21 @@ void t.test(
   },
 );
 
+void t.test('a clock that was ahead silences no webhook once it is right again', async (t) => {
+  await using receiver = await Receiver.start();
+  receiver.status = 500;
+  const stage = await Stage.create(t, [{ url: receiver.url }]);
+  await stage.start();
+  const rightMs = stage.nowMs;
+  stage.nowMs += 2 * 86_400_000;
+  await stage.look(parked);
+  t.equal(receiver.received.length, 1);
+  receiver.status = 204;
+  stage.nowMs = rightMs;
+  await stage.look(parked);
+  t.same(receiver.told, ['firing job-parked', 'firing job-parked']);
+});
+
 void t.test('one webhook that does not answer holds up no other', async (t) => {
   await using silent = await Receiver.start();
   await using receiver = await Receiver.start();

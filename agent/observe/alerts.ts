@@ -17,6 +17,11 @@ const maxDelayMs = 3_600_000;
 /** What could not be told for so long is not told any more. */
 const givenUpAfterMs = 3 * 86_400_000;
 
+/** What waits for longer than anything can was given its time by a clock that was ahead. */
+function isDue({ nextMs }: WaitingNotice, nowMs: number): boolean {
+  return nextMs <= nowMs || nextMs - nowMs > maxDelayMs;
+}
+
 export interface AlertsOptions {
   readonly config: Config;
   readonly log: Logger;
@@ -138,7 +143,7 @@ export class Alerts {
     try {
       while (!signal.aborted) {
         const first = this.#state.waiting[webhook.id]?.[0];
-        if (first === undefined || first.nextMs > this.#now()) return;
+        if (first === undefined || !isDue(first, this.#now())) return;
         if (!(await this.#sendOne(webhook, first))) return;
       }
     } catch (error) {
