@@ -13,7 +13,7 @@ import { GeneratedSource, turns } from './directory/volumeFixture.ts';
 import { Repository } from './repository/repository.ts';
 import { initTestRepository, testSecret } from './repository/repositoryFixture.ts';
 import { RepositoryStorage } from './repositoryStorage/repositoryStorage.ts';
-import type { BackupWriter, Storage } from './storage.ts';
+import type { BackupWriter, BeginRequest, Storage } from './storage.ts';
 
 const mebibyte = 1024 * 1024;
 const machine = { name: 'vm', uuid: '6f1d1a0e-3f0c-4a52-9d0b-1c6f4c1a7a01' };
@@ -113,6 +113,33 @@ for (const kind of kinds) {
     await t.rejects(adding, reason);
   });
 }
+
+/** Takes volumes, and never answers. */
+class SilentStorage extends DirectoryStorage {
+  override async begin(request: BeginRequest): ReturnType<DirectoryStorage['begin']> {
+    const writer = await super.begin(request);
+    writer.addVolume = () => Promise.withResolvers<never>().promise;
+    return writer;
+  }
+}
+
+void t.test('a storage that is silent after a pause is away all the same', async (t) => {
+  const root = join(t.testdir(), 'root');
+  await mkdir(root);
+  const patience = { answerMs: 60_000, stallMs };
+  const storage = new DeadlineStorage(new SilentStorage({ name: 'local', path: root }), patience);
+  const hold = new Hold();
+  const writer = await storage.begin({ jobId: newId(), backupId: newId(), machine, hold });
+  hold.close();
+  const source = new GeneratedSource(mebibyte, turns([mebibyte], false));
+  let isOver = false;
+  const adding = writer.addVolume(source, 'v', {}).finally(() => (isOver = true));
+  adding.catch(() => undefined);
+  await sleep(pauseMs);
+  t.notOk(isOver, 'a pause is no silence');
+  hold.open();
+  await t.rejects(adding, { code: 'STORAGE_UNREACHABLE' });
+});
 
 void t.test('a file that is copied into a directory is held, too', async (t) => {
   const { storage, root } = await storageFor(t, 'directory');
