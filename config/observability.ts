@@ -1,10 +1,6 @@
 import { z } from 'zod';
-import { isLoopbackHost, parseListenAddress } from '../common/address.ts';
-
-const absolutePath = z
-  .string('expected an absolute path')
-  .startsWith('/', 'expected an absolute path')
-  .refine((path) => !path.includes('\0'), 'a path cannot hold a NUL byte');
+import { isLoopbackHost, parseListenAddress } from '../common/hostPort.ts';
+import { absolutePath } from './path.ts';
 
 /** What can be wrong on a host, by the names that alerts have. */
 export const alertEvents = [

@@ -11,11 +11,8 @@ import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
 import { hooks } from './hooks.ts';
 import { alerts, metrics } from './observability.ts';
+import { absolutePath } from './path.ts';
 
-const absolutePath = z
-  .string('expected an absolute path')
-  .startsWith('/', 'expected an absolute path')
-  .refine((path) => !path.includes('\0'), 'a path cannot hold a NUL byte');
 const wholeNumber = z.int('expected a whole number, without a unit');
 const bytesPerSecond = wholeNumber.nonnegative().describe('Bytes per second; 0 is without limit.');
 const seconds = wholeNumber.positive().describe('Seconds.');

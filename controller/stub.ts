@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 import { logVerbosity, Server, ServerCredentials, type ServerOptions, setLogVerbosity } from '@grpc/grpc-js';
 import { Report, type ReportHello, ReportServiceService } from '../proto/generated/stillpoint/v1/report.ts';
 import { messageOf } from '../common/errors.ts';
-import { parseHostPort } from '../common/hostPort.ts';
+import { formatHostPort, type HostPort, isLoopbackHost, parseHostPort } from '../common/hostPort.ts';
 import { createLogger, type Logger } from '../common/log.ts';
 import type { CertificateAuthority } from './ca.ts';
 import { hostIdOf } from './enrolmentService.ts';
@@ -45,8 +45,8 @@ export interface Stub extends AsyncDisposable {
  */
 export async function openStub(options: StubOptions): Promise<Stub> {
   const { directory, listen, ca, log = createLogger({ level: 'silent' }) } = options;
-  const [, host = ''] = /^(.+):\d+$/.exec(listen) ?? [];
-  if (ca === undefined && !isLoopback(host))
+  const { host } = addressOf(listen);
+  if (ca === undefined && !isLoopbackHost(host))
     throw new ReceiverError('CANNOT_LISTEN', `without certificates nobody listens on ${listen}`, {
       hint: 'choose an address of this host alone, such as 127.0.0.1:9774, or --tls',
     });
@@ -68,7 +68,7 @@ export async function openStub(options: StubOptions): Promise<Stub> {
     const hosts = ca === undefined ? undefined : await listenForHosts({ ca, listen, server, log });
     const port = hosts?.port ?? (await bind(server, listen));
     return {
-      address: `${host}:${port}`,
+      address: formatHostPort({ host, port }),
       [Symbol.asyncDispose]: async () => {
         receiver[Symbol.dispose]();
         await hosts?.close();
@@ -109,15 +109,19 @@ async function bind(server: Server, listen: string): Promise<number> {
   }
 }
 
+function addressOf(listen: string): HostPort {
+  try {
+    return parseHostPort(listen);
+  } catch (error) {
+    throw cannotListen(listen, error);
+  }
+}
+
 function cannotListen(listen: string, error: unknown): ReceiverError {
   return new ReceiverError('CANNOT_LISTEN', `nobody can listen on ${listen}: ${messageOf(error)}`, {
     hint: `ss -ltnp shows who does`,
     cause: error,
   });
-}
-
-function isLoopback(host: string): boolean {
-  return /^(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)$/.test(host);
 }
 
 /** A report as one line of JSON has it. */

@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { ListenAddress } from '../../common/address.ts';
+import type { HostPort } from '../../common/hostPort.ts';
 import { messageOf } from '../../common/errors.ts';
 import { ObserveError } from './errors.ts';
 
@@ -11,7 +11,7 @@ const requestMs = 5000;
 const headerBytesMax = 8192;
 
 export interface MetricsServerOptions {
-  readonly address: ListenAddress;
+  readonly address: HostPort;
   readonly contentType: string;
   /** What is answered; when it fails, that is told to `onError` and not to who has asked. */
   readonly text: () => Promise<string>;
@@ -22,7 +22,7 @@ export interface MetricsServerOptions {
 export class MetricsServer implements AsyncDisposable {
   readonly #server: Server;
   /** Where it listens. */
-  readonly address: ListenAddress;
+  readonly address: HostPort;
 
   private constructor(server: Server, { address: host, port }: AddressInfo) {
     this.#server = server;

@@ -1,4 +1,5 @@
 import { credentials } from '@grpc/grpc-js';
+import { isLoopbackHost, parseHostPort } from '../../common/hostPort.ts';
 import { ReportError } from './errors.ts';
 import { controllerChannelOptions, hostCredentials } from '../enrolment/controllerChannel.ts';
 import type { IdentityStore } from '../identity/identityStore.ts';
@@ -9,7 +10,8 @@ import type { ControllerChannel } from './sender.ts';
  * @throws ReportError CONTROLLER_REFUSED
  */
 export function channelOf(address: string): ControllerChannel {
-  if (isLoopback(address)) return { address, credentials: () => credentials.createInsecure() };
+  if (isLoopbackHost(parseHostPort(address).host))
+    return { address, credentials: () => credentials.createInsecure() };
   throw new ReportError('CONTROLLER_REFUSED', `nothing is sent to ${address} without certificates`, {
     hint: 'join the controller, or name one on 127.0.0.1 for a test',
   });
@@ -31,8 +33,4 @@ export function joinedChannelOf(
       });
     },
   };
-}
-
-function isLoopback(address: string): boolean {
-  return /^(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost):\d+$/.test(address);
 }

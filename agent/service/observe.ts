@@ -1,4 +1,4 @@
-import { parseListenAddress } from '../../common/address.ts';
+import { parseListenAddress } from '../../common/hostPort.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import type { Logger } from '../../common/log.ts';
 import { thisOwner } from '../jobs/owner.ts';
