@@ -1,4 +1,4 @@
-import type { EngineListener } from '../agent/jobs/engine.ts';
+import type { EngineListener } from '../agent/jobs/engineListener.ts';
 import type { JobProgress, JobState } from '../agent/jobs/job.ts';
 import { formatDuration } from '../common/time.ts';
 import { formatBytes } from '../common/units.ts';

@@ -1,4 +1,4 @@
-import type { EngineListener } from '../jobs/engine.ts';
+import type { EngineListener } from '../jobs/engineListener.ts';
 import type { JobProgress, JobState } from '../jobs/job.ts';
 import { Wake } from './wake.ts';
 

@@ -5,7 +5,7 @@ import { freeBytes } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
-import { asStillpointError } from '../jobs/engine.ts';
+import { asStillpointError } from '../jobs/stepErrors.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { takeLive } from '../snapshot/live.ts';

@@ -10,7 +10,7 @@ import { NbdVolume } from '../../nbd/volume.ts';
 import { dirtyContextOf } from '../hypervisor/backupXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { JobError } from '../jobs/errors.ts';
-import { asStillpointError } from '../jobs/engine.ts';
+import { asStillpointError } from '../jobs/stepErrors.ts';
 import type { StepRow } from '../jobs/job.ts';
 import type { Step, StepContext } from '../jobs/step.ts';
 import type { ChosenStorages } from '../retain/storageChoice.ts';

@@ -1,7 +1,7 @@
 import { patiently } from '../hypervisor/patience.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor, MachineStatus } from '../hypervisor/hypervisor.ts';
-import { asStillpointError } from '../jobs/engine.ts';
+import { asStillpointError } from '../jobs/stepErrors.ts';
 import type { StepContext } from '../jobs/step.ts';
 import { SnapshotError } from '../snapshot/errors.ts';
 import { PauseMeter } from '../snapshot/pause.ts';

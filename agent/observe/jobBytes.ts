@@ -1,4 +1,4 @@
-import type { EngineListener } from '../jobs/engine.ts';
+import type { EngineListener } from '../jobs/engineListener.ts';
 import type { JobProgress } from '../jobs/job.ts';
 
 /** Jobs that are forgotten when there are more; a job that says nothing for so long has ended. */

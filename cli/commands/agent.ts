@@ -1,5 +1,5 @@
 import { JobSignals } from '../../agent/api/jobSignals.ts';
-import type { EngineListener } from '../../agent/jobs/engine.ts';
+import type { EngineListener } from '../../agent/jobs/engineListener.ts';
 import { openAgent } from '../../agent/main.ts';
 import { ServiceFigures } from '../../agent/observe/serviceFigures.ts';
 import { runService } from '../../agent/service/service.ts';

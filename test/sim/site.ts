@@ -5,7 +5,8 @@ import { DatabaseSync } from 'node:sqlite';
 
 import { Agent } from '../../agent/agent.ts';
 import { repairAllOffline } from '../../agent/offlineRepair.ts';
-import { Engine, type EngineListener } from '../../agent/jobs/engine.ts';
+import { Engine } from '../../agent/jobs/engine.ts';
+import type { EngineListener } from '../../agent/jobs/engineListener.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { Journal } from '../../agent/jobs/journal.ts';
 import type { JobOwner } from '../../agent/jobs/owner.ts';
