@@ -353,7 +353,7 @@ void t.test('drop-ins are merged in the order of their names, and problems name 
       { file: /30-change/, line: 1 },
       { file: /40-wrong/, line: 1 },
     ]);
-  await writeFile(join(directory, '40-wrong.yaml'), 'agent: { socket: /x }\n');
+  await writeFile(join(directory, '40-wrong.yaml'), 'agent: { socket: /x/s }\n');
   const second = await loadConfig(directory).catch((error: unknown) => error);
   t.match(second, { problems: [{ file: /30-change/, line: 3, column: 17, key: 'machines.1.policy' }] });
 });
@@ -373,6 +373,14 @@ void t.test('drop-ins beside a file come after it, and do without it at the plac
   await writeFile(join(directory, 'config.d', '20-wrong.yaml'), 'policies: { default: { mode: fast } }\n');
   const refused = await loadConfig(join(directory, 'config.yaml')).catch((error: unknown) => error);
   t.match(refused, { problems: [{ file: /20-wrong/, line: 1, column: 24 }] });
+});
+
+void t.test('the socket is in no directory that others use, which the service would open to them', (t) => {
+  const parsed = (path: string) => parseConfig(`${storage}agent: { socket: "${path}" }\n`, 'c.yaml').config;
+  for (const path of ['/root/a.sock', '/run/a.sock', '/run/x/../a.sock', '/a.sock', '/tmp/a.sock'])
+    t.throws(() => parsed(path), { message: /for Stillpoint alone/ }, path);
+  t.equal(parsed('/run/stillpoint-2/a.sock').agent.socket, '/run/stillpoint-2/a.sock');
+  t.end();
 });
 
 void t.test('a hook is a program by its absolute path, with its arguments', (t) => {

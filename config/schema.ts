@@ -5,7 +5,7 @@ import { logLevels } from '../common/log.ts';
 import { objectLock } from './objectLock.ts';
 import { intervalPattern, spanPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
-import { socketGroup } from './socketGroup.ts';
+import { socket, socketGroup } from './socket.ts';
 import { listen } from './listen.ts';
 import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
@@ -23,9 +23,7 @@ const name = z
 const agent = z.strictObject({
   libvirtUri: z.string().min(1).default('qemu:///system').describe('Which libvirt, as `virsh -c` takes it.'),
   stateDir: absolutePath.default('/var/lib/stillpoint').describe('Where the journal is.'),
-  socket: absolutePath
-    .default('/run/stillpoint/agent.sock')
-    .describe('Where the service listens; the sockets of disk backups are made in its directory.'),
+  socket,
   socketGroup,
   listen,
   ramDisk: absolutePath
