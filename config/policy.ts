@@ -72,8 +72,27 @@ export function keepIn(
   return copied === undefined ? keep : copied;
 }
 
-/** True when a name fits a pattern in which `*` stands for any characters and `?` for one. */
+/**
+ * True when a name fits a pattern in which `*` stands for any characters and `?` for one. However many stars there are,
+ * it takes no more than the product of both lengths: rules also come from elsewhere, and a regular expression of many
+ * stars can take for ever.
+ */
 export function matchesName(pattern: string, machineName: string): boolean {
-  const escaped = pattern.replaceAll(/[\\^$.|+()[\]{}]/g, String.raw`\$&`);
-  return new RegExp(`^${escaped.replaceAll('*', '.*').replaceAll('?', '.')}$`, 'su').test(machineName);
+  const [wanted, name] = [Array.from(pattern), Array.from(machineName)];
+  let [at, next] = [0, 0];
+  /** Where the last star stands, and what it stands for ends. */
+  let [star, end] = [-1, 0];
+  while (next < name.length) {
+    if (wanted[at] === '*') {
+      [star, end] = [at, next];
+      at += 1;
+    } else if (at < wanted.length && (wanted[at] === '?' || wanted[at] === name[next])) {
+      at += 1;
+      next += 1;
+    } else if (star >= 0) {
+      end += 1;
+      [at, next] = [star + 1, end];
+    } else return false;
+  }
+  return wanted.slice(at).every((left) => left === '*');
 }
