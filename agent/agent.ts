@@ -1,4 +1,5 @@
 import { dirname, resolve } from 'node:path';
+import type { PushedStatus } from '../config/config.ts';
 import { membersOf } from '../config/storageGroups.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
 import { newId } from '../common/ids.ts';
@@ -74,6 +75,8 @@ export interface AgentParts {
   readonly journal: Journal;
   readonly engine: Engine;
   readonly storages: ReadonlyMap<string, Storage>;
+  /** What of `config` a controller has pushed; nothing unless told. */
+  readonly pushed?: PushedStatus | undefined;
   /** Where a backup that is started in isolation has its overlays; `/var/tmp` unless told. */
   readonly bootDirectory?: string | undefined;
   /** Where errors go that end nothing: the log. */
@@ -136,7 +139,7 @@ export class Agent {
    * for the limits of its policy. What an agent has for life (its journal, its libvirt) stays.
    * @returns names of the machines whose running jobs have other limits now
    */
-  follow(change: Pick<AgentParts, 'config' | 'storages'>): readonly string[] {
+  follow(change: Pick<AgentParts, 'config' | 'storages' | 'pushed'>): readonly string[] {
     const changed = this.followLimits(change.config);
     this.#composition = this.#compose({ ...this.parts, ...change });
     for (const listener of this.#followers) listener();

@@ -38,7 +38,7 @@ export interface OpenAgent extends AsyncDisposable {
    * libvirt stay those that were opened: see `withoutLifelong`.
    * @returns names of storages, and of machines with a job, whose limits are others now
    */
-  follow(config: Config): Promise<readonly string[]>;
+  follow(loaded: Pick<LoadedConfig, 'config' | 'pushed'>): Promise<readonly string[]>;
 }
 
 /**
@@ -73,6 +73,7 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
     report,
     note: (about, message) => log.info(about, message),
     config,
+    pushed: options.loaded.pushed,
     configPath: options.configPath,
     hypervisor,
     journal,
@@ -82,11 +83,11 @@ export async function openAgent(options: OpenAgentOptions): Promise<OpenAgent> {
   return {
     agent,
     bandwidths,
-    follow: async (changed) => {
+    follow: async ({ config: changed, pushed }) => {
       await makeRamDisk(changed);
       const names = bandwidths.follow(changed);
       const made = storagesOf(changed, bandwidths, jobFates(journal), agent.parts);
-      return [...names, ...agent.follow({ config: changed, storages: made })];
+      return [...names, ...agent.follow({ config: changed, storages: made, pushed })];
     },
     [Symbol.asyncDispose]: async () => {
       await hypervisor[Symbol.asyncDispose]();

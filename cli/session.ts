@@ -2,7 +2,8 @@ import type { Agent } from '../agent/agent.ts';
 import { openAgent } from '../agent/main.ts';
 import type { JobRow } from '../agent/jobs/job.ts';
 import { createLogger, type Logger } from '../common/log.ts';
-import { type LoadedConfig, loadConfig } from '../config/config.ts';
+import type { LoadedConfig } from '../config/config.ts';
+import { loadHostConfig } from '../config/hostConfig.ts';
 import type { Cli } from './cli.ts';
 import type { ExitCode } from './exitCodes.ts';
 import { followLimits } from './followLimits.ts';
@@ -25,9 +26,12 @@ export interface ChangeSession extends ReadSession {
   readonly interruption: Interruption;
 }
 
-/** Reads the configuration; without one at the default place everything has its default. */
+/**
+ * Reads the configuration, and what a controller has pushed beside it; without files at the default place everything has
+ * its default.
+ */
 export function readConfig(cli: Cli): Promise<LoadedConfig> {
-  return loadConfig(cli.configPath, { optional: !cli.configIsNamed });
+  return loadHostConfig(cli.configPath, { optional: !cli.configIsNamed });
 }
 
 /** The log of a command: plain lines for people, what its verb tells anyway left out. */

@@ -5,9 +5,10 @@ import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import type { ConfigProblem } from './errors.ts';
 import { configSchema } from './schema.ts';
-import type { Config, PolicyConfig } from './schema.ts';
+import type { Config } from './schema.ts';
 import { ConfigSource, ConfigSources } from './source.ts';
-import { membersOf, targetsOf } from './storageGroups.ts';
+import type { KeptPolicies } from './pushedFile.ts';
+import { danglingName, problemsOf, storageProblems } from './problems.ts';
 import type { KeyPath } from './source.ts';
 
 export const defaultConfigPath = '/etc/stillpoint/config.yaml';
@@ -17,11 +18,23 @@ export interface LoadedConfig {
   readonly config: Config;
   /** The files that it comes from, in the order of their reading; none when all is default. */
   readonly files: readonly string[];
+  /** What stands in `config` that no file says. */
+  readonly pushed: PushedStatus;
 }
+
+/** What a controller has pushed to this host. */
+export interface PushedStatus {
+  /** What is kept of it; null: nothing was pushed yet, or it cannot be read. */
+  readonly kept: KeptPolicies | null;
+  /** What of it cannot be used, and why. */
+  readonly problems: readonly string[];
+}
+
+export const nothingPushed: PushedStatus = { kept: null, problems: [] };
 
 /**
  * Reads a configuration: a YAML file and its drop-ins, or a directory, whose `*.yaml` files are merged in the order of
- * their names. It is validated whole; nothing of it can be used if anything is wrong.
+ * their names. What a controller has pushed is not in it: see `loadHostConfig`. It is validated whole; nothing of it can be used if anything is wrong.
  *
  * @param options.optional a missing file means that everything has its default, or what drop-ins say
  * @throws ConfigError naming every problem with file, line and column
@@ -46,7 +59,8 @@ export function dropInsOf(file: string): string {
   return `${file.replace(/\.ya?ml$/, '')}.d`;
 }
 
-async function filesOf(path: string, optional: boolean): Promise<readonly string[]> {
+/** The files of a configuration, in the order of their reading. @throws ConfigError CONFIG_MISSING, CONFIG_UNREADABLE */
+export async function filesOf(path: string, optional: boolean): Promise<readonly string[]> {
   const inDirectory = await yamlFilesIn(path);
   if (inDirectory !== null) return inDirectory;
   const dropIns = (await yamlFilesIn(dropInsOf(path))) ?? [];
@@ -76,7 +90,8 @@ async function yamlFilesIn(directory: string): Promise<readonly string[] | null>
   }
 }
 
-async function readText(file: string): Promise<string> {
+/** @throws ConfigError CONFIG_UNREADABLE */
+export async function readText(file: string): Promise<string> {
   try {
     return await readFile(file, 'utf8');
   } catch (error) {
@@ -106,7 +121,7 @@ function parseSources(parts: readonly ConfigSource[], files: readonly string[]):
     throw result.error; // issues without a problem: cannot be
   }
   refuseIfAny(danglingNames(sources, result.data));
-  return { config: withBackupAddress(result.data), files };
+  return { config: withBackupAddress(result.data), files, pushed: nothingPushed };
 }
 
 function refuseIfAny(problems: readonly ConfigProblem[]): void {
@@ -145,43 +160,15 @@ function withoutFollowUps(issues: readonly Issue[]): readonly Issue[] {
   );
 }
 
-function problemsOf(sources: ConfigSources, issue: Issue): readonly ConfigProblem[] {
-  const { path } = issue;
-  if (issue.code === 'invalid_union') {
-    // Where the value is of the form of one of them, what is wrong with it says more than what the forms are.
-    const [only, ...others] = issue.errors.filter((issues) => !issues.some(isOfAnotherForm));
-    if (only !== undefined && others.length === 0)
-      return only.flatMap((inner) => problemsOf(sources, { ...inner, path: [...path, ...inner.path] }));
-  }
-  if (issue.code === 'unrecognized_keys') {
-    return issue.keys.map((key) => sources.problemAt([...path, key], 'there is no such key'));
-  }
-  const message = issue.code === 'invalid_key' ? (issue.issues[0]?.message ?? issue.message) : issue.message;
-  const missing = !sources.has(path) && path.length > 0 ? ' (it is missing)' : '';
-  return [sources.problemAt(path, `${message}${missing}`)];
-}
-
-/** The value as a whole is not what this one of several forms asks for. */
-function isOfAnotherForm({ code, path }: Issue): boolean {
-  return path.length === 0 && (code === 'invalid_type' || code === 'invalid_value');
-}
-
 /** Policies and storages that are referred to and are not there. */
 function danglingNames(sources: ConfigSources, config: Config): readonly ConfigProblem[] {
   const problems: ConfigProblem[] = [];
-  const check = (names: readonly string[], name: string, what: string, path: KeyPath): void => {
-    if (names.includes(name)) return;
-    const known = names.length === 0 ? 'there is none' : `there is ${names.join(', ')}`;
-    problems.push(sources.problemAt(path, `no ${what} is called ${name}; ${known}`));
+  const check = (known: readonly string[], name: string, what: string, path: KeyPath): void => {
+    problems.push(...danglingName(sources, path, { name, known, what }));
   };
   const storages = Object.keys(config.storages);
-  const targets = [...storages, ...Object.keys(config.storageGroups)];
-  for (const [name, policy] of Object.entries(config.policies)) {
-    for (const [index, storage] of (policy.storages ?? []).entries()) {
-      check(targets, storage, 'storage', ['policies', name, 'storages', index]);
-    }
-    problems.push(...replicationProblems(sources, name, policy, config));
-  }
+  for (const [name, policy] of Object.entries(config.policies))
+    problems.push(...storageProblems(sources, name, policy, config));
   for (const [name, group] of Object.entries(config.storageGroups)) {
     if (storages.includes(name))
       problems.push(sources.problemAt(['storageGroups', name], `a storage is called ${name}, too`));
@@ -209,33 +196,6 @@ function danglingNames(sources: ConfigSources, config: Config): readonly ConfigP
   for (const [index, { name }] of config.templates.entries()) {
     if (config.templates.findIndex((other) => other.name === name) === index) continue;
     problems.push(sources.problemAt(['templates', index, 'name'], `another template is called ${name}`));
-  }
-  return problems;
-}
-
-/** Copies come from where the backups of a policy are by then, and go to where they are not. */
-function replicationProblems(
-  sources: ConfigSources,
-  policyName: string,
-  policy: PolicyConfig,
-  config: Config,
-): readonly ConfigProblem[] {
-  const problems: ConfigProblem[] = [];
-  const storages = Object.keys(config.storages);
-  const copies = policy.replicate.map(({ to }) => to);
-  const targets = policy.storages ?? targetsOf(config).filter((one) => !copies.includes(one));
-  const have = new Set(targets.flatMap((target) => [target, ...membersOf(config, target)]));
-  for (const [index, { from, to }] of policy.replicate.entries()) {
-    const refuse = (key: string, why: string): void => {
-      problems.push(sources.problemAt(['policies', policyName, 'replicate', index, key], why));
-    };
-    if (config.storageGroups[from] !== undefined)
-      refuse('from', `${from} is a group; name one of its storages: ${membersOf(config, from).join(', ')}`);
-    else if (!storages.includes(from)) refuse('from', `no storage is called ${from}`);
-    else if (!have.has(from)) refuse('from', `no backup of this policy is in ${from} by then`);
-    if (!storages.includes(to)) refuse('to', `no storage is called ${to}`);
-    else if (have.has(to)) refuse('to', `the backups of this policy are in ${to} already`);
-    have.add(to);
   }
   return problems;
 }

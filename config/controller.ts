@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { keep } from './keep.ts';
 
 const leastBytes = 1024 * 1024;
 
@@ -18,6 +19,18 @@ export const controllerSchema = z
       .describe(
         'What waits to be reported may take so much of stateDir, in bytes; then what counts least is left out first (docs/REPORTS.md).',
       ),
+    acceptPolicies: z
+      .boolean()
+      .default(true)
+      .describe(
+        'Policies that a controller pushes hold for the machines that no rule of these files names; false: none are taken, and those that were do not count.',
+      ),
+    keepAtLeast: keep
+      .nullable()
+      .default(null)
+      .describe(
+        'What `stillpoint prune` leaves in any case of machines with pushed policies, whatever those say. null: as they say.',
+      ),
   })
   .prefault({})
-  .describe('The controller that is told what happens on this host.');
+  .describe('The controller of this host: what it is told, and what it may say.');

@@ -5,6 +5,8 @@ export type ConfigErrorCode =
   | 'CONFIG_MISSING'
   | 'CONFIG_UNREADABLE'
   | 'CONFIG_INVALID'
+  /** Policies that somebody has pushed cannot be used on this host. */
+  | 'POLICIES_INVALID'
   /** It names no storage. */
   | 'NO_STORAGE';
 

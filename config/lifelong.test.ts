@@ -28,3 +28,11 @@ void t.test('what was opened at the start stays, and is told by its key', (t) =>
   t.match(config, { ...present, agent: { ...present.agent, maxParallelMachines: 2 } });
   t.end();
 });
+
+void t.test('what a controller may say is followed, whom the host tells is not', (t) => {
+  const controller = { address: 'other:1', acceptPolicies: false, keepAtLeast: { last: 2 } };
+  const { config, kept } = withoutLifelong(present, configSchema.parse({ ...present, controller }));
+  t.match(config.controller, { address: null, acceptPolicies: false, keepAtLeast: { last: 2 } });
+  t.same(kept, ['controller.address']);
+  t.end();
+});

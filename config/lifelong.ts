@@ -15,10 +15,14 @@ export function withoutLifelong(present: Config, wanted: Config): FollowableConf
   const { storages, storageGroups, policies, hostBackups, machines, templates } = wanted;
   const { ramDisk, maxParallelMachines, monitoringMarker, backupAddress } = wanted.agent;
   const agent = { ...present.agent, ramDisk, maxParallelMachines, monitoringMarker, backupAddress };
-  const config = { ...present, agent, storages, storageGroups, policies, hostBackups, machines, templates };
+  const { acceptPolicies, keepAtLeast } = wanted.controller;
+  const controller = { ...present.controller, acceptPolicies, keepAtLeast };
+  const followed = { agent, controller, storages, storageGroups, policies, hostBackups, machines, templates };
+  const config = { ...present, ...followed };
   const kept = [
-    ...differing(config, wanted).filter((section) => section !== 'agent'),
+    ...differing(config, wanted).filter((section) => !['agent', 'controller'].includes(section)),
     ...differing(agent, wanted.agent).map((key) => `agent.${key}`),
+    ...differing(controller, wanted.controller).map((key) => `controller.${key}`),
   ];
   return { config, kept };
 }

@@ -3,20 +3,21 @@ import { parseClockPeriod } from '../common/clockPeriod.ts';
 import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';
 import { objectLock } from './objectLock.ts';
-import { intervalPattern, spanPattern } from '../common/span.ts';
+import { intervalPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
 import { socket, socketGroup } from './socket.ts';
 import { listen } from './listen.ts';
 import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
 import { hooks } from './hooks.ts';
+import { keep } from './keep.ts';
 import { alerts, metrics } from './observability.ts';
 import { absolutePath } from './path.ts';
 
 const wholeNumber = z.int('expected a whole number, without a unit');
 const bytesPerSecond = wholeNumber.nonnegative().describe('Bytes per second; 0 is without limit.');
 const seconds = wholeNumber.positive().describe('Seconds.');
-const name = z
+export const name = z
   .string()
   .regex(/^[A-Za-z0-9._-]{1,64}$/, 'expected a name of letters, digits, `.`, `_` and `-`');
 
@@ -164,23 +165,6 @@ const storageGroup = z.strictObject({
 const modes = ['auto', 'save', 'live', 'disk', 'offline'] as const;
 const mode = z.enum(modes, { error: `expected one of ${modes.join(', ')}` });
 
-const keptPeriods = wholeNumber.nonnegative('expected 0 or more').optional();
-const keep = z.strictObject({
-  last: keptPeriods.describe('So many newest ones.'),
-  hourly: keptPeriods.describe('The newest of each hour, for so many hours that have one.'),
-  daily: keptPeriods.describe('The newest of each day, for so many days that have one.'),
-  weekly: keptPeriods.describe(
-    'The newest of each ISO week (Monday first), for so many weeks that have one.',
-  ),
-  monthly: keptPeriods.describe('The newest of each month, for so many months that have one.'),
-  yearly: keptPeriods.describe('The newest of each year, for so many years that have one.'),
-  within: z
-    .string('expected a span such as "36h", "14d", "8w", "6mo" or "2y"')
-    .regex(spanPattern, 'expected a span such as "36h", "14d", "8w", "6mo" or "2y"')
-    .optional()
-    .describe('All that are younger.'),
-});
-
 const cron = z
   .string('expected the five fields of cron, such as "0 2 * * *"')
   .superRefine(saidBy(parseCron))
@@ -248,7 +232,7 @@ const replication = z.strictObject({
     ),
 });
 
-const policy = z.strictObject({
+export const policy = z.strictObject({
   mode: mode
     .default('auto')
     .describe(
@@ -362,7 +346,7 @@ const policy = z.strictObject({
   hooks,
 });
 
-const machineRule = z
+export const machineRule = z
   .strictObject({
     match: z.string().min(1).describe('Name of a machine; `*` and `?` stand for any characters.'),
     policy: name.optional(),

@@ -5,6 +5,8 @@ import type { FSWatcher } from 'chokidar';
 import { isErrno } from '../common/errors.ts';
 import { dropInsOf, loadConfig } from './config.ts';
 import type { LoadedConfig } from './config.ts';
+import { withPushed } from './hostConfig.ts';
+import { type KeptPolicies, PushedFile } from './pushedFile.ts';
 
 /** Editors write in several steps; a configuration is read when nothing has changed for this long. */
 const settleMs = 100;
@@ -16,25 +18,35 @@ export interface ConfigWatcherListener {
   readonly refused: (error: unknown) => void;
 }
 
-/** The configuration of a service: follows its files, and keeps the last valid content of them. */
+/**
+ * The configuration of a service: follows its files and what a controller has pushed, and keeps the last valid content of
+ * each, whatever becomes of the other.
+ */
 export class ConfigWatcher implements AsyncDisposable {
   readonly #path: string;
   readonly #optional: boolean;
   readonly #listener: ConfigWatcherListener;
   readonly #watcher: FSWatcher;
+  readonly #pushedFile: PushedFile;
+  /** What the files say, without what was pushed. */
+  #local: LoadedConfig;
+  #kept: KeptPolicies | null;
   #current: LoadedConfig;
   #timer: NodeJS.Timeout | undefined;
   #reading: Promise<unknown> = Promise.resolve();
 
   private constructor(
     { path, optional }: { readonly path: string; readonly optional: boolean },
-    loaded: LoadedConfig,
+    { local, current, pushedFile }: Followed,
     watcher: FSWatcher,
     listener: ConfigWatcherListener,
   ) {
     this.#path = path;
     this.#optional = optional;
-    this.#current = loaded;
+    this.#pushedFile = pushedFile;
+    this.#local = local;
+    this.#current = current;
+    this.#kept = current.pushed.kept;
     this.#watcher = watcher;
     this.#listener = listener;
     watcher.on('all', () => this.#settle());
@@ -45,22 +57,31 @@ export class ConfigWatcher implements AsyncDisposable {
    * Reads the configuration and follows it from then on.
    *
    * @param options.optional as `loadConfig` has it
+   * @param options.stateDir where what was pushed is kept; that of the configuration unless told
    * @throws ConfigError when it is not valid at the start
    */
   static async start(
     configPath: string,
     listener: ConfigWatcherListener,
-    { optional = false }: { readonly optional?: boolean } = {},
+    { optional = false, stateDir }: { readonly optional?: boolean; readonly stateDir?: string } = {},
   ): Promise<ConfigWatcher> {
     const path = resolve(configPath);
-    const loaded = await loadConfig(path, { optional });
-    const watcher = await watchFilesOf(path);
+    const local = await loadConfig(path, { optional });
+    // A service has its directory for life, whatever its files say later.
+    const pushedFile = new PushedFile(stateDir ?? local.config.agent.stateDir);
+    const current = withPushed(local, await pushedFile.read());
+    const watcher = await watchFilesOf(path, pushedFile.directory);
     try {
       await new Promise<void>((ready, reject) => {
         watcher.once('ready', () => ready());
         watcher.once('error', reject);
       });
-      const follower = new ConfigWatcher({ path, optional }, loaded, watcher, listener);
+      const follower = new ConfigWatcher(
+        { path, optional },
+        { local, current, pushedFile },
+        watcher,
+        listener,
+      );
       follower.#settle(); // what changed before the watch began
       return follower;
     } catch (error) {
@@ -89,15 +110,26 @@ export class ConfigWatcher implements AsyncDisposable {
   }
 
   async #reload(): Promise<'changed' | 'unchanged' | 'refused'> {
+    const isRefused = !(await this.#readFiles());
+    const read = await this.#pushedFile.read();
+    // What was pushed counts also while files are wrong.
+    const loaded = withPushed(this.#local, read, this.#kept);
+    this.#kept = loaded.pushed.kept;
+    const isChanged = JSON.stringify(loaded) !== JSON.stringify(this.#current);
+    this.#current = loaded;
+    if (isChanged) this.#listener.changed(loaded);
+    if (isRefused) return 'refused';
+    return isChanged ? 'changed' : 'unchanged';
+  }
+
+  /** @returns false when they are wrong, of which the listener has heard */
+  async #readFiles(): Promise<boolean> {
     try {
-      const loaded = await loadConfig(this.#path, { optional: this.#optional });
-      if (JSON.stringify(loaded) === JSON.stringify(this.#current)) return 'unchanged';
-      this.#current = loaded;
-      this.#listener.changed(loaded);
-      return 'changed';
+      this.#local = await loadConfig(this.#path, { optional: this.#optional });
+      return true;
     } catch (error) {
       this.#listener.refused(error);
-      return 'refused';
+      return false;
     }
   }
 
@@ -108,21 +140,31 @@ export class ConfigWatcher implements AsyncDisposable {
   }
 }
 
-/** The directory is watched, not the file: a rename puts another file under the name. */
-async function watchFilesOf(path: string): Promise<FSWatcher> {
+interface Followed {
+  readonly local: LoadedConfig;
+  readonly current: LoadedConfig;
+  readonly pushedFile: PushedFile;
+}
+
+/** Directories are watched, not files: a rename puts another file under the name. */
+async function watchFilesOf(path: string, pushedDirectory: string): Promise<FSWatcher> {
   const isDirectory = await isDirectoryAt(path);
   const directory = isDirectory ? path : dirname(path);
   const dropIns = dropInsOf(path);
   const ignored = (candidate: string): boolean =>
-    !isDirectory && ![path, directory, dropIns].includes(candidate) && dirname(candidate) !== dropIns;
-  return watch(directory, { depth: isDirectory ? 0 : 1, ignoreInitial: true, ignored });
+    !isDirectory &&
+    ![path, directory, dropIns, pushedDirectory].includes(candidate) &&
+    ![dropIns, pushedDirectory].includes(dirname(candidate));
+  // Nothing is pushed where the service has not made it.
+  const places = (await isDirectoryAt(pushedDirectory)) ? [directory, pushedDirectory] : [directory];
+  return watch(places, { depth: isDirectory ? 0 : 1, ignoreInitial: true, ignored });
 }
 
 async function isDirectoryAt(path: string): Promise<boolean> {
   try {
     return (await stat(path)).isDirectory();
   } catch (error) {
-    if (isErrno(error, 'ENOENT')) return false;
+    if (isErrno(error, 'ENOENT') || isErrno(error, 'ENOTDIR')) return false;
     throw error;
   }
 }

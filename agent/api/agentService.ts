@@ -5,6 +5,7 @@ import type { ApiContext } from './context.ts';
 import { streaming, unary } from './handlers.ts';
 import { getHost, listMachines } from './hostCalls.ts';
 import { cancelJob, getJob, listJobs, retryJob } from './jobCalls.ts';
+import { getPolicies, removePolicies, setPolicies } from './policyCalls.ts';
 import { watchJob } from './jobWatch.ts';
 
 /** The calls of proto/stillpoint/v1/agent.proto. */
@@ -22,6 +23,9 @@ export function agentService(context: ApiContext, callerOf: CallerOf): AgentServ
     cancelJob: unary(parts, (request, call) => cancelJob(context, request, call)),
     retryJob: unary(parts, (request, call) => retryJob(context, request, call)),
     watchJob: streaming(parts, (request, { signal }) => watchJob(context, request, signal)),
+    setPolicies: unary(parts, (request, call) => setPolicies(context, request, call)),
+    getPolicies: unary(parts, () => getPolicies(context)),
+    removePolicies: unary(parts, (request, call) => removePolicies(context, request, call)),
     watchEvents: streaming(parts, ({ cursor }, { signal }) => events.watch(cursor, signal)),
   };
 }

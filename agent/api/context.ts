@@ -4,6 +4,7 @@ import type { Background } from './background.ts';
 import type { Caller } from './caller.ts';
 import type { HostEvents } from './hostEvents.ts';
 import type { JobSignals } from './jobSignals.ts';
+import type { PushedPolicies } from './pushedPolicies.ts';
 import type { StartedBackups } from './startedBackups.ts';
 
 /** What every call of the API works with; one of a service, whoever its callers are. */
@@ -11,6 +12,7 @@ export interface ApiContext {
   readonly agent: Agent;
   readonly log: Logger;
   readonly signals: JobSignals;
+  readonly pushed: PushedPolicies;
   readonly started: StartedBackups;
   readonly events: HostEvents;
   readonly background: Background;

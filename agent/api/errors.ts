@@ -10,6 +10,14 @@ export type ApiErrorCode =
   | 'IDEMPOTENCY_KEY_REUSED'
   /** More requests of a day than are remembered. */
   | 'TOO_MANY_REQUESTS'
+  /** A later revision of pushed policies is in force. */
+  | 'POLICIES_OUTDATED'
+  /** The same revision came with other policies. */
+  | 'POLICIES_REVISION_REUSED'
+  /** Pushed policies could not be written down. */
+  | 'POLICIES_NOT_KEPT'
+  /** The configuration of this host takes none. */
+  | 'POLICIES_NOT_ACCEPTED'
   /** What came after this cursor is not known any more. */
   | 'CURSOR_EXPIRED'
   /** The process, or the controller, may not use the API. */

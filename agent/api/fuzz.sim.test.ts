@@ -4,6 +4,7 @@ import t from 'tap';
 import {
   AgentService,
   type GetHostResponse,
+  SetPoliciesRequest,
   StartBackupRequest,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import { answerOf, ServedSite, startRequest } from '../../test/sim/servedSite.ts';
@@ -36,6 +37,13 @@ const seeds = [
     reread: true,
   }),
 ].map((request) => StartBackupRequest.encode(request).finish());
+seeds.push(
+  SetPoliciesRequest.encode({
+    revision: 1n,
+    document: '{"policies":{"a":{"mode":"disk"}},"machines":[{"match":"*","policy":"a"}]}',
+    validateOnly: false,
+  }).finish(),
+);
 
 /** Bytes of a message: random ones, or a request with some of its bytes changed, doubled or left out. */
 function messageOf(random: (below: number) => number): Buffer {

@@ -5,6 +5,7 @@ import { Background } from './background.ts';
 import type { ApiContext } from './context.ts';
 import { HostEvents } from './hostEvents.ts';
 import type { JobSignals } from './jobSignals.ts';
+import type { PushedPolicies } from './pushedPolicies.ts';
 import { serviceRunning } from './socketFile.ts';
 import { serveOnSocket } from './socketListener.ts';
 import { type MakeCopies, StartedBackups } from './startedBackups.ts';
@@ -14,6 +15,7 @@ export interface ServeApiOptions {
   readonly log: Logger;
   readonly signals: JobSignals;
   readonly makeCopies: MakeCopies;
+  readonly pushed: PushedPolicies;
   /** Aborted when nothing new is to be begun. */
   readonly ending: AbortSignal;
 }
@@ -30,7 +32,7 @@ export interface ServedApi extends AsyncDisposable {
  * @throws ApiError SERVICE_RUNNING, SOCKET_UNUSABLE; JobError JOURNAL_UNUSABLE
  */
 export async function serveApi(options: ServeApiOptions): Promise<ServedApi> {
-  const { agent, log, signals, ending, makeCopies } = options;
+  const { agent, log, signals, pushed, ending, makeCopies } = options;
   const { journal, config } = agent.parts;
   if (!journal.claimService(thisOwner()))
     throw serviceRunning(`process ${journal.serviceOwner()?.pid} has ${config.agent.stateDir}`);
@@ -42,6 +44,7 @@ export async function serveApi(options: ServeApiOptions): Promise<ServedApi> {
     agent,
     log,
     signals,
+    pushed,
     started,
     events,
     background,

@@ -14,11 +14,13 @@ export function serveCallers({
   log,
   signal,
   jobSignals: signals,
+  pushed,
 }: ServiceContext): Promise<ServedApi> {
   return serveApi({
     agent,
     log,
     signals,
+    pushed,
     ending: signal,
     makeCopies: (machine, onCopy) =>
       copyAfter(agent, machine, {

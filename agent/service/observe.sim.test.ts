@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
 import { createLogger } from '../../common/log.ts';
+import { nothingPushed } from '../../config/config.ts';
 import { configSchema } from '../../config/schema.ts';
 import { eventually } from '../../test/lab/eventually.ts';
 import { noteSaid } from '../../test/secrets.ts';
@@ -33,7 +34,7 @@ class Observed implements AsyncDisposable {
     };
     this.#ended = observe({
       agent: new Agent({ ...agent.parts, config }),
-      loaded: { config, files: [] },
+      loaded: { config, files: [], pushed: nothingPushed },
       configPath: '/etc/stillpoint/config.yaml',
       log: createLogger({ destination }),
       signal: this.#stop.signal,
@@ -118,7 +119,7 @@ void t.test('where nothing is configured nothing is asked of libvirt or of stora
   const stop = new AbortController();
   const { config } = agent.parts;
   const log = createLogger({ level: 'silent' });
-  const loaded = { config, files: [] };
+  const loaded = { config, files: [], pushed: nothingPushed };
   await observe({ agent, loaded, configPath: '/c.yaml', log, signal: stop.signal });
   t.same(asked, []);
   t.ok(agent.parts.journal.serviceOwner(), 'but status sees that the service runs');

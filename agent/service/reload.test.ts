@@ -6,6 +6,7 @@ import t, { type Test } from 'tap';
 import { z } from 'zod';
 import { eventually } from '../../test/lab/eventually.ts';
 import { createLogger } from '../../common/log.ts';
+import { PushedPolicies, type PushTarget } from '../api/pushedPolicies.ts';
 import { loadConfig } from '../../config/config.ts';
 import type { Config } from '../../config/schema.ts';
 import { followConfiguration } from './reload.ts';
@@ -17,7 +18,10 @@ const text = (path: string, more = ''): string =>
 /** A service that follows a file, without anything else of a service. */
 async function follower(t: Test, { failing = 0 } = {}) {
   let failures = failing;
-  const file = join(t.testdir({ 'config.yaml': text('/one') }), 'config.yaml');
+  const directory = t.testdir({ 'config.yaml': '', state: {} });
+  const stateDir = join(directory, 'state');
+  const file = join(directory, 'config.yaml');
+  await writeFile(file, text('/one', `agent: { stateDir: ${stateDir} }\n`));
   const said: z.output<typeof lineSchema>[] = [];
   const destination = new Writable({
     write: (line: Buffer, _, done) => {
@@ -26,6 +30,9 @@ async function follower(t: Test, { failing = 0 } = {}) {
     },
   });
   const followed: Config[] = [];
+  const agent: PushTarget = { parts: { ...(await loadConfig(file)), configPath: file } };
+  const pushed = new PushedPolicies({ agent, log: createLogger({ level: 'silent' }) });
+  await pushed.open();
   const stop = new AbortController();
   const loaded = await loadConfig(file);
   const following = followConfiguration({
@@ -33,7 +40,8 @@ async function follower(t: Test, { failing = 0 } = {}) {
     configPath: file,
     log: createLogger({ destination }),
     signal: stop.signal,
-    follow: async (config) => {
+    pushed,
+    follow: async ({ config }) => {
       if (failures-- > 0) throw new Error('not now');
       followed.push(config);
       return [];
@@ -48,7 +56,7 @@ async function follower(t: Test, { failing = 0 } = {}) {
     await rename(`${file}.new`, file);
   };
   const saidOf = (msg: RegExp) => said.filter((line) => msg.test(line.msg));
-  return { replace, followed, saidOf, stop, following };
+  return { replace, followed, saidOf, stop, following, pushed, stateDir };
 }
 
 void t.test(
@@ -73,11 +81,11 @@ void t.test(
 );
 
 void t.test('what a running service cannot change is said, and the rest is followed', async (t) => {
-  const { replace, followed, saidOf } = await follower(t);
+  const { replace, followed, saidOf, stateDir } = await follower(t);
   await replace(text('/two', 'agent: { stateDir: /elsewhere, maxParallelMachines: 5 }\n'));
   await eventually(() => saidOf(/needs a restart/).length === 1);
   t.match(saidOf(/needs a restart/), [{ keys: ['agent.stateDir'] }]);
-  t.match(followed, [{ agent: { stateDir: '/var/lib/stillpoint', maxParallelMachines: 5 } }]);
+  t.match(followed, [{ agent: { stateDir, maxParallelMachines: 5 } }]);
 });
 
 void t.test('SIGHUP ends nothing, reads it again, and says what came of it', async (t) => {
@@ -105,3 +113,26 @@ void t.test('a configuration that could not be followed is tried again at SIGHUP
   t.match(followed, [{ storages: { local: { path: '/two' } } }]);
   t.same(saidOf(/has not changed/), []);
 });
+
+void t.test(
+  'what is pushed is in force when its call is answered, also while the files are wrong',
+  async (t) => {
+    const { replace, followed, saidOf, pushed } = await follower(t);
+    const push = (revision: number, mode: string): Promise<boolean> => {
+      const document = JSON.stringify({ policies: { default: { mode } } });
+      return pushed.set({ revision, document, validateOnly: false }, { kind: 'controller', name: 'c1' });
+    };
+    await eventually(() => pushed.follow !== null);
+    await push(1, 'disk');
+    t.equal(followed.at(-1)?.policies['default@controller']?.mode, 'disk');
+    t.match(saidOf(/is in force/).at(-1), { pushedRevision: 1 });
+    await replace('storages: [');
+    await eventually(() => saidOf(/refused/).length === 1);
+    await push(2, 'save');
+    const last = followed.at(-1);
+    t.equal(last?.policies['default@controller']?.mode, 'save');
+    t.match(last?.storages, { local: { path: '/one' } }, 'beside what the files said last');
+    await pushed.remove(3, { kind: 'controller', name: 'c1' });
+    t.same(Object.keys(followed.at(-1)?.policies ?? {}), []);
+  },
+);

@@ -4,6 +4,7 @@ import { messageOf } from '../../common/errors.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import { withoutLifelong } from '../../config/lifelong.ts';
 import type { Config } from '../../config/schema.ts';
+import { loadHostConfig } from '../../config/hostConfig.ts';
 import { ConfigWatcher } from '../../config/watcher.ts';
 import type { ServiceContext } from './service.ts';
 
@@ -13,10 +14,11 @@ const againMs = 60_000;
 export type ReloadContext = Pick<
   ServiceContext,
   'loaded' | 'configPath' | 'log' | 'signal' | 'follow' | 'figures'
->;
+> &
+  Partial<Pick<ServiceContext, 'pushed'>>;
 
 /**
- * Follows the configuration until `signal`: whenever its files change, and at SIGHUP. A valid one is in force for
+ * Follows the configuration until `signal`: whenever its files change, or somebody pushes policies, and at SIGHUP. A valid one is in force for
  * everything that begins from then on, an invalid one is refused, told once, and the one before stays.
  */
 export async function followConfiguration(context: ReloadContext): Promise<void> {
@@ -25,10 +27,13 @@ export async function followConfiguration(context: ReloadContext): Promise<void>
   // Its default would end the service in the middle of what it does.
   const onHangup = (): void => void follower.reload();
   process.on('SIGHUP', onHangup);
+  const { pushed } = context;
+  if (pushed !== undefined) pushed.follow = () => follower.takePushed();
   try {
     while (!signal.aborted && !(await follower.watch())) await pause(signal);
     if (!signal.aborted) await once(signal, 'abort');
   } finally {
+    if (pushed !== undefined) pushed.follow = null;
     await follower.end();
     process.off('SIGHUP', onHangup);
   }
@@ -59,7 +64,8 @@ class ConfigFollower {
     try {
       // Files that were there at the start and are not any more are no reason to forget all policies.
       const optional = loaded.files.length === 0;
-      this.#watcher = await ConfigWatcher.start(configPath, listener, { optional });
+      const { stateDir } = loaded.config.agent;
+      this.#watcher = await ConfigWatcher.start(configPath, listener, { optional, stateDir });
     } catch (error) {
       this.#refuse(error);
       return false;
@@ -67,6 +73,23 @@ class ConfigFollower {
     // It may have changed since the service read it.
     if (JSON.stringify(this.#watcher.current) !== JSON.stringify(loaded)) this.#take(this.#watcher.current);
     return true;
+  }
+
+  /** Something was pushed. Returns when it is in force, or it was told why it is not; never rejects. */
+  async takePushed(): Promise<void> {
+    if (this.#watcher === undefined) await this.#takeUnwatched();
+    else await this.#watcher.reload();
+    await this.#following;
+  }
+
+  /** While the files cannot be watched: beside what they said last. */
+  async #takeUnwatched(): Promise<void> {
+    const { configPath, loaded } = this.#context;
+    try {
+      this.#take(await loadHostConfig(configPath, { optional: loaded.files.length === 0 }));
+    } catch (error) {
+      this.#refuse(error);
+    }
   }
 
   /** Somebody asks for it: whatever comes of it is told. */
@@ -95,15 +118,20 @@ class ConfigFollower {
 
   /** Never rejects. */
   async #follow(loaded: LoadedConfig): Promise<void> {
-    const { config: wanted, files } = loaded;
+    const { config: wanted, files, pushed } = loaded;
     const { log, follow } = this.#context;
     const { config, kept } = withoutLifelong(this.#config, wanted);
     try {
-      const limits = await follow(config);
+      const limits = await follow({ config, pushed });
       this.#config = config;
       this.#unfollowed = undefined;
       this.#tell(true);
-      log.info({ files, limits }, 'a changed configuration is in force for what begins from now on');
+      const pushedRevision = pushed.kept?.revision;
+      log.info(
+        { files, pushedRevision, limits },
+        'a changed configuration is in force for what begins from now on',
+      );
+      for (const problem of pushed.problems) log.warn({ problem }, 'some of what was pushed cannot be used');
     } catch (error) {
       this.#unfollowed = loaded;
       this.#tell(false);

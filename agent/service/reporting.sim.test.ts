@@ -55,8 +55,8 @@ async function reportingHost(test: Test) {
     onReport: ({ report: { body } }) => told.take(body),
   });
   test.teardown(() => stub[Symbol.asyncDispose]());
-  const controller = { address: stub.address, outboxMaxBytes: 1024 * 1024 };
   const { parts } = living.agent;
+  const controller = { ...parts.config.controller, address: stub.address, outboxMaxBytes: 1024 * 1024 };
   const agent = new Agent({ ...parts, config: { ...parts.config, controller } });
   const said: string[] = [];
   const destination = new Writable({

@@ -1,7 +1,7 @@
 import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
-import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
+import { PushedPolicies } from '../api/pushedPolicies.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import { controllerServer, serveCallers } from './api.ts';
 import { keepControllerAccess } from './controllerAccess.ts';
@@ -32,9 +32,11 @@ export interface ServiceContext {
   /** What the jobs of this process say while they run. */
   readonly jobSignals: JobSignals;
   /** Has all that begins from then on go by another configuration; see `OpenAgent`. */
-  readonly follow: (config: Config) => Promise<readonly string[]>;
+  readonly follow: (loaded: Pick<LoadedConfig, 'config' | 'pushed'>) => Promise<readonly string[]>;
   /** Aborted when the service is to end; jobs at hand are brought to rest first. */
   readonly signal: AbortSignal;
+  /** What a controller has pushed, and may push. */
+  readonly pushed: PushedPolicies;
   /** What parts of the service let others tell of them. */
   readonly figures?: ServiceFigures | undefined;
   /** Ends the process at once, with jobs at work that the next one goes on with. */
@@ -45,9 +47,12 @@ export interface ServiceContext {
  * Runs the service of a host until its signal: answers callers, takes over jobs of dead processes, and acts on schedules.
  * @throws ApiError SERVICE_RUNNING, SOCKET_UNUSABLE; JobError JOURNAL_UNUSABLE
  */
-export async function runService(context: ServiceContext): Promise<void> {
-  const { agent, loaded, log, signal } = context;
+export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise<void> {
+  const { agent, loaded, log, signal } = given;
+  const pushed = new PushedPolicies({ agent, log });
+  const context = { ...given, pushed };
   await using api = await serveCallers(context);
+  await pushed.open();
   const { stateDir, stopSeconds } = loaded.config.agent;
   const { journal, engine } = agent.parts;
   const pulse = new Pulse();

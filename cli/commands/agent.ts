@@ -1,11 +1,10 @@
 import { JobSignals } from '../../agent/api/jobSignals.ts';
 import type { EngineListener } from '../../agent/jobs/engineListener.ts';
-import { openAgent } from '../../agent/main.ts';
+import { type OpenAgent, openAgent } from '../../agent/main.ts';
 import { ServiceFigures } from '../../agent/observe/serviceFigures.ts';
 import { runService } from '../../agent/service/service.ts';
 import { endProcess } from '../../common/endProcess.ts';
 import { createLogger } from '../../common/log.ts';
-import type { Config } from '../../config/schema.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { changing, readConfig } from '../session.ts';
 
@@ -42,10 +41,10 @@ async function serve(cli: Cli): Promise<0> {
   const figures = new ServiceFigures();
   const listener = toAll(jobSignals.listener(), figures.jobBytes.listener);
   await using open = await openAgent({ loaded, configPath, log, listener });
-  const follow = (config: Config): Promise<readonly string[]> => open.follow(config);
   const { signal } = stop;
   const leave = (): never => endProcess(0);
   const { agent: opened } = open;
+  const follow: OpenAgent['follow'] = (changed) => open.follow(changed);
   await runService({ agent: opened, loaded, configPath, log, jobSignals, follow, figures, signal, leave });
   return 0;
 }

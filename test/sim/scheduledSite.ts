@@ -2,6 +2,7 @@ import { Writable } from 'node:stream';
 import { z } from 'zod';
 
 import { Scheduler } from '../../agent/service/scheduler.ts';
+import type { Config } from '../../config/schema.ts';
 import { createLogger } from '../../common/log.ts';
 import { eventually } from '../lab/eventually.ts';
 import { noteSaid } from '../secrets.ts';
@@ -103,8 +104,12 @@ export class ScheduledSite implements AsyncDisposable {
 
   /** Another configuration is in force; what `refresh` does comes a moment later. */
   configure(policy: SiteOptions['policy'], others: Readonly<Record<string, unknown>> = {}): void {
+    this.apply(this.site.config(policy, others));
+  }
+
+  /** As `configure`, with all of a configuration. */
+  apply(config: Config): void {
     const { living, scheduler } = this.#required();
-    const config = this.site.config(policy, others);
     living.agent.follow({ config, storages: living.storages });
     scheduler.follow();
   }

@@ -2,6 +2,7 @@ import { Writable } from 'node:stream';
 import { type ClientReadableStream, credentials, Metadata, type ServiceError } from '@grpc/grpc-js';
 import { JobSignals } from '../../agent/api/jobSignals.ts';
 import { type ServedApi, serveApi } from '../../agent/api/serveApi.ts';
+import { PushedPolicies } from '../../agent/api/pushedPolicies.ts';
 import { copyAfter } from '../../agent/service/copyAfter.ts';
 import { createLogger, type Logger } from '../../common/log.ts';
 import {
@@ -64,10 +65,13 @@ export class ServedSite implements AsyncDisposable {
     const stop = new AbortController();
     const { agent } = living;
     const log = this.#log();
+    const pushed = new PushedPolicies({ agent, log });
+    await pushed.open();
     const api = await serveApi({
       agent,
       log,
       signals: this.signals,
+      pushed,
       ending: stop.signal,
       makeCopies: (machine, onCopy) =>
         copyAfter(agent, machine, {

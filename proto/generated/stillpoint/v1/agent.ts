@@ -857,7 +857,10 @@ export interface Machine {
   persistent: boolean;
   /** It is started with the host. */
   autostart: boolean;
-  /** Name of its policy; empty where the configuration excludes it. */
+  /**
+   * Name of its policy; empty where the configuration excludes it. NAME@controller is one that was set by SetPolicies,
+   * default@stand-in what the machine has while the one that was set for it cannot be used.
+   */
   policy: string;
   /** The rule of the configuration that excludes it; empty where none does. */
   excludedBy: string;
@@ -1286,6 +1289,71 @@ export interface MachineEvent {
 
 /** Events of machines may be missing. */
 export interface MachinesUnknown {}
+
+/** Policies that were set by SetPolicies. */
+export interface PushedPolicies {
+  /** The revision that was set, or taken away, last; 0: nothing was ever set. */
+  revision: bigint;
+  /** As it was set; empty: nothing is set, or it was taken away. */
+  document: string;
+  /** Who has set or removed them: `controller:NAME`, or `socket:uid N`; empty: nobody. */
+  setBy: string;
+  /** When; unset: nobody has. */
+  setAt: Date | undefined;
+  /** The host goes by this revision, but for what `problems` says. */
+  inForce: boolean;
+  /** What of it cannot be used, such as a policy whose storage was taken out of the host's files meanwhile. */
+  problems: ErrorDetail[];
+}
+
+/** Sets policies. */
+export interface SetPoliciesRequest {
+  /**
+   * From 1 to 2^53 - 1, and greater than that of what was set or removed last: a request that arrives late is refused
+   * with POLICIES_OUTDATED. The same revision with the same document changes nothing and succeeds; with another one it
+   * is refused (POLICIES_REVISION_REUSED). One order for all callers of a host.
+   */
+  revision: bigint;
+  /**
+   * JSON with `policies` and `machines`, each as in the configuration (config/schema.json), 1 MiB at the most. A policy
+   * has no `hooks` and no `retainDirectory`. It may name storages, groups of storages and policies of the host. All of
+   * it is checked before anything is changed (POLICIES_INVALID names what is wrong by its path in the document).
+   */
+  document: string;
+  /** Only say whether it would be refused. */
+  validateOnly: boolean;
+}
+
+/** Policies were set. */
+export interface SetPoliciesResponse {
+  /** What is kept now. */
+  policies: PushedPolicies | undefined;
+  /** False: this revision was set already, or it was only to be validated. */
+  changed: boolean;
+}
+
+/** Asks for the policies that were set. */
+export interface GetPoliciesRequest {}
+
+/** The policies that were set. */
+export interface GetPoliciesResponse {
+  /** What is kept. */
+  policies: PushedPolicies | undefined;
+}
+
+/** Takes policies away. */
+export interface RemovePoliciesRequest {
+  /** As in SetPoliciesRequest, in the same order: what was set with an earlier revision and arrives later is refused. */
+  revision: bigint;
+}
+
+/** Policies were taken away. */
+export interface RemovePoliciesResponse {
+  /** What is kept now: the revision, and no document. */
+  policies: PushedPolicies | undefined;
+  /** False: they were taken away by this revision already. */
+  changed: boolean;
+}
 
 function createBaseMachineRef(): MachineRef {
   return { uuid: '', name: '' };
@@ -6216,6 +6284,651 @@ export const MachinesUnknown: MessageFns<MachinesUnknown> = {
   },
 };
 
+function createBasePushedPolicies(): PushedPolicies {
+  return { revision: 0n, document: '', setBy: '', setAt: undefined, inForce: false, problems: [] };
+}
+
+export const PushedPolicies: MessageFns<PushedPolicies> = {
+  encode(message: PushedPolicies, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0n) {
+      if (BigInt.asUintN(64, message.revision) !== message.revision) {
+        throw new globalThis.Error('value provided for field message.revision of type uint64 too large');
+      }
+      writer.uint32(8).uint64(message.revision);
+    }
+    if (message.document !== '') {
+      writer.uint32(18).string(message.document);
+    }
+    if (message.setBy !== '') {
+      writer.uint32(26).string(message.setBy);
+    }
+    if (message.setAt !== undefined) {
+      Timestamp.encode(toTimestamp(message.setAt), writer.uint32(34).fork()).join();
+    }
+    if (message.inForce !== false) {
+      writer.uint32(40).bool(message.inForce);
+    }
+    for (const v of message.problems) {
+      ErrorDetail.encode(v!, writer.uint32(50).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PushedPolicies {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePushedPolicies();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.document = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.setBy = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.setAt = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.inForce = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.problems.push(ErrorDetail.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PushedPolicies {
+    return {
+      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
+      document: isSet(object.document) ? globalThis.String(object.document) : '',
+      setBy: isSet(object.setBy)
+        ? globalThis.String(object.setBy)
+        : isSet(object.set_by)
+          ? globalThis.String(object.set_by)
+          : '',
+      setAt: isSet(object.setAt)
+        ? fromJsonTimestamp(object.setAt)
+        : isSet(object.set_at)
+          ? fromJsonTimestamp(object.set_at)
+          : undefined,
+      inForce: isSet(object.inForce)
+        ? globalThis.Boolean(object.inForce)
+        : isSet(object.in_force)
+          ? globalThis.Boolean(object.in_force)
+          : false,
+      problems: globalThis.Array.isArray(object?.problems)
+        ? object.problems.map((e: any) => ErrorDetail.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: PushedPolicies): unknown {
+    const obj: any = {};
+    if (message.revision !== 0n) {
+      obj.revision = message.revision.toString();
+    }
+    if (message.document !== '') {
+      obj.document = message.document;
+    }
+    if (message.setBy !== '') {
+      obj.setBy = message.setBy;
+    }
+    if (message.setAt !== undefined) {
+      obj.setAt = message.setAt.toISOString();
+    }
+    if (message.inForce !== false) {
+      obj.inForce = message.inForce;
+    }
+    if (message.problems?.length) {
+      obj.problems = message.problems.map((e) => ErrorDetail.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<PushedPolicies>, I>>(base?: I): PushedPolicies {
+    return PushedPolicies.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PushedPolicies>, I>>(object: I): PushedPolicies {
+    const message = createBasePushedPolicies();
+    message.revision =
+      object.revision !== undefined && object.revision !== null ? BigInt(object.revision) : 0n;
+    message.document = object.document ?? '';
+    message.setBy = object.setBy ?? '';
+    message.setAt = object.setAt ?? undefined;
+    message.inForce = object.inForce ?? false;
+    message.problems = object.problems?.map((e) => ErrorDetail.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseSetPoliciesRequest(): SetPoliciesRequest {
+  return { revision: 0n, document: '', validateOnly: false };
+}
+
+export const SetPoliciesRequest: MessageFns<SetPoliciesRequest> = {
+  encode(message: SetPoliciesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0n) {
+      if (BigInt.asUintN(64, message.revision) !== message.revision) {
+        throw new globalThis.Error('value provided for field message.revision of type uint64 too large');
+      }
+      writer.uint32(8).uint64(message.revision);
+    }
+    if (message.document !== '') {
+      writer.uint32(18).string(message.document);
+    }
+    if (message.validateOnly !== false) {
+      writer.uint32(24).bool(message.validateOnly);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SetPoliciesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSetPoliciesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.document = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.validateOnly = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SetPoliciesRequest {
+    return {
+      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
+      document: isSet(object.document) ? globalThis.String(object.document) : '',
+      validateOnly: isSet(object.validateOnly)
+        ? globalThis.Boolean(object.validateOnly)
+        : isSet(object.validate_only)
+          ? globalThis.Boolean(object.validate_only)
+          : false,
+    };
+  },
+
+  toJSON(message: SetPoliciesRequest): unknown {
+    const obj: any = {};
+    if (message.revision !== 0n) {
+      obj.revision = message.revision.toString();
+    }
+    if (message.document !== '') {
+      obj.document = message.document;
+    }
+    if (message.validateOnly !== false) {
+      obj.validateOnly = message.validateOnly;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<SetPoliciesRequest>, I>>(base?: I): SetPoliciesRequest {
+    return SetPoliciesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SetPoliciesRequest>, I>>(object: I): SetPoliciesRequest {
+    const message = createBaseSetPoliciesRequest();
+    message.revision =
+      object.revision !== undefined && object.revision !== null ? BigInt(object.revision) : 0n;
+    message.document = object.document ?? '';
+    message.validateOnly = object.validateOnly ?? false;
+    return message;
+  },
+};
+
+function createBaseSetPoliciesResponse(): SetPoliciesResponse {
+  return { policies: undefined, changed: false };
+}
+
+export const SetPoliciesResponse: MessageFns<SetPoliciesResponse> = {
+  encode(message: SetPoliciesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.policies !== undefined) {
+      PushedPolicies.encode(message.policies, writer.uint32(10).fork()).join();
+    }
+    if (message.changed !== false) {
+      writer.uint32(16).bool(message.changed);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SetPoliciesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSetPoliciesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.policies = PushedPolicies.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.changed = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SetPoliciesResponse {
+    return {
+      policies: isSet(object.policies) ? PushedPolicies.fromJSON(object.policies) : undefined,
+      changed: isSet(object.changed) ? globalThis.Boolean(object.changed) : false,
+    };
+  },
+
+  toJSON(message: SetPoliciesResponse): unknown {
+    const obj: any = {};
+    if (message.policies !== undefined) {
+      obj.policies = PushedPolicies.toJSON(message.policies);
+    }
+    if (message.changed !== false) {
+      obj.changed = message.changed;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<SetPoliciesResponse>, I>>(base?: I): SetPoliciesResponse {
+    return SetPoliciesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SetPoliciesResponse>, I>>(object: I): SetPoliciesResponse {
+    const message = createBaseSetPoliciesResponse();
+    message.policies =
+      object.policies !== undefined && object.policies !== null
+        ? PushedPolicies.fromPartial(object.policies)
+        : undefined;
+    message.changed = object.changed ?? false;
+    return message;
+  },
+};
+
+function createBaseGetPoliciesRequest(): GetPoliciesRequest {
+  return {};
+}
+
+export const GetPoliciesRequest: MessageFns<GetPoliciesRequest> = {
+  encode(_: GetPoliciesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetPoliciesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetPoliciesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): GetPoliciesRequest {
+    return {};
+  },
+
+  toJSON(_: GetPoliciesRequest): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<GetPoliciesRequest>, I>>(base?: I): GetPoliciesRequest {
+    return GetPoliciesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetPoliciesRequest>, I>>(_: I): GetPoliciesRequest {
+    const message = createBaseGetPoliciesRequest();
+    return message;
+  },
+};
+
+function createBaseGetPoliciesResponse(): GetPoliciesResponse {
+  return { policies: undefined };
+}
+
+export const GetPoliciesResponse: MessageFns<GetPoliciesResponse> = {
+  encode(message: GetPoliciesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.policies !== undefined) {
+      PushedPolicies.encode(message.policies, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetPoliciesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetPoliciesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.policies = PushedPolicies.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): GetPoliciesResponse {
+    return { policies: isSet(object.policies) ? PushedPolicies.fromJSON(object.policies) : undefined };
+  },
+
+  toJSON(message: GetPoliciesResponse): unknown {
+    const obj: any = {};
+    if (message.policies !== undefined) {
+      obj.policies = PushedPolicies.toJSON(message.policies);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<GetPoliciesResponse>, I>>(base?: I): GetPoliciesResponse {
+    return GetPoliciesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetPoliciesResponse>, I>>(object: I): GetPoliciesResponse {
+    const message = createBaseGetPoliciesResponse();
+    message.policies =
+      object.policies !== undefined && object.policies !== null
+        ? PushedPolicies.fromPartial(object.policies)
+        : undefined;
+    return message;
+  },
+};
+
+function createBaseRemovePoliciesRequest(): RemovePoliciesRequest {
+  return { revision: 0n };
+}
+
+export const RemovePoliciesRequest: MessageFns<RemovePoliciesRequest> = {
+  encode(message: RemovePoliciesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0n) {
+      if (BigInt.asUintN(64, message.revision) !== message.revision) {
+        throw new globalThis.Error('value provided for field message.revision of type uint64 too large');
+      }
+      writer.uint32(8).uint64(message.revision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemovePoliciesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemovePoliciesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = reader.uint64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemovePoliciesRequest {
+    return { revision: isSet(object.revision) ? BigInt(object.revision) : 0n };
+  },
+
+  toJSON(message: RemovePoliciesRequest): unknown {
+    const obj: any = {};
+    if (message.revision !== 0n) {
+      obj.revision = message.revision.toString();
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RemovePoliciesRequest>, I>>(base?: I): RemovePoliciesRequest {
+    return RemovePoliciesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RemovePoliciesRequest>, I>>(object: I): RemovePoliciesRequest {
+    const message = createBaseRemovePoliciesRequest();
+    message.revision =
+      object.revision !== undefined && object.revision !== null ? BigInt(object.revision) : 0n;
+    return message;
+  },
+};
+
+function createBaseRemovePoliciesResponse(): RemovePoliciesResponse {
+  return { policies: undefined, changed: false };
+}
+
+export const RemovePoliciesResponse: MessageFns<RemovePoliciesResponse> = {
+  encode(message: RemovePoliciesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.policies !== undefined) {
+      PushedPolicies.encode(message.policies, writer.uint32(10).fork()).join();
+    }
+    if (message.changed !== false) {
+      writer.uint32(16).bool(message.changed);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemovePoliciesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemovePoliciesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.policies = PushedPolicies.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.changed = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemovePoliciesResponse {
+    return {
+      policies: isSet(object.policies) ? PushedPolicies.fromJSON(object.policies) : undefined,
+      changed: isSet(object.changed) ? globalThis.Boolean(object.changed) : false,
+    };
+  },
+
+  toJSON(message: RemovePoliciesResponse): unknown {
+    const obj: any = {};
+    if (message.policies !== undefined) {
+      obj.policies = PushedPolicies.toJSON(message.policies);
+    }
+    if (message.changed !== false) {
+      obj.changed = message.changed;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RemovePoliciesResponse>, I>>(base?: I): RemovePoliciesResponse {
+    return RemovePoliciesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RemovePoliciesResponse>, I>>(object: I): RemovePoliciesResponse {
+    const message = createBaseRemovePoliciesResponse();
+    message.policies =
+      object.policies !== undefined && object.policies !== null
+        ? PushedPolicies.fromPartial(object.policies)
+        : undefined;
+    message.changed = object.changed ?? false;
+    return message;
+  },
+};
+
 /**
  * The agent of one host. It is served on the unix socket `agent.socket` for the command line, and by TCP with mutual
  * TLS for a controller.
@@ -6357,6 +7070,46 @@ export const AgentService = {
       Buffer.from(WatchEventsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): WatchEventsResponse => WatchEventsResponse.decode(value),
   },
+  /**
+   * Sets the policies that hold beside those of the host's own files: all of them at once, in place of those that were
+   * set before. They are on the disk of the host when this answers, and hold until others are set, whether anybody calls
+   * or not. Only for the controller of the host, and root on its socket (CALLER_DENIED). What is refused changes nothing.
+   */
+  setPolicies: {
+    path: '/stillpoint.v1.Agent/SetPolicies' as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SetPoliciesRequest): Buffer =>
+      Buffer.from(SetPoliciesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SetPoliciesRequest => SetPoliciesRequest.decode(value),
+    responseSerialize: (value: SetPoliciesResponse): Buffer =>
+      Buffer.from(SetPoliciesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SetPoliciesResponse => SetPoliciesResponse.decode(value),
+  },
+  /** The policies that were set, and what the host makes of them. */
+  getPolicies: {
+    path: '/stillpoint.v1.Agent/GetPolicies' as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetPoliciesRequest): Buffer =>
+      Buffer.from(GetPoliciesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetPoliciesRequest => GetPoliciesRequest.decode(value),
+    responseSerialize: (value: GetPoliciesResponse): Buffer =>
+      Buffer.from(GetPoliciesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetPoliciesResponse => GetPoliciesResponse.decode(value),
+  },
+  /** Takes away all policies that were set: the host goes by its own files alone. For the same callers as SetPolicies. */
+  removePolicies: {
+    path: '/stillpoint.v1.Agent/RemovePolicies' as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RemovePoliciesRequest): Buffer =>
+      Buffer.from(RemovePoliciesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RemovePoliciesRequest => RemovePoliciesRequest.decode(value),
+    responseSerialize: (value: RemovePoliciesResponse): Buffer =>
+      Buffer.from(RemovePoliciesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RemovePoliciesResponse => RemovePoliciesResponse.decode(value),
+  },
 } as const;
 
 export interface AgentServer extends UntypedServiceImplementation {
@@ -6382,6 +7135,16 @@ export interface AgentServer extends UntypedServiceImplementation {
   watchJob: handleServerStreamingCall<WatchJobRequest, WatchJobResponse>;
   /** Follows what happens on the host: states of jobs and of machines. */
   watchEvents: handleServerStreamingCall<WatchEventsRequest, WatchEventsResponse>;
+  /**
+   * Sets the policies that hold beside those of the host's own files: all of them at once, in place of those that were
+   * set before. They are on the disk of the host when this answers, and hold until others are set, whether anybody calls
+   * or not. Only for the controller of the host, and root on its socket (CALLER_DENIED). What is refused changes nothing.
+   */
+  setPolicies: handleUnaryCall<SetPoliciesRequest, SetPoliciesResponse>;
+  /** The policies that were set, and what the host makes of them. */
+  getPolicies: handleUnaryCall<GetPoliciesRequest, GetPoliciesResponse>;
+  /** Takes away all policies that were set: the host goes by its own files alone. For the same callers as SetPolicies. */
+  removePolicies: handleUnaryCall<RemovePoliciesRequest, RemovePoliciesResponse>;
 }
 
 export interface AgentClient extends Client {
@@ -6546,6 +7309,58 @@ export interface AgentClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<WatchEventsResponse>;
+  /**
+   * Sets the policies that hold beside those of the host's own files: all of them at once, in place of those that were
+   * set before. They are on the disk of the host when this answers, and hold until others are set, whether anybody calls
+   * or not. Only for the controller of the host, and root on its socket (CALLER_DENIED). What is refused changes nothing.
+   */
+  setPolicies(
+    request: SetPoliciesRequest,
+    callback: (error: ServiceError | null, response: SetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  setPolicies(
+    request: SetPoliciesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  setPolicies(
+    request: SetPoliciesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  /** The policies that were set, and what the host makes of them. */
+  getPolicies(
+    request: GetPoliciesRequest,
+    callback: (error: ServiceError | null, response: GetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  getPolicies(
+    request: GetPoliciesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  getPolicies(
+    request: GetPoliciesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetPoliciesResponse) => void,
+  ): ClientUnaryCall;
+  /** Takes away all policies that were set: the host goes by its own files alone. For the same callers as SetPolicies. */
+  removePolicies(
+    request: RemovePoliciesRequest,
+    callback: (error: ServiceError | null, response: RemovePoliciesResponse) => void,
+  ): ClientUnaryCall;
+  removePolicies(
+    request: RemovePoliciesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RemovePoliciesResponse) => void,
+  ): ClientUnaryCall;
+  removePolicies(
+    request: RemovePoliciesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RemovePoliciesResponse) => void,
+  ): ClientUnaryCall;
 }
 
 export const AgentClient = makeGenericClientConstructor(AgentService, 'stillpoint.v1.Agent') as unknown as {
