@@ -1,6 +1,6 @@
 import type { Verb } from './verbs.ts';
 
-/** The verb that tells of a whole host. */
+/** The verbs that tell of a whole host. */
 export const statusVerbs: readonly Verb[] = [
   {
     name: 'status',
@@ -16,5 +16,15 @@ export const statusVerbs: readonly Verb[] = [
     ],
     examples: ['status', 'status --watch', 'status --json'],
     load: async () => (await import('./commands/status.ts')).status,
+  },
+  {
+    name: 'policies',
+    arguments: '',
+    summary:
+      'policies and the rules that give them to machines, in the order in which they are asked, and where each comes from: a file, or a controller with its revision',
+    changes: false,
+    options: [],
+    examples: ['policies', 'policies --json'],
+    load: async () => (await import('./commands/policies.ts')).policies,
   },
 ];

@@ -11,6 +11,7 @@ export const alertEvents = [
   'storage-unusable',
   'verification-failed',
   'libvirt-unreachable',
+  'policies-unusable',
 ] as const;
 export type AlertEvent = (typeof alertEvents)[number];
 

@@ -1,3 +1,4 @@
+import { nothingPushed } from '../../config/config.ts';
 import type { ScheduleReport } from '../service/report.ts';
 import type { StorageState } from '../storageStates.ts';
 import type { HostStatus, JobStatus, MachineStatus } from './hostStatus.ts';
@@ -115,6 +116,7 @@ export function host(change: Partial<HostStatus> = {}): HostStatus {
     atMs: nowMs,
     service: { running: true, pid: 4711, sinceMs: nowMs - 48 * hourMs, version: '0.1.0' },
     hypervisor: { unreachableSinceMs: null, problem: null },
+    pushed: nothingPushed,
     jobs: [],
     machines: [machine()],
     storages: [storage()],

@@ -1,4 +1,5 @@
 import type { ErrorRecord } from '../../common/errors.ts';
+import type { PushedStatus } from '../../config/config.ts';
 import type { MachineState } from '../hypervisor/hypervisor.ts';
 import type { JobKind, JobProgress, JobState } from '../jobs/job.ts';
 import type { ScheduleReport } from '../service/report.ts';
@@ -75,6 +76,8 @@ export interface HostStatus {
   readonly atMs: number;
   readonly service: ServiceStatus;
   readonly hypervisor: HypervisorStatus;
+  /** What a controller has pushed. */
+  readonly pushed: PushedStatus;
   /** Oldest first. */
   readonly jobs: readonly JobStatus[];
   /** By name. */

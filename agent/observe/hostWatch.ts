@@ -1,4 +1,5 @@
 import { type ErrorRecord, errorRecord, StillpointError } from '../../common/errors.ts';
+import { nothingPushed } from '../../config/config.ts';
 import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import { isMigratedAway } from '../hypervisor/migration.ts';
@@ -70,6 +71,7 @@ export class HostWatch {
       atMs: nowMs,
       service: serviceStatus(journal),
       hypervisor: { unreachableSinceMs: this.#unreachableSinceMs, problem: this.#problem },
+      pushed: agent.parts.pushed ?? nothingPushed,
       jobs: jobStatuses(journal),
       machines: machineStatuses(this.#machines ?? this.#remembered(), known, about),
       storages,

@@ -14,6 +14,8 @@ const meanings: Readonly<Record<AlertEvent, string>> = {
   'verification-failed':
     'the last verification of a backup found it not good; over when it is deleted, or verified and good',
   'libvirt-unreachable': 'libvirt has not answered for a minute',
+  'policies-unusable':
+    'some of the policies that a controller has pushed cannot be used: what is kept of them is damaged, or names a storage that is gone',
 };
 
 const example: Alert = {

@@ -80,3 +80,20 @@ void t.test('a backup that was verified and is not good is told of, and what is 
   ]);
   t.end();
 });
+
+void t.test('pushed policies that cannot be used are told, with the revision and who pushed them', (t) => {
+  const kept = { revision: 7, document: '{}', setBy: 'controller:c1', setAt: '2026-11-22T10:00:00.000Z' };
+  t.same(events(host({ pushed: { kept, problems: [] } })), []);
+  t.match(problemsOf(host({ pushed: { kept, problems: ['no storage is called vault'] } }), bounds), [
+    {
+      event: 'policies-unusable',
+      severity: 'critical',
+      message: /revision 7, by controller:c1.*: no storage is called vault/,
+      hint: /stillpoint policies/,
+    },
+  ]);
+  t.match(problemsOf(host({ pushed: { kept: null, problems: ['it is damaged'] } }), bounds), [
+    { message: /to this host cannot be used as it is: it is damaged/ },
+  ]);
+  t.end();
+});

@@ -29,6 +29,7 @@ export interface ProblemBounds {
 export function problemsOf(status: HostStatus, bounds: ProblemBounds): readonly Problem[] {
   const problems = [
     ...ofHypervisor(status, bounds),
+    ...ofPushed(status),
     ...status.jobs.flatMap(ofJob),
     ...status.machines.flatMap((machine) => ofMachine(machine, status, bounds)),
     ...status.storages.flatMap((storage) => ofStorage(storage, status, bounds)),
@@ -50,6 +51,22 @@ function ofHypervisor({ hypervisor, atMs }: HostStatus, { settleMs }: ProblemBou
       severity: 'critical',
       message: `libvirt does not answer: ${problem?.message ?? 'it gives no reason'}`,
       hint: problem?.hint ?? 'systemctl status libvirtd virtqemud',
+    },
+  ];
+}
+
+/** Machines whose pushed policy cannot be used have one of the host, and are not pruned. */
+function ofPushed({ pushed: { kept, problems } }: HostStatus): readonly Problem[] {
+  if (problems.length === 0) return [];
+  const which = kept === null ? '' : ` (revision ${kept.revision}, by ${kept.setBy})`;
+  return [
+    {
+      ...nothing,
+      key: 'policies-unusable',
+      event: 'policies-unusable',
+      severity: 'critical',
+      message: `what was pushed to this host${which} cannot be used as it is: ${problems.join('; ')}`,
+      hint: 'stillpoint policies; have the controller push its policies again',
     },
   ];
 }

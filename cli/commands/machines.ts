@@ -74,7 +74,7 @@ async function report(
       refusal: {
         code: 'MACHINE_EXCLUDED',
         message,
-        hint: `machines: in ${agent.parts.configPath}`,
+        hint: 'stillpoint policies',
         retryable: false,
       },
     };

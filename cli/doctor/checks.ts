@@ -25,6 +25,7 @@ export async function checkHost(
   const groups = [
     [checkPrivileges()],
     [checkConfig(loaded, configPath)],
+    checkPushed(loaded),
     await checkLibvirt(agent),
     [await checkQemuImg()],
     [await checkJournal(agent)],
@@ -47,6 +48,20 @@ function checkPrivileges(): Check {
         'stillpoint does not run as root: it must give images and states their owners',
         'sudo stillpoint doctor',
       );
+}
+
+/** Nothing where nothing was pushed. */
+function checkPushed({ config, pushed: { kept, problems } }: LoadedConfig): readonly Check[] {
+  if (problems.length > 0)
+    return [
+      warn(
+        'pushed policies',
+        problems.join('; '),
+        'stillpoint policies; have the controller push its policies again',
+      ),
+    ];
+  if (kept === null || kept.document === null || !config.controller.acceptPolicies) return [];
+  return [ok('pushed policies', `revision ${kept.revision}, by ${kept.setBy}, is in force`)];
 }
 
 function checkConfig({ files }: LoadedConfig, configPath: string): Check {
