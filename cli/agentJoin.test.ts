@@ -7,7 +7,9 @@ import { z } from 'zod';
 import { IdentityStore } from '../agent/identity/identityStore.ts';
 import { temporaryDirectory } from '../test/tls/authority.ts';
 import { type ControllerBench, startController } from '../test/tls/controllerBench.ts';
+import { type KeptPolicies, PushedFile } from '../config/pushedFile.ts';
 import { agentJoin } from './commands/agentJoin.ts';
+import { agentLeave } from './commands/agentLeave.ts';
 import { checkIdentityOf } from './doctor/identity.ts';
 import { controllerRevoke } from './commands/controllerRevoke.ts';
 import { controllerToken } from './commands/controllerToken.ts';
@@ -164,3 +166,57 @@ void t.test('tokens are made, and hosts revoked, beside a controller that runs',
   for (const wrong of [{}, { dir, hostId: 'a' }, { dir, valid: 'soon' }])
     await t.rejects(async () => controllerToken(cli, [], new Options(wrong)), { code: 'USAGE' });
 });
+
+/** Something that was pushed to a host. */
+function pushedBy(setBy: string): KeptPolicies {
+  return { revision: 7, document: '{"policies":{"default":{}}}', setBy, setAt: '2026-11-22T10:00:00.000Z' };
+}
+
+void t.test('a host that leaves has no identity, and nothing that its controller has pushed', async (t) => {
+  const { type, store, tokenFile, fingerprint, recorded, stateDir } = await prepare(t);
+  const configPath = join(stateDir, '..', 'c.yaml');
+  const cli = { terminal: recorded.terminal, configPath, configIsNamed: true, verbose: false };
+  const leave = (options = {}) => agentLeave(cli, [], new Options(options));
+  const file = new PushedFile(stateDir);
+  t.equal(await leave(), 0, 'who has joined nobody has nothing to leave');
+  t.match(recorded.stdout, /has joined no controller/);
+  await type({ tokenFile, caFingerprint: fingerprint });
+  await file.write(pushedBy('controller:c1'));
+  await t.rejects(leave(), { code: 'NOT_CONFIRMED' });
+  t.ok(await store.current());
+  t.ok((await file.read()).kept, 'nothing was done');
+  t.equal(await leave({ yes: true }), 0);
+  t.equal(await store.current(), null);
+  t.same(await file.read(), { kept: null, problem: null });
+  t.match(recorded.stdout, /left c1/);
+  t.match(recorded.stderr, /controller revoke --host-id/);
+  // One that was killed in between.
+  await file.write(pushedBy('controller:c1'));
+  t.equal(await leave(), 0);
+  t.same(await file.read(), { kept: null, problem: null });
+  await file.write(pushedBy('socket:uid 0'));
+  t.equal(await leave(), 0);
+  t.match(await file.read(), { kept: { setBy: 'socket:uid 0' } }, 'what root has set here stays');
+});
+
+void t.test(
+  'who joins the same controller again keeps what it has pushed, with another one it goes',
+  async (t) => {
+    const { type, tokenFile, fingerprint, stateDir, controller, store } = await prepare(t);
+    await type({ tokenFile, caFingerprint: fingerprint });
+    const file = new PushedFile(stateDir);
+    await file.write(pushedBy('controller:c1'));
+    await writeFile(tokenFile, controller.ca.issueToken({ hostId: (await store.current())?.hostId ?? '' }));
+    await type({ tokenFile, caFingerprint: fingerprint, yes: true });
+    t.match(await file.read(), { kept: { revision: 7 } });
+
+    const other = await startController(t, { name: 'c2' });
+    await writeFile(tokenFile, other.ca.issueToken());
+    const recorded = new RecordedTerminal();
+    const configPath = join(stateDir, '..', 'c.yaml');
+    const cli = { terminal: recorded.terminal, configPath, configIsNamed: true, verbose: false };
+    t.equal(await agentJoin(cli, [other.address], new Options({ tokenFile, yes: true })), 0);
+    t.same(await file.read(), { kept: null, problem: null });
+    t.match(recorded.stderr, /what the controller before has pushed is removed/);
+  },
+);

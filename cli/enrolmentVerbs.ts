@@ -30,6 +30,16 @@ export const enrolmentVerbs: readonly Verb[] = [
     load: async () => (await import('./commands/agentJoin.ts')).agentJoin,
   },
   {
+    name: 'agent leave',
+    arguments: '',
+    summary:
+      'leaves the controller: removes the key and the certificates of this host, and what the controller has pushed; the host goes by its own files',
+    changes: true,
+    options: [{ flags: '-y, --yes', description: 'do not ask' }],
+    examples: ['agent leave'],
+    load: async () => (await import('./commands/agentLeave.ts')).agentLeave,
+  },
+  {
     name: 'controller token',
     arguments: '',
     summary: 'makes a one-time token with which a host joins, and says what the host types',

@@ -2,6 +2,7 @@ import { chmod, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
+import { FaultyFiles } from '../test/sim/faultyFiles.ts';
 import { type KeptPolicies, PushedFile } from './pushedFile.ts';
 
 const kept: KeptPolicies = {
@@ -107,4 +108,35 @@ void t.test('what cannot be written leaves what was kept before', async (t) => {
   await t.rejects(nowhere.write(kept), { code: 'ENOTDIR' });
   t.same(await nowhere.read(), { kept: null, problem: null });
   t.same(await file.read(), { kept, problem: null });
+});
+
+void t.test('whichever call of a write fails, the old policies are there or the new ones', async (t) => {
+  const root = t.testdir({});
+  using faulty = new FaultyFiles(root);
+  const next = { ...kept, revision: 4 };
+  const prepared = async (name: string): Promise<PushedFile> => {
+    const file = new PushedFile(join(root, name));
+    await mkdir(join(root, name));
+    await file.write(kept);
+    return file;
+  };
+  const whole = await prepared('all');
+  await faulty.run(null, [], () => whole.write(next));
+  const calls = faulty.calls.length;
+  const seen = new Set<number>();
+  for (const errno of ['ENOSPC', 'EIO'])
+    for (const when of ['before', 'after'] as const)
+      for (let at = 0; at < calls; at += 1) {
+        const name = `${errno}-${when}-${at}`;
+        const file = await prepared(name);
+        const fault = errno === 'EIO' ? { errno, when, afterwards: errno } : { errno, when };
+        await faulty.run(at, [fault], () => file.write(next)).catch(() => undefined);
+        const { kept: found, problem } = await file.read();
+        t.equal(problem, null, name);
+        t.ok(found?.revision === 3 || found?.revision === 4, name);
+        seen.add(found?.revision ?? 0);
+        await file.write({ ...kept, revision: 5 });
+        t.match(await file.read(), { kept: { revision: 5 } }, 'and it can be written again');
+      }
+  t.same(seen, new Set([3, 4]), 'both were seen');
 });

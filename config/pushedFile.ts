@@ -85,6 +85,16 @@ export class PushedFile {
     await fsyncDirectory(this.directory);
   }
 
+  /** Forgets what a controller has pushed, and its revision; what root has set on the host stays. @returns what was there */
+  async removeControllers(): Promise<ReadPolicies | null> {
+    const read = await this.read();
+    const { kept, problem } = read;
+    if (kept === null && problem === null) return null;
+    if (kept !== null && !kept.setBy.startsWith('controller:')) return null;
+    await this.remove();
+    return read;
+  }
+
   /** Makes its directory, for its owner alone. */
   async makeDirectory(): Promise<void> {
     await makeDirectoryDurable(this.directory, 0o700);

@@ -176,3 +176,19 @@ void t.test('what a killed process has left is taken away at the start', async (
   await t.rejects(rm(left), { code: 'ENOENT' });
   t.match(await file.read(), { kept: { revision: 1 } });
 });
+
+void t.test(
+  'a controller that the host has left changes nothing, although its connection is still open',
+  async (t) => {
+    const { file, agent } = await host(t);
+    let joined = true;
+    const isJoined = () => Promise.resolve(joined);
+    const pushed = new PushedPolicies({ agent, log: createLogger({ level: 'silent' }), isJoined });
+    await pushed.set(push(1, gold), controller);
+    joined = false;
+    await t.rejects(pushed.set(push(2, silver), controller), { code: 'CALLER_DENIED', message: /has left/ });
+    await t.rejects(pushed.remove(2, controller), { code: 'CALLER_DENIED' });
+    t.match(await file.read(), { kept: { revision: 1 } });
+    t.ok(await pushed.set(push(2, silver), { kind: 'socket', name: 'uid 0', uid: 0 }), 'root does as before');
+  },
+);

@@ -29,18 +29,27 @@ export interface PushTarget {
   readonly parts: Pick<AgentParts, 'config' | 'configPath' | 'pushed'>;
 }
 
+export interface PushedPoliciesOptions {
+  readonly agent: PushTarget;
+  readonly log: Logger;
+  /** Whether the host belongs to a controller now: connections end a moment after it has left. */
+  readonly isJoined?: (() => Promise<boolean>) | undefined;
+}
+
 /** Takes policies that are pushed to this host, in the order of their revisions, and keeps them. */
 export class PushedPolicies {
   /** Has the service go by what is kept; null where nobody follows the configuration now. Never rejects. */
   follow: (() => Promise<void>) | null = null;
   readonly #agent: PushTarget;
   readonly #log: Logger;
+  readonly #isJoined: () => Promise<boolean>;
   readonly #file: PushedFile;
   #last: Promise<unknown> = Promise.resolve();
 
-  constructor({ agent, log }: { readonly agent: PushTarget; readonly log: Logger }) {
+  constructor({ agent, log, isJoined = () => Promise.resolve(true) }: PushedPoliciesOptions) {
     this.#agent = agent;
     this.#log = log;
+    this.#isJoined = isJoined;
     this.#file = new PushedFile(agent.parts.config.agent.stateDir);
   }
 
@@ -78,6 +87,7 @@ export class PushedPolicies {
             hint: `controller: { acceptPolicies: true } in ${configPath}`,
           },
         );
+      await this.#requireJoined(caller);
       if (await this.#isKept(revision, document)) return false;
       requireUsable(parsePushed(document), config);
       if (validateOnly) return false;
@@ -93,11 +103,21 @@ export class PushedPolicies {
    */
   remove(revision: number, caller: Caller): Promise<boolean> {
     return this.#inTurn(async () => {
+      await this.#requireJoined(caller);
       if (await this.#isKept(revision, null)) return false;
       const setAt = new Date().toISOString();
       await this.#keep({ revision, document: null, setBy: scopeOf(caller), setAt });
       return true;
     });
+  }
+
+  /** @throws ApiError CALLER_DENIED for a controller that this host has left */
+  async #requireJoined({ kind, name }: Caller): Promise<void> {
+    if (kind !== 'controller' || (await this.#isJoined())) return;
+    throw new ApiError(
+      'CALLER_DENIED',
+      `this host has left its controller: ${name} may not change its policies`,
+    );
   }
 
   /** @throws ApiError where a later revision, or this one with something else, is kept */

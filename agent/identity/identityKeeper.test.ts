@@ -20,6 +20,7 @@ class Bench {
   readonly log: z.output<typeof logLine>[] = [];
   nowMs = Date.now();
   renewals = 0;
+  lefts = 0;
   revocationQuestions = 0;
   revoked: readonly string[] = [];
   fault: Error | null = null;
@@ -48,6 +49,9 @@ class Bench {
       },
       onLook: async ({ generation }, revoked) => {
         this.looks.push({ generation, revoked: [...revoked] });
+      },
+      onLeft: async () => {
+        this.lefts += 1;
       },
       log: createLogger({
         level: 'info',
@@ -189,3 +193,19 @@ void t.test('a host that joins while the service runs is seen with the next look
     [1, 2],
   );
 });
+
+void t.test(
+  'a host that leaves its controller while the service runs is seen with the next look',
+  async (t) => {
+    const bench = await joined(t);
+    await bench.keeper.look();
+    t.equal(bench.lefts, 0);
+    await bench.store.leave();
+    await bench.keeper.look();
+    t.equal(bench.lefts, 1);
+    t.match(
+      bench.log.map(({ msg }) => msg),
+      ['the host has a certificate of its controller', 'the host has left its controller'],
+    );
+  },
+);

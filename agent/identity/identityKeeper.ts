@@ -13,6 +13,8 @@ export interface IdentityKeeperOptions {
   readonly listRevoked: (identity: KeptIdentity) => Promise<readonly string[]>;
   /** Called after each look with what counts from then on. */
   readonly onLook: (identity: KeptIdentity, revoked: ReadonlySet<string>) => Promise<void>;
+  /** Called after a look that has found that the host has left its controller. */
+  readonly onLeft: () => Promise<void>;
   readonly log: Logger;
   readonly now?: () => Date;
   readonly random?: () => number;
@@ -55,9 +57,14 @@ export class IdentityKeeper {
 
   /** One look: what is due by the clock is done, and what fails is told and tried again later. */
   async look(): Promise<void> {
-    const { store, onLook } = this.#options;
+    const { store, onLook, onLeft, log } = this.#options;
     let identity = await store.current();
-    if (identity === null) return;
+    if (identity === null) {
+      if (this.#seen > 0) log.info('the host has left its controller');
+      this.#seen = 0;
+      await onLeft();
+      return;
+    }
     if (identity.generation !== this.#seen) await this.#begin(identity);
     identity = await this.#renewIfDue(identity);
     await this.#followRevocations(identity);

@@ -152,3 +152,56 @@ void t.test('an identity that cannot be used is told, never passed over', async 
   await t.rejects(store.current(), { code: 'IDENTITY_DAMAGED', hint: /join again/ });
   t.equal(await store.generation(), 2, 'and the host can still join again');
 });
+
+void t.test('a host that leaves has nothing any more, and can join again', async (t) => {
+  const ca = await openAuthority(t);
+  const directory = await temporaryDirectory(t, 'identity');
+  const store = new IdentityStore(directory);
+  await store.leave();
+  const identity = enrolHost(ca);
+  await store.adopt(enrolHost(ca), 0);
+  await store.adopt(identity, 1);
+  await store.pending('renewal', identity.hostId);
+  await store.keepRevoked(['1']);
+  await store.leave();
+  t.same(await readdir(directory), []);
+  t.equal(await store.current(), null);
+  await t.rejects(store.adopt(enrolHost(ca), 2), { code: 'IDENTITY_REPLACED' }, 'a renewal comes too late');
+  await store.adopt(enrolHost(ca), 0);
+  t.equal(await store.generation(), 1);
+});
+
+void t.test('whatever a leave is cut short by, the host has its identity as it was, or none', async (t) => {
+  const ca = await openAuthority(t);
+  const root = await temporaryDirectory(t, 'identity');
+  const [earlier, identity] = [enrolHost(ca), enrolHost(ca)];
+  using faulty = new FaultyFiles(root);
+  const prepared = async (name: string): Promise<IdentityStore> => {
+    const store = new IdentityStore(join(root, name));
+    await store.adopt(earlier, 0);
+    await store.adopt(identity, 1);
+    await store.keepRevoked(['1']);
+    return store;
+  };
+  const whole = await prepared('all');
+  await faulty.run(null, [], () => whole.leave());
+  const calls = faulty.calls.length;
+  const seen = new Set<string>();
+  for (const when of ['before', 'after'] as const)
+    for (let at = 0; at < calls; at += 1) {
+      const name = `${when}-${at}`;
+      const store = await prepared(name);
+      // From then on nothing can be done, as after a kill.
+      const fault = { errno: 'EIO', when, afterwards: 'EIO' };
+      await faulty.run(at, [fault], () => store.leave()).catch(() => undefined);
+      const found = await store.current();
+      seen.add(found === null ? 'none' : 'whole');
+      if (found !== null) {
+        t.same(found, { ...identity, generation: 2 }, name);
+        t.same([...(await store.revoked())], ['1'], 'with what was revoked');
+      }
+      await store.leave();
+      t.same(await readdir(join(root, name)), [], 'and goes on where it was cut');
+    }
+  t.same(seen, new Set(['whole', 'none']), 'both were seen');
+});

@@ -1,8 +1,8 @@
-import { createPrivateKey, createPublicKey } from 'node:crypto';
+import { createPrivateKey, createPublicKey, randomBytes } from 'node:crypto';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isErrno, messageOf } from '../../common/errors.ts';
-import { makeDirectoryDurable, removeTree, writeFileDurable } from '../../common/files.ts';
+import { makeDirectoryDurable, removeTree, renameDurable, writeFileDurable } from '../../common/files.ts';
 import { makeWholeDirectory } from '../../common/wholeDirectory.ts';
 import type { CertificateRequest } from './certificateRequest.ts';
 import { IdentityError } from './errors.ts';
@@ -108,6 +108,25 @@ export class IdentityStore {
       if (isOld || isAnswered || (temporaryName.test(name) && (await isForgotten(path))))
         await removeTree(path, { root: this.#directory });
     }
+  }
+
+  /**
+   * Removes everything: the host belongs to no controller any more. The identity in force goes after all others, in one
+   * piece, so that whatever ends the process the host has it still, or has none.
+   */
+  async leave(): Promise<void> {
+    const generation = await this.generation();
+    const remove = async (names: readonly string[]): Promise<void> => {
+      for (const name of names) await removeTree(join(this.#directory, name), { root: this.#directory });
+    };
+    const isCurrent = (name: string): boolean => generation > 0 && numberOf(name) === generation;
+    await remove((await this.#names()).filter((name) => !isCurrent(name) && name !== revokedName));
+    if (generation > 0) {
+      const left = join(this.#directory, `.left.${randomBytes(8).toString('hex')}.tmp`);
+      await renameDurable(this.#path(generation), left);
+    }
+    // Who was not let in any more is forgotten when nobody is let in.
+    await remove(await this.#names());
   }
 
   /** Serial numbers of certificates of controllers that are not accepted any more. */

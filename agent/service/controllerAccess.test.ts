@@ -157,3 +157,19 @@ void t.test('an address that is taken is told, and tried again', async (t) => {
   t.ok(second.port);
   await second[Symbol.asyncDispose]();
 });
+
+void t.test('a host that has left lets its controller in no more, and can join again', async (t) => {
+  const { ca, identity, access, log } = await open(t);
+  const material = ca.controllerMaterial();
+  const credentials = agentCredentials(material, identity.hostId, any);
+  const { port } = access;
+  const stream = await new TextClient(t, port, credentials).follow();
+  const ended = once(stream, 'error');
+  await access.leave();
+  await ended;
+  await t.rejects(new TextClient(t, port, credentials).whoAmI());
+  t.match(log.join(''), /does not listen for a controller any more/);
+  await access.leave();
+  await access.follow(identity, new Set());
+  t.equal(await new TextClient(t, access.port, credentials).whoAmI(), 'stillpoint://controller/c1');
+});

@@ -44,6 +44,7 @@ export async function keepControllerAccess(
     renew: (identity) => renewIdentity(store, identity, new Date()),
     listRevoked: (identity) => askForRevoked(store, identity),
     onLook: async (identity, revoked) => listener?.follow(identity, revoked),
+    onLeft: async () => listener?.leave(),
     log,
   }).run(signal);
 }
@@ -84,10 +85,19 @@ export class ControllerListener implements AsyncDisposable {
     return this.#port;
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#listener === null) return;
+  /** Lets nobody in any more, until it follows an identity again. */
+  async leave(): Promise<void> {
+    const listener = this.#listener;
+    if (listener === null) return;
+    this.#listener = null;
+    this.#port = null;
     for (const connection of this.#connections) connection.drain(drainMs);
-    await this.#listener.close(drainMs);
+    await listener.close(drainMs);
+    this.#log.info({ listen: this.#listen }, 'the API does not listen for a controller any more');
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.leave();
   }
 
   async #begin(identity: KeptIdentity): Promise<TlsListener> {

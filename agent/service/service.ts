@@ -1,10 +1,11 @@
 import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
+import { IdentityStore } from '../identity/identityStore.ts';
 import { PushedPolicies } from '../api/pushedPolicies.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import { controllerServer, serveCallers } from './api.ts';
-import { keepControllerAccess } from './controllerAccess.ts';
+import { identityDirectory, keepControllerAccess } from './controllerAccess.ts';
 import { reportToController } from './reporting.ts';
 import { resumeAtEnd } from './resumeAtEnd.ts';
 import { clearLeftMarkers } from '../leftMarkers.ts';
@@ -49,7 +50,9 @@ export interface ServiceContext {
  */
 export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise<void> {
   const { agent, loaded, log, signal } = given;
-  const pushed = new PushedPolicies({ agent, log });
+  const identities = new IdentityStore(identityDirectory(loaded.config.agent.stateDir));
+  const isJoined = async (): Promise<boolean> => (await identities.generation()) > 0;
+  const pushed = new PushedPolicies({ agent, log, isJoined });
   const context = { ...given, pushed };
   await using api = await serveCallers(context);
   await pushed.open();

@@ -8,10 +8,13 @@ import {
   type OfferedAuthority,
 } from '../../agent/enrolment/offeredAuthority.ts';
 import { readHostId } from '../../agent/identity/hostId.ts';
-import { certificateOf } from '../../agent/identity/identity.ts';
+import { IdentityError } from '../../agent/identity/errors.ts';
+import { certificateOf, type Identity } from '../../agent/identity/identity.ts';
 import { IdentityStore } from '../../agent/identity/identityStore.ts';
 import { identityDirectory } from '../../agent/service/controllerAccess.ts';
 import { messageOf } from '../../common/errors.ts';
+import { certificatesIn } from '../../common/tls/material.ts';
+import { PushedFile } from '../../config/pushedFile.ts';
 import { parseHostPort } from '../../common/hostPort.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
@@ -30,6 +33,7 @@ export const agentJoin: RunVerb = async (cli, [address = ''], options) => {
   const store = new IdentityStore(identityDirectory(config.agent.stateDir));
   const hostId = await readHostId();
   const now = new Date();
+  const before = await earlierIdentity(store);
   const authority = await askForAuthority(address, { now });
   await accept(cli, options, authority, { address, replaces: (await store.generation()) > 0 });
   const identity = await joinController(store, {
@@ -41,6 +45,9 @@ export const agentJoin: RunVerb = async (cli, [address = ''], options) => {
     now,
   });
   const { controller } = identity;
+  // Policies are of one controller: another one begins anew.
+  const isOther = before !== null && !isSameAuthority(before, authority.certificate);
+  const dropped = isOther ? await new PushedFile(config.agent.stateDir).removeControllers() : null;
   const { validToDate, serialNumber } = certificateOf(identity);
   const { terminal } = cli;
   if (terminal.json) {
@@ -51,10 +58,27 @@ export const agentJoin: RunVerb = async (cli, [address = ''], options) => {
   terminal.out(styled('green', 'joined '), styled('bold', controller.name), ` at ${controller.address}`);
   terminal.out(`  this host is ${hostId}`);
   terminal.out(`  its certificate is valid until ${validToDate.toISOString()}; the service renews it`);
+  if (dropped !== null)
+    terminal.remark('what the controller before has pushed is removed: stillpoint policies');
   if (config.agent.listen === null)
     terminal.remark('the controller cannot call this host: agent.listen is not set in the configuration');
   return 0;
 };
+
+/** What was in force before; null where there was nothing that can be used. */
+async function earlierIdentity(store: IdentityStore): Promise<Identity | null> {
+  try {
+    return await store.current();
+  } catch (error) {
+    if (error instanceof IdentityError && error.code === 'IDENTITY_DAMAGED') return null;
+    throw error;
+  }
+}
+
+function isSameAuthority({ authorities }: Identity, certificate: string): boolean {
+  const [accepted] = certificatesIn(certificate);
+  return certificatesIn(authorities).some(({ raw }) => accepted?.raw.equals(raw) === true);
+}
 
 function checkAddress(address: string): void {
   try {
