@@ -122,6 +122,10 @@ void t.test('everything that is wrong is named by its path', async (t) => {
     ],
     [' '.repeat(pushedBytesMax + 1), /larger than 1048576 bytes/],
     ['['.repeat(500_000), /it is no JSON/],
+    [
+      `{"policies":{"a":{"keep":${'['.repeat(400_000)}${']'.repeat(400_000)}}}}`,
+      /policies\.a\.keep: .*expected object/,
+    ],
   ];
   for (const [document, expected] of cases) t.match(refusal(document), expected);
   const two = refusal({ policies: { a: { mode: 'fast' }, b: { keep: 1 } } });

@@ -82,7 +82,7 @@ class ConfigFollower {
     await this.#following;
   }
 
-  /** While the files cannot be watched: beside what they said last. */
+  /** While the files cannot be watched they are read. */
   async #takeUnwatched(): Promise<void> {
     const { configPath, loaded } = this.#context;
     try {
