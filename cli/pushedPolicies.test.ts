@@ -26,7 +26,7 @@ class Host {
   constructor(t: Test, directory: string) {
     this.#directory = directory;
     this.file = new PushedFile(join(directory, 'state'));
-    t.teardown(() => this.kill());
+    t.teardown(async () => void (await this.kill()));
   }
 
   static async create(t: Test): Promise<Host> {
@@ -56,12 +56,12 @@ storages: { local: { kind: directory, path: ${directory} } }
     return client;
   }
 
-  /** `kill -9`. */
-  async kill(): Promise<void> {
+  /** `kill -9`. @returns its log */
+  async kill(): Promise<string> {
     const { process: running } = this.#service;
     this.#service.process = undefined;
     running?.kill('SIGKILL');
-    await running;
+    return (await running)?.stderr ?? '';
   }
 
   /** A command of its own. */
@@ -82,7 +82,8 @@ function startService(configPath: string) {
   return execa(process.execPath, [main, 'agent', '--config', configPath], {
     reject: false,
     timeout: 120_000,
-    stdio: 'ignore',
+    stdin: 'ignore',
+    stdout: 'ignore',
   });
 }
 
@@ -114,7 +115,10 @@ void t.test(
       pushed: { revision: 3, setBy: 'socket:uid 0' },
       policies: [{ name: 'default@controller', policy: { keep: { last: 3 } } }],
     });
-    await host.kill();
+    t.match(
+      await host.kill(),
+      /"revision":3,"caller":"socket:uid 0".*policies that were pushed are kept here/,
+    );
     again.close();
 
     await writeFile(host.file.path, 'damaged');
@@ -125,6 +129,7 @@ void t.test(
     t.match(JSON.stringify(await host.type('status')), /"policies-unusable".*it is damaged/);
     t.match(await push(last, 4), { changed: true, policies: { inForce: true, problems: [] } });
     t.notMatch(JSON.stringify(await host.type('status')), /"policies-unusable"/);
+    t.match(await host.kill(), /it is damaged.*some of what was pushed cannot be used/);
     last.close();
   },
 );

@@ -53,7 +53,7 @@ export class PushedPolicies {
     this.#file = new PushedFile(agent.parts.config.agent.stateDir);
   }
 
-  /** Makes the place, and takes away what a process that was killed has left there. Never rejects. */
+  /** Makes the place, takes away what a process that was killed has left there, and says what holds. Never rejects. */
   open(): Promise<void> {
     return this.#inTurn(async () => {
       try {
@@ -62,6 +62,12 @@ export class PushedPolicies {
       } catch (error) {
         this.#log.error({ err: error }, 'there is no place for policies that are pushed');
       }
+      const { kept, problems } = this.#status();
+      if (kept !== null) {
+        const { revision, setBy: caller, setAt } = kept;
+        this.#log.info({ revision, caller, setAt }, 'policies that were pushed are kept here');
+      }
+      for (const problem of problems) this.#log.warn({ problem }, 'some of what was pushed cannot be used');
     });
   }
 
