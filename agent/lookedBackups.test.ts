@@ -141,7 +141,7 @@ void t.test('a file that is not in the backup is told with where it was looked f
     code: 'VOLUME_UNKNOWN',
     hint: 'it has vda, vdb',
   });
-  await t.rejects(take('/etc/hosts', { partition: 3 }), { code: 'FILE_SYSTEM_UNSUPPORTED' });
+  await t.rejects(take('/etc/hosts', { partition: '3' }), { code: 'FILE_SYSTEM_UNSUPPORTED' });
   await t.rejects(stat(to), { code: 'ENOENT' });
   t.same(await stage.looked.looks.list(), []);
   const listed = await stage.looked.list({ entry, signal }, '/etc/app/out');
@@ -175,7 +175,7 @@ void t.test(
       code: 'FILE_SYSTEM_UNCLEAR',
       message: '/: in vda partition 1 and in vda partition 2',
     });
-    t.match(await stage.looked.list({ entry, signal, partition: 1 }, '/etc/hosts'), {
+    t.match(await stage.looked.list({ entry, signal, partition: '1' }, '/etc/hosts'), {
       files: [{ name: 'hosts' }],
     });
   },
@@ -291,3 +291,36 @@ async function heldByChild({ directory }: LookStage, entry: BackupEntry) {
   await once(child.stdout, 'data');
   return { child, ended };
 }
+
+void t.test('where libguestfs is needed and not installed, that is what is told', async (t) => {
+  const stage = await lookStage(t);
+  const ext = await extImage(t, fillHost);
+  const mebibyte = 1024 * 1024;
+  const xfs = Buffer.alloc(mebibyte);
+  xfs.write('XFSB');
+  const disk = Buffer.concat([Buffer.alloc(mebibyte), ext, xfs]);
+  for (const [index, [start, sectors]] of [
+    [2048, ext.length / 512],
+    [2048 + ext.length / 512, 2048],
+  ].entries()) {
+    disk.writeUInt8(0x83, 446 + 16 * index + 4);
+    disk.writeUInt32LE(start ?? 0, 446 + 16 * index + 8);
+    disk.writeUInt32LE(sectors ?? 0, 446 + 16 * index + 12);
+  }
+  disk.writeUInt16LE(0xaa55, 510);
+  const entry = await storeVolumes(stage.storage('local'), stage.directory, { vda: disk });
+  const looked = stage.other(() => Promise.resolve(null));
+  const hint = /^apt-get install .*guestfish/;
+  t.match(await looked.list({ entry, signal }, '/etc/hosts'), { fileSystem: 'vda partition 1' });
+  await t.rejects(looked.list({ entry, signal }, '/srv'), {
+    code: 'FILE_NOT_FOUND',
+    message: /looked in vda partition 1; not in vda partition 2: xfs, which needs libguestfs$/,
+    hint,
+  });
+  await t.rejects(looked.list({ entry, signal, partition: '2' }, '/srv'), {
+    code: 'FILE_SYSTEM_UNSUPPORTED',
+    message: /^vda partition 2: xfs: only libguestfs reads that, which is not installed$/,
+    hint,
+  });
+  t.same(await stage.looked.looks.list(), []);
+});

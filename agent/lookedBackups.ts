@@ -1,30 +1,18 @@
-import { dirname, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
 import { isOwnerAlive } from './jobs/owner.ts';
+import { installedGuestfs } from './restore/appliance.ts';
 import { RestoreError } from './restore/errors.ts';
 import { type Extracted, type ExtractionOptions, FileExtraction } from './restore/fileExtraction.ts';
 import {
-  bytesOfPath,
-  findGuestFile,
-  type GuestFile,
-  type GuestTree,
-  shownPath,
-} from './restore/guestTree.ts';
-import {
-  type LocatedFileSystem,
-  locateFileSystems,
-  openFileSystem,
-  requireReadable,
-} from './restore/guestFileSystem.ts';
+  type FileSearch,
+  type FileSystemChoice,
+  findInFileSystems,
+  type FoundFiles,
+} from './restore/foundFiles.ts';
+import { bytesOfPath, type GuestFile, type GuestTree } from './restore/guestTree.ts';
 import { type Look, Looks } from './restore/looks.ts';
-
-/** Which file systems of a backup are meant; all unless told. */
-export interface FileSystemChoice {
-  readonly volumes?: readonly string[] | undefined;
-  /** Number of a partition; 0 for a file system on a whole volume. */
-  readonly partition?: number | undefined;
-}
 
 /** What of a backup is wanted. */
 export interface FilesRequest extends FileSystemChoice {
@@ -39,23 +27,25 @@ export interface ListedFile extends GuestFile {
   readonly leadsTo: string | null;
 }
 
-/** A file system that was opened, and the files that were asked for in it. */
-interface FoundFiles extends AsyncDisposable {
-  readonly tree: GuestTree;
-  readonly name: string;
-  /** One for each path, in order. */
-  readonly files: readonly GuestFile[];
-}
-
 /** Looking into backups: their volumes as files, and the files of their guests. Nothing of it changes a backup. */
 export class LookedBackups {
   readonly looks: Looks;
   readonly #parts: Pick<AgentParts, 'configPath'>;
   readonly #storage: (name: string) => Storage;
+  readonly #guestfs: FileSearch['guestfs'];
+  /** Keeps the appliance of libguestfs. */
+  readonly #appliance: string;
 
-  constructor(parts: Pick<AgentParts, 'config' | 'configPath'>, storage: (name: string) => Storage) {
+  /** @param guestfs where libguestfs is, if anywhere */
+  constructor(
+    parts: Pick<AgentParts, 'config' | 'configPath'>,
+    storage: (name: string) => Storage,
+    guestfs: FileSearch['guestfs'] = installedGuestfs,
+  ) {
     this.#parts = parts;
+    this.#guestfs = guestfs;
     this.#storage = storage;
+    this.#appliance = join(parts.config.agent.stateDir, 'appliance');
     this.looks = new Looks(dirname(parts.config.agent.socket));
   }
 
@@ -136,14 +126,13 @@ export class LookedBackups {
     paths: readonly string[],
     use: (found: FoundFiles) => Promise<T>,
   ): Promise<T> {
-    const { entry, volumes, signal } = request;
+    const { entry, volumes } = request;
     const config = this.#configOf(entry);
     const look = await this.looks.begin({ entry, volumes, directory: null, config });
     try {
       const directory = this.looks.directoryOf(look);
-      const located = requireReadable(chosenOf(await locateFileSystems(look, signal), request));
-      await using found = await openTheOne(located, paths, directory, signal);
-      if (found === null) throw notFound(entry, paths, located);
+      const places = { look, directory, appliance: this.#appliance, guestfs: this.#guestfs };
+      await using found = await findInFileSystems({ ...request, ...places, paths });
       return await use(found);
     } finally {
       await this.looks.end(look);
@@ -153,13 +142,6 @@ export class LookedBackups {
   #configOf(entry: BackupEntry): string | null {
     return this.#storage(entry.storage).kind === 'directory' ? null : resolve(this.#parts.configPath);
   }
-}
-
-function chosenOf(
-  located: readonly LocatedFileSystem[],
-  { partition }: FileSystemChoice,
-): readonly LocatedFileSystem[] {
-  return located.filter((one) => partition === undefined || one.partition === partition);
 }
 
 /** What cannot be read hides no other file. */
@@ -173,56 +155,4 @@ async function detailsOf(
     if (!(error instanceof RestoreError) || error.code !== 'FILE_UNREADABLE') throw error;
   }
   return { modifiedAt: null, leadsTo: null };
-}
-
-/**
- * Opens the file system that has every path; `null` when none has.
- * @throws RestoreError FILE_SYSTEM_UNCLEAR when several have
- */
-async function openTheOne(
-  located: readonly LocatedFileSystem[],
-  paths: readonly string[],
-  directory: string,
-  signal: AbortSignal,
-): Promise<FoundFiles | null> {
-  await using opened = new AsyncDisposableStack();
-  let found: Omit<FoundFiles, typeof Symbol.asyncDispose> | null = null;
-  for (const one of located) {
-    const open = await openFileSystem(one, directory, signal);
-    opened.use(open);
-    const files = await findAll(open.tree, paths);
-    if (files.includes(null)) {
-      await open[Symbol.asyncDispose]();
-      continue;
-    }
-    if (found !== null)
-      throw new RestoreError(
-        'FILE_SYSTEM_UNCLEAR',
-        `${shownPath(bytesOfPath(paths.join(', ')))}: in ${found.name} and in ${open.name}`,
-        { hint: 'choose with --volume TARGET and --partition NUMBER (0: the whole volume)' },
-      );
-    found = { tree: open.tree, name: open.name, files: files.flatMap((file) => file ?? []) };
-  }
-  if (found === null) return null;
-  const kept = opened.move();
-  return { ...found, [Symbol.asyncDispose]: () => kept.disposeAsync() };
-}
-
-async function findAll(tree: GuestTree, paths: readonly string[]): Promise<readonly (GuestFile | null)[]> {
-  const files: (GuestFile | null)[] = [];
-  for (const path of paths) files.push(await findGuestFile(tree, bytesOfPath(path)));
-  return files;
-}
-
-function notFound(
-  entry: BackupEntry,
-  paths: readonly string[],
-  located: readonly LocatedFileSystem[],
-): RestoreError {
-  const what = paths.length === 1 ? (paths[0] ?? '') : `all of ${paths.join(', ')}`;
-  return new RestoreError(
-    'FILE_NOT_FOUND',
-    `${shownPath(bytesOfPath(what))} is not in this backup: looked in ${located.map(({ name }) => name).join(', ')}`,
-    { hint: `stillpoint files ${entry.id ?? entry.directory} / lists what is there` },
-  );
 }

@@ -9,6 +9,7 @@ import type { Manifest } from '../storage/manifest.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { volumeSource } from '../storage/repository/repositoryFixture.ts';
 import { LookedBackups } from './lookedBackups.ts';
+import type { FileSearch } from './restore/foundFiles.ts';
 import { Repositories } from './repositories.ts';
 import { storagesOf } from './storages.ts';
 
@@ -17,8 +18,8 @@ export interface LookStage {
   readonly directory: string;
   readonly configFile: string;
   readonly looked: LookedBackups;
-  /** What another process on the same host sees. */
-  readonly other: () => LookedBackups;
+  /** What another process on the same host sees; `guestfs` where libguestfs is, as on this host unless told. */
+  readonly other: (guestfs?: FileSearch['guestfs']) => LookedBackups;
   readonly storage: (name: StorageName) => Storage;
 }
 
@@ -49,7 +50,8 @@ export async function lookStage(test: Test): Promise<LookStage> {
     if (found === undefined) throw new Error(`no storage ${name}`);
     return found;
   };
-  const other = (): LookedBackups => new LookedBackups({ config, configPath: configFile }, storage);
+  const other = (guestfs?: FileSearch['guestfs']): LookedBackups =>
+    new LookedBackups({ config, configPath: configFile }, storage, guestfs);
   const looked = other();
   test.teardown(async () => {
     for (const look of await looked.looks.list()) await looked.looks.end(look);

@@ -37,8 +37,9 @@ const ofHost = {
   description: 'BACKUP is one of a host (backup --host): an id, HOST@latest or HOST@T1',
 };
 const partition: VerbOption = {
-  flags: '--partition <number>',
-  description: 'which partition of the volume the files are in; 0: none, the whole volume is the file system',
+  flags: '--partition <place>',
+  description:
+    'where the files are: the number of a partition (0: none, the whole volume is the file system), NUMBER:SUBVOLUME of btrfs, or GROUP/VOLUME of LVM',
 };
 const yes: VerbOption = { flags: '-y, --yes', description: 'do not ask' };
 

@@ -151,7 +151,7 @@ function controlOf(sizeBytes: number): string {
     `Installed-Size: ${Math.ceil(sizeBytes / 1024)}`,
     'Depends: libc6 (>= 2.28), libgcc-s1, libstdc++6, libvirt0, qemu-utils, init-system-helpers',
     'Recommends: libvirt-daemon-system, qemu-block-extra, e2fsprogs',
-    'Suggests: qemu-system-common, bash-completion',
+    'Suggests: qemu-system-common, guestfish, libguestfs-xfs, bash-completion',
     'Section: admin',
     'Priority: optional',
     'Description: backs up running KVM machines at one still point in time',

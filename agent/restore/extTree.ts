@@ -68,6 +68,10 @@ export class ExtTree implements GuestTree {
       .filter(({ name }) => name !== '.' && name !== '..');
   }
 
+  async find(directory: GuestFile, name: string): Promise<GuestFile | null> {
+    return (await this.list(directory)).find((file) => file.name === name) ?? null;
+  }
+
   async details({ inode, kind }: GuestFile): Promise<GuestFileDetails> {
     const text = (await this.#ask(`stat <${inode}>`)).toString('latin1');
     const [, seconds = '0', extra = '0'] = /^ ?mtime: 0x([0-9a-f]+)(?::([0-9a-f]+))?/m.exec(text) ?? [];

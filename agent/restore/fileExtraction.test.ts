@@ -39,6 +39,10 @@ class ClaimedTree implements GuestTree {
     return entries.map(([name, inside]) => this.file(name, inside));
   }
 
+  async find(directory: GuestFile, wanted: string): Promise<GuestFile | null> {
+    return (await this.list(directory)).find(({ name }) => name === wanted) ?? null;
+  }
+
   details({ inode }: GuestFile) {
     const claim = this.#claims[inode];
     return Promise.resolve({ modifiedAt: new Date(0), leadsTo: typeof claim === 'string' ? claim : null });

@@ -55,6 +55,20 @@ void t.test('a volume without a table is one file system', async (t) => {
   t.same(await findFileSystems(bufferSource(Buffer.alloc(sector))), [], 'nothing is nothing');
 });
 
+void t.test('what is on a volume is told by what it begins with', async (t) => {
+  for (const [kind, at, magic] of [
+    ['xfs', 0, 'XFSB'],
+    ['swap', 4086, 'SWAPSPACE2'],
+    ['RAID', 4096, '\xfc\x4e\x2b\xa9'],
+    ['LVM', 536, 'LVM2 001'],
+    ['btrfs', 65_600, '_BHRfS_M'],
+  ] as const) {
+    const disk = Buffer.alloc(mebibyte);
+    disk.write(magic, at, 'latin1');
+    t.match(await findFileSystems(bufferSource(disk)), [{ partition: 0, kind }]);
+  }
+});
+
 void t.test('partitions of a GPT have their numbers, whatever the size of a sector', async (t) => {
   for (const sectorBytes of [512, 4096]) {
     const first = mebibyte / sectorBytes;

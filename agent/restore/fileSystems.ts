@@ -9,7 +9,17 @@ export interface FoundFileSystem {
   readonly kind: FileSystemKind;
 }
 
-export type FileSystemKind = 'ext' | 'xfs' | 'btrfs' | 'ntfs' | 'fat' | 'LVM' | 'LUKS' | 'unknown';
+export type FileSystemKind =
+  | 'ext'
+  | 'xfs'
+  | 'btrfs'
+  | 'ntfs'
+  | 'fat'
+  | 'swap'
+  | 'LVM'
+  | 'RAID'
+  | 'LUKS'
+  | 'unknown';
 
 const sectorBytes = 512;
 /** More entries than this no honest table has. */
@@ -47,6 +57,9 @@ const magics: readonly (readonly [FileSystemKind, number, string])[] = [
   ['fat', 0x36, 'FAT'],
   ['fat', 0x52, 'FAT32'],
   ['LVM', 0x218, 'LVM2 001'],
+  ['swap', 0xff6, 'SWAPSPACE2'],
+  // Linux software RAID, version 1.2, where mdadm puts it.
+  ['RAID', 0x1000, '\xfc\x4e\x2b\xa9'],
   ['ext', 0x438, '\x53\xef'],
   ['btrfs', 0x10040, '_BHRfS_M'],
 ];

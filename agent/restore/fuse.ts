@@ -109,7 +109,8 @@ export async function endFuse(paths: readonly string[], directory: string): Prom
   // The kernel tells of mounts by paths without links.
   const inside = `${await canonicalPath(directory)}/`;
   const ours = new Set(await Promise.all(paths.map(canonicalPath)));
-  for (const path of await mountPoints()) {
+  // What is mounted inside of another mount goes before that.
+  for (const path of (await mountPoints()).toReversed()) {
     if (!ours.has(path) && !path.startsWith(inside)) continue;
     const { failed, stderr } = await execa('umount', [path], {
       reject: false,

@@ -30,6 +30,8 @@ export interface GuestTree {
   root(): Promise<GuestFile>;
   /** What is in a directory, without `.` and `..`. @throws RestoreError FILE_UNREADABLE */
   list(directory: GuestFile): Promise<readonly GuestFile[]>;
+  /** What a directory has by a name; `null` for nothing. @throws RestoreError FILE_UNREADABLE */
+  find(directory: GuestFile, name: string): Promise<GuestFile | null>;
   /** @throws RestoreError FILE_UNREADABLE */
   details(file: GuestFile): Promise<GuestFileDetails>;
   /** The bytes of a regular file, all of them. @throws RestoreError FILE_UNREADABLE in the middle */
@@ -56,8 +58,8 @@ export async function findGuestFile(tree: GuestTree, path: string): Promise<Gues
       continue;
     }
     if (here.kind !== 'directory') return null;
-    const found = (await tree.list(here)).find((file) => file.name === name);
-    if (found === undefined) return null;
+    const found = name === undefined ? null : await tree.find(here, name);
+    if (found === null) return null;
     if (found.kind !== 'link' || at === names.length - 1) {
       way.push(found);
       continue;

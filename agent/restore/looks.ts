@@ -9,6 +9,7 @@ import type { BackupEntry } from '../../storage/storage.ts';
 import { isOwnerAlive, isSameOwner, thisOwner } from '../jobs/owner.ts';
 import { RestoreError } from './errors.ts';
 import { endFuse, mountPoints, startFuse } from './fuse.ts';
+import { endGuestfs } from './guestfish.ts';
 import { signalProcess } from './processes.ts';
 import { endServer, ensureServed } from './served.ts';
 import { planServedVolumes, type ServedVolume } from './servedVolumes.ts';
@@ -172,6 +173,7 @@ export class Looks {
    */
   async end(look: Look): Promise<void> {
     const files = look.volumes.flatMap(({ file }) => file ?? []);
+    await endGuestfs(this.directoryOf(look));
     await endFuse(files, this.directoryOf(look));
     for (const { socket } of look.volumes) await endServer(socket);
     for (const file of files) await removeMountPoint(file);

@@ -1,4 +1,5 @@
-import type { FileSystemChoice, ListedFile } from '../../agent/lookedBackups.ts';
+import type { ListedFile } from '../../agent/lookedBackups.ts';
+import type { FileSystemChoice } from '../../agent/restore/foundFiles.ts';
 import { shownPath } from '../../agent/restore/guestTree.ts';
 import { formatBytes } from '../../common/units.ts';
 import { findBackup } from '../backups.ts';
@@ -88,10 +89,13 @@ export function restoreFiles(cli: Cli, backup: string, options: Options): Promis
 
 /** @throws CliError USAGE */
 function choiceOf(options: Options): FileSystemChoice {
-  const text = options.text('partition');
-  const partition = text === undefined ? undefined : Number(text);
-  if (partition !== undefined && !(Number.isInteger(partition) && partition >= 0))
-    throw new CliError('USAGE', '--partition takes a number', '--partition 2; 0 is the whole volume');
+  const partition = options.text('partition');
+  if (partition !== undefined && !/^(\d+(:.+)?|[^/:]+\/[^/:]+|md\d+)$/.test(partition))
+    throw new CliError(
+      'USAGE',
+      '--partition takes a number, NUMBER:SUBVOLUME of btrfs, or GROUP/VOLUME of LVM',
+      '--partition 2; 0 is the whole volume',
+    );
   return { partition, volumes: options.texts('volume')?.flatMap((targets) => targets.split(',')) };
 }
 

@@ -42,6 +42,19 @@ export async function guestImage(): Promise<GuestImage> {
   return image;
 }
 
+/** The kernel of the test guests with its modules, where supermin(1) finds what it looks for. */
+export async function guestKernel(): Promise<{ readonly kernel: string; readonly modules: string }> {
+  const kernelDir = await unpackedKernel();
+  const modules = await findModules(kernelDir);
+  if (modules === undefined)
+    throw new Error(`${kernelDir} holds no kernel; remove it and run: npm run setup`);
+  const version = path.basename(modules);
+  // Which modules need which is written down when a kernel is installed; this one is only unpacked.
+  if (!(await exists(path.join(modules, 'modules.dep'))))
+    await execa('depmod', ['-b', path.resolve(modules, '../../..'), version], { timeout: 60_000 });
+  return { kernel: path.join(kernelDir, 'boot', `vmlinuz-${version}`), modules };
+}
+
 async function unpackedKernel(): Promise<string> {
   const names = await namesIn(path.join(cacheDir, 'kernel'));
   const newest = names
