@@ -97,6 +97,8 @@ export class Sender {
           this.#told = null;
           log.info({ controller: channel.address }, 'the controller takes reports');
         },
+        onGeneration: (why) =>
+          log.warn({ controller: channel.address, why }, 'the controller is told everything anew'),
       });
       await this.#delivery.run(host);
     } finally {

@@ -30,6 +30,10 @@ class Told {
   readonly jobs: JobReport[] = [];
   readonly backups: BackupReport[] = [];
 
+  forget(): void {
+    for (const each of [this.hosts, this.machines, this.storages, this.jobs, this.backups]) each.length = 0;
+  }
+
   take(body: Report['body']): void {
     if (body?.$case === 'host') this.hosts.push(body.value);
     if (body?.$case === 'machine') this.machines.push(body.value);
@@ -49,12 +53,18 @@ async function reportingHost(test: Test) {
   test.teardown(() => site[Symbol.asyncDispose]());
   const living = site.openAgent();
   const told = new Told();
-  const stub = await openStub({
-    directory: test.testdir({}),
-    listen: '127.0.0.1:0',
-    onReport: ({ report: { body } }) => told.take(body),
-  });
+  const openReceiver = (directory: string, listen: string) =>
+    openStub({ directory, listen, onReport: ({ report: { body } }) => told.take(body) });
+  const directory = test.testdir({ first: {}, second: {} });
+  let stub = await openReceiver(join(directory, 'first'), '127.0.0.1:0');
   test.teardown(() => stub[Symbol.asyncDispose]());
+  /** The receiver is another one from now on, at the same address. */
+  const loseReports = async (): Promise<void> => {
+    const { address } = stub;
+    await stub[Symbol.asyncDispose]();
+    told.forget();
+    stub = await openReceiver(join(directory, 'second'), address);
+  };
   const controller = { address: stub.address, outboxMaxBytes: 1024 * 1024 };
   const { parts } = living.agent;
   const agent = new Agent({ ...parts, config: { ...parts.config, controller } });
@@ -79,7 +89,7 @@ async function reportingHost(test: Test) {
   test.teardown(end);
   const backUp = async () => agent.run(await agent.createBackup({ machine: site.uuid }));
   const outboxFile = join(site.directory, 'state', 'outbox.sqlite');
-  return { site, living, agent, said, told, start, end, backUp, outboxFile };
+  return { site, living, agent, said, told, start, end, backUp, outboxFile, loseReports };
 }
 
 void t.test('the host, its machines, storages and backups are told, and their deletion', async (t) => {
@@ -98,6 +108,23 @@ void t.test('the host, its machines, storages and backups are told, and their de
   host.start();
   await eventually(() => host.told.backups.length === 2, { timeoutMs: 30_000 });
   t.match(host.told.backups[1], { backupId: job?.backupId, change: 4 });
+});
+
+void t.test('a controller that has lost what it had stored is told anew what there is', async (t) => {
+  const host = await reportingHost(t);
+  host.start();
+  t.equal((await host.backUp()).state, 'finished');
+  await eventually(() => host.told.backups.length === 1, { timeoutMs: 30_000 });
+  const [backup] = host.told.backups;
+  await host.end();
+  await host.loseReports();
+  host.start();
+  await eventually(() => host.told.backups.length === 1 && host.told.machines.length > 0, {
+    timeoutMs: 30_000,
+  });
+  t.match(host.told.backups, [{ backupId: backup?.backupId, change: 1, mode: 'disk' }]);
+  t.match(host.told.jobs.at(-1), { state: 'finished', ended: true, backupId: backup?.backupId });
+  t.ok(host.said.some((line) => line.includes('told everything anew')));
 });
 
 void t.test(

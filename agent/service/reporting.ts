@@ -140,8 +140,11 @@ class Reporter {
   readonly #keeper: OutboxKeeper;
   readonly #log: Logger;
   readonly #signal: AbortSignal;
+  readonly #siteDue: Wake;
   readonly #storagesDue: Wake;
   #storagesTookMs = 0;
+  /** Of the outbox when jobs were looked at the last time. */
+  #generation: string | undefined;
   /** What could not be done the last time, by what it was. */
   readonly #failing = new Map<string, string>();
 
@@ -154,6 +157,7 @@ class Reporter {
     this.#keeper = keeper;
     this.#log = log;
     this.#signal = signal;
+    this.#siteDue = new Wake(signal);
     this.#storagesDue = new Wake(signal);
   }
 
@@ -168,7 +172,7 @@ class Reporter {
       this.#again(
         'the host',
         () => this.#lookAtSite(),
-        () => pause(siteEveryMs, this.#signal),
+        () => this.#siteDue.sleep(siteEveryMs),
       ),
       this.#again(
         'storages',
@@ -219,6 +223,13 @@ class Reporter {
   }
 
   async #lookAtJobs(): Promise<void> {
+    const { generation } = this.#keeper.outbox.state;
+    // Everything is told anew, and not only as soon as it would be looked at.
+    if (this.#generation !== undefined && this.#generation !== generation) {
+      this.#siteDue.up();
+      this.#storagesDue.up();
+    }
+    this.#generation = generation;
     for (let more = true; more && !this.#signal.aborted; ) {
       const fed = feedJobs(this.#agent.parts.journal, this.#keeper);
       // What they have made, checked or removed is seen there.
