@@ -46,27 +46,28 @@ async function serialOf(address: string): Promise<string> {
   return serial;
 }
 
-/** Notes one report and sends it, as a host that says that it is `id`. @returns what the log says */
-async function report(
+/** Notes one report and sends it, as a host that says that it is `id`. */
+async function reporting(
   test: Test,
   { stub, identity }: Pick<Receiver, 'stub' | 'identity'>,
   id: string,
   prepare: (store: IdentityStore) => Promise<void> = () => Promise.resolve(),
-): Promise<string[]> {
+) {
   const directory = await temporaryDirectory(test, 'host');
   const store = new IdentityStore(join(directory, 'identity'));
   await store.adopt(identity, 0);
   await prepare(store);
   const said: string[] = [];
+  let sender: Sender | undefined;
   const log = createLogger({ destination: { write: (line: string) => void said.push(line) } });
   const keeper = new OutboxKeeper(
     join(directory, 'outbox.sqlite'),
     { maxBytes: 1024 * 1024 },
-    { log, onNoted: () => undefined },
+    { log, onNoted: () => sender?.wake() },
   );
   const stop = new AbortController();
   const channel = joinedChannelOf(stub.address, store);
-  const sender = new Sender({ keeper, channel, host: { id, name: 'h', version: '0' }, log });
+  sender = new Sender({ keeper, channel, host: { id, name: 'h', version: '0' }, log });
   keeper.note({ reports: [alert('a', 'x')] });
   const sending = sender.run(stop.signal);
   test.teardown(async () => {
@@ -74,7 +75,12 @@ async function report(
     await sending;
     keeper[Symbol.dispose]();
   });
-  return said;
+  return { said, store, sender, keeper };
+}
+
+/** As `reporting`. @returns what the log says */
+async function report(...about: Parameters<typeof reporting>): Promise<readonly string[]> {
+  return (await reporting(...about)).said;
 }
 
 void t.test('a host that has joined reports with its certificate', async (t) => {
@@ -100,6 +106,27 @@ void t.test('a host sends nothing to a controller whose certificate was revoked'
   });
   await eventually(() => said.some((line) => line.includes('reports wait in the outbox')));
   t.same(receiver.hosts, []);
+});
+
+void t.test('an open stream ends when the certificate of its controller is revoked', async (t) => {
+  const receiver = await receiverFor(t);
+  const { store, sender, keeper, said } = await reporting(t, receiver, receiver.identity.hostId);
+  await eventually(() => receiver.hosts.length === 1);
+  await store.keepRevoked(['AA']);
+  await sender.review();
+  keeper.note({ reports: [alert('b', 'x')] });
+  await eventually(() => receiver.hosts.length === 2);
+  t.notOk(
+    said.some((line) => line.includes('reports wait')),
+    'that of another one touches nobody',
+  );
+  await store.keepRevoked(['AA', receiver.controllerSerial]);
+  await sender.review();
+  await eventually(() => said.some((line) => line.includes(`${receiver.controllerSerial} was revoked`)));
+  keeper.note({ reports: [alert('c', 'x')] });
+  await eventually(() => said.some((line) => line.includes('No connection established')));
+  t.equal(receiver.hosts.length, 2, 'nothing more was sent');
+  t.equal(keeper.outbox.backlog.reports, 1);
 });
 
 void t.test('a host of another CA, and one without a certificate, report nothing', async (t) => {

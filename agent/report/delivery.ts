@@ -78,8 +78,8 @@ export class Delivery {
         this.#isBlocked = false;
         this.#wake.up();
       })
-      .on('error', (error: Error) => this.#fail(error))
-      .on('end', () => this.#fail(new Error('the controller has ended the stream')));
+      .on('error', (error: Error) => this.fail(error))
+      .on('end', () => this.fail(new Error('the controller has ended the stream')));
   }
 
   /** There may be something to send. */
@@ -92,7 +92,7 @@ export class Delivery {
    * @throws ReportError; what the stream failed with
    */
   async run(host: ReportingHost): Promise<void> {
-    const patience = setTimeout(() => this.#fail(new Error('the controller does not answer')), answerMs);
+    const patience = setTimeout(() => this.fail(new Error('the controller does not answer')), answerMs);
     try {
       this.#stream.write({ message: { $case: 'hello', value: helloOf(host, this.#outbox.state) } });
       while (!this.#signal.aborted) {
@@ -107,7 +107,8 @@ export class Delivery {
     }
   }
 
-  #fail(error: Error): void {
+  /** Nothing more is sent: `run` throws this. */
+  fail(error: Error): void {
     this.#failure ??= error;
     this.#wake.up();
   }
