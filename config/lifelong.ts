@@ -13,8 +13,9 @@ export interface FollowableConfig {
  */
 export function withoutLifelong(present: Config, wanted: Config): FollowableConfig {
   const { storages, storageGroups, policies, hostBackups, machines, templates } = wanted;
-  const { ramDisk, maxParallelMachines, monitoringMarker, backupAddress } = wanted.agent;
-  const agent = { ...present.agent, ramDisk, maxParallelMachines, monitoringMarker, backupAddress };
+  const { ramDisk, maxParallelMachines, monitoringMarker, backupAddress, delegatedRestore } = wanted.agent;
+  const followed = { ramDisk, maxParallelMachines, monitoringMarker, backupAddress, delegatedRestore };
+  const agent = { ...present.agent, ...followed };
   const config = { ...present, agent, storages, storageGroups, policies, hostBackups, machines, templates };
   const kept = [
     ...differing(config, wanted).filter((section) => section !== 'agent'),

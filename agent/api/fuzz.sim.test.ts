@@ -5,6 +5,7 @@ import {
   AgentService,
   type GetHostResponse,
   StartBackupRequest,
+  StartRestoreRequest,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import { answerOf, ServedSite, startRequest } from '../../test/sim/servedSite.ts';
 import { removeSharedImages } from '../../test/sim/site.ts';
@@ -35,7 +36,23 @@ const seeds = [
     labels: { __proto__: 'x', a: '' },
     reread: true,
   }),
-].map((request) => StartBackupRequest.encode(request).finish());
+]
+  .map((request) => StartBackupRequest.encode(request).finish())
+  .concat(
+    StartRestoreRequest.encode({
+      idempotencyKey: 'key-2',
+      restore: {
+        backup: 'm@latest',
+        storage: '',
+        target: { $case: 'files', value: { directory: '/nowhere/at/all' } },
+        start: 0,
+        volumes: ['vda'],
+        instant: false,
+        networks: { __proto__: 'x', br0: 'br1' },
+      },
+      acceptedConflicts: ['path'],
+    }).finish(),
+  );
 
 /** Bytes of a message: random ones, or a request with some of its bytes changed, doubled or left out. */
 function messageOf(random: (below: number) => number): Buffer {
