@@ -248,8 +248,11 @@ export class Agent {
     return planRestore(this.parts.hypervisor, entry, request, { stored: storage, config, runDirectory });
   }
 
-  /** Writes a confirmed restore down and takes the machine for it; `run` does it. */
-  createRestore(plan: RestorePlan): JobRow {
+  /**
+   * Writes a confirmed restore down and takes the machine for it; `run` does it.
+   * @param scheduled the request that it is for
+   */
+  createRestore(plan: RestorePlan, scheduled?: Pick<ScheduledJob, 'request'>): JobRow {
     const { deadlines } = this.parts.config.policies['default'] ?? emptyPolicy();
     const facts: RestoreFacts = {
       plan,
@@ -264,6 +267,7 @@ export class Agent {
       machineName: plan.machine.name,
       state: 'planned',
       facts,
+      scheduled,
     });
   }
 

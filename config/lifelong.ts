@@ -13,8 +13,9 @@ export interface FollowableConfig {
  */
 export function withoutLifelong(present: Config, wanted: Config): FollowableConfig {
   const { storages, storageGroups, policies, hostBackups, machines, templates } = wanted;
-  const { ramDisk, maxParallelMachines, monitoringMarker, backupAddress } = wanted.agent;
-  const agent = { ...present.agent, ramDisk, maxParallelMachines, monitoringMarker, backupAddress };
+  const { ramDisk, maxParallelMachines, monitoringMarker, backupAddress, delegatedRestore } = wanted.agent;
+  const ofAgent = { ramDisk, maxParallelMachines, monitoringMarker, backupAddress, delegatedRestore };
+  const agent = { ...present.agent, ...ofAgent };
   const { acceptPolicies, keepAtLeast } = wanted.controller;
   const controller = { ...present.controller, acceptPolicies, keepAtLeast };
   const followed = { agent, controller, storages, storageGroups, policies, hostBackups, machines, templates };

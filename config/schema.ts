@@ -7,6 +7,7 @@ import { intervalPattern } from '../common/span.ts';
 import { parseBytes } from '../common/units.ts';
 import { socket, socketGroup } from './socket.ts';
 import { listen } from './listen.ts';
+import { delegatedRestore } from './delegatedRestore.ts';
 import { controllerSchema } from './controller.ts';
 import { checkBandwidth, storageBandwidth } from './storageBandwidth.ts';
 import { hooks } from './hooks.ts';
@@ -27,6 +28,7 @@ const agent = z.strictObject({
   socket,
   socketGroup,
   listen,
+  delegatedRestore,
   ramDisk: absolutePath
     .nullable()
     .default('/dev/shm/stillpoint')

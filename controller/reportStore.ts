@@ -2,7 +2,7 @@ import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { z } from 'zod';
-import { type ReportHello, Report } from '../proto/generated/stillpoint/v1/report.ts';
+import { GenerationReason, type ReportHello, Report } from '../proto/generated/stillpoint/v1/report.ts';
 import { messageOf } from '../common/errors.ts';
 import { ReceiverError } from './receiverError.ts';
 
@@ -64,7 +64,7 @@ export interface Gap {
   readonly afterSequence: number;
   /** null: nobody knows how far. */
   readonly throughSequence: number | null;
-  /** `new-generation`: the host has lost its outbox. `receiver-set-back`: this store has lost what it had acknowledged. */
+  /** `new-generation`: the host has lost its outbox. `receiver-set-back`: this store has lost what it had acknowledged, or another one had. */
   readonly reason: 'new-generation' | 'receiver-set-back';
 }
 
@@ -145,8 +145,9 @@ export class ReportStore implements Disposable {
         .run(hostId, generation, String(generationReason));
       if (before === undefined) return;
       const afterSequence = this.#receivedThrough(hostId, before) ?? 0;
-      const about = { host: hostId, generation: before, afterSequence };
-      gaps.push(this.#noteGap({ ...about, throughSequence: null, reason: 'new-generation' }));
+      const about = { host: hostId, generation: before, afterSequence, throughSequence: null };
+      const isOurs = generationReason === GenerationReason.GENERATION_REASON_RECEIVER_SET_BACK;
+      gaps.push(this.#noteGap({ ...about, reason: isOurs ? 'receiver-set-back' : 'new-generation' }));
     });
     return { receivedThrough, gaps };
   }

@@ -7,6 +7,7 @@ import { getHost, listMachines } from './hostCalls.ts';
 import { cancelJob, getJob, listJobs, retryJob } from './jobCalls.ts';
 import { getPolicies, removePolicies, setPolicies } from './policyCalls.ts';
 import { watchJob } from './jobWatch.ts';
+import { planRestore, startRestore } from './restoreCalls.ts';
 
 /** The calls of proto/stillpoint/v1/agent.proto. */
 export function agentService(context: ApiContext, callerOf: CallerOf): AgentServer {
@@ -18,6 +19,8 @@ export function agentService(context: ApiContext, callerOf: CallerOf): AgentServ
     listBackups: unary(parts, (request) => listBackups(context, request)),
     getBackup: unary(parts, (request) => getBackup(context, request)),
     startBackup: unary(parts, (request, call) => startBackup(context, request, call)),
+    planRestore: unary(parts, (request, call) => planRestore(context, request, call)),
+    startRestore: unary(parts, (request, call) => startRestore(context, request, call)),
     listJobs: unary(parts, (request) => listJobs(context, request)),
     getJob: unary(parts, (request) => getJob(context, request)),
     cancelJob: unary(parts, (request, call) => cancelJob(context, request, call)),

@@ -8,10 +8,12 @@ import {
   JobState,
   MachineEventKind,
   MachineState,
+  RestoreStart,
   StepState,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import type { Manifest } from '../../storage/manifest.ts';
 import { ApiError } from './errors.ts';
+import type { RestorePlan } from './restoreWish.ts';
 
 /** Our words for the values of the API, for each enumeration. */
 
@@ -43,6 +45,12 @@ export const stepStateValues: Readonly<Record<StepRow['status'], StepState>> = {
   begun: StepState.STEP_STATE_BEGUN,
   done: StepState.STEP_STATE_DONE,
   failed: StepState.STEP_STATE_FAILED,
+};
+
+export const restoreStartValues: Readonly<Record<RestorePlan['start'], RestoreStart>> = {
+  resume: RestoreStart.RESTORE_START_RESUME,
+  boot: RestoreStart.RESTORE_START_BOOT,
+  none: RestoreStart.RESTORE_START_NONE,
 };
 
 export const backupModeValues: Readonly<Record<NonNullable<BackupRequest['mode']>, BackupMode>> = {
@@ -104,6 +112,16 @@ export function modeOf(value: BackupMode): BackupRequest['mode'] {
   const mode = wordOf(backupModeValues, value);
   if (mode !== undefined) return mode;
   throw new ApiError('REQUEST_INVALID', `there is no backup mode ${value} in this version`, {
+    hint: 'the service may be older than its client: look at Host.api_level',
+  });
+}
+
+/** @throws ApiError REQUEST_INVALID */
+export function restoreStartOf(value: RestoreStart): RestorePlan['start'] | undefined {
+  if (value === RestoreStart.RESTORE_START_UNSPECIFIED) return undefined;
+  const start = wordOf(restoreStartValues, value);
+  if (start !== undefined) return start;
+  throw new ApiError('REQUEST_INVALID', `there is no start ${value} of a restore in this version`, {
     hint: 'the service may be older than its client: look at Host.api_level',
   });
 }

@@ -22,6 +22,10 @@ export type ApiErrorCode =
   | 'CURSOR_EXPIRED'
   /** The process, or the controller, may not use the API. */
   | 'CALLER_DENIED'
+  /** What the configuration lets others than root restore does not cover this. */
+  | 'RESTORE_DENIED'
+  /** A restore replaces something that its caller has not said that it has seen. */
+  | 'RESTORE_NOT_ACCEPTED'
   /** The service is being ended: it begins nothing new. */
   | 'SERVICE_ENDING'
   /** Another living process is the service of this host. */

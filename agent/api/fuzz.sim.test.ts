@@ -6,6 +6,7 @@ import {
   type GetHostResponse,
   SetPoliciesRequest,
   StartBackupRequest,
+  StartRestoreRequest,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import { answerOf, ServedSite, startRequest } from '../../test/sim/servedSite.ts';
 import { removeSharedImages } from '../../test/sim/site.ts';
@@ -42,6 +43,19 @@ seeds.push(
     revision: 1n,
     document: '{"policies":{"a":{"mode":"disk"}},"machines":[{"match":"*","policy":"a"}]}',
     validateOnly: false,
+  }).finish(),
+  StartRestoreRequest.encode({
+    idempotencyKey: 'key-2',
+    restore: {
+      backup: 'm@latest',
+      storage: '',
+      target: { $case: 'files', value: { directory: '/nowhere/at/all' } },
+      start: 0,
+      volumes: ['vda'],
+      instant: false,
+      networks: { __proto__: 'x', br0: 'br1' },
+    },
+    acceptedConflicts: ['path'],
   }).finish(),
 );
 

@@ -124,7 +124,11 @@ void t.test('bad input gets a clear error, and changes nothing', async (t) => {
 void t.test('members of the group of the socket read policies and change none', async (t) => {
   await using served = await pushable();
   await set(served.client(), 1, gold);
-  const server = createApiServer(served.api.context, () => ({ kind: 'socket', name: 'uid 1000', uid: 1000 }));
+  const server = createApiServer(served.api.context, () => ({
+    kind: 'socket',
+    name: 'uid 1000',
+    isPrivileged: false,
+  }));
   const address = `unix:${served.site.runDirectory}/member.sock`;
   await new Promise<void>((resolve, reject) => {
     server.bindAsync(address, ServerCredentials.createInsecure(), (error) =>

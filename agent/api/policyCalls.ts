@@ -18,7 +18,7 @@ export async function setPolicies(
   { revision, document, validateOnly }: SetPoliciesRequest,
   { caller }: ApiCall,
 ): Promise<SetPoliciesResponse> {
-  requireRight(caller, process.getuid?.() ?? 0);
+  requireRight(caller);
   const push = { revision: revisionOf(revision), document, validateOnly };
   const changed = await pushed.set(push, caller);
   return { policies: message(await pushed.view()), changed };
@@ -35,7 +35,7 @@ export async function removePolicies(
   { revision }: RemovePoliciesRequest,
   { caller }: ApiCall,
 ): Promise<RemovePoliciesResponse> {
-  requireRight(caller, process.getuid?.() ?? 0);
+  requireRight(caller);
   const changed = await pushed.remove(revisionOf(revision), caller);
   return { policies: message(await pushed.view()), changed };
 }
@@ -45,8 +45,8 @@ export async function removePolicies(
  * socket.
  * @throws ApiError CALLER_DENIED
  */
-export function requireRight({ kind, name, uid }: Caller, ownUid: number): void {
-  if (kind === 'controller' || (uid !== undefined && (uid === 0 || uid === ownUid))) return;
+export function requireRight({ kind, name, isPrivileged }: Caller): void {
+  if (kind === 'controller' || isPrivileged === true) return;
   throw new ApiError('CALLER_DENIED', `${name} may not change the policies of this host`, {
     hint: 'as root, or as the controller of the host',
   });

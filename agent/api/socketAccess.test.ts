@@ -7,11 +7,12 @@ void t.test('root, the service’s own user and members of the group are let in'
   t.same(admit({ ...peer, uid: 0 }, { ownUid: 500, gid: null }), {
     kind: 'socket',
     name: 'uid 0',
-    uid: 0,
+    isPrivileged: true,
     pid: 42,
   });
-  t.same(admit({ ...peer, uid: 500 }, { ownUid: 500, gid: null }).name, 'uid 500');
-  t.same(admit(peer, { ownUid: 0, gid: 27 }).name, 'uid 1000', 'by one of its other groups');
+  t.match(admit({ ...peer, uid: 500 }, { ownUid: 500, gid: null }), { name: 'uid 500', isPrivileged: true });
+  const member = admit(peer, { ownUid: 0, gid: 27 });
+  t.match(member, { name: 'uid 1000', isPrivileged: false }, 'by one of its other groups');
   t.same(admit({ ...peer, groups: [] }, { ownUid: 0, gid: 1000 }).name, 'uid 1000', 'by its own group');
 });
 

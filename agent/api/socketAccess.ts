@@ -13,7 +13,8 @@ export interface SocketAccess {
 /** The caller that a process is. @throws ApiError CALLER_DENIED */
 export function admit({ pid, uid, gid, groups }: PeerCredentials, access: SocketAccess): Caller {
   const isMember = access.gid !== null && [gid, ...groups].includes(access.gid);
-  if (uid === 0 || uid === access.ownUid || isMember) return { kind: 'socket', name: `uid ${uid}`, uid, pid };
+  const isPrivileged = uid === 0 || uid === access.ownUid;
+  if (isPrivileged || isMember) return { kind: 'socket', name: `uid ${uid}`, isPrivileged, pid };
   throw new ApiError('CALLER_DENIED', `user ${uid} may not use the service of this host`, {
     hint: 'as root, or as a member of the group that agent.socketGroup names (after a new login)',
   });

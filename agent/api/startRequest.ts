@@ -40,7 +40,7 @@ export function requireKey(key: string): string {
 }
 
 /** The same for requests that ask for the same. */
-export function fingerprintOf(kind: 'backup' | 'retry', parts: unknown): string {
+export function fingerprintOf(kind: 'backup' | 'retry' | 'restore', parts: unknown): string {
   return createHash('sha256')
     .update(JSON.stringify([kind, parts]))
     .digest('hex');

@@ -43,12 +43,12 @@ export interface StartedBackupsOptions {
 }
 
 /**
- * The backups that were asked for over the API. They belong to the service: not more at a time than
+ * The backups that were asked for over the API, and the restores. They belong to the service: not more at a time than
  * `agent.maxParallelMachines`, in the order in which they came, to their ends whoever still listens.
  */
 export class StartedBackups {
   readonly #options: StartedBackupsOptions;
-  readonly #requests = new Map<string, Promise<readonly RequestOutcome[]>>();
+  readonly #requests = new Map<string, Promise<unknown>>();
   readonly #waiting = new Map<string, JobRow>();
   readonly #running = new Set<string>();
   readonly #copies = new Map<string, { outcomes: CopyOutcome[]; ended: boolean }>();
@@ -66,20 +66,27 @@ export class StartedBackups {
    * @throws ApiError IDEMPOTENCY_KEY_REUSED, TOO_MANY_REQUESTS, SERVICE_ENDING; JobError JOURNAL_UNUSABLE
    */
   async start(request: StartRequest, caller: Caller): Promise<readonly RequestOutcome[]> {
-    const scope = scopeOf(caller);
-    const name = `${scope} ${request.key}`;
-    // Two of the same at the same time: the later one finds what the first has begun.
-    const before = this.#requests.get(name) ?? Promise.resolve([]);
-    const work = before.then(
-      () => this.#carryOut(request, { scope, key: request.key }, caller),
-      () => this.#carryOut(request, { scope, key: request.key }, caller),
-    );
+    const key = { scope: scopeOf(caller), key: request.key };
+    return this.once(key, () => this.#carryOut(request, key, caller));
+  }
+
+  /** Carries a request out after those with the same key: the later one finds what the first has begun. */
+  async once<T>({ scope, key }: RequestKey, carryOut: () => Promise<T>): Promise<T> {
+    const name = `${scope} ${key}`;
+    const before = this.#requests.get(name) ?? Promise.resolve();
+    const work = before.then(carryOut, carryOut);
     this.#requests.set(name, work);
     try {
       return await work;
     } finally {
       if (this.#requests.get(name) === work) this.#requests.delete(name);
     }
+  }
+
+  /** Has a job that is written down done when its turn comes. */
+  begin(job: JobRow): void {
+    this.#waiting.set(job.id, job);
+    this.#next();
   }
 
   async #carryOut(
@@ -119,8 +126,7 @@ export class StartedBackups {
     }
     const about = { jobId: job.id, machine: job.machineName, caller: caller.name, pid: caller.pid };
     log.info(about, 'backup asked for');
-    this.#waiting.set(job.id, job);
-    this.#next();
+    this.begin(job);
     return { part: request.machine, jobId: job.id, error: null };
   }
 
@@ -142,7 +148,8 @@ export class StartedBackups {
     const { agent, signals } = this.#options;
     try {
       const row = await agent.run(job);
-      if (row.state === 'finished') this.#copy(job, { uuid: job.machineUuid, name: job.machineName });
+      if (row.state === 'finished' && job.kind === 'backup')
+        this.#copy(job, { uuid: job.machineUuid, name: job.machineName });
     } finally {
       this.#running.delete(job.id);
       signals.changed(job.id);
@@ -191,12 +198,12 @@ export class StartedBackups {
   #cancelWaiting(): void {
     const { agent, log } = this.#options;
     for (const job of this.#waiting.values()) {
-      log.warn({ jobId: job.id, machine: job.machineName }, 'backup not begun: the service ends');
+      log.warn({ jobId: job.id, machine: job.machineName }, 'job not begun: the service ends');
       try {
         agent.parts.journal.requestCancel(job.id);
       } catch (error) {
         // Nobody catches what a listener throws; it runs to its end then, and the service waits for it.
-        log.error({ jobId: job.id, err: error }, 'backup could not be cancelled');
+        log.error({ jobId: job.id, err: error }, 'job could not be cancelled');
       }
       this.#run(job);
     }

@@ -160,6 +160,8 @@ export const statusCodes = {
   REPOSITORY_NOT_FOUND: notFound,
   REPOSITORY_TOO_NEW: failedPrecondition,
   REQUEST_INVALID: invalidArgument,
+  RESTORE_DENIED: permissionDenied,
+  RESTORE_NOT_ACCEPTED: failedPrecondition,
   RESTORE_TARGET_UNCLEAR: invalidArgument,
   RETAIN_DIRECTORY_CLOSED: failedPrecondition,
   RETAIN_DIRECTORY_ELSEWHERE: failedPrecondition,

@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto';
 import { createSecureContext } from 'node:tls';
 import { type ChannelCredentials, type ChannelOptions, credentials } from '@grpc/grpc-js';
-import { certificatesIn, secureContextOptions } from '../../common/tls/material.ts';
+import { certificatesIn, secureContextOptions, validityProblem } from '../../common/tls/material.ts';
 import { peerNameOf } from '../../common/tls/peerName.ts';
 import type { Identity } from '../identity/identity.ts';
 
@@ -20,12 +20,35 @@ export const controllerChannelOptions: ChannelOptions = {
 /**
  * Credentials for a host that has joined: both sides show certificates of the controller's CA.
  * @param revoked serial numbers of certificates of controllers that do not count any more
+ * @param onShown is given the certificate of the controller with each connection
  */
-export function hostCredentials(identity: Identity, revoked: ReadonlySet<string>): ChannelCredentials {
+export function hostCredentials(
+  identity: Identity,
+  revoked: ReadonlySet<string>,
+  onShown: (certificate: X509Certificate) => void = () => undefined,
+): ChannelCredentials {
   return credentials.createFromSecureContext(createSecureContext(secureContextOptions(identity)), {
-    checkServerIdentity: (name, certificate) =>
-      refuseOtherThanController(name, certificate) ?? refuseRevoked(certificate, revoked),
+    checkServerIdentity: (name, { raw }) => {
+      const certificate = new X509Certificate(raw);
+      onShown(certificate);
+      return refuseOtherThanController(name, { raw }) ?? refuseRevoked(certificate, revoked);
+    },
   });
+}
+
+/**
+ * What there is by now against the controller of a connection that was let through.
+ * @returns undefined: nothing
+ */
+export function objectionTo(
+  certificate: X509Certificate,
+  revoked: ReadonlySet<string>,
+  now: Date,
+): Error | undefined {
+  const dates = validityProblem(certificate, now);
+  return dates === null
+    ? refuseRevoked(certificate, revoked)
+    : new Error(`the certificate of the controller ${dates}`);
 }
 
 /** Credentials for a host that joins: the controller proves itself by its CA, the host by a token in its call. */
@@ -45,7 +68,6 @@ function refuseOtherThanController(_: string, { raw }: { readonly raw: Buffer })
 }
 
 /** Who has stolen the key of a controller gets no reports, and cannot say that nothing was revoked. */
-function refuseRevoked({ raw }: { readonly raw: Buffer }, revoked: ReadonlySet<string>): Error | undefined {
-  const { serialNumber } = new X509Certificate(raw);
+function refuseRevoked({ serialNumber }: X509Certificate, revoked: ReadonlySet<string>): Error | undefined {
   return revoked.has(serialNumber) ? new Error(`certificate ${serialNumber} was revoked`) : undefined;
 }

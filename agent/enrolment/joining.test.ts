@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { connect, createServer, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { createPublicKey, X509Certificate } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
 import t, { type Test } from 'tap';
 import { secureContextOptions } from '../../common/tls/material.ts';
 import { enrolHost, FreeAuthority } from '../../test/tls/authority.ts';
@@ -93,6 +94,15 @@ void t.test('a renewal makes a new key, and the connection that asks need not su
   t.same(await store.current(), next);
   await t.rejects(renewIdentity(store, identity, new Date()), { code: 'IDENTITY_REPLACED' });
   t.same(await askForRevoked(store, next), []);
+});
+
+void t.test('a damaged list of revocations keeps no host from the next one, nor from renewal', async (t) => {
+  const { ca, address } = await startController(t);
+  const { store, directory, join } = await makeHost(t);
+  const identity = await join(address, ca.issueToken());
+  await writeFile(`${directory}/revoked.json`, '["A');
+  t.same(await askForRevoked(store, identity), []);
+  t.equal((await renewIdentity(store, identity, new Date())).generation, 2);
 });
 
 void t.test('a certificate that does not count renews nothing', async (t) => {

@@ -54,7 +54,10 @@ export async function renewIdentity(
 ): Promise<KeptIdentity> {
   const { hostId, controller, generation } = identity;
   const pending = await store.pending('renewal', hostId);
-  using client = new EnrolmentClient(controller.address, hostCredentials(identity, await store.revoked()));
+  using client = new EnrolmentClient(
+    controller.address,
+    hostCredentials(identity, await knownRevoked(store)),
+  );
   const issued = await client.renew(pending.request);
   const next = identityFrom(issued, pending.key, { hostId, address: controller.address });
   checkValidity(next, now);
@@ -66,10 +69,20 @@ export async function askForRevoked(
   store: Pick<IdentityStore, 'revoked'>,
   identity: KeptIdentity,
 ): Promise<readonly string[]> {
-  const credentials = hostCredentials(identity, await store.revoked());
+  const credentials = hostCredentials(identity, await knownRevoked(store));
   using client = new EnrolmentClient(identity.controller.address, credentials);
   // Awaited here: the end of this function closes the client.
   return await client.listRevoked();
+}
+
+/** A list that cannot be read must not keep the host from the one that replaces it, nor its certificate from renewal. */
+async function knownRevoked(store: Pick<IdentityStore, 'revoked'>): Promise<ReadonlySet<string>> {
+  try {
+    return await store.revoked();
+  } catch (error) {
+    if (error instanceof IdentityError && error.code === 'REVOCATIONS_DAMAGED') return new Set();
+    throw error;
+  }
 }
 
 function identityFrom(

@@ -3,6 +3,8 @@ import { StillpointError } from '../../common/errors.ts';
 export type IdentityErrorCode =
   /** What is kept of the host's identity cannot be used. */
   | 'IDENTITY_DAMAGED'
+  /** The list of certificates that were revoked cannot be used. */
+  | 'REVOCATIONS_DAMAGED'
   /** Another process has replaced it meanwhile. */
   | 'IDENTITY_REPLACED'
   /** The host has no identifier of its own. */

@@ -1,3 +1,5 @@
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { z } from 'zod';
 import { createLogger } from '../../common/log.ts';
@@ -14,9 +16,10 @@ const logLine = z.looseObject({ level: z.number(), msg: z.string() });
 
 /** A host with a certificate, a clock that is set by hand, and a controller that does as it is told. */
 class Bench {
+  readonly directory: string;
   readonly store: IdentityStore;
   readonly keeper: IdentityKeeper;
-  readonly looks: { readonly generation: number; readonly revoked: readonly string[] }[] = [];
+  readonly looks: { readonly generation: number; readonly revoked: readonly string[] | null }[] = [];
   readonly log: z.output<typeof logLine>[] = [];
   nowMs = Date.now();
   renewals = 0;
@@ -26,6 +29,7 @@ class Bench {
   fault: Error | null = null;
 
   constructor(ca: CertificateAuthority, directory: string) {
+    this.directory = directory;
     this.store = new IdentityStore(directory);
     const answer = <T>(value: T): Promise<T> =>
       this.fault === null ? Promise.resolve(value) : Promise.reject(this.fault);
@@ -48,7 +52,7 @@ class Bench {
         return answer(this.revoked);
       },
       onLook: async ({ generation }, revoked) => {
-        this.looks.push({ generation, revoked: [...revoked] });
+        this.looks.push({ generation, revoked: revoked === null ? null : [...revoked] });
       },
       onLeft: async () => {
         this.lefts += 1;
@@ -135,7 +139,7 @@ void t.test(
     bench.nowMs = certificateOf(await bench.current()).validToDate.getTime() + 1;
     await bench.keeper.look();
     t.same([bench.renewals, bench.revocationQuestions], [0, 0]);
-    t.match(bench.log[1], { level: 50, err: { code: 'CERTIFICATE_EXPIRED', hint: /agent join/ } });
+    t.match(bench.log.at(-1), { level: 50, err: { code: 'CERTIFICATE_EXPIRED', hint: /agent join/ } });
   },
 );
 
@@ -169,6 +173,54 @@ void t.test(
     );
   },
 );
+
+void t.test('what was revoked once stays so, whatever the controller says later', async (t) => {
+  const bench = await joined(t);
+  bench.revoked = ['AA'];
+  await bench.keeper.look();
+  bench.revoked = ['BB'];
+  bench.nowMs += hourMs;
+  await bench.keeper.look();
+  bench.revoked = [];
+  bench.nowMs += hourMs;
+  await bench.keeper.look();
+  t.same([...(await bench.store.revoked())], ['AA', 'BB']);
+  t.same(bench.looks.at(-1)?.revoked, ['AA', 'BB']);
+});
+
+void t.test(
+  'a list of revocations that is damaged is told with its file, and replaced as soon as the controller answers',
+  async (t) => {
+    const bench = await joined(t);
+    bench.revoked = ['AA'];
+    await bench.keeper.look();
+    const file = join(bench.directory, 'revoked.json');
+    for (const [at, damage] of ['', '["A', '{}'].entries()) {
+      await writeFile(file, damage);
+      bench.log.length = 0;
+      bench.fault = new Error('away');
+      await bench.keeper.look();
+      await bench.keeper.look();
+      t.equal(bench.looks.at(-1)?.revoked, null, 'nobody is known to be good');
+      const told = bench.log.filter(({ msg }) => msg.includes('no controller is let in'));
+      t.match(told, [{ level: 40, err: { code: 'REVOCATIONS_DAMAGED', message: file } }], 'once');
+      bench.fault = null;
+      bench.revoked = [`B${at}`];
+      await bench.keeper.look();
+      t.same(bench.looks.at(-1)?.revoked, [`B${at}`], 'without waiting for the hour');
+      t.same([...(await bench.store.revoked())], [`B${at}`]);
+    }
+  },
+);
+
+void t.test('a certificate is renewed although the list of revocations is damaged', async (t) => {
+  const bench = await joined(t);
+  await bench.toDue();
+  await mkdir(join(bench.directory, 'revoked.json'));
+  await bench.keeper.look();
+  t.equal(bench.renewals, 1);
+  t.match(bench.looks, [{ generation: 2, revoked: null }]);
+});
 
 void t.test('a clock that goes back does not keep the host from asking', async (t) => {
   const bench = await joined(t);

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../../common/log.ts';
+import { IdentityError } from './errors.ts';
 import { certificateOf, checkValidity, type KeptIdentity } from './identity.ts';
 import type { IdentityStore } from './identityStore.ts';
 import { maxRetryDelayMs, renewalDueAt, retryDelayMs } from './renewalTime.ts';
@@ -11,8 +12,11 @@ export interface IdentityKeeperOptions {
   readonly renew: (identity: KeptIdentity) => Promise<KeptIdentity>;
   /** Asks the controller which certificates of controllers it has revoked. */
   readonly listRevoked: (identity: KeptIdentity) => Promise<readonly string[]>;
-  /** Called after each look with what counts from then on. */
-  readonly onLook: (identity: KeptIdentity, revoked: ReadonlySet<string>) => Promise<void>;
+  /**
+   * Called after each look with what counts from then on.
+   * @param revoked null: it is not known what is revoked, so no controller is to be trusted with anything
+   */
+  readonly onLook: (identity: KeptIdentity, revoked: ReadonlySet<string> | null) => Promise<void>;
   /** Called after a look that has found that the host has left its controller. */
   readonly onLeft: () => Promise<void>;
   readonly log: Logger;
@@ -35,6 +39,7 @@ export class IdentityKeeper {
   #failures = 0;
   #nextAttemptMs = 0;
   #nextRevocationsMs = 0;
+  #isDamageTold = false;
 
   constructor(options: IdentityKeeperOptions) {
     this.#options = options;
@@ -58,7 +63,7 @@ export class IdentityKeeper {
   /** One look: what is due by the clock is done, and what fails is told and tried again later. */
   async look(): Promise<void> {
     const { store, onLook, onLeft, log } = this.#options;
-    let identity = await store.current();
+    const identity = await store.current();
     if (identity === null) {
       if (this.#seen > 0) log.info('the host has left its controller');
       this.#seen = 0;
@@ -66,9 +71,9 @@ export class IdentityKeeper {
       return;
     }
     if (identity.generation !== this.#seen) await this.#begin(identity);
-    identity = await this.#renewIfDue(identity);
-    await this.#followRevocations(identity);
-    await onLook(identity, await store.revoked());
+    // First: the next certificate is not to be had from who was revoked.
+    const revoked = await this.#followRevocations(identity);
+    await onLook(await this.#renewIfDue(identity), revoked);
   }
 
   async #begin(identity: KeptIdentity): Promise<void> {
@@ -111,18 +116,41 @@ export class IdentityKeeper {
     }
   }
 
-  async #followRevocations(identity: KeptIdentity): Promise<void> {
+  /** @returns what is revoked; null: nobody knows */
+  async #followRevocations(identity: KeptIdentity): Promise<ReadonlySet<string> | null> {
     const { store, listRevoked, log } = this.#options;
+    const known = await this.#revocations();
     const now = this.#now();
-    if (isAhead(this.#nextRevocationsMs, now.getTime(), revocationIntervalMs)) return;
+    if (known !== null && isAhead(this.#nextRevocationsMs, now.getTime(), revocationIntervalMs)) return known;
     this.#nextRevocationsMs = now.getTime() + revocationIntervalMs;
     try {
       // What the clock says is clearer than how a controller refuses.
       checkValidity(identity, now);
       // What was revoked once stays so, whatever is said later.
-      await store.keepRevoked(new Set([...(await store.revoked()), ...(await listRevoked(identity))]));
+      const revoked = new Set([...(known ?? []), ...(await listRevoked(identity))]);
+      await store.keepRevoked(revoked);
+      this.#isDamageTold = false;
+      return revoked;
     } catch (error) {
-      log.warn({ err: error }, 'the controller could not be asked what it has revoked; its last word counts');
+      const counts = known === null ? 'it is let in when it has answered' : 'its last word counts';
+      log.warn({ err: error }, `the controller could not be asked what it has revoked; ${counts}`);
+      return known;
+    }
+  }
+
+  /** @returns null: what is kept cannot be used, which is told once */
+  async #revocations(): Promise<ReadonlySet<string> | null> {
+    const { store, log } = this.#options;
+    try {
+      const revoked = await store.revoked();
+      this.#isDamageTold = false;
+      return revoked;
+    } catch (error) {
+      if (!(error instanceof IdentityError) || error.code !== 'REVOCATIONS_DAMAGED') throw error;
+      if (!this.#isDamageTold)
+        log.warn({ err: error }, 'no controller is let in until it has said anew what is revoked');
+      this.#isDamageTold = true;
+      return null;
     }
   }
 }

@@ -129,15 +129,23 @@ export class IdentityStore {
     await remove(await this.#names());
   }
 
-  /** Serial numbers of certificates of controllers that are not accepted any more. */
+  /**
+   * Serial numbers of certificates of controllers that are not accepted any more.
+   * @throws IdentityError REVOCATIONS_DAMAGED
+   */
   async revoked(): Promise<ReadonlySet<string>> {
+    const path = join(this.#directory, revokedName);
     try {
-      const serials: unknown = JSON.parse(await readFile(join(this.#directory, revokedName), 'utf8'));
+      const serials: unknown = JSON.parse(await readFile(path, 'utf8'));
       if (Array.isArray(serials)) return new Set(serials.map(String));
       throw new SyntaxError('it is no list');
     } catch (error) {
       if (isErrno(error, 'ENOENT')) return new Set();
-      throw damaged(join(this.#directory, revokedName), error);
+      throw new IdentityError('REVOCATIONS_DAMAGED', `${path} cannot be used: ${messageOf(error)}`, {
+        cause: error,
+        retryable: true,
+        hint: 'the service replaces it by what its controller says, as soon as that answers: systemctl status stillpoint-agent',
+      });
     }
   }
 

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { ErrorRecord } from '../../common/errors.ts';
 import type { ReportedError } from '../../proto/generated/stillpoint/v1/report.ts';
-import type { Told } from './outbox.ts';
+import type { Told, ToldSubject } from './outbox.ts';
 import type { NewReport } from './report.ts';
 
 /** A report with what the controller knows by it. */
@@ -25,14 +25,14 @@ const errorSchema = z.object({
  * @returns undefined where the controller knows
  */
 export function alertTelling(
-  told: ReadonlyMap<string, string>,
+  told: ReadonlyMap<string, ToldSubject>,
   key: string,
   error: ErrorRecord | null,
 ): Telling | undefined {
-  const seen = told.get(key);
-  const before = seen === undefined ? null : errorSchema.parse(JSON.parse(seen));
+  const last = told.get(key);
+  const before = last === undefined ? null : errorSchema.parse(JSON.parse(last.seen));
   // A message may have figures in it, and be another one each time.
-  if (before?.code === error?.code) return undefined;
+  if (before?.code === error?.code && last?.isSure !== false) return undefined;
   const about = error ?? before;
   if (about === null) return undefined;
   return {

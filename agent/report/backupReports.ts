@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { BackupChange, type BackupReport } from '../../proto/generated/stillpoint/v1/report.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import type { Telling } from './alerts.ts';
+import type { ToldSubject } from './outbox.ts';
 
 const kind = 'backup';
 const verificationSchema = z.object({ at: z.string(), ok: z.boolean() }).nullable();
@@ -29,7 +30,7 @@ type Verification = z.output<typeof verificationSchema>;
  * @param entries all that the storage holds
  */
 export function backupTellings(
-  told: ReadonlyMap<string, string>,
+  told: ReadonlyMap<string, ToldSubject>,
   storage: string,
   entries: readonly BackupEntry[],
 ): readonly Telling[] {
@@ -40,14 +41,15 @@ export function backupTellings(
     present.add(subject);
     const seen = seenOf(entry);
     const before = told.get(subject);
-    if (before === JSON.stringify(seen)) continue;
-    const change = before === undefined ? BackupChange.BACKUP_CHANGE_MADE : changeOf(parse(before), seen);
+    const isKnown = before?.isSure === true;
+    if (isKnown && before.seen === JSON.stringify(seen)) continue;
+    const change = isKnown ? changeOf(parse(before.seen), seen) : BackupChange.BACKUP_CHANGE_MADE;
     tellings.push(telling(subject, reportOf(storage, entry.directory, seen, change, entry), seen));
   }
   for (const [subject, before] of told) {
     if (!subject.startsWith(subjectOf(storage, '')) || present.has(subject)) continue;
     const place = subject.slice(subjectOf(storage, '').length);
-    const report = reportOf(storage, place, parse(before), BackupChange.BACKUP_CHANGE_DELETED);
+    const report = reportOf(storage, place, parse(before.seen), BackupChange.BACKUP_CHANGE_DELETED);
     tellings.push(telling(subject, report, null));
   }
   return tellings;

@@ -1,7 +1,8 @@
+import type { X509Certificate } from 'node:crypto';
 import { credentials } from '@grpc/grpc-js';
 import { isLoopbackHost, parseHostPort } from '../../common/hostPort.ts';
 import { ReportError } from './errors.ts';
-import { controllerChannelOptions, hostCredentials } from '../enrolment/controllerChannel.ts';
+import { controllerChannelOptions, hostCredentials, objectionTo } from '../enrolment/controllerChannel.ts';
 import type { IdentityStore } from '../identity/identityStore.ts';
 import type { ControllerChannel } from './sender.ts';
 
@@ -22,12 +23,16 @@ export function joinedChannelOf(
   address: string,
   identities: Pick<IdentityStore, 'current' | 'revoked'>,
 ): ControllerChannel {
+  let shown: X509Certificate | undefined;
   return {
     address,
     options: controllerChannelOptions,
+    objection: async () =>
+      shown === undefined ? undefined : objectionTo(shown, await identities.revoked(), new Date()),
     credentials: async () => {
       const identity = await identities.current();
-      if (identity !== null) return hostCredentials(identity, await identities.revoked());
+      if (identity !== null)
+        return hostCredentials(identity, await identities.revoked(), (certificate) => (shown = certificate));
       throw new ReportError('CONTROLLER_REFUSED', `nothing is sent to ${address}: this host has left it`, {
         hint: 'stillpoint agent join',
       });

@@ -1,4 +1,4 @@
-import { copyFile } from 'node:fs/promises';
+import { copyFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import { promisify } from 'node:util';
@@ -232,7 +232,7 @@ void t.test('an outbox that was removed is a gap, and what is noted from then on
   t.same(receiver.received().alerts, ['1', '2', '3', '4', '1']);
 });
 
-void t.test('a receiver that was set back tells how much it has lost', async (t) => {
+void t.test('a receiver that was set back is told anew what there is', async (t) => {
   const receiver = await receiverFor(t);
   const host = await hostFor(t, receiver.address);
   host.keeper.note({ reports: alerts(1, 3) });
@@ -245,11 +245,46 @@ void t.test('a receiver that was set back tells how much it has lost', async (t)
   await host.delivered();
   await receiver.stop();
   await copyFile(`${file}.earlier`, file);
-  await receiver.start();
   host.keeper.note({ reports: alerts(7, 7) });
+  const { generation } = host.keeper.outbox.state;
+  await receiver.start();
   await host.delivered();
-  t.match(receiver.gaps, [{ reason: 'receiver-set-back', afterSequence: 3, throughSequence: 6 }]);
-  t.same(receiver.received().alerts, ['1', '2', '3', '7']);
+  t.equal(host.keeper.outbox.state.reason, 'receiver-set-back');
+  t.match(receiver.gaps, [
+    { reason: 'receiver-set-back', generation, afterSequence: 3, throughSequence: null },
+  ]);
+  t.same(receiver.received().alerts, ['1', '2', '3', '7'], 'what waited has its place');
+});
+
+void t.test('a new controller is told what the earlier one knew, and the log says so', async (t) => {
+  const receiver = await receiverFor(t);
+  const host = await hostFor(t, receiver.address);
+  const told = (seen: string) => [{ kind: 'machine', subject: 'm', seen }];
+  host.keeper.note({
+    reports: [machine('m')],
+    told: told('running'),
+    cursor: { name: 'jobs', value: { journal: 'j', change: 1 } },
+  });
+  await host.delivered();
+  await receiver.stop();
+  await Promise.all(
+    ['', '-wal', '-shm'].map((end) => rm(join(receiver.directory, `reports.sqlite${end}`), { force: true })),
+  );
+  await receiver.start();
+  await eventually(() => host.keeper.outbox.told('machine').get('m')?.isSure === false);
+  t.equal(host.keeper.outbox.cursor('jobs'), undefined, 'the journal is read anew');
+  host.keeper.note({ reports: [machine('m')], told: told('running') });
+  await host.delivered();
+  t.same(receiver.received().sequences, [1]);
+  t.match(receiver.gaps, [{ reason: 'receiver-set-back', afterSequence: 0 }]);
+  const line = host.said.find((text) => text.includes('told everything anew'));
+  t.match(line, 'it is another one, or was set back');
+  const { generation } = host.keeper.outbox.state;
+  await receiver.stop();
+  await receiver.start();
+  host.keeper.note({ reports: alerts(1, 1) });
+  await host.delivered();
+  t.equal(host.keeper.outbox.state.generation, generation, 'once: a restart is no new controller');
 });
 
 void t.test('days without a controller: nothing that lasts is lost, and the rest is counted', async (t) => {

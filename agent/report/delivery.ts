@@ -8,7 +8,7 @@ import {
 import { Wake } from '../../common/wake.ts';
 import { ReportError } from './errors.ts';
 import type { Outbox } from './outbox.ts';
-import type { OutboxState } from './outboxTables.ts';
+import type { GenerationReason as GenerationName, OutboxState } from './outboxTables.ts';
 
 /** So much is on its way at the most, whatever the receiver allows: it stays in the outbox until it has arrived. */
 const inFlightBytesMax = 1024 * 1024;
@@ -43,22 +43,31 @@ export class Delivery {
   readonly #wake: Wake;
   readonly #signal: AbortSignal;
   readonly #onAcknowledged: () => void;
+  readonly #onGeneration: (why: string) => void;
   #position: Position | undefined;
   #answer: DeliverResponse | undefined;
   #failure: Error | undefined;
   /** What is written would only wait in our own memory. */
   #isBlocked = false;
 
-  /** @param options.onAcknowledged the receiver has taken something */
+  /**
+   * @param options.onAcknowledged the receiver has taken something
+   * @param options.onGeneration the outbox has begun to count anew
+   */
   constructor(
     stream: DeliveryStream,
     outbox: Outbox,
-    options: { readonly signal: AbortSignal; readonly onAcknowledged: () => void },
+    options: {
+      readonly signal: AbortSignal;
+      readonly onAcknowledged: () => void;
+      readonly onGeneration: (why: string) => void;
+    },
   ) {
     this.#stream = stream;
     this.#outbox = outbox;
     this.#signal = options.signal;
     this.#onAcknowledged = options.onAcknowledged;
+    this.#onGeneration = options.onGeneration;
     this.#wake = new Wake(options.signal);
     stream
       .on('data', (answer: DeliverResponse) => {
@@ -69,8 +78,8 @@ export class Delivery {
         this.#isBlocked = false;
         this.#wake.up();
       })
-      .on('error', (error: Error) => this.#fail(error))
-      .on('end', () => this.#fail(new Error('the controller has ended the stream')));
+      .on('error', (error: Error) => this.fail(error))
+      .on('end', () => this.fail(new Error('the controller has ended the stream')));
   }
 
   /** There may be something to send. */
@@ -83,7 +92,7 @@ export class Delivery {
    * @throws ReportError; what the stream failed with
    */
   async run(host: ReportingHost): Promise<void> {
-    const patience = setTimeout(() => this.#fail(new Error('the controller does not answer')), answerMs);
+    const patience = setTimeout(() => this.fail(new Error('the controller does not answer')), answerMs);
     try {
       this.#stream.write({ message: { $case: 'hello', value: helloOf(host, this.#outbox.state) } });
       while (!this.#signal.aborted) {
@@ -98,7 +107,8 @@ export class Delivery {
     }
   }
 
-  #fail(error: Error): void {
+  /** Nothing more is sent: `run` throws this. */
+  fail(error: Error): void {
     this.#failure ??= error;
     this.#wake.up();
   }
@@ -125,15 +135,26 @@ export class Delivery {
   /** The first answer says what has arrived on earlier connections. */
   #begin(through: number): Position {
     const { sentThrough, acknowledgedThrough } = this.#outbox.state;
-    if (through > sentThrough) {
-      this.#outbox.beginGeneration();
-      const message = `the controller has reports up to ${through}, of which the outbox knows ${sentThrough}: it was set back to an earlier state`;
-      throw new ReportError('CONTROLLER_UNREACHABLE', message, { retryable: true });
-    }
+    if (through > sentThrough)
+      throw this.#anew(
+        'set-back',
+        `the controller has reports up to ${through}, of which the outbox knows ${sentThrough}: it was set back to an earlier state`,
+      );
+    // What was acknowledged once is not here any more: only what it is about can be told again.
+    if (through < acknowledgedThrough)
+      throw this.#anew(
+        'receiver-set-back',
+        `the controller has reports up to ${through}, and a controller has acknowledged ${acknowledgedThrough}: it is another one, or was set back to an earlier state`,
+      );
     if (through > acknowledgedThrough) this.#outbox.acknowledge(through);
-    // What was acknowledged once is not here any more, also where the receiver was set back.
-    const acknowledged = through;
-    return { sent: Math.max(through, acknowledgedThrough), acknowledged, inFlight: [], window: 0 };
+    return { sent: through, acknowledged: through, inFlight: [], window: 0 };
+  }
+
+  /** @returns what ends this stream: a generation is named at the beginning of one */
+  #anew(reason: GenerationName, message: string): ReportError {
+    this.#outbox.beginGeneration(reason);
+    this.#onGeneration(message);
+    return new ReportError('CONTROLLER_UNREACHABLE', message, { retryable: true });
   }
 
   /** @returns whether something was sent */
@@ -167,6 +188,7 @@ const reasons = {
   'no-outbox': GenerationReason.GENERATION_REASON_NO_OUTBOX,
   damaged: GenerationReason.GENERATION_REASON_DAMAGED,
   'set-back': GenerationReason.GENERATION_REASON_SET_BACK,
+  'receiver-set-back': GenerationReason.GENERATION_REASON_RECEIVER_SET_BACK,
 } as const;
 
 function helloOf(host: ReportingHost, state: OutboxState): ReportHello {

@@ -144,22 +144,45 @@ void t.test('one of a newer version is left alone', async (t) => {
   t.same(await readFile(path), before);
 });
 
+void t.test('one of an earlier version is taken over with what it knows', async (t) => {
+  const { path, open } = await outboxFor(t);
+  const told = [{ kind: 'machine', subject: 'm', seen: 'running' }];
+  const earlier = new Outbox(path, { maxBytes: 2 ** 30 });
+  earlier.note({ reports: [alert('a')], told });
+  const { generation } = earlier.state;
+  earlier[Symbol.dispose]();
+  const other = new DatabaseSync(path);
+  other.exec('ALTER TABLE told DROP COLUMN is_sure; PRAGMA user_version = 1');
+  other.close();
+  const outbox = open();
+  t.equal(outbox.state.generation, generation);
+  t.same(waiting(outbox), ['1 alert']);
+  t.same([...outbox.told('machine')], [['m', { seen: 'running', isSure: true }]]);
+});
+
 void t.test('an outbox that was set back keeps what waits, in its order and under its ids', async (t) => {
   const { open } = await outboxFor(t);
   const outbox = open();
-  outbox.note({ reports: ['a', 'b', 'c', 'd'].map((key) => alert(key)) });
+  outbox.note({
+    reports: ['a', 'b', 'c', 'd'].map((key) => alert(key)),
+    told: [{ kind: 'alert', subject: 'a', seen: 'raised' }],
+    cursor: { name: 'jobs', value: 7 },
+  });
   outbox.markSent(4);
   outbox.acknowledge(2);
   const idsOf = () => outbox.pending(0, { count: 9, bytes: 1e9 }).map(({ report }) => report.id);
   const ids = idsOf();
   const { generation } = outbox.state;
-  outbox.beginGeneration();
+  outbox.beginGeneration('set-back');
   t.same(idsOf(), ids);
   t.same(waiting(outbox), ['1 alert', '2 alert']);
   t.match(outbox.state, { reason: 'set-back', lastSequence: 2, sentThrough: 0, acknowledgedThrough: 0 });
   t.not(outbox.state.generation, generation);
-  outbox.note({ reports: [alert('e')] });
+  t.same([...outbox.told('alert')], [['a', { seen: 'raised', isSure: false }]]);
+  t.equal(outbox.cursor('jobs'), undefined, 'jobs are read anew');
+  outbox.note({ reports: [alert('e')], told: [{ kind: 'alert', subject: 'a', seen: 'raised' }] });
   t.same(waiting(outbox), ['1 alert', '2 alert', '3 alert']);
+  t.same([...outbox.told('alert')], [['a', { seen: 'raised', isSure: true }]]);
 });
 
 void t.test('what is on its way is not thinned out, for it may have arrived', async (t) => {
@@ -175,9 +198,9 @@ void t.test('a state that had to go is told again', async (t) => {
   const { open } = await outboxFor(t, { maxBytes: 4 * reportBytes });
   const outbox = open();
   outbox.note({ reports: [machine('m')], told: [{ kind: 'machine', subject: 'm', seen: 'running' }] });
-  t.same([...outbox.told('machine')], [['m', 'running']]);
+  t.same([...outbox.told('machine')], [['m', { seen: 'running', isSure: true }]]);
   for (let count = 0; count < 20; count++) outbox.note({ reports: [alert('a', 'x'.repeat(100))] });
-  t.same([...outbox.told('machine')], []);
+  t.same([...outbox.told('machine')], [['m', { seen: 'running', isSure: false }]], 'also that it is gone');
 });
 
 void t.test('the file stays near its bound, however much passes through it', async (t) => {

@@ -6,7 +6,7 @@ import { isErrno } from '../../common/errors.ts';
 import { newId } from '../../common/ids.ts';
 import type { ReportError } from './errors.ts';
 import { asReportError, openOutboxFile } from './outboxFile.ts';
-import { type OutboxState, rowBytes, stateFrom } from './outboxTables.ts';
+import { type GenerationReason, type OutboxState, rowBytes, stateFrom } from './outboxTables.ts';
 import { decodeReport, encodeReport, type NewReport, thinnedReport } from './report.ts';
 import { countSuperseded, pendingBytes, thin, thinnedCounts } from './thinning.ts';
 
@@ -20,6 +20,14 @@ export interface Told {
   readonly kind: string;
   readonly subject: string;
   readonly seen: string | null;
+}
+
+/** What the outbox remembers about a subject. */
+export interface ToldSubject {
+  /** As the controller was told last. */
+  readonly seen: string;
+  /** False: the controller may know something else, or nothing, so it is told again. */
+  readonly isSure: boolean;
 }
 
 /** What one transaction adds. */
@@ -122,10 +130,15 @@ export class Outbox implements Disposable {
   }
 
   /** What the controller was told about subjects of a kind, by subject. */
-  told(kind: string): ReadonlyMap<string, string> {
+  told(kind: string): ReadonlyMap<string, ToldSubject> {
     return this.#working(() => {
-      const rows = this.#db.prepare('SELECT subject, seen FROM told WHERE kind = ?').all(kind);
-      return new Map(rows.map(({ subject, seen }) => [String(subject), String(seen)]));
+      const rows = this.#db.prepare('SELECT subject, seen, is_sure FROM told WHERE kind = ?').all(kind);
+      return new Map(
+        rows.map(({ subject, seen, is_sure }) => [
+          String(subject),
+          { seen: String(seen), isSure: is_sure === 1 },
+        ]),
+      );
     });
   }
 
@@ -197,21 +210,23 @@ export class Outbox implements Disposable {
   }
 
   /**
-   * Begins to count anew, because the controller knows more of this generation than the outbox does: it is an earlier
-   * state of itself. What waits keeps its ids and its order.
+   * Begins to count anew, because the outbox and the controller do not know of the same past. What waits keeps its ids
+   * and its order. Everything that there is, and what goes before the next look, is told again: either the controller
+   * does not know it, or it knows later things that are not so.
    */
-  beginGeneration(): void {
+  beginGeneration(reason: GenerationReason): void {
     this.#transaction(() => {
+      this.#db.exec('UPDATE told SET is_sure = 0; DELETE FROM cursors');
       const rows = this.#db.prepare('SELECT sequence FROM reports ORDER BY sequence').all();
       const move = this.#db.prepare('UPDATE reports SET sequence = ? WHERE sequence = ?');
       // Each goes down or stays, the lowest first: none meets another one.
       for (const [index, { sequence = null }] of rows.entries()) move.run(index + 1, sequence);
       this.#db
         .prepare(
-          `UPDATE outbox SET generation = ?, reason = 'set-back', begun_at_ms = ?,
+          `UPDATE outbox SET generation = ?, reason = ?, begun_at_ms = ?,
              last_sequence = ?, sent_through = 0, acknowledged_through = 0`,
         )
-        .run(newId(), this.#now(), rows.length);
+        .run(newId(), reason, this.#now(), rows.length);
     });
   }
 
@@ -236,7 +251,7 @@ export class Outbox implements Disposable {
 
   #tell(kind: string, subject: string, seen: string | null): void {
     if (seen === null) this.#db.prepare('DELETE FROM told WHERE kind = ? AND subject = ?').run(kind, subject);
-    else this.#db.prepare('INSERT OR REPLACE INTO told VALUES (?, ?, ?)').run(kind, subject, seen);
+    else this.#db.prepare('INSERT OR REPLACE INTO told VALUES (?, ?, ?, 1)').run(kind, subject, seen);
   }
 
   #makeRoom(): void {

@@ -5,7 +5,13 @@ import { z } from 'zod';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { newId } from '../../common/ids.ts';
 import { ReportError } from './errors.ts';
-import { type GenerationReason, outboxTables, schemaVersion, stateFrom } from './outboxTables.ts';
+import {
+  type GenerationReason,
+  outboxMigration,
+  outboxTables,
+  schemaVersion,
+  stateFrom,
+} from './outboxTables.ts';
 
 /** Another process has it for so long at the most; a write takes milliseconds. */
 const busyMs = 2_000;
@@ -39,6 +45,8 @@ function opened(path: string, isDamaged: boolean): DatabaseSync {
     const version = Number(db.prepare('PRAGMA user_version').get()?.['user_version'] ?? 0);
     if (version > schemaVersion) throw tooNew(path, version);
     if (version === 0) create(db, isDamaged ? 'damaged' : 'no-outbox');
+    else if (version < schemaVersion)
+      db.exec(`BEGIN IMMEDIATE; ${outboxMigration}; PRAGMA user_version = ${schemaVersion}; COMMIT`);
     requireSound(db, path);
     return db;
   } catch (error) {

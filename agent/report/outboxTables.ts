@@ -1,14 +1,14 @@
 import { z } from 'zod';
 
 /** Why the outbox began to count anew. */
-export const generationReasons = ['no-outbox', 'damaged', 'set-back'] as const;
+export const generationReasons = ['no-outbox', 'damaged', 'set-back', 'receiver-set-back'] as const;
 export type GenerationReason = (typeof generationReasons)[number];
 
 /** Of each report, what its row and its places in the indexes take beside its content. */
 export const rowBytes = 256;
 
 /** Version of the tables, kept in SQLite's `user_version`. */
-export const schemaVersion = 1;
+export const schemaVersion = 2;
 
 export const outboxTables = `
   CREATE TABLE outbox (
@@ -49,16 +49,21 @@ export const outboxTables = `
     first_lost_ms INTEGER,
     last_lost_ms INTEGER
   ) STRICT;
-  -- What the controller was told last about a subject; for as long as it stays so, it is not told again.
+  -- What the controller was told last about a subject; for as long as it stays so, it is not told again, unless it is not
+  -- sure that the controller knows it.
   CREATE TABLE told (
     kind TEXT NOT NULL,
     subject TEXT NOT NULL,
     seen TEXT NOT NULL,
+    is_sure INTEGER NOT NULL DEFAULT 1,
     PRIMARY KEY (kind, subject)
   ) STRICT;
   -- How far the sources of reports have been read.
   CREATE TABLE cursors (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 `;
+
+/** What makes tables of version 1 those of version 2. */
+export const outboxMigration = 'ALTER TABLE told ADD COLUMN is_sure INTEGER NOT NULL DEFAULT 1';
 
 const stateSchema = z
   .object({

@@ -1,5 +1,3 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -7,11 +5,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import t from 'tap';
 
+import { CertificateAuthority } from '../../controller/ca.ts';
 import { ReportStore } from '../../controller/reportStore.ts';
 import { eventually } from '../../test/lab/eventually.ts';
+import { Immortal } from '../../test/sim/immortal.ts';
 import { randomFrom } from '../../test/sim/objectStore.ts';
 import { disagreement, receivedIn } from '../../test/sim/reports.ts';
+import { enrolHost } from '../../test/tls/authority.ts';
 import { UnrulyLink } from '../../test/sim/unrulyLink.ts';
+import { IdentityStore } from '../identity/identityStore.ts';
 import { Outbox } from './outbox.ts';
 
 const seed = Number(process.env['STILLPOINT_TEST_SEED'] ?? Date.now() % 2 ** 31);
@@ -19,46 +21,6 @@ const count = Number(process.env['STILLPOINT_TEST_REPORTS'] ?? 800);
 const root = resolve(import.meta.dirname, '../..');
 const maxBytes = 64 * 1024 * 1024;
 t.comment(`seed ${seed} (STILLPOINT_TEST_SEED)`);
-
-/** A program that is started again after each kill. */
-class Immortal {
-  readonly #command: readonly string[];
-  #child: ChildProcess | undefined;
-  said = '';
-  kills = 0;
-
-  constructor(command: readonly string[]) {
-    this.#command = command;
-  }
-
-  start(): void {
-    const child = spawn(process.execPath, this.#command, { stdio: ['ignore', 'pipe', 'pipe'] });
-    for (const stream of [child.stdout, child.stderr])
-      stream.on('data', (data: Buffer) => (this.said += String(data)));
-    this.#child = child;
-  }
-
-  get exitCode(): number | null | undefined {
-    return this.#child?.exitCode;
-  }
-
-  /** Of a receiver that was told to take any. */
-  async listeningPort(): Promise<number> {
-    const said = () => /listening on 127\.0\.0\.1:(\d+)/.exec(this.said)?.[1];
-    return Number(await eventually(said, { timeoutMs: 30_000 }));
-  }
-
-  /** @returns whether it was still running */
-  async kill(signal: 'SIGKILL' | 'SIGTERM' = 'SIGKILL'): Promise<boolean> {
-    const child = this.#child;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return false;
-    const closed = once(child, 'close');
-    child.kill(signal);
-    await closed;
-    this.kills += 1;
-    return true;
-  }
-}
 
 const hostProgram = join(root, 'test/sim/reportingHost.ts');
 
@@ -96,47 +58,72 @@ void t.test('the command receives reports, prints them as JSON lines, and ends w
   t.match(lines[59], { arrival: 60, sequence: 60, kind: 'alert', body: { key: '20', raised: true } });
 });
 
-void t.test(
-  'host and receiver are killed, and the way between them is unruly: all arrives once',
-  async (t) => {
-    const directory = await mkdtemp(join(tmpdir(), 'stillpoint-reports-'));
-    t.teardown(() => rm(directory, { recursive: true }));
-    const stub = stubCommand(directory);
-    const port = await freePort(stub);
-    await using link = await UnrulyLink.start(port, {
-      seed,
-      bytesMax: 120_000,
-      delayMsMax: 30,
-      lingerMsMax: 400,
-      replaysOneOf: 3,
-    });
-    const receiver = new Immortal([...stub, '--listen', `127.0.0.1:${port}`, '--json']);
-    const host = new Immortal([hostProgram, directory, link.address, String(count), String(maxBytes)]);
-    t.teardown(async () => {
-      await receiver.kill();
-      await host.kill();
-    });
-    receiver.start();
-    host.start();
-    const random = randomFrom(seed);
-    // Moments of both processes, not of the clock: each lives long enough to get somewhere.
-    for (let kill = 0; kill < 12 && !host.said.includes('done'); kill++) {
-      await sleep(300 + random() * 1_500);
-      const victim = random() < 0.5 ? host : receiver;
-      if (await victim.kill()) victim.start();
-    }
-    await eventually(() => host.said.includes('done'), { timeoutMs: 120_000 });
-    t.ok(await receiver.kill('SIGTERM'));
-    t.comment(`${host.kills} and ${receiver.kills} kills, ${JSON.stringify(link.counts)}`);
-    using store = new ReportStore(join(directory, 'controller', 'reports.sqlite'));
-    using outbox = new Outbox(join(directory, 'outbox.sqlite'), { maxBytes });
-    const received = receivedIn(store);
-    t.same(store.gaps(), []);
-    t.equal(disagreement(received, outbox.state.lastSequence), undefined, `seed ${seed}`);
-    t.same(
-      received.alerts,
-      Array.from({ length: count }, (_, at) => String(at + 1)),
-      `seed ${seed}: what lasts has arrived once, in its order`,
-    );
+/** A host that has joined, in `identity` of a directory, the controller that is beside it. */
+async function joinController(directory: string): Promise<void> {
+  using ca = await CertificateAuthority.open(join(directory, 'controller'));
+  await new IdentityStore(join(directory, 'identity')).adopt(enrolHost(ca), 0);
+}
+
+const ways = [
+  {
+    name: 'without certificates',
+    options: [],
+    unruliness: { bytesMax: 120_000, delayMsMax: 30, lingerMsMax: 400, replaysOneOf: 3 },
   },
-);
+  {
+    // What is replayed there is another handshake, which fails: nobody gets in with what was heard.
+    name: 'by TLS with certificates',
+    options: ['--tls'],
+    unruliness: {
+      bytesMax: 60_000,
+      delayMsMax: 60,
+      lingerMsMax: 400,
+      replaysOneOf: 6,
+      bytesPerSecondMin: 40_000,
+    },
+  },
+] as const;
+
+for (const { name, options, unruliness } of ways)
+  void t.test(
+    `${name}: host and receiver are killed, and the way between them is unruly: all arrives once`,
+    async (t) => {
+      const directory = await mkdtemp(join(tmpdir(), 'stillpoint-reports-'));
+      t.teardown(() => rm(directory, { recursive: true }));
+      const isTls = options.length > 0;
+      if (isTls) await joinController(directory);
+      const stub = [...stubCommand(directory), ...options];
+      const port = await freePort(stub);
+      await using link = await UnrulyLink.start(port, { seed, ...unruliness });
+      const receiver = new Immortal([...stub, '--listen', `127.0.0.1:${port}`, '--json']);
+      const about = [directory, link.address, String(count), String(maxBytes)];
+      const host = new Immortal([hostProgram, ...about, ...(isTls ? ['tls'] : [])]);
+      t.teardown(async () => {
+        await receiver.kill();
+        await host.kill();
+      });
+      receiver.start();
+      host.start();
+      const random = randomFrom(seed);
+      // Moments of both processes, not of the clock: each lives long enough to get somewhere.
+      for (let kill = 0; kill < 12 && !host.said.includes('done'); kill++) {
+        await sleep(300 + random() * 1_500);
+        if (random() < 0.3) link.cutAll();
+        const victim = random() < 0.5 ? host : receiver;
+        if (await victim.kill()) victim.start();
+      }
+      await eventually(() => host.said.includes('done'), { timeoutMs: 120_000 });
+      t.ok(await receiver.kill('SIGTERM'));
+      t.comment(`${host.kills} and ${receiver.kills} kills, ${JSON.stringify(link.counts)}`);
+      using store = new ReportStore(join(directory, 'controller', 'reports.sqlite'));
+      using outbox = new Outbox(join(directory, 'outbox.sqlite'), { maxBytes });
+      const received = receivedIn(store);
+      t.same(store.gaps(), []);
+      t.equal(disagreement(received, outbox.state.lastSequence), undefined, `seed ${seed}`);
+      t.same(
+        received.alerts,
+        Array.from({ length: count }, (_, at) => String(at + 1)),
+        `seed ${seed}: what lasts has arrived once, in its order`,
+      );
+    },
+  );

@@ -14,6 +14,11 @@ export interface ControllerChannel {
   readonly address: string;
   /** Asked for anew for each connection: certificates are renewed meanwhile. */
   readonly credentials: () => ChannelCredentials | Promise<ChannelCredentials>;
+  /**
+   * What there is by now against who has answered on the newest connection; undefined: nothing. Rejects where that
+   * cannot be said.
+   */
+  readonly objection?: (() => Promise<Error | undefined>) | undefined;
   /** What its connections need besides. */
   readonly options?: ChannelOptions | undefined;
 }
@@ -69,6 +74,14 @@ export class Sender {
     this.#delivery?.wake();
   }
 
+  /** Looks again whether who takes the reports is still to be trusted, and ends the connection where not. Never rejects. */
+  async review(): Promise<void> {
+    const delivery = this.#delivery;
+    const { objection = () => Promise.resolve(undefined) } = this.#options.channel;
+    const found = await objection().catch((error: unknown) => error);
+    if (found !== undefined) delivery?.fail(found instanceof Error ? found : new Error(messageOf(found)));
+  }
+
   /** Sends until the signal. Never rejects: what goes wrong is told in the log, and tried again. */
   async run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
@@ -97,6 +110,8 @@ export class Sender {
           this.#told = null;
           log.info({ controller: channel.address }, 'the controller takes reports');
         },
+        onGeneration: (why) =>
+          log.warn({ controller: channel.address, why }, 'the controller is told everything anew'),
       });
       await this.#delivery.run(host);
     } finally {

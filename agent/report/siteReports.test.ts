@@ -4,22 +4,28 @@ import type { BackupEntry } from '../../storage/storage.ts';
 import type { MachineSummary } from '../hypervisor/hypervisor.ts';
 import { alertTelling, type Telling } from './alerts.ts';
 import { backupTellings } from './backupReports.ts';
+import type { ToldSubject } from './outbox.ts';
 import { machineTellings } from './siteReports.ts';
 
 /** What the outbox would remember. */
 class Memory {
-  readonly #told = new Map<string, string>();
+  readonly #told = new Map<string, ToldSubject>();
 
-  get told(): ReadonlyMap<string, string> {
+  get told(): ReadonlyMap<string, ToldSubject> {
     return this.#told;
   }
 
   take(tellings: readonly Telling[]) {
     for (const { told } of tellings) {
       if (told.seen === null) this.#told.delete(told.subject);
-      else this.#told.set(told.subject, told.seen);
+      else this.#told.set(told.subject, { seen: told.seen, isSure: true });
     }
     return tellings.map(({ report }) => report.body.value);
+  }
+
+  /** Another controller may listen from now on. */
+  doubt(): void {
+    for (const [subject, { seen }] of this.#told) this.#told.set(subject, { seen, isSure: false });
   }
 }
 
@@ -93,5 +99,37 @@ void t.test('an alert is raised once, whatever figures its message has, and ende
   t.match(look('away', 'STORAGE_UNREACHABLE'), [{ raised: true }], 'something else is wrong');
   t.match(look(null), [{ raised: false, error: { message: 'away' } }]);
   t.same(look(null), []);
+  t.end();
+});
+
+void t.test('where it is not sure what the controller knows, all is told again, and what has gone', (t) => {
+  const machines = new Memory();
+  const lookAt = (...all: MachineSummary[]) => machines.take(machineTellings(machines.told, all));
+  lookAt(machine('a', 'running'), machine('b', 'running'));
+  machines.doubt();
+  t.match(lookAt(machine('a', 'running')), [
+    { name: 'a', present: true },
+    { name: 'b', present: false },
+  ]);
+  t.same(lookAt(machine('a', 'running')), [], 'once');
+  const backups = new Memory();
+  const list = (...all: BackupEntry[]) => backups.take(backupTellings(backups.told, 'local', all));
+  list(entry('a'), entry('b'));
+  backups.doubt();
+  t.match(list(entry('a')), [
+    { change: 1, place: 'a' },
+    { change: 4, place: 'b' },
+  ]);
+  t.same(list(entry('a')), [], 'once');
+  const alerts = new Memory();
+  const error = { code: 'STORAGE_FULL', message: 'full', retryable: false };
+  const look = (wrong: typeof error | null) =>
+    alerts.take([alertTelling(alerts.told, 'k', wrong) ?? []].flat());
+  look(error);
+  alerts.doubt();
+  t.match(look(error), [{ raised: true }]);
+  t.same(look(error), [], 'once');
+  alerts.doubt();
+  t.match(look(null), [{ raised: false }]);
   t.end();
 });

@@ -4,10 +4,11 @@ import { version } from '../../common/version.ts';
 import type { HostInfo, MachineSummary } from '../hypervisor/hypervisor.ts';
 import type { StorageState } from '../storageStates.ts';
 import { reportedError, type Telling } from './alerts.ts';
+import type { ToldSubject } from './outbox.ts';
 import type { ReportBody } from './report.ts';
 
 /** The host, where it is not as the controller knows it. @param told the host as the outbox has it */
-export function hostTellings(told: ReadonlyMap<string, string>, info: HostInfo): readonly Telling[] {
+export function hostTellings(told: ReadonlyMap<string, ToldSubject>, info: HostInfo): readonly Telling[] {
   const value = {
     hostName: info.hostName,
     agentVersion: version,
@@ -24,7 +25,7 @@ const seenMachineSchema = z.object({ name: z.string(), present: z.boolean() });
 
 /** Machines that are not as the controller knows them. @param machines all that there are */
 export function machineTellings(
-  told: ReadonlyMap<string, string>,
+  told: ReadonlyMap<string, ToldSubject>,
   machines: readonly MachineSummary[],
 ): readonly Telling[] {
   const present = new Set(machines.map(({ uuid }) => uuid));
@@ -33,7 +34,7 @@ export function machineTellings(
     const value = { uuid, name, present: true, state, stateReason, persistent, autostart };
     return changed(told, uuid, { $case: 'machine', value });
   });
-  for (const [uuid, seen] of told) {
+  for (const [uuid, { seen }] of told) {
     if (present.has(uuid)) continue;
     const { name } = seenMachineSchema.parse(JSON.parse(seen));
     const nothing = { state: '', stateReason: '', persistent: false, autostart: false };
@@ -46,7 +47,7 @@ export function machineTellings(
 
 /** A storage, where it is not as the controller knows it. */
 export function storageTellings(
-  told: ReadonlyMap<string, string>,
+  told: ReadonlyMap<string, ToldSubject>,
   storage: StorageState,
 ): readonly Telling[] {
   const { name, kind, location, ok: usable, problem, warning } = storage;
@@ -69,8 +70,13 @@ function countOf(bytes: number | null): bigint | undefined {
   return bytes === null ? undefined : BigInt(bytes);
 }
 
-function changed(told: ReadonlyMap<string, string>, subject: string, body: ReportBody): readonly Telling[] {
+function changed(
+  told: ReadonlyMap<string, ToldSubject>,
+  subject: string,
+  body: ReportBody,
+): readonly Telling[] {
   const seen = JSON.stringify(body.value, (_, one: unknown) => (typeof one === 'bigint' ? Number(one) : one));
-  if (told.get(subject) === seen) return [];
+  const before = told.get(subject);
+  if (before?.isSure === true && before.seen === seen) return [];
   return [{ report: { subject, weight: 'state', body }, told: { kind: body.$case, subject, seen } }];
 }

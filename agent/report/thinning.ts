@@ -79,7 +79,8 @@ function leaveOut(db: DatabaseSync, candidate: Candidate, isSaidLater: boolean):
        last_lost_ms = MAX(COALESCE(last_lost_ms, excluded.last_lost_ms), excluded.last_lost_ms)`,
   ).run(kind, timeMs, timeMs);
   // It is told again as soon as somebody looks.
-  if (weight === 'state') db.prepare('DELETE FROM told WHERE kind = ? AND subject = ?').run(kind, subject);
+  if (weight === 'state')
+    db.prepare('UPDATE told SET is_sure = 0 WHERE kind = ? AND subject = ?').run(kind, subject);
 }
 
 /** Counts reports whose content is said again. */

@@ -108,6 +108,19 @@ void t.test('a controller whose certificate was revoked is put out, in the middl
   t.equal(await new TextClient(t, access.port, other).whoAmI(), 'stillpoint://controller/c1');
 });
 
+void t.test('while nobody knows what was revoked no controller is let in, and open ones end', async (t) => {
+  const { ca, identity, access, log } = await open(t);
+  const credentials = agentCredentials(ca.controllerMaterial(), identity.hostId, any);
+  const stream = await new TextClient(t, access.port, credentials).follow();
+  const ended = once(stream, 'error');
+  await access.follow(identity, null);
+  await ended;
+  await t.rejects(new TextClient(t, access.port, credentials).whoAmI());
+  t.match(log.join(''), /not known which certificates were revoked/);
+  await access.follow(identity, new Set());
+  t.equal(await new TextClient(t, access.port, credentials).whoAmI(), 'stillpoint://controller/c1');
+});
+
 void t.test(
   'the service listens as soon as its host has joined, and tells what is revoked from then on',
   async (t) => {

@@ -31,11 +31,16 @@ const drainMs = 5_000;
  * until it has.
  *
  * @param api what the controller may call
+ * @param options.onLook the identity, and what is revoked, may be others than before
  */
 export async function keepControllerAccess(
   api: ServerFor,
   { stateDir, listen }: Pick<AgentConfig, 'stateDir' | 'listen'>,
-  { log, signal }: { readonly log: Logger; readonly signal: AbortSignal },
+  {
+    log,
+    signal,
+    onLook,
+  }: { readonly log: Logger; readonly signal: AbortSignal; readonly onLook?: (() => void) | undefined },
 ): Promise<void> {
   const store = new IdentityStore(identityDirectory(stateDir));
   await using listener = listen === null ? null : new ControllerListener(api, listen, log);
@@ -43,8 +48,14 @@ export async function keepControllerAccess(
     store,
     renew: (identity) => renewIdentity(store, identity, new Date()),
     listRevoked: (identity) => askForRevoked(store, identity),
-    onLook: async (identity, revoked) => listener?.follow(identity, revoked),
-    onLeft: async () => listener?.leave(),
+    onLook: async (identity, revoked) => {
+      onLook?.();
+      await listener?.follow(identity, revoked);
+    },
+    onLeft: async () => {
+      onLook?.();
+      await listener?.leave();
+    },
     log,
   }).run(signal);
 }
@@ -58,7 +69,8 @@ export class ControllerListener implements AsyncDisposable {
   #listener: TlsListener | null = null;
   #generation = 0;
   #port: number | null = null;
-  #revoked: ReadonlySet<string> = new Set();
+  /** null: it is not known. */
+  #revoked: ReadonlySet<string> | null = null;
 
   /** @param listen `HOST:PORT` */
   constructor(api: ServerFor, listen: string, log: Logger) {
@@ -71,8 +83,9 @@ export class ControllerListener implements AsyncDisposable {
   /**
    * Goes by this identity and these revocations from now on. Connections that are open stay, unless their certificates
    * do not count any more. Throws the system's errors when it cannot listen; the next call tries again.
+   * @param revoked null: it is not known, so nobody is let in
    */
-  async follow(identity: KeptIdentity, revoked: ReadonlySet<string>): Promise<void> {
+  async follow(identity: KeptIdentity, revoked: ReadonlySet<string> | null): Promise<void> {
     this.#revoked = revoked;
     if (this.#listener === null) this.#listener = await this.#begin(identity);
     else if (identity.generation !== this.#generation) this.#listener.replaceMaterial(identity);
@@ -108,6 +121,7 @@ export class ControllerListener implements AsyncDisposable {
         if (peerNameOf(certificate)?.role !== 'controller')
           return `it is no controller: ${certificate.subjectAltName ?? 'it names nobody'}`;
         const { serialNumber } = certificate;
+        if (this.#revoked === null) return 'it is not known which certificates were revoked';
         return this.#revoked.has(serialNumber) ? `certificate ${serialNumber} was revoked` : null;
       },
       maxConnections,

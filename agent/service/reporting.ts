@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { errorRecord } from '../../common/errors.ts';
@@ -8,7 +9,7 @@ import type { Agent } from '../agent.ts';
 import { isSameOwner, thisOwner } from '../jobs/owner.ts';
 import { alertTelling, type Telling } from '../report/alerts.ts';
 import { backupTellings } from '../report/backupReports.ts';
-import type { OutboxFigures, ServiceFigures } from '../observe/serviceFigures.ts';
+import { type OutboxFigures, ServiceFigures } from '../observe/serviceFigures.ts';
 import { channelOf, joinedChannelOf } from '../report/channel.ts';
 import { IdentityStore } from '../identity/identityStore.ts';
 import { hostIdIn } from '../report/hostId.ts';
@@ -35,7 +36,14 @@ export interface ReportingOptions {
   readonly signal: AbortSignal;
   /** Where it lets others tell what waits. */
   readonly figures?: ServiceFigures | undefined;
+  /** Says that what is revoked was looked at. */
+  readonly looks?: IdentityLooks | undefined;
+  /** How soon it sees that the host has joined; half a minute unless told. */
+  readonly targetEveryMs?: number | undefined;
 }
+
+/** Emits `looked` when the identity of the host and what is revoked may be others than before. */
+export type IdentityLooks = EventEmitter<{ looked: [] }>;
 
 /** Where reports go, and as whom this host sends them. */
 interface Target {
@@ -58,14 +66,32 @@ export async function reportToController(agent: Agent, options: ReportingOptions
     const work =
       target === null
         ? Promise.resolve()
-        : reportTo(agent, target, targets.identities, { ...options, signal: until });
+        : keepReporting(agent, target, targets.identities, { ...options, signal: until });
     const before = JSON.stringify(target);
     do {
-      await pause(targetEveryMs, signal);
+      await pause(options.targetEveryMs ?? targetEveryMs, signal);
       if (!signal.aborted) target = await targets.look(target);
     } while (!signal.aborted && JSON.stringify(target) === before);
     changed.abort();
     await work;
+  }
+}
+
+/** Reports until the signal. Never rejects: what nobody foresaw is told, and tried again. */
+async function keepReporting(
+  agent: Agent,
+  target: Target,
+  identities: IdentityStore,
+  options: ReportingOptions,
+): Promise<void> {
+  const { log, signal } = options;
+  while (!signal.aborted) {
+    try {
+      await reportTo(agent, target, identities, options);
+    } catch (error) {
+      log.error({ err: error }, 'nothing is reported to the controller; tried again');
+    }
+    await pause(options.targetEveryMs ?? targetEveryMs, signal);
   }
 }
 
@@ -106,21 +132,39 @@ async function reportTo(
 ): Promise<void> {
   const { controller, agent: settings } = agent.parts.config;
   const { log, signal } = options;
+  const { figures = new ServiceFigures(), looks } = options;
   let sender: Sender | undefined;
   const path = join(settings.stateDir, 'outbox.sqlite');
   const onNoted = (): void => sender?.wake();
+  const review = (): void => void sender?.review();
   using keeper = new OutboxKeeper(path, { maxBytes: controller.outboxMaxBytes }, { log, onNoted });
-  if (options.figures !== undefined) options.figures.outbox = () => waitingIn(keeper);
+  try {
+    figures.outbox = () => waitingIn(keeper);
+    looks?.on('looked', review);
+    const host = { joinedAs, address, stateDir: settings.stateDir };
+    sender = await senderFor(host, identities, { keeper, log });
+    const reporter = new Reporter(agent, keeper, options);
+    await Promise.all([sender?.run(signal), reporter.run()]);
+  } finally {
+    looks?.off('looked', review);
+    figures.outbox = null;
+  }
+}
+
+/** @returns undefined: nothing can be sent there; what happens meanwhile is noted all the same */
+async function senderFor(
+  { joinedAs, address, stateDir }: Target & { readonly stateDir: string },
+  identities: IdentityStore,
+  { keeper, log }: { readonly keeper: OutboxKeeper; readonly log: Logger },
+): Promise<Sender | undefined> {
   try {
     const channel = joinedAs === null ? channelOf(address) : joinedChannelOf(address, identities);
-    const host = { id: joinedAs ?? (await hostIdIn(settings.stateDir)), name: hostname(), version };
-    sender = new Sender({ keeper, channel, host, log });
+    const host = { id: joinedAs ?? (await hostIdIn(stateDir)), name: hostname(), version };
+    return new Sender({ keeper, channel, host, log });
   } catch (error) {
-    // What happens meanwhile is noted all the same.
     log.error({ err: error }, 'nothing is reported to the controller');
+    return undefined;
   }
-  const reporter = new Reporter(agent, keeper, options);
-  await Promise.all([sender?.run(signal), reporter.run()]);
 }
 
 /** For the metrics; null where it cannot be read now, which whoever notes reports in it tells. */
@@ -140,8 +184,11 @@ class Reporter {
   readonly #keeper: OutboxKeeper;
   readonly #log: Logger;
   readonly #signal: AbortSignal;
+  readonly #siteDue: Wake;
   readonly #storagesDue: Wake;
   #storagesTookMs = 0;
+  /** Of the outbox when jobs were looked at the last time. */
+  #generation: string | undefined;
   /** What could not be done the last time, by what it was. */
   readonly #failing = new Map<string, string>();
 
@@ -154,6 +201,7 @@ class Reporter {
     this.#keeper = keeper;
     this.#log = log;
     this.#signal = signal;
+    this.#siteDue = new Wake(signal);
     this.#storagesDue = new Wake(signal);
   }
 
@@ -168,7 +216,7 @@ class Reporter {
       this.#again(
         'the host',
         () => this.#lookAtSite(),
-        () => pause(siteEveryMs, this.#signal),
+        () => this.#siteDue.sleep(siteEveryMs),
       ),
       this.#again(
         'storages',
@@ -219,6 +267,13 @@ class Reporter {
   }
 
   async #lookAtJobs(): Promise<void> {
+    const { generation } = this.#keeper.outbox.state;
+    // Everything is told anew, and not only as soon as it would be looked at.
+    if (this.#generation !== undefined && this.#generation !== generation) {
+      this.#siteDue.up();
+      this.#storagesDue.up();
+    }
+    this.#generation = generation;
     for (let more = true; more && !this.#signal.aborted; ) {
       const fed = feedJobs(this.#agent.parts.journal, this.#keeper);
       // What they have made, checked or removed is seen there.

@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events';
 import { aboutMachine, type Logger } from '../../common/log.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import type { Agent } from '../agent.ts';
@@ -6,7 +7,7 @@ import { PushedPolicies } from '../api/pushedPolicies.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import { controllerServer, serveCallers } from './api.ts';
 import { identityDirectory, keepControllerAccess } from './controllerAccess.ts';
-import { reportToController } from './reporting.ts';
+import { type IdentityLooks, reportToController } from './reporting.ts';
 import { resumeAtEnd } from './resumeAtEnd.ts';
 import { clearLeftMarkers } from '../leftMarkers.ts';
 import { followConfiguration } from './reload.ts';
@@ -64,14 +65,16 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
   signal.addEventListener('abort', () => manager.stopping(), { once: true });
   resumeAtEnd(context);
   await clearLeftMarkers(agent.parts);
+  const looks: IdentityLooks = new EventEmitter();
+  const onLook = (): void => void looks.emit('looked');
   const parts = Promise.all([
     // A storage that is away must not keep machines waiting, nor the end; what is left, the next one finishes.
     Promise.race([agent.finishDeletions(), aborted(signal)]),
     actOnSchedules(agent, { log, signal, pulse }),
     recoverAgainAndAgain(context, pulse),
     followConfiguration(context),
-    keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal }),
-    reportToController(agent, { log, signal, figures: context.figures }),
+    keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal, onLook }),
+    reportToController(agent, { log, signal, figures: context.figures, looks }),
     observe(context),
     // What callers have begun is at work like everything else.
     aborted(signal).then(() => api.context.background.settled()),

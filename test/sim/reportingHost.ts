@@ -1,12 +1,14 @@
 /**
  * A host as a process of its own: notes numbered reports, with states and progress between them, and sends them.
- *   reportingHost.ts DIRECTORY ADDRESS COUNT MAX_BYTES
+ *   reportingHost.ts DIRECTORY ADDRESS COUNT MAX_BYTES [tls]
+ * With `tls` it shows the certificate of the identity in DIRECTORY/identity, as the service does.
  * It may be killed at any moment, and goes on where it was. Prints `done` when all were taken by the controller.
  */
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { credentials } from '@grpc/grpc-js';
 import { Backoff } from '../../agent/report/backoff.ts';
+import { IdentityStore } from '../../agent/identity/identityStore.ts';
+import { channelOf, joinedChannelOf } from '../../agent/report/channel.ts';
 import { hostIdIn } from '../../agent/report/hostId.ts';
 import { OutboxKeeper } from '../../agent/report/outboxKeeper.ts';
 import { Sender } from '../../agent/report/sender.ts';
@@ -14,7 +16,9 @@ import { createLogger } from '../../common/log.ts';
 import { eventually } from '../lab/eventually.ts';
 import { alert, job, machine } from './reports.ts';
 
-const [directory = '', address = '', count = '', maxBytes = ''] = process.argv.slice(2);
+const [directory = '', address = '', count = '', maxBytes = '', tls] = process.argv.slice(2);
+const identities = new IdentityStore(join(directory, 'identity'));
+const joined = tls === undefined ? null : await identities.current();
 const log = createLogger({ level: 'warn' });
 const stop = new AbortController();
 let sender: Sender | undefined;
@@ -25,8 +29,8 @@ const keeper = new OutboxKeeper(
 );
 sender = new Sender({
   keeper,
-  channel: { address, credentials: () => credentials.createInsecure() },
-  host: { id: await hostIdIn(directory), name: 'sim', version: '0' },
+  channel: joined === null ? channelOf(address) : joinedChannelOf(address, identities),
+  host: { id: joined?.hostId ?? (await hostIdIn(directory)), name: 'sim', version: '0' },
   log,
   backoff: new Backoff({ firstMs: 20, maxMs: 200, random: () => Math.random() }),
 });

@@ -8,6 +8,8 @@ interface Fate {
   readonly bytesMax: number;
   /** Each piece arrives so much later. */
   readonly delayMs: number;
+  /** In each direction; the pieces wait for each other. Infinity: it is as fast as it can. */
+  readonly bytesPerSecond: number;
   /** What the client has sent goes on to arrive for so long after it was cut off, beside what its next connection brings. */
   readonly lingerMs: number;
   /** All that the client has sent arrives once more, on another connection, so long after it was cut off; null: it does not. */
@@ -22,6 +24,8 @@ export interface Unruliness {
   readonly lingerMsMax: number;
   /** Of so many connections one is replayed. */
   readonly replaysOneOf: number;
+  /** Every other connection is as slow as this, or up to ten times as fast. None is unless told. */
+  readonly bytesPerSecondMin?: number | undefined;
 }
 
 /**
@@ -44,6 +48,7 @@ export class UnrulyLink implements AsyncDisposable {
     this.#server = createServer((client) =>
       this.#carry(client, {
         bytesMax: Math.floor(random() * most.bytesMax),
+        bytesPerSecond: speedOf(most, random),
         delayMs: Math.floor(random() * most.delayMsMax),
         lingerMs: Math.floor(random() * most.lingerMsMax),
         replayMs: random() * most.replaysOneOf < 1 ? Math.floor(random() * most.lingerMsMax) : null,
@@ -88,6 +93,8 @@ export class UnrulyLink implements AsyncDisposable {
     const server = this.#watch(connect(this.#port, '127.0.0.1'));
     const sent: Buffer[] = [];
     let leftBytes = fate.bytesMax;
+    const toServer = this.#pipe(fate);
+    const toClient = this.#pipe(fate);
     const count = (data: Buffer): void => {
       leftBytes -= data.length;
       if (leftBytes > 0 || client.destroyed) return;
@@ -96,11 +103,11 @@ export class UnrulyLink implements AsyncDisposable {
     };
     client.on('data', (data: Buffer) => {
       sent.push(data);
-      this.#later(fate.delayMs, () => server.write(data));
+      toServer(data, () => server.write(data));
       count(data);
     });
     server.on('data', (data: Buffer) => {
-      this.#later(fate.delayMs, () => client.write(data));
+      toClient(data, () => client.write(data));
       count(data);
     });
     server.on('close', () => client.destroy());
@@ -108,6 +115,26 @@ export class UnrulyLink implements AsyncDisposable {
       this.#later(fate.delayMs + fate.lingerMs, () => server.destroy());
       if (fate.replayMs !== null) this.#later(fate.replayMs, () => this.#replay(Buffer.concat(sent)));
     });
+  }
+
+  /** One direction of a connection: what is sent arrives in its order, at the speed of the link. */
+  #pipe({ delayMs, bytesPerSecond }: Fate): (data: Buffer, arrive: () => void) => void {
+    const queue: { readonly dueMs: number; readonly arrive: () => void }[] = [];
+    let busyUntilMs = 0;
+    const next = (): void => {
+      const [first] = queue;
+      if (first === undefined) return;
+      this.#later(Math.max(0, first.dueMs - performance.now()), () => {
+        queue.shift();
+        first.arrive();
+        next();
+      });
+    };
+    return (data, arrive) => {
+      busyUntilMs = Math.max(busyUntilMs, performance.now()) + (data.length / bytesPerSecond) * 1000;
+      queue.push({ dueMs: busyUntilMs + delayMs, arrive });
+      if (queue.length === 1) next();
+    };
   }
 
   #replay(sent: Buffer): void {
@@ -131,4 +158,9 @@ export class UnrulyLink implements AsyncDisposable {
     // That it broke is told by its close.
     return socket.on('error', () => undefined).on('close', () => this.#sockets.delete(socket));
   }
+}
+
+function speedOf({ bytesPerSecondMin }: Omit<Unruliness, 'seed'>, random: () => number): number {
+  if (bytesPerSecondMin === undefined || random() < 0.5) return Number.POSITIVE_INFINITY;
+  return bytesPerSecondMin * 10 ** random();
 }

@@ -54,15 +54,19 @@ export async function startController(
 export interface HostBench {
   readonly hostId: string;
   readonly store: IdentityStore;
+  /** Where the store is. */
+  readonly directory: string;
   /** Joins as the command does. */
   readonly join: (address: string, token: string) => Promise<KeptIdentity>;
 }
 
 export async function makeHost(t: Test, hostId: string = newId()): Promise<HostBench> {
-  const store = new IdentityStore(await temporaryDirectory(t, 'host'));
+  const directory = await temporaryDirectory(t, 'host');
+  const store = new IdentityStore(directory);
   return {
     hostId,
     store,
+    directory,
     join: async (address, token) => {
       const now = new Date();
       const { certificate } = await askForAuthority(address, { now });

@@ -811,6 +811,69 @@ export function machineEventKindToJSON(object: MachineEventKind): string {
   }
 }
 
+/** How a restored machine begins. */
+export const RestoreStart = {
+  /**
+   * RESTORE_START_UNSPECIFIED - RESUME where the backup has the memory of the machine, else BOOT; NONE for files, and for single volumes of a
+   * machine that is off.
+   */
+  RESTORE_START_UNSPECIFIED: 0,
+  /** RESTORE_START_RESUME - It goes on from the instant of the backup. */
+  RESTORE_START_RESUME: 1,
+  /** RESTORE_START_BOOT - It boots. */
+  RESTORE_START_BOOT: 2,
+  /** RESTORE_START_NONE - It stays off. */
+  RESTORE_START_NONE: 3,
+  UNRECOGNIZED: -1,
+} as const;
+
+export type RestoreStart = (typeof RestoreStart)[keyof typeof RestoreStart];
+
+export namespace RestoreStart {
+  export type RESTORE_START_UNSPECIFIED = typeof RestoreStart.RESTORE_START_UNSPECIFIED;
+  export type RESTORE_START_RESUME = typeof RestoreStart.RESTORE_START_RESUME;
+  export type RESTORE_START_BOOT = typeof RestoreStart.RESTORE_START_BOOT;
+  export type RESTORE_START_NONE = typeof RestoreStart.RESTORE_START_NONE;
+  export type UNRECOGNIZED = typeof RestoreStart.UNRECOGNIZED;
+}
+
+export function restoreStartFromJSON(object: any): RestoreStart {
+  switch (object) {
+    case 0:
+    case 'RESTORE_START_UNSPECIFIED':
+      return RestoreStart.RESTORE_START_UNSPECIFIED;
+    case 1:
+    case 'RESTORE_START_RESUME':
+      return RestoreStart.RESTORE_START_RESUME;
+    case 2:
+    case 'RESTORE_START_BOOT':
+      return RestoreStart.RESTORE_START_BOOT;
+    case 3:
+    case 'RESTORE_START_NONE':
+      return RestoreStart.RESTORE_START_NONE;
+    case -1:
+    case 'UNRECOGNIZED':
+    default:
+      return RestoreStart.UNRECOGNIZED;
+  }
+}
+
+export function restoreStartToJSON(object: RestoreStart): string {
+  switch (object) {
+    case RestoreStart.RESTORE_START_UNSPECIFIED:
+      return 'RESTORE_START_UNSPECIFIED';
+    case RestoreStart.RESTORE_START_RESUME:
+      return 'RESTORE_START_RESUME';
+    case RestoreStart.RESTORE_START_BOOT:
+      return 'RESTORE_START_BOOT';
+    case RestoreStart.RESTORE_START_NONE:
+      return 'RESTORE_START_NONE';
+    case RestoreStart.UNRECOGNIZED:
+    default:
+      return 'UNRECOGNIZED';
+  }
+}
+
 /** Which machine is meant. */
 export interface MachineRef {
   /** UUID as libvirt has it; empty where only a directory of a damaged backup tells of it. */
@@ -1151,6 +1214,114 @@ export interface StartedBackup {
 export interface StartBackupResponse {
   /** In the order of the request. */
   backups: StartedBackup[];
+}
+
+/** What is to be restored, and as what. */
+export interface RestoreSpec {
+  /**
+   * Mandatory. In PlanRestore as `reference` of GetBackupRequest; in StartRestore the whole id, so that it is the backup
+   * that was planned with.
+   */
+  backup: string;
+  /** Name of the storage, or group of storages, to take it from; any unless told. */
+  storage: string;
+  /** As what; one is mandatory. */
+  target:
+    | //
+    /** Over the machine that was backed up. */
+    { $case: 'inPlace'; value: RestoreInPlace } //
+    /** A second machine. */
+    | { $case: 'newMachine'; value: RestoreNewMachine } //
+    /** Images and nothing else. */
+    | { $case: 'files'; value: RestoreFiles }
+    | undefined;
+  /** How it begins. */
+  start: RestoreStart;
+  /** Only these volumes, by target such as `vda`; in place, or as files. All unless told. */
+  volumes: string[];
+  /** The machine starts at once, on the backup itself, which is copied while it runs. */
+  instant: boolean;
+  /** Where network cards are connected, by the names of their networks or bridges at the time of the backup. */
+  networks: { [key: string]: string };
+}
+
+export interface RestoreSpec_NetworksEntry {
+  key: string;
+  value: string;
+}
+
+/** A restore over the machine that was backed up: what it did since then is lost. */
+export interface RestoreInPlace {}
+
+/** A restore as a machine with a name, UUID and MAC addresses of its own. */
+export interface RestoreNewMachine {
+  /** Mandatory. */
+  name: string;
+  /** Absolute path of an existing directory for its images; beside those of the machine unless told. */
+  directory: string;
+}
+
+/** A restore of images. */
+export interface RestoreFiles {
+  /** Mandatory. Absolute path of an existing directory. */
+  directory: string;
+}
+
+/** Something that a restore replaces, or gets in the way of. */
+export interface RestoreConflict {
+  /** machine, volumes, definition, path, nvram, mac, secrets or network. */
+  kind: string;
+  /** What, for people. */
+  message: string;
+}
+
+/** What a restore does. */
+export interface RestorePlan {
+  /** Id of the backup. */
+  backupId: string;
+  /** Storage that it is taken from. */
+  storage: string;
+  /** The instant that the machine goes back to. */
+  pointInTime: Date | undefined;
+  /** The machine that it becomes; of files, the one that they are of. */
+  machine: MachineRef | undefined;
+  /** How it begins. */
+  start: RestoreStart;
+  /** Absolute paths of everything that is put in place. */
+  paths: string[];
+  /** What has to be accepted. */
+  conflicts: RestoreConflict[];
+}
+
+/** Asks what a restore would do. */
+export interface PlanRestoreRequest {
+  /** The restore. */
+  restore: RestoreSpec | undefined;
+}
+
+/** What a restore would do. */
+export interface PlanRestoreResponse {
+  /** As things are now. */
+  plan: RestorePlan | undefined;
+}
+
+/** Begins a restore. */
+export interface StartRestoreRequest {
+  /** As in StartBackupRequest; but a request that was refused has begun nothing, and may be repeated with its key. */
+  idempotencyKey: string;
+  /** The restore. */
+  restore: RestoreSpec | undefined;
+  /**
+   * Kinds of the conflicts that PlanRestore has shown, and that may be. Where there is one of another kind by now,
+   * nothing is begun (RESTORE_NOT_ACCEPTED).
+   */
+  acceptedConflicts: string[];
+}
+
+/** What was begun. */
+export interface StartRestoreResponse {
+  /** The job, as it is now. */
+  job: Job | undefined;
 }
 
 /** Asks for jobs. */
@@ -4949,6 +5120,1144 @@ export const StartBackupResponse: MessageFns<StartBackupResponse> = {
   },
 };
 
+function createBaseRestoreSpec(): RestoreSpec {
+  return { backup: '', storage: '', target: undefined, start: 0, volumes: [], instant: false, networks: {} };
+}
+
+export const RestoreSpec: MessageFns<RestoreSpec> = {
+  encode(message: RestoreSpec, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.backup !== '') {
+      writer.uint32(10).string(message.backup);
+    }
+    if (message.storage !== '') {
+      writer.uint32(18).string(message.storage);
+    }
+    switch (message.target?.$case) {
+      case 'inPlace':
+        RestoreInPlace.encode(message.target.value, writer.uint32(26).fork()).join();
+        break;
+      case 'newMachine':
+        RestoreNewMachine.encode(message.target.value, writer.uint32(34).fork()).join();
+        break;
+      case 'files':
+        RestoreFiles.encode(message.target.value, writer.uint32(42).fork()).join();
+        break;
+    }
+    if (message.start !== 0) {
+      writer.uint32(48).int32(message.start);
+    }
+    for (const v of message.volumes) {
+      writer.uint32(58).string(v!);
+    }
+    if (message.instant !== false) {
+      writer.uint32(64).bool(message.instant);
+    }
+    globalThis.Object.entries(message.networks).forEach(([key, value]: [string, string]) => {
+      RestoreSpec_NetworksEntry.encode({ key: key as any, value }, writer.uint32(74).fork()).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreSpec {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreSpec();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.backup = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.storage = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.target = { $case: 'inPlace', value: RestoreInPlace.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.target = {
+              $case: 'newMachine',
+              value: RestoreNewMachine.decode(reader, reader.uint32()),
+            };
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.target = { $case: 'files', value: RestoreFiles.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.start = reader.int32() as any;
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.volumes.push(reader.string());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.instant = reader.bool();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            const entry9 = RestoreSpec_NetworksEntry.decode(reader, reader.uint32());
+            if (entry9.value !== undefined) {
+              message.networks[entry9.key] = entry9.value;
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestoreSpec {
+    return {
+      backup: isSet(object.backup) ? globalThis.String(object.backup) : '',
+      storage: isSet(object.storage) ? globalThis.String(object.storage) : '',
+      target: isSet(object.inPlace)
+        ? { $case: 'inPlace', value: RestoreInPlace.fromJSON(object.inPlace) }
+        : isSet(object.in_place)
+          ? { $case: 'inPlace', value: RestoreInPlace.fromJSON(object.in_place) }
+          : isSet(object.newMachine)
+            ? { $case: 'newMachine', value: RestoreNewMachine.fromJSON(object.newMachine) }
+            : isSet(object.new_machine)
+              ? { $case: 'newMachine', value: RestoreNewMachine.fromJSON(object.new_machine) }
+              : isSet(object.files)
+                ? { $case: 'files', value: RestoreFiles.fromJSON(object.files) }
+                : undefined,
+      start: isSet(object.start) ? restoreStartFromJSON(object.start) : 0,
+      volumes: globalThis.Array.isArray(object?.volumes)
+        ? object.volumes.map((e: any) => globalThis.String(e))
+        : [],
+      instant: isSet(object.instant) ? globalThis.Boolean(object.instant) : false,
+      networks: isObject(object.networks)
+        ? (globalThis.Object.entries(object.networks) as [string, any][]).reduce(
+            (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+              globalThis.Object.defineProperty(acc, key, {
+                value: globalThis.String(value),
+                enumerable: true,
+                configurable: true,
+                writable: true,
+              });
+              return acc;
+            },
+            {},
+          )
+        : {},
+    };
+  },
+
+  toJSON(message: RestoreSpec): unknown {
+    const obj: any = {};
+    if (message.backup !== '') {
+      obj.backup = message.backup;
+    }
+    if (message.storage !== '') {
+      obj.storage = message.storage;
+    }
+    if (message.target?.$case === 'inPlace') {
+      obj.inPlace = RestoreInPlace.toJSON(message.target.value);
+    } else if (message.target?.$case === 'newMachine') {
+      obj.newMachine = RestoreNewMachine.toJSON(message.target.value);
+    } else if (message.target?.$case === 'files') {
+      obj.files = RestoreFiles.toJSON(message.target.value);
+    }
+    if (message.start !== 0) {
+      obj.start = restoreStartToJSON(message.start);
+    }
+    if (message.volumes?.length) {
+      obj.volumes = message.volumes;
+    }
+    if (message.instant !== false) {
+      obj.instant = message.instant;
+    }
+    if (message.networks) {
+      const entries = globalThis.Object.entries(message.networks) as [string, string][];
+      if (entries.length > 0) {
+        obj.networks = {};
+        entries.forEach(([k, v]) => {
+          obj.networks[k] = v;
+        });
+      }
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreSpec>, I>>(base?: I): RestoreSpec {
+    return RestoreSpec.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreSpec>, I>>(object: I): RestoreSpec {
+    const message = createBaseRestoreSpec();
+    message.backup = object.backup ?? '';
+    message.storage = object.storage ?? '';
+    switch (object.target?.$case) {
+      case 'inPlace': {
+        if (object.target?.value !== undefined && object.target?.value !== null) {
+          message.target = { $case: 'inPlace', value: RestoreInPlace.fromPartial(object.target.value) };
+        }
+        break;
+      }
+      case 'newMachine': {
+        if (object.target?.value !== undefined && object.target?.value !== null) {
+          message.target = { $case: 'newMachine', value: RestoreNewMachine.fromPartial(object.target.value) };
+        }
+        break;
+      }
+      case 'files': {
+        if (object.target?.value !== undefined && object.target?.value !== null) {
+          message.target = { $case: 'files', value: RestoreFiles.fromPartial(object.target.value) };
+        }
+        break;
+      }
+    }
+    message.start = object.start ?? 0;
+    message.volumes = object.volumes?.map((e) => e) || [];
+    message.instant = object.instant ?? false;
+    message.networks = (globalThis.Object.entries(object.networks ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseRestoreSpec_NetworksEntry(): RestoreSpec_NetworksEntry {
+  return { key: '', value: '' };
+}
+
+export const RestoreSpec_NetworksEntry: MessageFns<RestoreSpec_NetworksEntry> = {
+  encode(message: RestoreSpec_NetworksEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== '') {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== '') {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreSpec_NetworksEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreSpec_NetworksEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestoreSpec_NetworksEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : '',
+      value: isSet(object.value) ? globalThis.String(object.value) : '',
+    };
+  },
+
+  toJSON(message: RestoreSpec_NetworksEntry): unknown {
+    const obj: any = {};
+    if (message.key !== '') {
+      obj.key = message.key;
+    }
+    if (message.value !== '') {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreSpec_NetworksEntry>, I>>(base?: I): RestoreSpec_NetworksEntry {
+    return RestoreSpec_NetworksEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreSpec_NetworksEntry>, I>>(
+    object: I,
+  ): RestoreSpec_NetworksEntry {
+    const message = createBaseRestoreSpec_NetworksEntry();
+    message.key = object.key ?? '';
+    message.value = object.value ?? '';
+    return message;
+  },
+};
+
+function createBaseRestoreInPlace(): RestoreInPlace {
+  return {};
+}
+
+export const RestoreInPlace: MessageFns<RestoreInPlace> = {
+  encode(_: RestoreInPlace, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreInPlace {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreInPlace();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): RestoreInPlace {
+    return {};
+  },
+
+  toJSON(_: RestoreInPlace): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreInPlace>, I>>(base?: I): RestoreInPlace {
+    return RestoreInPlace.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreInPlace>, I>>(_: I): RestoreInPlace {
+    const message = createBaseRestoreInPlace();
+    return message;
+  },
+};
+
+function createBaseRestoreNewMachine(): RestoreNewMachine {
+  return { name: '', directory: '' };
+}
+
+export const RestoreNewMachine: MessageFns<RestoreNewMachine> = {
+  encode(message: RestoreNewMachine, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== '') {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.directory !== '') {
+      writer.uint32(18).string(message.directory);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreNewMachine {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreNewMachine();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.directory = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestoreNewMachine {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : '',
+      directory: isSet(object.directory) ? globalThis.String(object.directory) : '',
+    };
+  },
+
+  toJSON(message: RestoreNewMachine): unknown {
+    const obj: any = {};
+    if (message.name !== '') {
+      obj.name = message.name;
+    }
+    if (message.directory !== '') {
+      obj.directory = message.directory;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreNewMachine>, I>>(base?: I): RestoreNewMachine {
+    return RestoreNewMachine.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreNewMachine>, I>>(object: I): RestoreNewMachine {
+    const message = createBaseRestoreNewMachine();
+    message.name = object.name ?? '';
+    message.directory = object.directory ?? '';
+    return message;
+  },
+};
+
+function createBaseRestoreFiles(): RestoreFiles {
+  return { directory: '' };
+}
+
+export const RestoreFiles: MessageFns<RestoreFiles> = {
+  encode(message: RestoreFiles, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.directory !== '') {
+      writer.uint32(10).string(message.directory);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreFiles {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreFiles();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.directory = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestoreFiles {
+    return { directory: isSet(object.directory) ? globalThis.String(object.directory) : '' };
+  },
+
+  toJSON(message: RestoreFiles): unknown {
+    const obj: any = {};
+    if (message.directory !== '') {
+      obj.directory = message.directory;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreFiles>, I>>(base?: I): RestoreFiles {
+    return RestoreFiles.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreFiles>, I>>(object: I): RestoreFiles {
+    const message = createBaseRestoreFiles();
+    message.directory = object.directory ?? '';
+    return message;
+  },
+};
+
+function createBaseRestoreConflict(): RestoreConflict {
+  return { kind: '', message: '' };
+}
+
+export const RestoreConflict: MessageFns<RestoreConflict> = {
+  encode(message: RestoreConflict, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== '') {
+      writer.uint32(10).string(message.kind);
+    }
+    if (message.message !== '') {
+      writer.uint32(18).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreConflict {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreConflict();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestoreConflict {
+    return {
+      kind: isSet(object.kind) ? globalThis.String(object.kind) : '',
+      message: isSet(object.message) ? globalThis.String(object.message) : '',
+    };
+  },
+
+  toJSON(message: RestoreConflict): unknown {
+    const obj: any = {};
+    if (message.kind !== '') {
+      obj.kind = message.kind;
+    }
+    if (message.message !== '') {
+      obj.message = message.message;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestoreConflict>, I>>(base?: I): RestoreConflict {
+    return RestoreConflict.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreConflict>, I>>(object: I): RestoreConflict {
+    const message = createBaseRestoreConflict();
+    message.kind = object.kind ?? '';
+    message.message = object.message ?? '';
+    return message;
+  },
+};
+
+function createBaseRestorePlan(): RestorePlan {
+  return {
+    backupId: '',
+    storage: '',
+    pointInTime: undefined,
+    machine: undefined,
+    start: 0,
+    paths: [],
+    conflicts: [],
+  };
+}
+
+export const RestorePlan: MessageFns<RestorePlan> = {
+  encode(message: RestorePlan, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.backupId !== '') {
+      writer.uint32(10).string(message.backupId);
+    }
+    if (message.storage !== '') {
+      writer.uint32(18).string(message.storage);
+    }
+    if (message.pointInTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.pointInTime), writer.uint32(26).fork()).join();
+    }
+    if (message.machine !== undefined) {
+      MachineRef.encode(message.machine, writer.uint32(34).fork()).join();
+    }
+    if (message.start !== 0) {
+      writer.uint32(40).int32(message.start);
+    }
+    for (const v of message.paths) {
+      writer.uint32(50).string(v!);
+    }
+    for (const v of message.conflicts) {
+      RestoreConflict.encode(v!, writer.uint32(58).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestorePlan {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestorePlan();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.backupId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.storage = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pointInTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.machine = MachineRef.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.start = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.paths.push(reader.string());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.conflicts.push(RestoreConflict.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestorePlan {
+    return {
+      backupId: isSet(object.backupId)
+        ? globalThis.String(object.backupId)
+        : isSet(object.backup_id)
+          ? globalThis.String(object.backup_id)
+          : '',
+      storage: isSet(object.storage) ? globalThis.String(object.storage) : '',
+      pointInTime: isSet(object.pointInTime)
+        ? fromJsonTimestamp(object.pointInTime)
+        : isSet(object.point_in_time)
+          ? fromJsonTimestamp(object.point_in_time)
+          : undefined,
+      machine: isSet(object.machine) ? MachineRef.fromJSON(object.machine) : undefined,
+      start: isSet(object.start) ? restoreStartFromJSON(object.start) : 0,
+      paths: globalThis.Array.isArray(object?.paths)
+        ? object.paths.map((e: any) => globalThis.String(e))
+        : [],
+      conflicts: globalThis.Array.isArray(object?.conflicts)
+        ? object.conflicts.map((e: any) => RestoreConflict.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: RestorePlan): unknown {
+    const obj: any = {};
+    if (message.backupId !== '') {
+      obj.backupId = message.backupId;
+    }
+    if (message.storage !== '') {
+      obj.storage = message.storage;
+    }
+    if (message.pointInTime !== undefined) {
+      obj.pointInTime = message.pointInTime.toISOString();
+    }
+    if (message.machine !== undefined) {
+      obj.machine = MachineRef.toJSON(message.machine);
+    }
+    if (message.start !== 0) {
+      obj.start = restoreStartToJSON(message.start);
+    }
+    if (message.paths?.length) {
+      obj.paths = message.paths;
+    }
+    if (message.conflicts?.length) {
+      obj.conflicts = message.conflicts.map((e) => RestoreConflict.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RestorePlan>, I>>(base?: I): RestorePlan {
+    return RestorePlan.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestorePlan>, I>>(object: I): RestorePlan {
+    const message = createBaseRestorePlan();
+    message.backupId = object.backupId ?? '';
+    message.storage = object.storage ?? '';
+    message.pointInTime = object.pointInTime ?? undefined;
+    message.machine =
+      object.machine !== undefined && object.machine !== null
+        ? MachineRef.fromPartial(object.machine)
+        : undefined;
+    message.start = object.start ?? 0;
+    message.paths = object.paths?.map((e) => e) || [];
+    message.conflicts = object.conflicts?.map((e) => RestoreConflict.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBasePlanRestoreRequest(): PlanRestoreRequest {
+  return { restore: undefined };
+}
+
+export const PlanRestoreRequest: MessageFns<PlanRestoreRequest> = {
+  encode(message: PlanRestoreRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.restore !== undefined) {
+      RestoreSpec.encode(message.restore, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlanRestoreRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlanRestoreRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.restore = RestoreSpec.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PlanRestoreRequest {
+    return { restore: isSet(object.restore) ? RestoreSpec.fromJSON(object.restore) : undefined };
+  },
+
+  toJSON(message: PlanRestoreRequest): unknown {
+    const obj: any = {};
+    if (message.restore !== undefined) {
+      obj.restore = RestoreSpec.toJSON(message.restore);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<PlanRestoreRequest>, I>>(base?: I): PlanRestoreRequest {
+    return PlanRestoreRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PlanRestoreRequest>, I>>(object: I): PlanRestoreRequest {
+    const message = createBasePlanRestoreRequest();
+    message.restore =
+      object.restore !== undefined && object.restore !== null
+        ? RestoreSpec.fromPartial(object.restore)
+        : undefined;
+    return message;
+  },
+};
+
+function createBasePlanRestoreResponse(): PlanRestoreResponse {
+  return { plan: undefined };
+}
+
+export const PlanRestoreResponse: MessageFns<PlanRestoreResponse> = {
+  encode(message: PlanRestoreResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.plan !== undefined) {
+      RestorePlan.encode(message.plan, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlanRestoreResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlanRestoreResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.plan = RestorePlan.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PlanRestoreResponse {
+    return { plan: isSet(object.plan) ? RestorePlan.fromJSON(object.plan) : undefined };
+  },
+
+  toJSON(message: PlanRestoreResponse): unknown {
+    const obj: any = {};
+    if (message.plan !== undefined) {
+      obj.plan = RestorePlan.toJSON(message.plan);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<PlanRestoreResponse>, I>>(base?: I): PlanRestoreResponse {
+    return PlanRestoreResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PlanRestoreResponse>, I>>(object: I): PlanRestoreResponse {
+    const message = createBasePlanRestoreResponse();
+    message.plan =
+      object.plan !== undefined && object.plan !== null ? RestorePlan.fromPartial(object.plan) : undefined;
+    return message;
+  },
+};
+
+function createBaseStartRestoreRequest(): StartRestoreRequest {
+  return { idempotencyKey: '', restore: undefined, acceptedConflicts: [] };
+}
+
+export const StartRestoreRequest: MessageFns<StartRestoreRequest> = {
+  encode(message: StartRestoreRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.idempotencyKey !== '') {
+      writer.uint32(10).string(message.idempotencyKey);
+    }
+    if (message.restore !== undefined) {
+      RestoreSpec.encode(message.restore, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.acceptedConflicts) {
+      writer.uint32(26).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartRestoreRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartRestoreRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.idempotencyKey = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.restore = RestoreSpec.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.acceptedConflicts.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartRestoreRequest {
+    return {
+      idempotencyKey: isSet(object.idempotencyKey)
+        ? globalThis.String(object.idempotencyKey)
+        : isSet(object.idempotency_key)
+          ? globalThis.String(object.idempotency_key)
+          : '',
+      restore: isSet(object.restore) ? RestoreSpec.fromJSON(object.restore) : undefined,
+      acceptedConflicts: globalThis.Array.isArray(object?.acceptedConflicts)
+        ? object.acceptedConflicts.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.accepted_conflicts)
+          ? object.accepted_conflicts.map((e: any) => globalThis.String(e))
+          : [],
+    };
+  },
+
+  toJSON(message: StartRestoreRequest): unknown {
+    const obj: any = {};
+    if (message.idempotencyKey !== '') {
+      obj.idempotencyKey = message.idempotencyKey;
+    }
+    if (message.restore !== undefined) {
+      obj.restore = RestoreSpec.toJSON(message.restore);
+    }
+    if (message.acceptedConflicts?.length) {
+      obj.acceptedConflicts = message.acceptedConflicts;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartRestoreRequest>, I>>(base?: I): StartRestoreRequest {
+    return StartRestoreRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartRestoreRequest>, I>>(object: I): StartRestoreRequest {
+    const message = createBaseStartRestoreRequest();
+    message.idempotencyKey = object.idempotencyKey ?? '';
+    message.restore =
+      object.restore !== undefined && object.restore !== null
+        ? RestoreSpec.fromPartial(object.restore)
+        : undefined;
+    message.acceptedConflicts = object.acceptedConflicts?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseStartRestoreResponse(): StartRestoreResponse {
+  return { job: undefined };
+}
+
+export const StartRestoreResponse: MessageFns<StartRestoreResponse> = {
+  encode(message: StartRestoreResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.job !== undefined) {
+      Job.encode(message.job, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartRestoreResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error('protobuf decode recursion limit exceeded');
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartRestoreResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.job = Job.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartRestoreResponse {
+    return { job: isSet(object.job) ? Job.fromJSON(object.job) : undefined };
+  },
+
+  toJSON(message: StartRestoreResponse): unknown {
+    const obj: any = {};
+    if (message.job !== undefined) {
+      obj.job = Job.toJSON(message.job);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartRestoreResponse>, I>>(base?: I): StartRestoreResponse {
+    return StartRestoreResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartRestoreResponse>, I>>(object: I): StartRestoreResponse {
+    const message = createBaseStartRestoreResponse();
+    message.job = object.job !== undefined && object.job !== null ? Job.fromPartial(object.job) : undefined;
+    return message;
+  },
+};
+
 function createBaseListJobsRequest(): ListJobsRequest {
   return { pageSize: 0, pageToken: '', machine: '', unfinishedOnly: false };
 }
@@ -7003,6 +8312,30 @@ export const AgentService = {
       Buffer.from(StartBackupResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): StartBackupResponse => StartBackupResponse.decode(value),
   },
+  /** What a restore would do, and what stands in its way. Nothing is changed. */
+  planRestore: {
+    path: '/stillpoint.v1.Agent/PlanRestore' as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: PlanRestoreRequest): Buffer =>
+      Buffer.from(PlanRestoreRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): PlanRestoreRequest => PlanRestoreRequest.decode(value),
+    responseSerialize: (value: PlanRestoreResponse): Buffer =>
+      Buffer.from(PlanRestoreResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): PlanRestoreResponse => PlanRestoreResponse.decode(value),
+  },
+  /** Begins a restore, once the caller has accepted what it replaces. Answers as soon as the job is written down. */
+  startRestore: {
+    path: '/stillpoint.v1.Agent/StartRestore' as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: StartRestoreRequest): Buffer =>
+      Buffer.from(StartRestoreRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): StartRestoreRequest => StartRestoreRequest.decode(value),
+    responseSerialize: (value: StartRestoreResponse): Buffer =>
+      Buffer.from(StartRestoreResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): StartRestoreResponse => StartRestoreResponse.decode(value),
+  },
   /** Jobs, the newest first. */
   listJobs: {
     path: '/stillpoint.v1.Agent/ListJobs' as const,
@@ -7123,6 +8456,10 @@ export interface AgentServer extends UntypedServiceImplementation {
   getBackup: handleUnaryCall<GetBackupRequest, GetBackupResponse>;
   /** Begins a backup of each of these machines. Answers as soon as the jobs are written down. */
   startBackup: handleUnaryCall<StartBackupRequest, StartBackupResponse>;
+  /** What a restore would do, and what stands in its way. Nothing is changed. */
+  planRestore: handleUnaryCall<PlanRestoreRequest, PlanRestoreResponse>;
+  /** Begins a restore, once the caller has accepted what it replaces. Answers as soon as the job is written down. */
+  startRestore: handleUnaryCall<StartRestoreRequest, StartRestoreResponse>;
   /** Jobs, the newest first. */
   listJobs: handleUnaryCall<ListJobsRequest, ListJobsResponse>;
   /** One job with its steps and what it has made. */
@@ -7227,6 +8564,38 @@ export interface AgentClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: StartBackupResponse) => void,
+  ): ClientUnaryCall;
+  /** What a restore would do, and what stands in its way. Nothing is changed. */
+  planRestore(
+    request: PlanRestoreRequest,
+    callback: (error: ServiceError | null, response: PlanRestoreResponse) => void,
+  ): ClientUnaryCall;
+  planRestore(
+    request: PlanRestoreRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: PlanRestoreResponse) => void,
+  ): ClientUnaryCall;
+  planRestore(
+    request: PlanRestoreRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: PlanRestoreResponse) => void,
+  ): ClientUnaryCall;
+  /** Begins a restore, once the caller has accepted what it replaces. Answers as soon as the job is written down. */
+  startRestore(
+    request: StartRestoreRequest,
+    callback: (error: ServiceError | null, response: StartRestoreResponse) => void,
+  ): ClientUnaryCall;
+  startRestore(
+    request: StartRestoreRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: StartRestoreResponse) => void,
+  ): ClientUnaryCall;
+  startRestore(
+    request: StartRestoreRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: StartRestoreResponse) => void,
   ): ClientUnaryCall;
   /** Jobs, the newest first. */
   listJobs(

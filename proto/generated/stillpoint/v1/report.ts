@@ -41,6 +41,11 @@ export const GenerationReason = {
    * waiting is delivered in the new generation, under its old ids.
    */
   GENERATION_REASON_SET_BACK: 3,
+  /**
+   * GENERATION_REASON_RECEIVER_SET_BACK - The receiver has acknowledged less than a receiver had before: it is another one, or was set back to an earlier
+   * state. What was acknowledged is not in the outbox any more; what was waiting is delivered under its old ids.
+   */
+  GENERATION_REASON_RECEIVER_SET_BACK: 4,
   UNRECOGNIZED: -1,
 } as const;
 
@@ -51,6 +56,8 @@ export namespace GenerationReason {
   export type GENERATION_REASON_NO_OUTBOX = typeof GenerationReason.GENERATION_REASON_NO_OUTBOX;
   export type GENERATION_REASON_DAMAGED = typeof GenerationReason.GENERATION_REASON_DAMAGED;
   export type GENERATION_REASON_SET_BACK = typeof GenerationReason.GENERATION_REASON_SET_BACK;
+  export type GENERATION_REASON_RECEIVER_SET_BACK =
+    typeof GenerationReason.GENERATION_REASON_RECEIVER_SET_BACK;
   export type UNRECOGNIZED = typeof GenerationReason.UNRECOGNIZED;
 }
 
@@ -68,6 +75,9 @@ export function generationReasonFromJSON(object: any): GenerationReason {
     case 3:
     case 'GENERATION_REASON_SET_BACK':
       return GenerationReason.GENERATION_REASON_SET_BACK;
+    case 4:
+    case 'GENERATION_REASON_RECEIVER_SET_BACK':
+      return GenerationReason.GENERATION_REASON_RECEIVER_SET_BACK;
     case -1:
     case 'UNRECOGNIZED':
     default:
@@ -85,6 +95,8 @@ export function generationReasonToJSON(object: GenerationReason): string {
       return 'GENERATION_REASON_DAMAGED';
     case GenerationReason.GENERATION_REASON_SET_BACK:
       return 'GENERATION_REASON_SET_BACK';
+    case GenerationReason.GENERATION_REASON_RECEIVER_SET_BACK:
+      return 'GENERATION_REASON_RECEIVER_SET_BACK';
     case GenerationReason.UNRECOGNIZED:
     default:
       return 'UNRECOGNIZED';
@@ -183,7 +195,9 @@ export interface ReportHello {
   generation: string;
   /**
    * Why the generation was begun. Where the receiver has had another one of this host, what that one had not delivered
-   * is lost, except what the reports of this one say again.
+   * is lost, except what the reports of this one say again. Each generation tells everything anew that is there: the
+   * host, its machines, storages, jobs and backups, and the alerts that are raised. What earlier ones have told and this
+   * one does not tell again is not so any more.
    */
   generationReason: GenerationReason;
   /** When it was begun, by the clock of the host. */
