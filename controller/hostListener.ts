@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type ConnectionInjector, Server, ServerCredentials } from '@grpc/grpc-js';
 import type { HostPort } from '../common/hostPort.ts';
 import type { Logger } from '../common/log.ts';
@@ -7,6 +6,7 @@ import { TlsListener } from '../common/tls/tlsListener.ts';
 import { EnrolmentServiceService } from '../proto/generated/stillpoint/v1/enrolment.ts';
 import type { CertificateAuthority } from './ca.ts';
 import { enrolmentService } from './enrolmentService.ts';
+import { pause } from '../common/wake.ts';
 
 export interface HostListenerOptions {
   readonly ca: CertificateAuthority;
@@ -104,7 +104,7 @@ export class HostListener {
         // A full disk, say: the certificate is good for days, and the next attempt is in a minute.
         this.#log.error({ err: error }, 'the controller could not look after its certificate');
       }
-      await pause(signal);
+      await pause(reviewIntervalMs, signal);
     }
   }
 }
@@ -112,12 +112,4 @@ export class HostListener {
 /** TLS has been done by our own listener: what it hands over is plain to gRPC. */
 function injectorOf(server: Server): ConnectionInjector {
   return server.createConnectionInjector(ServerCredentials.createInsecure());
-}
-
-async function pause(signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(reviewIntervalMs, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
-  }
 }

@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
   JobHold,
   JobState,
@@ -14,6 +13,7 @@ import { errorDetail } from './grpcErrors.ts';
 import { jobMessage, progressMessage, stepMessage } from './jobMessage.ts';
 import type { JobSignals } from './jobSignals.ts';
 import { type CopyOutcome, serviceEnding, type StartedBackups } from './startedBackups.ts';
+import { pause } from '../../common/wake.ts';
 
 /** Jobs of other processes write their progress as often. */
 const lookIntervalMs = 500;
@@ -98,14 +98,6 @@ async function* watchCopies(
     if (copies === undefined || (copies.ended && seen.copies >= copies.outcomes.length)) return;
     if (signal.aborted) throw serviceEnding();
     await watched.wake.sleep(lookIntervalMs, signal);
-  }
-}
-
-async function pause(ms: number, signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(ms, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
   }
 }
 

@@ -1,9 +1,9 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from '../../common/log.ts';
 import { IdentityError } from './errors.ts';
 import { certificateOf, checkValidity, type KeptIdentity } from './identity.ts';
 import type { IdentityStore } from './identityStore.ts';
 import { maxRetryDelayMs, renewalDueAt, retryDelayMs } from './renewalTime.ts';
+import { pause } from '../../common/wake.ts';
 
 /** What an identity is kept in force with; the controller is asked by other modules. */
 export interface IdentityKeeperOptions {
@@ -56,7 +56,7 @@ export class IdentityKeeper {
         // The service outlives it; the next look is in a minute.
         this.#options.log.error({ err: error }, 'the identity of this host cannot be used');
       }
-      await pause(signal);
+      await pause(lookIntervalMs, signal);
     }
   }
 
@@ -164,12 +164,4 @@ function isUrgent(identity: KeptIdentity, now: Date): boolean {
   const { validFromDate, validToDate } = certificateOf(identity);
   const lifetimeMs = validToDate.getTime() - validFromDate.getTime();
   return validToDate.getTime() - now.getTime() < lifetimeMs * urgentFraction;
-}
-
-async function pause(signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(lookIntervalMs, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
-  }
 }

@@ -1,5 +1,4 @@
 import { once } from 'node:events';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../../common/errors.ts';
 import type { LoadedConfig } from '../../config/config.ts';
 import { withoutLifelong } from '../../config/lifelong.ts';
@@ -7,6 +6,7 @@ import type { Config } from '../../config/schema.ts';
 import { loadHostConfig } from '../../config/hostConfig.ts';
 import { ConfigWatcher } from '../../config/watcher.ts';
 import type { ServiceContext } from './service.ts';
+import { pause } from '../../common/wake.ts';
 
 /** After this long a configuration that cannot be watched is tried again. */
 const againMs = 60_000;
@@ -30,7 +30,7 @@ export async function followConfiguration(context: ReloadContext): Promise<void>
   const { pushed } = context;
   if (pushed !== undefined) pushed.follow = () => follower.takePushed();
   try {
-    while (!signal.aborted && !(await follower.watch())) await pause(signal);
+    while (!signal.aborted && !(await follower.watch())) await pause(againMs, signal);
     if (!signal.aborted) await once(signal, 'abort');
   } finally {
     if (pushed !== undefined) pushed.follow = null;
@@ -160,13 +160,5 @@ class ConfigFollower {
       { err: error },
       'a changed configuration is refused; the one before stays in force',
     );
-  }
-}
-
-async function pause(signal: AbortSignal): Promise<void> {
-  try {
-    await sleep(againMs, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
   }
 }
