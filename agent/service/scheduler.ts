@@ -295,13 +295,7 @@ export class Scheduler {
 
   /** The job of the newest run; `undefined` where the journal does not know it any more. */
   #jobOf({ jobId }: ScheduleEntry): JobRow | undefined {
-    if (jobId === null) return undefined;
-    try {
-      return this.#agent.parts.journal.get(jobId);
-    } catch (error) {
-      if (error instanceof JobError && error.code === 'JOB_NOT_FOUND') return undefined;
-      throw error;
-    }
+    return jobId === null ? undefined : this.#agent.parts.journal.find(jobId);
   }
 
   /**
