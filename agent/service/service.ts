@@ -64,6 +64,7 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
   const told = { journal, atWork: () => engine.atWork, pulse, log, stopMs: stopSeconds * 1000 };
   using manager = await ServiceManager.open(told);
   signal.addEventListener('abort', () => manager.stopping(), { once: true });
+  using _ready = await agent.parts.hypervisor.stayReady();
   resumeAtEnd(context);
   await clearLeftMarkers(agent.parts);
   const looks: IdentityLooks = new EventEmitter();
