@@ -8,7 +8,7 @@ const newestCount = 50;
 
 /** As much of an agent as its changes are seen by. */
 type ChangeTeller = JobTeller & {
-  readonly parts: { readonly journal: Pick<Journal, 'holding' | 'list' | 'get'> };
+  readonly parts: { readonly journal: Pick<Journal, 'holding' | 'list' | 'find'> };
 };
 
 /** Finds out which jobs have another state than at the look before, whichever process works on them. */
@@ -26,7 +26,10 @@ export class JobChanges {
     const rows = new Map<string, JobRow>();
     for (const row of [...journal.list({ limit: newestCount }), ...journal.holding()]) rows.set(row.id, row);
     // An old one that was gone on with, and has ended since the last look.
-    for (const id of this.#told?.keys() ?? []) if (!rows.has(id)) rows.set(id, journal.get(id));
+    for (const id of this.#told?.keys() ?? []) {
+      const row = rows.get(id) ?? journal.find(id);
+      if (row !== undefined) rows.set(id, row);
+    }
     const told = new Map<string, string>();
     const changed: Job[] = [];
     for (const row of rows.values()) {

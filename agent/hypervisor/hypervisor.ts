@@ -183,6 +183,11 @@ export type HypervisorListener = (event: HypervisorEvent) => void;
 export interface Hypervisor extends AsyncDisposable {
   /** Makes ready what a pause needs and keeps it so until disposed: inside a pause nothing is started. */
   warmUp(): Promise<Disposable>;
+  /**
+   * Keeps what a question needs ready until disposed: from a moment later on it waits for libvirt alone. For a process
+   * that stays, and is asked at any time.
+   */
+  stayReady(): Promise<Disposable>;
   hostInfo(): Promise<HostInfo>;
   /**
    * The user and group as which libvirt starts a machine whose definition says nothing of it.

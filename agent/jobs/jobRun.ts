@@ -1,3 +1,4 @@
+import { JoinedSignal } from '../../common/joinedSignal.ts';
 import { type ErrorRecord, errorRecord, type StillpointError } from '../../common/errors.ts';
 import type { EngineListener } from './engineListener.ts';
 import type { JobProgress, JobState } from './job.ts';
@@ -141,9 +142,9 @@ export class JobRun<Facts> {
     const halt = new AbortController();
     const onStop = (): void => halt.abort();
     if (isGivenUpAtStop(step)) this.#stop.addEventListener('abort', onStop);
-    const signal = step.cancellable
-      ? AbortSignal.any([this.#cancel.signal, deadline.signal, halt.signal])
-      : new AbortController().signal;
+    const ends = step.cancellable ? [this.#cancel.signal, deadline.signal, halt.signal] : [];
+    using joined = new JoinedSignal(ends);
+    const { signal } = joined;
     this.#current = step;
     // What was given up has yet to bring to an end what is under way, and that may move data.
     signal.addEventListener('abort', () => this.#attempt(() => this.#pauses.allow(false)));

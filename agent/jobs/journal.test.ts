@@ -116,6 +116,14 @@ void t.test('a job is named by its id, or by a beginning or end of it that is un
     t.throws(() => journal.get(id), { code: id === '01a1fa1b' ? 'JOB_AMBIGUOUS' : 'JOB_NOT_FOUND' }, id);
 });
 
+void t.test('an id in full means its job, whatever others begin or end with it', async (t) => {
+  const { journal } = await journalFor(t);
+  const id = '01a1fa1b-a048-702f-a832';
+  journal.create({ ...jobOf('m'), id });
+  journal.create({ ...jobOf('n'), id: `${id}-3f1deebf16d7` });
+  t.equal(journal.get(id).machineUuid, 'm');
+});
+
 void t.test('a cancel and the progress of a job reach the other processes', async (t) => {
   const { journal, open } = await journalFor(t);
   const other = open();

@@ -15,6 +15,7 @@ import {
   serviceVersionFrom,
   stepFrom,
 } from './journalTables.ts';
+import { forgetOldJobs } from './oldJobs.ts';
 import { isOwnerAlive, isSameOwner, type JobOwner } from './owner.ts';
 import { RequestBook } from './requestRows.ts';
 import { deletePause, noPause, putPause, putPausedSince, readPause } from './pauseRows.ts';
@@ -321,22 +322,29 @@ export class Journal implements Disposable {
     return typeof text === 'string' ? progressSchema.parse(JSON.parse(text)) : undefined;
   }
 
-  /** @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; `id` may be a unique beginning or end of at least 8 characters */
+  /**
+   * A job by its id in full, which looks at no other one, or by a unique beginning or end of at least 8 characters.
+   * @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS
+   */
   get(id: string): JobRow {
-    const rows = /^[0-9a-f-]{8,36}$/.test(id)
-      ? this.#db.prepare(`SELECT * FROM jobs WHERE id LIKE ? || '%' OR id LIKE '%' || ? LIMIT 2`).all(id, id)
-      : [];
-    const row = rows[0];
-    if (row === undefined || rows.length > 1) {
-      throw new JobError(
-        rows.length > 1 ? 'JOB_AMBIGUOUS' : 'JOB_NOT_FOUND',
-        `there is ${rows.length > 1 ? 'more than one' : 'no'} job "${id}"`,
-        {
-          hint: 'stillpoint jobs',
-        },
-      );
-    }
-    return jobFrom(row);
+    return this.find(id) ?? this.get(this.#idLike(id));
+  }
+
+  /** A job by its id in full; `undefined` for one that the journal does not know (any more). */
+  find(id: string): JobRow | undefined {
+    const row = this.#db.prepare('SELECT * FROM jobs WHERE id = ?').get(id);
+    return row === undefined ? undefined : jobFrom(row);
+  }
+
+  #idLike(part: string): string {
+    const like = this.#db.prepare(`SELECT id FROM jobs WHERE id LIKE ? || '%' OR id LIKE '%' || ? LIMIT 2`);
+    const [found, other] = /^[0-9a-f-]{8,36}$/.test(part) ? like.all(part, part) : [];
+    if (found !== undefined && other === undefined) return String(found['id']);
+    const [code, many] =
+      found === undefined
+        ? (['JOB_NOT_FOUND', 'no'] as const)
+        : (['JOB_AMBIGUOUS', 'more than one'] as const);
+    throw new JobError(code, `there is ${many} job "${part}"`, { hint: 'stillpoint jobs' });
   }
 
   /** The newest jobs first. */
@@ -377,6 +385,15 @@ export class Journal implements Disposable {
       )
       .all(options.kind, JSON.stringify(options.states), options.perMachine);
     return rows.map((row) => String(row['id']));
+  }
+
+  /**
+   * Forgets jobs that have ended long ago; see `oldJobs.ts`.
+   * @returns how many, and at most `limit`: then there may be more
+   * @throws JobError JOURNAL_UNUSABLE
+   */
+  forgetOld(nowMs: number, limit: number): number {
+    return this.#transaction(() => forgetOldJobs(this.#db, nowMs, limit));
   }
 
   /** Jobs that hold a machine, oldest first. */

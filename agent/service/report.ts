@@ -4,7 +4,10 @@ import { dueSince } from '../schedule/overdue.ts';
 import { type ScheduledRun, type ScheduleState, skipped } from '../schedule/runState.ts';
 import type { Timetable } from '../schedule/timetable.ts';
 import { entryOf, type LastWord, stateOf } from './scheduleBook.ts';
-import { Timetables } from './timetables.ts';
+import { type ScheduledMachine, Timetables } from './timetables.ts';
+
+/** Machines whose timetables are remembered; all are forgotten when there are more. */
+const machinesMax = 20_000;
 
 /** How a machine stands to its schedule, for whoever asks. */
 export interface ScheduleReport {
@@ -21,6 +24,11 @@ export interface ScheduleReport {
 export class ScheduleReports {
   readonly #agent: Agent;
   readonly #timetables: Timetables;
+  /** By UUID. To read a schedule takes longer than to go by it. */
+  readonly #machines = new Map<
+    string,
+    { readonly name: string; readonly machine: ScheduledMachine | null }
+  >();
 
   constructor(agent: Agent) {
     this.#agent = agent;
@@ -37,7 +45,7 @@ export class ScheduleReports {
     nowMs: number,
     lastSuccessMs: number | null,
   ): ScheduleReport | null {
-    const machine = this.#timetables.of(about);
+    const machine = this.#machine(about);
     if (machine === null) return null;
     const { journal } = this.#agent.parts;
     const row = journal.schedule(machine.uuid);
@@ -51,6 +59,15 @@ export class ScheduleReports {
       lastWord: entry?.lastWord ?? null,
       dueSinceMs: dueSince(machine.table, state, { lastSuccessMs, nowMs }),
     };
+  }
+
+  #machine({ uuid, name }: { readonly uuid: string; readonly name: string }): ScheduledMachine | null {
+    const known = this.#machines.get(uuid);
+    if (known?.name === name) return known.machine;
+    const machine = this.#timetables.of({ uuid, name });
+    if (this.#machines.size >= machinesMax) this.#machines.clear();
+    this.#machines.set(uuid, { name, machine });
+    return machine;
   }
 }
 

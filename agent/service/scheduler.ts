@@ -22,6 +22,9 @@ const afterNoJobMs = 1000;
 /** After what cannot be done now, such as writing to a full disk. */
 const againMs = 60_000;
 
+/** What the journal has of thousands of machines takes a while to read: not with each look at them. */
+const takeEveryMs = 600_000;
+
 /** What a backup fails with where there is no room for it. */
 const storageIsFull: ReadonlySet<string> = new Set([
   'NOT_ENOUGH_DISK_SPACE',
@@ -75,6 +78,8 @@ export class Scheduler {
   /** Due, but as many as may be run already; in their order. */
   readonly #waiting = new Set<string>();
   readonly #ending = new AbortController();
+  /** When all machines were compared with what the journal has of them. */
+  #takenAtMs = Number.NEGATIVE_INFINITY;
   #following: Promise<void> = Promise.resolve();
   #isService = true;
   /** The policies have changed since the machines were looked at. */
@@ -124,9 +129,21 @@ export class Scheduler {
       if (machine !== null) scheduled.push(machine);
     }
     const { wallMs } = this.#clock();
-    this.#book.take(scheduled, new Set(machines.map(({ uuid }) => uuid)), wallMs);
+    if (!this.#isTaken(scheduled, wallMs)) {
+      this.#book.take(scheduled, new Set(machines.map(({ uuid }) => uuid)), wallMs);
+      this.#takenAtMs = wallMs;
+    }
     this.#isStale = false;
     this.#replace(scheduled, wallMs);
+  }
+
+  /** Nothing has changed about the machines since they were written down, and that is not long ago. */
+  #isTaken(scheduled: readonly ScheduledMachine[], nowMs: number): boolean {
+    return (
+      Math.abs(nowMs - this.#takenAtMs) < takeEveryMs &&
+      scheduled.length === this.#machines.size &&
+      scheduled.every((machine) => this.#machines.get(machine.uuid) === machine)
+    );
   }
 
   /** A machine as the policies have it now; null where it has no schedule. */
@@ -221,7 +238,10 @@ export class Scheduler {
   #act(machine: ScheduledMachine, nowMs: number): boolean {
     const entry = this.#book.entry(machine);
     // Removed by somebody else: the next look at the host's machines makes it anew.
-    if (entry === undefined) return false;
+    if (entry === undefined) {
+      this.#takenAtMs = Number.NEGATIVE_INFINITY;
+      return false;
+    }
     const holder = this.#agent.parts.journal.holder(machine.uuid);
     const unfinished = holder !== undefined || this.#running.has(machine.uuid);
     const { state, decision } = decideSchedule(machine.table, entry.state, { nowMs, unfinished });
@@ -295,13 +315,7 @@ export class Scheduler {
 
   /** The job of the newest run; `undefined` where the journal does not know it any more. */
   #jobOf({ jobId }: ScheduleEntry): JobRow | undefined {
-    if (jobId === null) return undefined;
-    try {
-      return this.#agent.parts.journal.get(jobId);
-    } catch (error) {
-      if (error instanceof JobError && error.code === 'JOB_NOT_FOUND') return undefined;
-      throw error;
-    }
+    return jobId === null ? undefined : this.#agent.parts.journal.find(jobId);
   }
 
   /**

@@ -6,6 +6,7 @@ import { IdentityStore } from '../identity/identityStore.ts';
 import { PushedPolicies } from '../api/pushedPolicies.ts';
 import type { JobSignals } from '../api/jobSignals.ts';
 import { controllerServer, serveCallers } from './api.ts';
+import { forgetEndedJobs } from './forgetting.ts';
 import { identityDirectory, keepControllerAccess } from './controllerAccess.ts';
 import { type IdentityLooks, reportToController } from './reporting.ts';
 import { resumeAtEnd } from './resumeAtEnd.ts';
@@ -63,6 +64,7 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
   const told = { journal, atWork: () => engine.atWork, pulse, log, stopMs: stopSeconds * 1000 };
   using manager = await ServiceManager.open(told);
   signal.addEventListener('abort', () => manager.stopping(), { once: true });
+  using _ready = await agent.parts.hypervisor.stayReady();
   resumeAtEnd(context);
   await clearLeftMarkers(agent.parts);
   const looks: IdentityLooks = new EventEmitter();
@@ -72,6 +74,7 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
     Promise.race([agent.finishDeletions(), aborted(signal)]),
     actOnSchedules(agent, { log, signal, pulse }),
     recoverAgainAndAgain(context, pulse),
+    forgetEndedJobs(journal, { log, signal }),
     followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal, onLook }),
     reportToController(agent, { log, signal, figures: context.figures, looks }),

@@ -23,6 +23,7 @@ export class Timetables {
   readonly #config: Config;
   readonly #configPath: string;
   readonly #clocks = new Map<string, ZoneClock>();
+  readonly #hostZone = hostTimeZone();
 
   constructor({ config, configPath }: { readonly config: Config; readonly configPath: string }) {
     this.#config = config;
@@ -41,7 +42,7 @@ export class Timetables {
   of({ uuid, name }: { readonly uuid: string; readonly name: string }): ScheduledMachine | null {
     const decision = policyFor(this.#config, name, this.#configPath);
     if (decision.kind === 'excluded' || decision.policy.schedule === null) return null;
-    const { schedule, timeZone = hostTimeZone(), keep, replicate } = decision.policy;
+    const { schedule, timeZone = this.#hostZone, keep, replicate } = decision.policy;
     const { cron, every } = schedule;
     const table = timetableOf(schedule, { clock: this.#clockOf(timeZone), seed: uuid });
     const slots = JSON.stringify(every === undefined ? { cron, timeZone } : { every });

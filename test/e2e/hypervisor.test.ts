@@ -51,6 +51,20 @@ void t.test('libvirt in child processes', async (t) => {
     t.equal(hypervisor.pids.length, 1, 'and come back when needed');
   });
 
+  await t.test('who stays ready has one child for questions, and another one when it is lost', async (t) => {
+    await using hypervisor = new LibvirtHypervisor({ uri: lab.uri, idleMs: 100 });
+    {
+      using _ready = await hypervisor.stayReady();
+      const [first = 0] = await eventually(() => hypervisor.pids.length === 1 && hypervisor.pids);
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      t.same(hypervisor.pids, [first], 'however long it is idle');
+      process.kill(first, 'SIGKILL');
+      await eventually(() => hypervisor.pids.length === 1 && !hypervisor.pids.includes(first));
+    }
+    await eventually(() => hypervisor.pids.length === 0);
+    t.pass('and none when that is over');
+  });
+
   await t.test('a long call does not hold up questions or other machines', async (t) => {
     await using hypervisor = new LibvirtHypervisor({ uri: lab.uri });
     const { uuid, name } = await lab.createMachine({ name: 'sp-stuck' });

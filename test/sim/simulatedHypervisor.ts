@@ -94,6 +94,10 @@ export class SimulatedHypervisor implements Hypervisor {
     return this.#call('warmUp', () => ({ [Symbol.dispose]: () => undefined }));
   }
 
+  stayReady(): Promise<Disposable> {
+    return this.#call('stayReady', () => ({ [Symbol.dispose]: () => undefined }));
+  }
+
   hostInfo(): Promise<HostInfo> {
     return this.#call('hostInfo', () => ({
       hostName: hostname(),

@@ -37,6 +37,7 @@ import type { Deadlines } from './deadlines.ts';
 import { EventFeed } from './eventFeed.ts';
 import type { OperationName } from './messages.ts';
 import { ChannelPool } from './pool.ts';
+import { keepConnected } from './readiness.ts';
 
 export interface LibvirtHypervisorOptions {
   /** `qemu:///system`, or `qemu+unix:///system?socket=…`. */
@@ -90,6 +91,19 @@ export class LibvirtHypervisor implements Hypervisor {
       throw error;
     }
     return { [Symbol.dispose]: release };
+  }
+
+  /** One child for questions is started now, stays, and is replaced when it is lost. */
+  async stayReady(): Promise<Disposable> {
+    const ending = new AbortController();
+    const kept = this.#queries.keepLast();
+    void keepConnected(this.#queries, this.#deadlines.queryMs, ending.signal);
+    return {
+      [Symbol.dispose]: () => {
+        ending.abort();
+        kept[Symbol.dispose]();
+      },
+    };
   }
 
   /** The child processes that there are at this moment. */

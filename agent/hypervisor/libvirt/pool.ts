@@ -29,6 +29,8 @@ export class ChannelPool {
   readonly #idle = new Map<Channel, NodeJS.Timeout>();
   readonly #waiting = new Set<Waiting>();
   #holders = 0;
+  #keepers = 0;
+  #emptied = Promise.withResolvers<void>();
   #closed = false;
 
   constructor(options: PoolOptions) {
@@ -70,6 +72,23 @@ export class ChannelPool {
         held = false;
       },
     };
+  }
+
+  /** Lets the last child stay, however long it is idle, until the returned object is disposed. */
+  keepLast(): Disposable {
+    this.#keepers += 1;
+    let kept = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (kept) this.#keepers -= 1;
+        kept = false;
+      },
+    };
+  }
+
+  /** Resolves when no child is left of those that there are, or that come. */
+  get emptied(): Promise<void> {
+    return this.#emptied.promise;
   }
 
   /** Ends all children; calls in flight reject. */
@@ -125,7 +144,8 @@ export class ChannelPool {
 
   #rest(channel: Channel): void {
     const timer = setTimeout(() => {
-      if (this.#holders > 0) return this.#rest(channel);
+      const isKept = this.#holders > 0 || (this.#keepers > 0 && this.#channels.size === 1);
+      if (isKept) return this.#rest(channel);
       this.#idle.delete(channel);
       channel.kill();
     }, this.#options.idleMs);
@@ -140,6 +160,9 @@ export class ChannelPool {
     this.#channels.delete(channel);
     // Whoever waits would wait for the one that is gone.
     if (this.#waiting.size > 0 && !this.#closed) this.#grow();
+    if (this.#channels.size > 0) return;
+    this.#emptied.resolve();
+    this.#emptied = Promise.withResolvers();
   }
 }
 
