@@ -35,8 +35,11 @@ NODE_COMPILE_CACHE=\${NODE_COMPILE_CACHE:-$here/cache}
 # A call on a network mount whose server is gone holds its thread until the server is back; with Node's four
 # threads that would stop work on every other machine too.
 UV_THREADPOOL_SIZE=\${UV_THREADPOOL_SIZE:-32}
-export NODE_COMPILE_CACHE UV_THREADPOOL_SIZE
-exec "$here/bin/node" "$here/lib/main.js" "$@"
+# Memory that threads have given back stays with each of them otherwise.
+MALLOC_ARENA_MAX=\${MALLOC_ARENA_MAX:-2}
+export NODE_COMPILE_CACHE UV_THREADPOOL_SIZE MALLOC_ARENA_MAX
+# What takes time is done by the system and on threads: what runs here can be small.
+exec "$here/bin/node" --optimize-for-size "$here/lib/main.js" "$@"
 `;
 
 /** Bundles the programs: the command, the child that speaks with libvirt, the server of volumes, the thread of repositories. */
@@ -59,6 +62,9 @@ async function bundle(lib: string): Promise<Metafile> {
     external: native,
     banner: { js: requireOfNode },
     legalComments: 'none',
+    // Node.js keeps the text of what it runs in memory. Names stay: traces and the names of errors are made of them.
+    minifyWhitespace: true,
+    minifySyntax: true,
     metafile: true,
     logLevel: 'warning',
   });

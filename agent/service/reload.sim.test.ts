@@ -101,7 +101,7 @@ void t.test('the limit of reading that runs is changed', async (t) => {
   const { agent, storages, journal } = site.openAgent();
   const job = await agent.createBackup({ machine: 'm' });
   const running = agent.run(job);
-  await eventually(() => (journal.progress(job.id)?.doneBytes ?? 0) > 0);
+  await eventually(() => (journal.progress(job.id)?.doneBytes ?? 0) > 0, { timeoutMs: 60_000 });
   agent.follow({ config: site.config({ mode: 'disk', read: { bandwidthBytesPerSecond: 0 } }), storages });
   t.match(await running, { state: 'finished' });
 });
