@@ -5,6 +5,8 @@ import { RecordedTerminal } from '../cli/fixture.ts';
 import { combinedExitCode, type ExitCode } from '../cli/exitCodes.ts';
 import { PolicyCopies } from '../cli/policyCopies.ts';
 import { checkReplications } from '../cli/doctor/replications.ts';
+import { errorRecord } from '../common/errors.ts';
+import { StorageError } from '../storage/errors.ts';
 import { collectGarbage } from '../storage/repository/collection.ts';
 import { type LivingAgent, removeSharedImages, Site } from '../test/sim/site.ts';
 import type { JobRow } from './jobs/job.ts';
@@ -14,6 +16,18 @@ import type { JobRow } from './jobs/job.ts';
 t.teardown(removeSharedImages);
 
 const rule = { from: 'near', to: 'vault' };
+
+const inGroup = { from: 'main', to: 'vault' };
+
+/** A policy writes to a group, of which `far` stands in while `near` has no room. */
+function siteWithGroup(replicate: readonly unknown[] = [inGroup]): Promise<Site> {
+  return Site.create({
+    targets: ['vda'],
+    storages: ['near', 'far', 'vault'],
+    storageGroups: { main: ['near', 'far'] },
+    policy: { storages: ['main'], keep: { last: 1 }, replicate },
+  });
+}
 
 function siteWithRule(): Promise<Site> {
   return Site.create({
@@ -28,11 +42,11 @@ async function backUp(site: Site, { agent }: LivingAgent): Promise<JobRow> {
   return agent.run(await agent.createBackup({ machine: 'm', mode: 'disk' }));
 }
 
-async function copy(site: Site, { agent }: LivingAgent): Promise<JobRow> {
-  return agent.run(agent.replications.create({ name: 'm', uuid: site.uuid }, rule));
+async function copy(site: Site, { agent }: LivingAgent, by = rule): Promise<JobRow> {
+  return agent.run(agent.replications.create({ name: 'm', uuid: site.uuid }, by));
 }
 
-async function idsIn(site: Site, name: 'near' | 'vault'): Promise<readonly (string | null)[]> {
+async function idsIn(site: Site, name: 'near' | 'far' | 'vault'): Promise<readonly (string | null)[]> {
   return (await site.openStorages().get(name)?.list())?.map(({ id }) => id) ?? [];
 }
 
@@ -222,4 +236,90 @@ void t.test('a command says what was copied, and ends with 3 when a copy fails',
   const made = await copiesOf(site, living);
   t.equal(made.code, 0);
   t.match(JSON.parse(made.recorded.stdout), { state: 'copied', to: 'vault', machine: { name: 'm' } });
+});
+
+/** `near` cannot be used while this goes on. */
+async function withoutNear<T>(living: LivingAgent, act: () => Promise<T>): Promise<T> {
+  const near = living.storages.get('near');
+  if (near === undefined) throw new Error('no near');
+  const kept = { check: near.check.bind(near), list: near.list.bind(near) };
+  const away = new StorageError('STORAGE_UNREACHABLE', 'near is away');
+  const about = { name: 'near', location: near.location, ok: false, freeBytes: null };
+  near.check = () => Promise.resolve({ ...about, problem: errorRecord(away) });
+  near.list = () => Promise.reject(away);
+  try {
+    return await act();
+  } finally {
+    Object.assign(near, kept);
+  }
+}
+
+void t.test('of a group, what a stand-in took is copied, and stays until it is', async (t) => {
+  await using site = await siteWithGroup();
+  const living = site.openAgent();
+  const { agent } = living;
+  const reasonsIn = async (name: string): Promise<readonly string[]> => {
+    const plan = await agent.pruner.plan({ machines: [], storages: [name] }, () => undefined);
+    return plan.flatMap(({ decisions }) => decisions.flatMap(({ reasons }) => reasons));
+  };
+  await withoutNear(living, async () => {
+    for (let backup = 0; backup < 2; backup += 1) await backUp(site, living);
+  });
+  t.equal((await idsIn(site, 'far')).length, 2);
+  t.match(await reasonsIn('far'), ['it is not copied to vault yet', /last/]);
+  t.match(await checkReplications(agent), [
+    {
+      verdict: 'warn',
+      message: /vault has not got 2 of main/,
+      hint: /^stillpoint replicate m --from far --to vault/,
+    },
+  ]);
+  const made = await copy(site, living, inGroup);
+  t.match(made, { state: 'finished' });
+  t.match(made.record, { copied: await idsIn(site, 'far') });
+  t.same(await idsIn(site, 'vault'), await idsIn(site, 'far'));
+  t.match(await checkReplications(agent), [{ verdict: 'ok' }]);
+  t.match(await reasonsIn('far'), [/./], 'only the last has a reason to stay');
+});
+
+void t.test(
+  'what its storage could not hand out is brought later, though newer ones went before',
+  async (t) => {
+    await using site = await siteWithGroup();
+    const living = site.openAgent();
+    await backUp(site, living);
+    await copy(site, living, inGroup);
+    await backUp(site, living);
+    await withoutNear(living, async () => {
+      await backUp(site, living);
+      t.match(await copy(site, living, inGroup), { state: 'finished' }, 'the stand-in is copied meanwhile');
+      t.match(living.warnings.at(-1), /what near has is not copied to vault until it can be read/);
+      t.equal((await idsIn(site, 'vault')).length, 2);
+      t.match(await copy(site, living, inGroup), { state: 'failed', error: { code: 'STORAGE_UNREACHABLE' } });
+      t.match(await checkReplications(living.agent), [
+        { verdict: 'warn', message: /whether vault has what it should get from near cannot be found out/ },
+      ]);
+    });
+    t.match(await checkReplications(living.agent), [{ verdict: 'warn', message: /has not got 1 of main/ }]);
+    t.match(await copy(site, living, inGroup), { state: 'finished' });
+    t.same(
+      new Set(await idsIn(site, 'vault')),
+      new Set([...(await idsIn(site, 'near')), ...(await idsIn(site, 'far'))]),
+    );
+  },
+);
+
+void t.test('doctor names the storages of a group that no entry copies on', async (t) => {
+  await using site = await siteWithGroup([{ from: 'near', to: 'vault' }]);
+  const { agent } = site.openAgent();
+  t.match(await checkReplications(agent), [
+    {
+      verdict: 'warn',
+      message: 'a backup that goes to far of group main is not copied to vault',
+      hint: /from: main, to: vault/,
+    },
+    { verdict: 'ok' },
+  ]);
+  await using each = await siteWithGroup([rule, { from: 'far', to: 'vault' }]);
+  t.match(await checkReplications(each.openAgent().agent), [{ verdict: 'ok' }, { verdict: 'ok' }]);
 });

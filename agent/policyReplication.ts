@@ -1,11 +1,12 @@
 import { dirname } from 'node:path';
 import { policyFor } from '../config/policy.ts';
 import type { PolicyConfig } from '../config/schema.ts';
+import { membersOf, sourcesInto } from '../config/storageGroups.ts';
 import type { MachineIdentity } from '../storage/storage.ts';
 import type { AgentParts } from './agent.ts';
 import type { JobKinds } from './jobKinds.ts';
 import type { JobRow } from './jobs/job.ts';
-import { type PlannedCopy, planReplication } from './replication.ts';
+import { planFromSources, type SourcesPlan } from './replication.ts';
 
 /** From where to where a policy has backups copied. */
 export type ReplicationRule = Pick<PolicyConfig['replicate'][number], 'from' | 'to'>;
@@ -38,17 +39,30 @@ export class PolicyReplication {
    */
   create(machine: MachineIdentity, { from, to }: ReplicationRule): JobRow {
     const runDirectory = dirname(this.#parts.config.agent.socket);
+    const { sources, siblings } = this.#sourcesOf(machine.name, { from, to });
     return this.#parts.engine.create(this.#kinds.replication(), {
       machineUuid: this.placeOf(machine, to),
       machineName: machine.name,
       state: 'planned',
-      facts: { machine, from, settings: { storages: [to], runDirectory }, copied: [] },
+      facts: { machine, from, sources, siblings, settings: { storages: [to], runDirectory }, copied: [] },
     });
   }
 
   /** What should have been copied and was not. @throws StorageError, RepositoryError */
-  missing(machine: MachineIdentity, rule: ReplicationRule): Promise<readonly PlannedCopy[]> {
-    const [from, to] = [this.#kinds.storage(rule.from), this.#kinds.storage(rule.to)];
-    return planReplication({ machines: [machine.uuid], from, to, older: false });
+  async missing(machine: MachineIdentity, rule: ReplicationRule): Promise<SourcesPlan> {
+    const { sources, siblings } = this.#sourcesOf(machine.name, rule);
+    return planFromSources(
+      sources.map((name) => this.#kinds.storage(name)),
+      { machines: [machine.uuid], to: this.#kinds.storage(rule.to), older: false, siblings },
+    );
+  }
+
+  #sourcesOf(
+    machineName: string,
+    { from, to }: ReplicationRule,
+  ): { readonly sources: string[]; readonly siblings: string[] } {
+    const { config } = this.#parts;
+    const rules = [...this.rulesFor(machineName), { from, to }];
+    return { sources: [...membersOf(config, from)], siblings: [...sourcesInto(config, rules, to)] };
   }
 }

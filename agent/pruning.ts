@@ -1,6 +1,7 @@
 import { dirname } from 'node:path';
 import { keepIn, policyFor } from '../config/policy.ts';
 import { type Config, emptyPolicy } from '../config/schema.ts';
+import { membersOf, sourcesInto } from '../config/storageGroups.ts';
 import { StillpointError } from '../common/errors.ts';
 import { StorageError } from '../storage/errors.ts';
 import { isTemplate } from '../storage/template.ts';
@@ -200,11 +201,13 @@ export class Pruner {
   ): Promise<Decisions> {
     const decisions = decide(entries, pruning);
     if (decisions.every(({ keep }) => keep)) return decisions;
-    const rules = (this.#parts.config.policies[pruning.policy] ?? emptyPolicy()).replicate;
+    const { config } = this.#parts;
+    const rules = (config.policies[pruning.policy] ?? emptyPolicy()).replicate;
     const waiting = new Map<string, string>();
     for (const { from, to } of rules) {
-      if (from !== pruning.storage) continue;
-      for (const [key, why] of await this.#uncopied(entries, pruning.machine.uuid, { from, to }))
+      if (!membersOf(config, from).includes(pruning.storage)) continue;
+      const places = { from: pruning.storage, to, siblings: sourcesInto(config, rules, to) };
+      for (const [key, why] of await this.#uncopied(entries, pruning.machine.uuid, places))
         waiting.set(key, why);
     }
     return decisions.map((decision) => {
@@ -217,11 +220,15 @@ export class Pruner {
   async #uncopied(
     entries: readonly BackupEntry[],
     uuid: string | null,
-    { from, to }: { readonly from: string; readonly to: string },
+    {
+      from,
+      to,
+      siblings,
+    }: { readonly from: string; readonly to: string; readonly siblings: readonly string[] },
   ): Promise<readonly (readonly [key: string, why: string])[]> {
     try {
       const storages = { from: this.#storage(from), to: this.#storage(to) };
-      const missing = await planReplication({ machines: [uuid ?? ''], ...storages, older: false });
+      const missing = await planReplication({ machines: [uuid ?? ''], ...storages, older: false, siblings });
       return missing.map(({ entry }) => [keyOf(entry), `it is not copied to ${to} yet`]);
     } catch (error) {
       if (!(error instanceof StillpointError)) throw error;

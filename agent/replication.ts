@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { StillpointError } from '../common/errors.ts';
 import type { FileDigest } from '../common/copy.ts';
 import type { Hold } from '../common/hold.ts';
 import { StorageError, type StorageErrorCode } from '../storage/errors.ts';
@@ -23,6 +24,8 @@ export interface ReplicationRequest {
   readonly machines: readonly string[];
   readonly from: Storage;
   readonly to: Storage;
+  /** Other storages that are copied to it: what came from them says nothing about what was pruned of this one. */
+  readonly siblings?: readonly string[] | undefined;
   /** Also backups that are older than the newest one there: by then they may have been pruned there. */
   readonly older: boolean;
 }
@@ -55,15 +58,16 @@ export async function planReplication({
   from,
   to,
   older,
+  siblings = [],
 }: ReplicationRequest): Promise<readonly PlannedCopy[]> {
   const there = await to.list();
   const has = new Set(there.flatMap(({ id, state }) => (state === 'Active' ? (id ?? []) : [])));
   const taken = new Set(there.map(({ id }) => id));
-  const newest = new Map<string | null, string>();
-  for (const { machine, pointInTime } of there) newest.set(machine.uuid, pointInTime);
+  const here = await from.list();
+  const newest = newestThere(there, new Set(here.map(({ id }) => id)), from.name, siblings);
   const parents = new Map<string | null, Manifest>();
   const plan: PlannedCopy[] = [];
-  for (const entry of await from.list()) {
+  for (const entry of here) {
     const { id, machine, manifest, pointInTime, state } = entry;
     if (state !== 'Active' || id === null || manifest === null) continue;
     const isWanted =
@@ -74,6 +78,76 @@ export async function planReplication({
     if (isWanted || has.has(id)) parents.set(machine.uuid, manifest);
   }
   return plan;
+}
+
+/**
+ * Of each machine the point in time of the newest backup there, as far as it says what was copied of this storage: one
+ * that came from a sibling may be newer than what is still to be copied. Where nothing there came from this storage, it
+ * is the newest of all.
+ */
+function newestThere(
+  there: readonly BackupEntry[],
+  idsHere: ReadonlySet<string | null>,
+  from: string,
+  siblings: readonly string[],
+): ReadonlyMap<string | null, string> {
+  const others = new Set(siblings.filter((name) => name !== from).map(copiedFrom));
+  const newestOfAll = new Map<string | null, string>();
+  const newestOfThis = new Map<string | null, string>();
+  for (const { id, machine, manifest, pointInTime } of there) {
+    newestOfAll.set(machine.uuid, pointInTime);
+    const cameFromOther = manifest?.volumes.some(({ reason }) => others.has(reason ?? '')) === true;
+    if (!cameFromOther || (id !== null && idsHere.has(id))) newestOfThis.set(machine.uuid, pointInTime);
+  }
+  return new Map([...newestOfAll, ...newestOfThis]);
+}
+
+/** What a manifest says of a volume that was copied; a later copy reads from it where the backup came from. */
+function copiedFrom(storage: string): string {
+  return `copied from storage ${storage}`;
+}
+
+/** A storage that could not be looked at for what is to be copied. */
+export interface UnreadSource {
+  readonly storage: string;
+  readonly error: StillpointError;
+}
+
+/** What is to be copied into one storage from several, oldest first. */
+export interface SourcesPlan {
+  readonly copies: readonly (PlannedCopy & { readonly from: Storage })[];
+  readonly unread: readonly UnreadSource[];
+}
+
+/**
+ * What a copy from several storages, of which each backup is in one, would bring. One that is away hides nothing of the
+ * others: what it has is brought when it is back.
+ * @param siblings all storages that are copied there
+ * @throws StorageError, RepositoryError of the target, or of the first source where none can be looked at
+ */
+export async function planFromSources(
+  sources: readonly Storage[],
+  { siblings = sources.map(({ name }) => name), ...request }: Omit<ReplicationRequest, 'from'>,
+): Promise<SourcesPlan> {
+  const copies = new Map<string | null, PlannedCopy & { readonly from: Storage }>();
+  const unread: UnreadSource[] = [];
+  // A target that is away is no fault of a source.
+  if (sources.length > 1) await request.to.list();
+  for (const from of sources) {
+    try {
+      for (const planned of await planReplication({ ...request, from, siblings }))
+        if (!copies.has(planned.entry.id)) copies.set(planned.entry.id, { ...planned, from });
+    } catch (error) {
+      if (!(error instanceof StillpointError) || sources.length === 1) throw error;
+      unread.push({ storage: from.name, error });
+    }
+  }
+  const [first] = unread;
+  if (first !== undefined && unread.length === sources.length) throw first.error;
+  const byAge = [...copies.values()].toSorted((a, b) =>
+    a.entry.pointInTime < b.entry.pointInTime ? -1 : a.entry.pointInTime > b.entry.pointInTime ? 1 : 0,
+  );
+  return { copies: byAge, unread };
 }
 
 /**
@@ -124,7 +198,7 @@ async function copyInto(
   for (const volume of manifest.volumes) {
     const stored = await copy.volume(volume, parent);
     const { parent: _parent, ...kept } = volume;
-    const read = { read: 'full', reason: `copied from storage ${from.name}` } as const;
+    const read = { read: 'full', reason: copiedFrom(from.name) } as const;
     volumes.push({ ...kept, ...read, storedBytes: stored.sizeBytes, sha256: stored.sha256 });
   }
   const memory = manifest.memory && { ...manifest.memory, ...(await copy.file(manifest.memory)) };

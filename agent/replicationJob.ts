@@ -6,19 +6,31 @@ import type { BackupEntry, Storage } from '../storage/storage.ts';
 import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
 import type { JobDefinition, StepContext } from './jobs/step.ts';
-import { copyBackup, type PlannedCopy, planReplication } from './replication.ts';
+import { copyBackup, type PlannedCopy, planFromSources } from './replication.ts';
 
 export const replicationFactsSchema = z.object({
   machine: z.object({ name: z.string(), uuid: z.string() }),
+  /** As the policy names it: a storage or a group. */
   from: z.string(),
+  /** The storages that this stands for; of a job that was written down by an older version `from`. */
+  sources: z.array(z.string()).optional(),
+  /** All storages whose backups are copied there, by this and other entries of the policy. */
+  siblings: z.array(z.string()).optional(),
   /** In the form in which a backup says where it writes, so that `maxParallelMachines` counts this job, too. */
   settings: z.object({ storages: z.tuple([z.string()]), runDirectory: z.string() }),
   /** Ids of backups that were copied, oldest first. */
   copied: z.array(z.string()),
+  /** Where each of them was copied from, by its id. */
+  copiedFrom: z.record(z.string(), z.string()).optional(),
 });
 
 /** What the journal keeps of a replication. */
 export type ReplicationFacts = z.infer<typeof replicationFactsSchema>;
+
+/** The storages that are looked at for what is to be copied. */
+function sourcesOf({ from, sources }: ReplicationFacts): readonly string[] {
+  return sources ?? [from];
+}
 
 /** What has no use being tried again; it must not hold up what came after it. */
 const hopeless: ReadonlySet<string> = new Set<StorageErrorCode | RepositoryErrorCode>([
@@ -64,15 +76,29 @@ async function copyMissing(
   storageOf: (name: string) => Storage,
 ): Promise<void> {
   const { machine, settings } = context.facts;
-  const [from, to] = [storageOf(context.facts.from), storageOf(settings.storages[0])];
-  const request = { machines: [machine.uuid], from, to, older: false };
+  const { siblings } = context.facts;
+  const to = storageOf(settings.storages[0]);
+  const sources = sourcesOf(context.facts).map(storageOf);
+  const { copies, unread } = await planFromSources(sources, {
+    machines: [machine.uuid],
+    to,
+    older: false,
+    siblings,
+  });
+  for (const { storage, error } of unread)
+    context.warn(`what ${storage} has is not copied to ${to.name} until it can be read: ${error.message}`);
+  // What was made just now is in none of those that can be read: to end well would be to say that it is copied.
+  const [away] = unread;
+  if (copies.length === 0 && away !== undefined) throw away.error;
   const failures: StillpointError[] = [];
-  for (const planned of await planReplication(request)) {
+  for (const { from, ...planned } of copies) {
     // Between two is the best moment, and the journal is asked for it only now and then otherwise.
     if (context.cancelRequested) throw new JobError('CANCELLED', 'the job was cancelled');
     try {
       const copy = await copyOne(context, from, to, planned);
-      context.commit({ copied: [...context.facts.copied, copy.id ?? ''] });
+      const { copied, copiedFrom } = context.facts;
+      const id = copy.id ?? '';
+      context.commit({ copied: [...copied, id], copiedFrom: { ...copiedFrom, [id]: from.name } });
       await context.point('copied');
     } catch (error) {
       if (!(error instanceof StillpointError) || !hopeless.has(error.code)) throw error;
@@ -123,7 +149,8 @@ function copyOnce(
  */
 export function requireNotCopied(job: JobRow, { storage, machine }: BackupEntry): void {
   const facts = replicationFactsSchema.safeParse(job.record).data;
-  if (facts !== undefined && (facts.from !== storage || facts.machine.uuid !== machine.uuid)) return;
+  if (facts !== undefined && (!sourcesOf(facts).includes(storage) || facts.machine.uuid !== machine.uuid))
+    return;
   throw new JobError('MACHINE_BUSY', `job ${job.id} copies backups of ${job.machineName} from ${storage}`, {
     hint: `stillpoint job watch ${job.id}`,
     retryable: true,

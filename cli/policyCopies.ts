@@ -62,8 +62,9 @@ export class PolicyCopies {
       if (interruption.signal.aborted) agent.parts.journal.requestCancel(created.id);
       const job = await agent.run(created);
       view.done(job.id);
-      const { copied } = replicationFactsSchema.parse(job.record);
-      for (const id of copied) tellCopied(this.#cli, machine, rule, id);
+      const { copied, copiedFrom } = replicationFactsSchema.parse(job.record);
+      for (const id of copied)
+        tellCopied(this.#cli, machine, { ...rule, from: copiedFrom?.[id] ?? rule.from }, id);
       const code = exitCodeOfJob(job);
       this.#codes.push(code);
       if (code !== 0) terminal.record(errorRecord(new JobFailure(job)), what);

@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { loadConfig, parseConfig } from './config.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import { keepIn, matchesName, policyFor } from './policy.ts';
-import { membersOf } from './storageGroups.ts';
+import { membersOf, sourcesInto } from './storageGroups.ts';
 import { configSchema } from './schema.ts';
 
 const storage = 'storages: { local: { kind: directory, path: /backup } }\n';
@@ -220,8 +220,23 @@ void t.test('a policy copies from where its backups are by then to where they ar
   const fromMember = text('{ replicate: [{ from: local, to: cloud }] }') + grouped;
   const byGroup = policyFor(parseConfig(fromMember, 'c.yaml').config, 'm', 'c.yaml');
   t.match(byGroup, { policy: { storages: ['main'] } }, 'a storage of a group may have them');
-  t.match(problemsOf(text('{ replicate: [{ from: main, to: cloud }] }') + grouped), [
-    /replicate\.0\.from: main is a group; name one of its storages: local, vault/,
+  t.ok(parseConfig(text('{ replicate: [{ from: main, to: cloud }] }') + grouped, 'c.yaml'), 'and the group');
+  const oneByOne = '{ from: local, to: cloud, keep: { last: 9 } }, { from: vault, to: cloud }';
+  const entries = parseConfig(text(`{ replicate: [${oneByOne}], keep: { last: 1 } }`) + grouped, 'c.yaml');
+  const each = policyFor(entries.config, 'm', 'c.yaml');
+  if (each.kind !== 'policy') throw new Error('no policy');
+  t.same(keepIn(each.policy, 'cloud'), { last: 9 }, 'one of the entries says what is kept');
+  t.same(sourcesInto(entries.config, each.policy.replicate, 'cloud'), ['local', 'vault']);
+  t.match(
+    problemsOf(text('{ replicate: [{ from: main, to: cloud }, { from: local, to: cloud }] }') + grouped),
+    [/replicate\.1\.to: the backups of this policy are in cloud already/],
+  );
+  t.match(problemsOf(text('{ storages: [local], replicate: [{ from: main, to: vault }] }') + grouped), [
+    /replicate\.0\.to: vault is what it is copied from/,
+  ]);
+  const twice = oneByOne.replace(/ }$/, ', keep: { last: 2 } }');
+  t.match(problemsOf(text(`{ replicate: [${twice}] }`) + grouped), [
+    /replicate\.1\.keep: what is kept in cloud is said by an entry before this one/,
   ]);
   t.match(problemsOf(text('{ storages: [main], replicate: [{ from: local, to: vault }] }') + grouped), [
     /replicate\.0\.to: the backups of this policy are in vault already/,

@@ -68,7 +68,7 @@ export function keepIn(
   { keep, replicate }: Pick<PolicyConfig, 'keep' | 'replicate'>,
   storage: string,
 ): PolicyConfig['keep'] {
-  const copied = replicate.find(({ to }) => to === storage)?.keep;
+  const copied = replicate.find(({ to, keep: said }) => to === storage && said !== undefined)?.keep;
   return copied === undefined ? keep : copied;
 }
 

@@ -1,7 +1,7 @@
 import type { z } from 'zod';
 import type { ConfigProblem } from './errors.ts';
 import type { Config, PolicyConfig } from './schema.ts';
-import { membersOf, targetsOf } from './storageGroups.ts';
+import { membersOf, sourcesInto, targetsOf } from './storageGroups.ts';
 import type { KeyPath } from './source.ts';
 
 /** A document that knows what stands where in it. */
@@ -71,18 +71,32 @@ function replicationProblems(
   const storages = Object.keys(config.storages);
   const copies = policy.replicate.map(({ to }) => to);
   const targets = policy.storages ?? targetsOf(config).filter((one) => !copies.includes(one));
-  const have = new Set(targets.flatMap((target) => [target, ...membersOf(config, target)]));
-  for (const [index, { from, to }] of policy.replicate.entries()) {
+  const made = new Set(targets.flatMap((target) => membersOf(config, target)));
+  const have = new Set(made);
+  const seen: (typeof policy.replicate)[number][] = [];
+  for (const [index, { from, to, keep }] of policy.replicate.entries()) {
     const refuse = (key: string, why: string): void => {
       problems.push(places.problemAt(['policies', policyName, 'replicate', index, key], why));
     };
-    if (config.storageGroups[from] !== undefined)
-      refuse('from', `${from} is a group; name one of its storages: ${membersOf(config, from).join(', ')}`);
-    else if (!storages.includes(from)) refuse('from', `no storage is called ${from}`);
-    else if (!have.has(from)) refuse('from', `no backup of this policy is in ${from} by then`);
+    const members = membersOf(config, from);
+    if (config.storageGroups[from] === undefined && !storages.includes(from))
+      refuse('from', `no storage is called ${from}`);
+    else if (!members.some((name) => have.has(name)))
+      refuse('from', `no backup of this policy is in ${from} by then`);
     if (!storages.includes(to)) refuse('to', `no storage is called ${to}`);
-    else if (have.has(to)) refuse('to', `the backups of this policy are in ${to} already`);
+    else if (members.includes(to)) refuse('to', `${to} is what it is copied from`);
+    else if (made.has(to)) refuse('to', `the backups of this policy are in ${to} already`);
+    else if (have.has(to)) {
+      // Several storages of a group may be named one by one; what was copied is not copied back, nor twice.
+      const before = new Set(sourcesInto(config, seen, to));
+      if (members.some((name) => before.has(name) || !made.has(name)))
+        refuse('to', `the backups of this policy are in ${to} already`);
+      const said = seen.some((entry) => entry.to === to && entry.keep !== undefined);
+      if (keep !== undefined && said)
+        refuse('keep', `what is kept in ${to} is said by an entry before this one`);
+    }
     have.add(to);
+    seen.push({ from, to, keep });
   }
   return problems;
 }

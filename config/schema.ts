@@ -223,7 +223,7 @@ const schedule = z
 
 const replication = z.strictObject({
   from: name.describe(
-    'The storage that has them: one of `storages`, or of a group of them, or the `to` of an entry before this one.',
+    'The storage that has them: one of `storages`, or of a group of them, or the `to` of an entry before this one; of a group, whichever of its storages has a backup.',
   ),
   to: name.describe('The storage that gets them.'),
   keep: keep

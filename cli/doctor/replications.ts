@@ -1,5 +1,6 @@
 import type { Agent } from '../../agent/agent.ts';
 import type { ReplicationRule } from '../../agent/policyReplication.ts';
+import { targetsOf, uncoveredMembers } from '../../config/storageGroups.ts';
 import { errorRecord } from '../../common/errors.ts';
 import type { MachineIdentity } from '../../storage/storage.ts';
 import { type Check, ok, warn } from './check.ts';
@@ -16,7 +17,22 @@ export async function checkReplications(agent: Agent): Promise<readonly Check[]>
   const checks: Check[] = [];
   for (const machine of machines.toSorted((a, b) => a.name.localeCompare(b.name)))
     for (const rule of rulesOf(agent, machine)) checks.push(await checkOne(agent, machine, rule));
-  return checks;
+  return [...checkCoverage(agent.parts.config), ...checks];
+}
+
+/** Whether copies of a group's backups are of all of its storages: whichever takes a backup. */
+function checkCoverage(config: Agent['parts']['config']): readonly Check[] {
+  return Object.entries(config.policies).flatMap(([name, { storages, replicate }]) => {
+    const copies = replicate.map(({ to }) => to);
+    const targets = storages ?? targetsOf(config).filter((one) => !copies.includes(one));
+    return uncoveredMembers(config, targets, replicate).map(({ group, to, members }) =>
+      warn(
+        `copies of policy ${name}`,
+        `a backup that goes to ${members.join(' or ')} of group ${group} is not copied to ${to}`,
+        `policies.${name}.replicate: [{ from: ${group}, to: ${to} }] in the configuration`,
+      ),
+    );
+  });
 }
 
 /** Without a storage there is no policy, which has a check of its own. */
@@ -28,13 +44,20 @@ async function checkOne(agent: Agent, machine: MachineIdentity, rule: Replicatio
   const { from, to } = rule;
   const what = `copies of ${machine.name}`;
   try {
-    const missing = await agent.replications.missing(machine, rule);
+    const { copies: missing, unread } = await agent.replications.missing(machine, rule);
+    const [away] = unread;
+    if (missing.length === 0 && away !== undefined)
+      return warn(
+        what,
+        `whether ${to} has what it should get from ${away.storage} cannot be found out: ${away.error.message}`,
+        'stillpoint storage list',
+      );
     if (missing.length === 0) return ok(what, `${to} has what it should get from ${from}`);
     const oldest = missing[0]?.entry.pointInTime;
     return warn(
       what,
       `${to} has not got ${missing.length} of ${from}, the oldest of ${oldest}${lastFailure(agent, machine, to)}`,
-      `stillpoint replicate ${machine.name} --from ${from} --to ${to}; or wait for the next backup`,
+      `stillpoint replicate ${machine.name} --from ${missing[0]?.from.name ?? from} --to ${to}; or wait for the next backup`,
     );
   } catch (error) {
     const { code, message, hint } = errorRecord(error);
