@@ -9,7 +9,10 @@ export const storageVerbs: readonly Verb[] = [
       'copies backups from one storage to another that does not have them; only what is new there is sent',
     changes: true,
     options: [
-      { flags: '--from <name>', description: 'the storage that has them' },
+      {
+        flags: '--from <name>',
+        description: 'the storage that has them, or a group: whichever of its storages has each',
+      },
       {
         flags: '--to <name>',
         description: 'the storage that gets them; of a storage group the first one that can be used',

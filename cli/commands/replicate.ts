@@ -1,6 +1,7 @@
 import { dirname } from 'node:path';
 import { describeChoice } from '../../agent/storageStates.ts';
-import { copyBackup, planReplication } from '../../agent/replication.ts';
+import { copyBackup } from '../../agent/replication.ts';
+import { planWished } from '../../agent/wishedCopies.ts';
 import { errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
 import { shortId, storedBytes } from '../backups.ts';
@@ -17,11 +18,17 @@ export const replicate: RunVerb = (cli, machines, options) => {
     throw new CliError('USAGE', 'give two storages: --from NAME --to NAME', 'stillpoint storage list');
   return changing(cli, async ({ agent, interruption }) => {
     const { terminal } = cli;
-    const { storage: target, choice } = await agent.chooseStorage(to, [from]);
+    const sources = agent.storagesOf(from);
+    const names = sources.map(({ name }) => name);
+    const { storage: target, choice } = await agent.chooseStorage(to, names);
+    if (names.includes(target.name))
+      throw new CliError('USAGE', `${target.name} is what is copied from`, 'stillpoint storage list');
     if (choice !== null) terminal.remark(describeChoice(choice));
-    const storages = { from: agent.storage(from), to: target };
-    const plan = await planReplication({ machines, ...storages, older: options.flag('older') });
-    if (plan.length === 0) terminal.remark(`${to} has every backup that it should get from ${from}`);
+    const wished = { machines, sources, to: target, older: options.flag('older') };
+    const { copies: plan, leftOut, unread } = await planWished(wished);
+    for (const { storage, error } of unread) terminal.error(error, storage);
+    const remark = leftOutRemark({ machines, from, to, copies: plan.length, leftOut });
+    if (remark !== null && (unread.length === 0 || leftOut > 0)) terminal.remark(remark);
     if (options.flag('dryRun')) {
       for (const { entry } of plan) {
         const { id, machine, pointInTime } = entry;
@@ -33,9 +40,9 @@ export const replicate: RunVerb = (cli, machines, options) => {
             ` at ${pointInTime}, id ${shortId(id ?? '')}`,
           );
       }
-      return 0;
+      return combinedExitCode([0, ...unread.map(({ error }) => exitCodeOf(error.code))]);
     }
-    const codes: ExitCode[] = [];
+    const codes: ExitCode[] = unread.map(({ error }) => exitCodeOf(error.code));
     const runDirectory = dirname(agent.parts.config.agent.socket);
     for (const [index, planned] of plan.entries()) {
       const { signal } = interruption;
@@ -46,7 +53,7 @@ export const replicate: RunVerb = (cli, machines, options) => {
           terminal.live([
             [`${index + 1}/${plan.length} ${machine.name} ${pointInTime}: ${what} ${formatBytes(doneBytes)}`],
           ]);
-        const copy = await copyBackup(storages.from, storages.to, planned, {
+        const copy = await copyBackup(planned.from, target, planned, {
           signal,
           runDirectory,
           onProgress,
@@ -82,3 +89,23 @@ export const replicate: RunVerb = (cli, machines, options) => {
     return combinedExitCode(codes);
   });
 };
+
+/** What there is to say of backups that are not copied; null where nothing is. */
+export function leftOutRemark({
+  machines,
+  from,
+  to,
+  copies,
+  leftOut,
+}: {
+  readonly machines: readonly string[];
+  readonly from: string;
+  readonly to: string;
+  readonly copies: number;
+  readonly leftOut: number;
+}): string | null {
+  if (leftOut === 0) return copies === 0 ? `${to} has every backup that it should get from ${from}` : null;
+  const [what, they] = leftOut === 1 ? ['1 backup', 'it is'] : [`${leftOut} backups`, 'they are'];
+  const command = ['stillpoint replicate', ...machines, `--from ${from} --to ${to} --older`].join(' ');
+  return `${what} of ${from} ${leftOut === 1 ? 'is' : 'are'} not in ${to} and not copied, because ${they} older than the newest one there: pruned there, or never copied. To copy ${leftOut === 1 ? 'it' : 'them'}: ${command}`;
+}
