@@ -95,3 +95,24 @@ void t.test(
     t.ok(performance.now() - startedMs < 50_000, '50 MiB, which would take 100 s');
   },
 );
+
+void t.test('a repository in a directory knows what goes with its file system', async (t) => {
+  const directory = t.testdir({ image: '' });
+  const config = configSchema.parse({
+    storages: {
+      vault: { kind: 'repository', url: `file://${directory}/vault`, keyFile: '/none' },
+      cloud: {
+        kind: 'repository',
+        url: 's3://bucket',
+        endpoint: 'https://s3.example',
+        credentialsFile: '/c',
+        keyFile: '/k',
+      },
+    },
+  });
+  const storages = storagesOf(config);
+  t.equal(await storages.get('vault')?.isOnDeviceOf(join(directory, 'image')), true);
+  t.equal(await storages.get('vault')?.takesByRename(join(directory, 'image')), false, 'files are cut up');
+  t.equal(await storages.get('vault')?.isOnDeviceOf('/proc/self'), false);
+  t.equal(await storages.get('cloud')?.isOnDeviceOf(join(directory, 'image')), false);
+});

@@ -83,6 +83,7 @@ function repositoryOf(
       const retention = retentionOf(settings);
       return Repository.open(backend, await readKeyFile(settings.keyFile), { retention });
     },
+    directory: path,
     room: async () => (path === null ? null : fileSystemSpace(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),

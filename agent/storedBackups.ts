@@ -1,4 +1,3 @@
-import { stat } from 'node:fs/promises';
 import { StillpointError } from '../common/errors.ts';
 import { exists } from '../common/files.ts';
 import { storageLines } from '../config/config.ts';
@@ -81,10 +80,10 @@ export class StoredBackups {
 
   /** True when a backup stands on the file system that holds the images it was made of, as they are now. */
   async isLocal(entry: BackupEntry): Promise<boolean> {
-    if (this.#storages.get(entry.storage)?.kind === 'repository') return false;
-    for (const { source } of entry.manifest?.volumes ?? []) {
-      if (!(await exists(source)) || !(await isOnSameDevice(source, entry.directory))) return false;
-    }
+    const storage = this.#storages.get(entry.storage);
+    if (storage === undefined) return false;
+    for (const { source } of entry.manifest?.volumes ?? [])
+      if (!(await exists(source)) || !(await storage.isOnDeviceOf(source))) return false;
     return entry.manifest !== null;
   }
 }
@@ -92,10 +91,4 @@ export class StoredBackups {
 /** Where no storage is configured, nothing can be stored or looked at. */
 export function noStorage(configPath: string): ConfigError {
   return new ConfigError('NO_STORAGE', 'no storage is configured', { hint: storageLines(configPath) });
-}
-
-/** True when both are on one file system, also where two mounts lead to it. */
-async function isOnSameDevice(a: string, b: string): Promise<boolean> {
-  const [first, second] = await Promise.all([stat(a), stat(b)]);
-  return first.dev === second.dev;
 }

@@ -162,6 +162,15 @@ export async function sameFileSystem(a: string, b: string): Promise<boolean> {
   return (await placeOf(a)) === (await placeOf(b));
 }
 
+/**
+ * True when two paths, which may not be there yet, are on one file system, so that one fault of a disk loses both: also
+ * where a bind mount keeps files from being moved between them.
+ */
+export async function sameDevice(a: string, b: string): Promise<boolean> {
+  const [first, second] = [await stat(await nearestExisting(a)), await stat(await nearestExisting(b))];
+  return first.dev === second.dev;
+}
+
 /** Bytes that can still be written below a path (which may not be there yet). */
 export async function freeBytes(path: string): Promise<number> {
   const { bavail, bsize } = await statfs(await nearestExisting(path));

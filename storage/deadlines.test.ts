@@ -44,7 +44,8 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
   const entry = await storeSample(real, await makeSample(work));
   const storage = new DeadlineStorage(hanging<Storage>(real), patience);
   const calls: Record<string, () => Promise<unknown>> = {
-    sameFileSystemAs: () => storage.sameFileSystemAs('/'),
+    takesByRename: () => storage.takesByRename('/'),
+    isOnDeviceOf: () => storage.isOnDeviceOf('/'),
     sharesBlocks: () => storage.sharesBlocks(),
     space: () => storage.space(),
     begin: () => storage.begin({ jobId: 'j', backupId: newId(), machine }),

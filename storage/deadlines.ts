@@ -85,8 +85,12 @@ export class DeadlineStorage implements Storage {
     }
   }
 
-  sameFileSystemAs(path: string): Promise<boolean> {
-    return this.#answer('a question for its file system', () => this.#storage.sameFileSystemAs(path));
+  takesByRename(path: string): Promise<boolean> {
+    return this.#answer('a question for its file system', () => this.#storage.takesByRename(path));
+  }
+
+  isOnDeviceOf(path: string): Promise<boolean> {
+    return this.#answer('a question for its file system', () => this.#storage.isOnDeviceOf(path));
   }
 
   sharesBlocks(): Promise<boolean> {

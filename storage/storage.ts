@@ -31,7 +31,9 @@ export interface Storage extends StoredFiles {
   /** What the configuration allows it. */
   readonly bounds: StorageBounds;
   /** True when a file from there can come in by a rename. */
-  sameFileSystemAs(path: string): Promise<boolean>;
+  takesByRename(path: string): Promise<boolean>;
+  /** True when it is on the file system of a file, whatever is mounted between: what loses one loses the other. */
+  isOnDeviceOf(path: string): Promise<boolean>;
   /** True when an increment takes the room of what has changed; otherwise it takes that of a whole volume. */
   sharesBlocks(): Promise<boolean>;
 

@@ -77,7 +77,7 @@ export async function orderStorages(
   const ranked: { readonly storage: Storage; readonly shared: number }[] = [];
   for (const storage of storages) {
     let shared = 0;
-    for (const volume of plan.volumes) if (await storage.sameFileSystemAs(volume.file)) shared += 1;
+    for (const volume of plan.volumes) if (await storage.takesByRename(volume.file)) shared += 1;
     ranked.push({ storage, shared });
   }
   return ranked.toSorted((a, b) => a.shared - b.shared).map(({ storage }) => storage);

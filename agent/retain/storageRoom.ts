@@ -35,7 +35,7 @@ export async function requireStoragesForRead(
     for (const volume of plan.volumes)
       if (!isSmall || !isIncrement(volume)) neededBytes += volume.allocatedBytes;
     for (const { kind, file } of plan.volumes)
-      everyLocal &&= kind !== 'network' && (await storage.sameFileSystemAs(file));
+      everyLocal &&= kind !== 'network' && (await storage.isOnDeviceOf(file));
     requireRoom(storage, freeBytes, neededBytes);
   }
   return everyLocal ? [localOnlyWarning] : [];
@@ -79,9 +79,9 @@ export async function requireStorages(
   for (const storage of ordered) {
     let neededBytes = plan.memoryBytes;
     for (const volume of plan.volumes) {
-      const local = await storage.sameFileSystemAs(volume.file);
-      everyLocal &&= local;
-      const renamed = local && volume.base === null && storage === ordered.at(-1);
+      everyLocal &&= await storage.isOnDeviceOf(volume.file);
+      const renamed =
+        (await storage.takesByRename(volume.file)) && volume.base === null && storage === ordered.at(-1);
       if (!renamed) neededBytes += volume.allocatedBytes;
     }
     requireRoom(storage, checks.get(storage)?.freeBytes ?? null, neededBytes);

@@ -8,6 +8,7 @@ import {
   isBelow,
   makeDirectoryDurable,
   renameDurable,
+  sameDevice,
   sameFileSystem,
 } from '../../common/files.ts';
 import { parsePointInTime } from '../../common/time.ts';
@@ -119,8 +120,12 @@ export class DirectoryStorage implements Storage {
     }
   }
 
-  async sameFileSystemAs(path: string): Promise<boolean> {
+  async takesByRename(path: string): Promise<boolean> {
     return this.#run('looking for the file system', (root) => sameFileSystem(root, path));
+  }
+
+  async isOnDeviceOf(path: string): Promise<boolean> {
+    return this.#run('looking for the file system', (root) => sameDevice(root, path));
   }
 
   async sharesBlocks(): Promise<boolean> {

@@ -162,8 +162,10 @@ void t.test(
     await t.rejects(writer.addByCopy(sample.state, '../x'), { code: 'NAME_INVALID' });
     await symlink(sample.state, join(work, 'link'));
     await t.rejects(writer.addByRename(join(work, 'link'), 'link'), { code: 'FOREIGN_CONTENT' });
-    t.ok(await storage.sameFileSystemAs(work));
-    t.notOk(await storage.sameFileSystemAs('/proc/self'));
+    t.ok(await storage.takesByRename(work));
+    t.notOk(await storage.takesByRename('/proc/self'));
+    t.ok(await storage.isOnDeviceOf(join(work, 'not', 'there', 'yet')));
+    t.notOk(await storage.isOnDeviceOf('/proc/self'));
   },
 );
 

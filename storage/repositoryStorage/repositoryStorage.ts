@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { errorRecord, messageOf } from '../../common/errors.ts';
+import { sameDevice } from '../../common/files.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import { selectEntry } from '../directory/find.ts';
 import { backupLockedError } from '../backupLock.ts';
@@ -61,6 +62,8 @@ export interface RepositoryStorageOptions {
   readonly open: () => Promise<Repository>;
   /** Room of its place; `null` where that has no bounds. */
   readonly room: () => Promise<{ readonly capacityBytes: number; readonly freeBytes: number } | null>;
+  /** Where its place is a directory; `null` for one of a server. */
+  readonly directory?: string | null | undefined;
   /** What the configuration allows it; `open` gives a repository that keeps to the quota. */
   readonly bounds?: StorageBounds | undefined;
   /** What this host knows of jobs; nothing unless told. */
@@ -140,8 +143,13 @@ export class RepositoryStorage implements Storage {
   }
 
   /** Nothing can be moved into it. */
-  sameFileSystemAs(): Promise<boolean> {
+  takesByRename(): Promise<boolean> {
     return Promise.resolve(false);
+  }
+
+  isOnDeviceOf(path: string): Promise<boolean> {
+    const { directory = null } = this.#options;
+    return directory === null ? Promise.resolve(false) : sameDevice(directory, path);
   }
 
   /** What is there already is not stored again. */
