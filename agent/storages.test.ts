@@ -23,7 +23,7 @@ void t.test('what a killed writer has left in a repository goes after a day', as
   t.same(await readdir(join(root, 'tmp')), ['young']);
 });
 
-void t.test('a repository without its key says so, and what makes it', async (t) => {
+void t.test('a repository that was not made yet says so, and what makes it', async (t) => {
   const config = configSchema.parse({
     storages: {
       vault: { kind: 'repository', url: `file://${t.testdir()}/vault`, keyFile: `${t.testdirName}/key` },
@@ -31,7 +31,7 @@ void t.test('a repository without its key says so, and what makes it', async (t)
   });
   t.match(await storagesOf(config).get('vault')?.check(), {
     ok: false,
-    problem: { code: 'KEY_WRONG', hint: /stillpoint storage init/ },
+    problem: { code: 'REPOSITORY_NOT_FOUND', hint: /^stillpoint storage init vault;/ },
   });
 });
 

@@ -6,6 +6,9 @@ import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { QuotaBackend } from '../storage/backends/quotaBackend.ts';
 import { DeadlineStorage } from '../storage/deadlines.ts';
 import { DirectoryStorage } from '../storage/directory/directoryStorage.ts';
+import { exists } from '../common/files.ts';
+import { readConfig } from '../storage/repository/configCopies.ts';
+import { RepositoryError } from '../storage/repository/errors.ts';
 import { prefixes } from '../storage/repository/names.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
@@ -81,12 +84,25 @@ function repositoryOf(
       const limited = new BandwidthBackend(await backendOf(settings), bandwidth);
       const backend = quotaBackendOf(name, limited, boundsOf(settings));
       const retention = retentionOf(settings);
-      return Repository.open(backend, await readKeyFile(settings.keyFile), { retention });
+      const { keyFile } = settings;
+      // Of a repository that was not made yet there is no key file either, and the key is not what is wrong.
+      if (!(await exists(keyFile))) {
+        const isPlaceMissing = path !== null && !(await exists(path));
+        if (isPlaceMissing || (await readConfig(backend, {})).length === 0)
+          throw notMadeError(name, backend.location);
+      }
+      return Repository.open(backend, await readKeyFile(keyFile, name), { retention });
     },
     directory: path,
     room: async () => (path === null ? null : fileSystemSpace(path)),
     removeLeftovers: async () =>
       path === null ? 0 : new FileBackend(path).removeLeftovers(new Date(Date.now() - leftoverMs)),
+  });
+}
+
+function notMadeError(name: string, location: string): RepositoryError {
+  return new RepositoryError('REPOSITORY_NOT_FOUND', `there is no repository at ${location} yet`, {
+    hint: `stillpoint storage init ${name}; if it was made already, look whether ${location} is mounted`,
   });
 }
 

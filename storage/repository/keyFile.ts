@@ -14,7 +14,7 @@ const fileBytesMax = 1024;
  *
  * Rejects with KEY_WRONG, without anything of what stands in it.
  */
-export async function readKeyFile(path: string): Promise<Secret> {
+export async function readKeyFile(path: string, storage = 'NAME'): Promise<Secret> {
   try {
     // A pipe that nobody writes to must not hold us up.
     await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -34,7 +34,7 @@ export async function readKeyFile(path: string): Promise<Secret> {
     throw unusable(
       path,
       messageOf(error),
-      `ls -l ${path}; of a new repository, stillpoint storage init NAME makes it; if it was lost, stillpoint storage keys NAME --recover makes it anew with the recovery key`,
+      `ls -l ${path}; of a new repository, stillpoint storage init ${storage} makes it; if it was lost, stillpoint storage keys ${storage} --recover makes it anew with the recovery key`,
     );
   }
 }

@@ -41,7 +41,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     const before = await agent.run(['backup', 'sp-vault', '--mode', 'disk', '--json']);
     t.match(
       before,
-      { exitCode: 2, stderr: /KEY_WRONG.*storage init/ },
+      { exitCode: 4, stderr: /REPOSITORY_NOT_FOUND.*storage init vault/ },
       'nothing is backed up into what is not there',
     );
     const listed = await agent.run(['storage', 'list']);
