@@ -47,7 +47,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     const listed = await agent.run(['storage', 'list']);
     t.match(
       listed,
-      { exitCode: 2, stderr: /^KEY_WRONG: storage vault: .*\nhint: / },
+      { exitCode: 4, stderr: /^REPOSITORY_NOT_FOUND: storage vault: .*\nhint: / },
       'and why it is not usable',
     );
     const made = await agent.run(['storage', 'init', 'vault', '--json']);
