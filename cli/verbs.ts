@@ -48,7 +48,8 @@ export const verbs: readonly Verb[] = [
   {
     name: 'doctor',
     arguments: '',
-    summary: 'checks the host and the configuration, and says what to do',
+    summary:
+      'checks the host and the configuration, and says what to do; exit code 1 when a check fails, as what status exits with 3 for does, and 0 when there are only warnings',
     changes: false,
     options: [],
     examples: ['doctor', 'doctor --json'],
