@@ -164,8 +164,10 @@ void t.test('a host is watched, and keeps its secrets', async (t) => {
   });
 
   await t.test('nothing that the service keeps for itself holds one', async (t) => {
-    const names = await readdir(agent.stateDir);
+    const entries = await readdir(agent.stateDir, { recursive: true, withFileTypes: true });
+    const names = entries.map(({ name }) => name);
     t.ok(names.includes('journal.sqlite') && names.includes('alerts.json'));
-    for (const name of names) noteSaid(name, await readFile(path.join(agent.stateDir, name), 'latin1'));
+    for (const { name, parentPath } of entries.filter((entry) => entry.isFile()))
+      noteSaid(name, await readFile(path.join(parentPath, name), 'latin1'));
   });
 });
