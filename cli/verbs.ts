@@ -74,7 +74,8 @@ export const verbs: readonly Verb[] = [
     options: [
       {
         flags: '-a, --all',
-        description: 'all running machines that the configuration does not exclude, and its templates',
+        description:
+          'all running machines that the configuration does not exclude, and its templates; those that are off are taken by name or pattern',
       },
       {
         flags: '-i, --image <image>',
@@ -133,7 +134,7 @@ export const verbs: readonly Verb[] = [
   {
     name: 'list',
     arguments: '[MACHINE]',
-    summary: 'backups, oldest first, damaged ones included',
+    summary: 'backups, oldest first, damaged ones included; times are UTC',
     changes: false,
     options: [
       { flags: '--host', description: 'backups of hosts (backup --host), each checked against its digests' },

@@ -1,5 +1,6 @@
 import t from 'tap';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
+import { checkOff } from './machines.ts';
 import { checkProblems } from './problems.ts';
 import { checkSchedules } from './schedules.ts';
 
@@ -33,4 +34,16 @@ void t.test('what status calls wrong fails in doctor, too', async (t) => {
     { name: 'machine m', verdict: 'fail', message: /^the last backup of m failed/ },
     { name: 'machine m', verdict: 'fail', message: /^the last copy of m from near to vault failed/ },
   ]);
+});
+
+void t.test('machines that are off are named where neither --all nor a schedule takes them', async (t) => {
+  await using site = await Site.create();
+  const { agent } = site.openAgent();
+  const [machine] = await agent.parts.hypervisor.machines();
+  if (machine === undefined) throw new Error('no machine');
+  t.same(checkOff(agent, [machine]), [], 'it runs');
+  const off = { ...machine, status: { ...machine.status, state: 'shut-off' as const } };
+  t.match(checkOff(agent, [off]), [{ verdict: 'ok', message: /^m: off and in no schedule; backup --all/ }]);
+  await using scheduled = await Site.create({ policy: { schedule: '0 2 * * *' } });
+  t.same(checkOff(scheduled.openAgent().agent, [off]), []);
 });
