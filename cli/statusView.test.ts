@@ -89,3 +89,31 @@ void t.test('as JSON a host says its instants in words', (t) => {
   t.notMatch(JSON.stringify(statusJson(status, [])), /sinceMs|createdAtMs/);
   t.end();
 });
+
+void t.test('a last backup is shown in the storages that have it, and not in those with older ones', (t) => {
+  const newest = { atMs: nowMs - hourMs, referencedBytes: null };
+  const page = text(
+    statusLines(
+      host({
+        machines: [
+          machine({
+            lastBackups: [
+              { storage: 'local', ...newest },
+              { storage: 'cloud', ...newest },
+              { storage: 'vault', atMs: nowMs - 90 * hourMs, referencedBytes: null },
+            ],
+          }),
+        ],
+      }),
+    ),
+  );
+  t.match(page, /^web-1 +running +1 h 00 min ago +local cloud +2026/m);
+  t.end();
+});
+
+void t.test('a host without any schedule says that nothing is backed up by itself', (t) => {
+  const line = /^no policy has a schedule: machines are backed up by command only$/m;
+  t.match(text(statusLines(host({ scheduledPolicies: [] }))), line);
+  t.notMatch(text(statusLines(host())), line);
+  t.end();
+});

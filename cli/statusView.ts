@@ -16,6 +16,7 @@ export function statusLines(status: HostStatus): readonly Line[] {
   const { jobs, machines, storages } = status;
   return [
     serviceLine(status),
+    ...noScheduleLines(status),
     ...section('ID,KIND,MACHINE,STATE,BEGUN,NOW', jobs.map(jobRow)),
     ...section(
       'MACHINE,STATE,LAST BACKUP,IN,NEXT BACKUP,REMARKS',
@@ -62,6 +63,12 @@ function serviceLine({ service, hypervisor, atMs }: HostStatus): Line {
   ];
 }
 
+/** Told and no problem: somebody may start his backups by other means. */
+function noScheduleLines({ scheduledPolicies }: HostStatus): readonly Line[] {
+  if (scheduledPolicies.length > 0) return [];
+  return [[styled('yellow', 'no policy has a schedule'), ': machines are backed up by command only']];
+}
+
 /** A table with an empty line before it; nothing where it has no rows. */
 function section(titles: string, rows: readonly (readonly Text[])[]): readonly Line[] {
   if (rows.length === 0) return [];
@@ -100,10 +107,15 @@ function machineRow(
     name,
     state ?? 'unknown',
     last === undefined && !excluded ? styled('yellow', age) : age,
-    lastBackups.map(({ storage }) => storage).join(' ') || '-',
+    storagesOfNewest(lastBackups).join(' ') || '-',
     schedule === null ? '-' : nextText(schedule),
     styled('yellow', excluded ? 'excluded by the configuration' : remark),
   ];
+}
+
+/** Those that have the backup which is shown, not those that have an older one. */
+function storagesOfNewest(lastBackups: MachineStatus['lastBackups']): readonly string[] {
+  return lastBackups.filter(({ atMs }) => atMs === lastBackups[0]?.atMs).map(({ storage }) => storage);
 }
 
 function storageRow({ name, backups, state, unusableSinceMs }: StorageLook): readonly Text[] {

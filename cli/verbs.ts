@@ -48,7 +48,8 @@ export const verbs: readonly Verb[] = [
   {
     name: 'doctor',
     arguments: '',
-    summary: 'checks the host and the configuration, and says what to do',
+    summary:
+      'checks the host and the configuration, and says what to do; exit code 1 when a check fails, as what status exits with 3 for does, and 0 when there are only warnings',
     changes: false,
     options: [],
     examples: ['doctor', 'doctor --json'],
@@ -73,7 +74,8 @@ export const verbs: readonly Verb[] = [
     options: [
       {
         flags: '-a, --all',
-        description: 'all running machines that the configuration does not exclude, and its templates',
+        description:
+          'all running machines that the configuration does not exclude, and its templates; those that are off are taken by name or pattern',
       },
       {
         flags: '-i, --image <image>',
@@ -132,7 +134,7 @@ export const verbs: readonly Verb[] = [
   {
     name: 'list',
     arguments: '[MACHINE]',
-    summary: 'backups, oldest first, damaged ones included',
+    summary: 'backups, oldest first, damaged ones included; times are UTC',
     changes: false,
     options: [
       { flags: '--host', description: 'backups of hosts (backup --host), each checked against its digests' },

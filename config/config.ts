@@ -1,6 +1,7 @@
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { z } from 'zod';
+import { documentPath } from '../common/documents.ts';
 import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import type { ConfigProblem } from './errors.ts';
@@ -133,7 +134,7 @@ function refuseIfAny(problems: readonly ConfigProblem[]): void {
   const lines = sorted.map(formatProblem).join('\n');
   throw new ConfigError('CONFIG_INVALID', `the configuration is refused:\n${lines}`, {
     problems: sorted,
-    hint: `correct ${first.file} (every key is explained in config/stillpoint.yaml), then: stillpoint doctor`,
+    hint: `correct ${first.file} (every key is explained in ${documentPath('config/stillpoint.yaml')}), then: stillpoint doctor`,
   });
 }
 

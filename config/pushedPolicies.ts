@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { documentPath } from '../common/documents.ts';
 import { ConfigError, type ConfigProblem } from './errors.ts';
 import { atLeast, type Keep } from './keep.ts';
 import { danglingName, type Places, problemsOf, storageProblems } from './problems.ts';
@@ -208,7 +209,7 @@ function refused(problems: readonly ConfigProblem[]): ConfigError {
   if (problems.length > toldMax) told.push(`and ${problems.length - toldMax} more`);
   return new ConfigError('POLICIES_INVALID', `the policies are refused: ${told.join('; ')}`, {
     problems,
-    hint: 'nothing was changed; correct them and push them again (docs/POLICIES.md says what can be pushed)',
+    hint: `nothing was changed; correct them and push them again (${documentPath('docs/POLICIES.md')} says what can be pushed)`,
   });
 }
 

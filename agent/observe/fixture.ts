@@ -119,6 +119,8 @@ export function host(change: Partial<HostStatus> = {}): HostStatus {
     pushed: nothingPushed,
     jobs: [],
     machines: [machine()],
+    scheduledPolicies: ['default'],
+    failedCopies: [],
     storages: [storage()],
     unseenStorages: [],
     ...change,

@@ -71,6 +71,15 @@ export interface MachineStatus {
   readonly schedule: ScheduleReport | null;
 }
 
+/** A copy that a policy asks for, whose newest job has failed, and that nobody has made since. */
+export interface FailedCopy {
+  readonly machine: { readonly uuid: string; readonly name: string };
+  readonly from: string;
+  readonly to: string;
+  readonly jobId: string;
+  readonly error: ErrorRecord | null;
+}
+
 /** What there is to tell of a host, at one moment. */
 export interface HostStatus {
   readonly atMs: number;
@@ -82,6 +91,9 @@ export interface HostStatus {
   readonly jobs: readonly JobStatus[];
   /** By name. */
   readonly machines: readonly MachineStatus[];
+  /** Names of the policies that have a schedule. */
+  readonly scheduledPolicies: readonly string[];
+  readonly failedCopies: readonly FailedCopy[];
   /** Those that have been looked at. */
   readonly storages: readonly StorageLook[];
   /** Names of configured ones that have kept the look waiting, and have never been seen before. */

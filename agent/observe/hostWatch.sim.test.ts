@@ -166,3 +166,36 @@ void t.test('a storage that never answers keeps nobody waiting for longer than i
   t.same(status.unseenStorages, ['near']);
   t.match(status.machines, [{ lastBackups: [{ storage: 'near' }] }], 'and the journal tells');
 });
+
+void t.test('what went into a storage that is configured no more is no last backup', async (t) => {
+  await using site = await Site.create({ storages: ['near', 'vault'] });
+  const living = site.openAgent();
+  await backUp(living);
+  living.storages.delete('vault');
+  const status = await new HostWatch({ agent: living.agent, ...often }).look();
+  t.same(
+    status.machines[0]?.lastBackups.map(({ storage }) => storage),
+    ['near'],
+  );
+});
+
+void t.test('a copy that has failed is told until it is there, by whichever job', async (t) => {
+  const rule = { from: 'near', to: 'vault' };
+  const policy = { storages: ['near'], replicate: [rule] };
+  await using site = await Site.create({ targets: ['vda'], storages: ['near', 'vault'], policy });
+  const { agent, ...living } = site.openAgent();
+  const machine = { name: 'm', uuid: site.uuid };
+  const look = () => new HostWatch({ agent, ...often }).look();
+  await backUp({ agent, ...living });
+  t.same((await look()).failedCopies, [], 'none was tried');
+  if (site.vault === undefined) throw new Error('no vault');
+  site.vault.fault = 'full';
+  const failed = await agent.run(agent.replications.create(machine, rule));
+  t.match((await look()).failedCopies, [
+    { machine, ...rule, jobId: failed.id, error: { code: 'STORAGE_FULL' } },
+  ]);
+  site.vault.fault = null;
+  t.match((await look()).failedCopies, [{ jobId: failed.id }], 'nobody has tried again');
+  await agent.run(agent.replications.create(machine, rule));
+  t.same((await look()).failedCopies, []);
+});

@@ -4,10 +4,12 @@ import type { Config } from '../../config/schema.ts';
 import type { Agent } from '../agent.ts';
 import { isMigratedAway } from '../hypervisor/migration.ts';
 import { ScheduleReports } from '../service/report.ts';
+import { failedCopies } from './failedCopies.ts';
 import type { HostStatus } from './hostStatus.ts';
 import { JobDigests } from './jobDigests.ts';
 import { jobStatuses, serviceStatus } from './jobStatuses.ts';
 import { type KnownMachine, machineStatuses } from './machineStatuses.ts';
+import { scheduledPolicies } from './scheduledPolicies.ts';
 import { StorageLooks } from './storageLooks.ts';
 
 export interface HostWatchOptions {
@@ -67,13 +69,16 @@ export class HostWatch {
     const storages = this.#storages.all();
     const known = { histories: this.#digests.histories(), storages };
     const about = { agent, schedules: this.#reports(), nowMs };
+    const machines = this.#machines ?? this.#remembered();
     return {
       atMs: nowMs,
       service: serviceStatus(journal),
       hypervisor: { unreachableSinceMs: this.#unreachableSinceMs, problem: this.#problem },
       pushed: agent.parts.pushed ?? nothingPushed,
       jobs: jobStatuses(journal),
-      machines: machineStatuses(this.#machines ?? this.#remembered(), known, about),
+      machines: machineStatuses(machines, known, about),
+      scheduledPolicies: scheduledPolicies(agent.parts.config),
+      failedCopies: failedCopies(agent, machines, storages),
       storages,
       unseenStorages: this.#storages.unseen(),
     };

@@ -33,9 +33,9 @@ function statusOf(
   known: KnownBackups,
   { agent, schedules, nowMs }: Parameters<typeof machineStatuses>[2],
 ): MachineStatus {
-  const history = known.histories.get(uuid);
-  const lastBackups = lastBackupsOf(uuid, history?.succeeded ?? [], known.storages);
   const { config, configPath, storages } = agent.parts;
+  const history = known.histories.get(uuid);
+  const lastBackups = lastBackupsOf(uuid, history?.succeeded ?? [], known.storages, storages);
   // Without a storage there are no policies, which commands and `doctor` tell.
   const hasPolicy = storages.size > 0;
   const lastSuccessMs = lastBackups[0]?.atMs ?? null;
@@ -52,13 +52,15 @@ function statusOf(
 }
 
 /**
- * The newest good backup in each storage. What a storage says counts: what is gone from it is no backup any more. The
- * journal tells what came into it since, and of storages that have never answered.
+ * The newest good backup in each storage, newest first. What a storage says counts: what is gone from it is no backup
+ * any more. The journal tells what came into it since, and of storages that have never answered; what went into one that
+ * is configured no more is out of reach, and none.
  */
-function lastBackupsOf(
+export function lastBackupsOf(
   uuid: string,
   succeeded: readonly BackupDigest[],
   storages: readonly StorageLook[],
+  configured: ReadonlyMap<string, unknown>,
 ): readonly LastBackup[] {
   const last = new Map<string, LastBackup>();
   for (const { name: storage, machines } of storages) {
@@ -69,6 +71,7 @@ function lastBackupsOf(
   for (const { pointInTimeMs, endedAtMs, storages: names } of succeeded) {
     if (pointInTimeMs === null) continue;
     for (const storage of names) {
+      if (!configured.has(storage)) continue;
       const listedAtMs = storages.find(({ name }) => name === storage)?.listedAtMs ?? null;
       if (listedAtMs !== null && endedAtMs < listedAtMs) continue;
       const seen = last.get(storage);

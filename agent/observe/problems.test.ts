@@ -97,3 +97,48 @@ void t.test('pushed policies that cannot be used are told, with the revision and
   ]);
   t.end();
 });
+
+const stopped = { running: false, pid: null, sinceMs: null, version: null };
+
+void t.test('a service that does not run is the worst of news where policies have schedules', (t) => {
+  t.match(problemsOf(host({ service: stopped }), bounds), [
+    {
+      event: 'service-stopped',
+      severity: 'critical',
+      message: /^policy default has a schedule, and the service does not run/,
+      hint: /systemctl status stillpoint-agent; systemctl start stillpoint-agent/,
+    },
+  ]);
+  t.same(events(host({ service: stopped, scheduledPolicies: [] })), [], 'commands need none');
+  t.end();
+});
+
+void t.test('a copy that failed is told of, and it is no failure of a backup', (t) => {
+  const copy = { machine: { uuid: webUuid, name: 'web-1' }, from: 'local', to: 'vault', jobId: 'c', error };
+  t.match(problemsOf(host({ failedCopies: [copy] }), bounds), [
+    {
+      event: 'copy-failed',
+      severity: 'critical',
+      storage: 'vault',
+      message: 'the last copy of web-1 from local to vault failed: it is full',
+      hint: 'stillpoint job show c; stillpoint replicate web-1 --from local --to vault',
+    },
+  ]);
+  t.end();
+});
+
+void t.test('machines without any backup are a warning, in one line', (t) => {
+  const never = (names: readonly string[], excluded = false) =>
+    names.map((name) => machine({ name, excluded, lastBackups: [], schedule: null }));
+  const [problem, ...others] = problemsOf(
+    host({ machines: [machine(), ...never(['a', 'b', 'c', 'd', 'e', 'f', 'g'])] }),
+    bounds,
+  );
+  t.match(problem, { event: 'never-backed-up', severity: 'warning' });
+  t.equal(problem?.message, 'there is no backup of a, b, c, d, e and 2 more');
+  t.same(others, []);
+  t.same(events(host({ machines: never(['a'], true) })), [], 'nobody wants one of it');
+  const silent = storage({ listedAtMs: null });
+  t.same(events(host({ machines: never(['a']), storages: [silent] })), [], 'it may be in there');
+  t.end();
+});

@@ -1,14 +1,20 @@
 import type { AlertEvent } from '../../config/observability.ts';
 import { formatDuration } from '../../common/time.ts';
-import type { HostStatus, JobStatus, MachineStatus } from './hostStatus.ts';
+import type { FailedCopy, HostStatus, JobStatus, MachineStatus } from './hostStatus.ts';
+import { whoHasSchedule } from './scheduledPolicies.ts';
 import type { StorageLook } from './storageLook.ts';
+
+/**
+ * What no alert is sent about. `last-backup-failed`, `copy-failed`: it is tried again, or nobody has asked for more than
+ * one attempt. `service-stopped`: nobody is there to send it. `never-backed-up`: nobody may want it otherwise.
+ */
+export type UnsentEvent = 'last-backup-failed' | 'copy-failed' | 'service-stopped' | 'never-backed-up';
 
 /** Something that is wrong on a host and that somebody should look at. */
 export interface Problem {
   /** The same as long as it lasts, and of no other one. */
   readonly key: string;
-  /** `last-backup-failed`: it is tried again, or nobody has asked for more than one attempt; no alert is sent. */
-  readonly event: AlertEvent | 'last-backup-failed';
+  readonly event: AlertEvent | UnsentEvent;
   readonly severity: 'warning' | 'critical';
   readonly machine: { readonly uuid: string; readonly name: string } | null;
   readonly storage: string | null;
@@ -28,10 +34,13 @@ export interface ProblemBounds {
 /** What is wrong on a host; the worst first. */
 export function problemsOf(status: HostStatus, bounds: ProblemBounds): readonly Problem[] {
   const problems = [
+    ...ofService(status),
     ...ofHypervisor(status, bounds),
     ...ofPushed(status),
     ...status.jobs.flatMap(ofJob),
     ...status.machines.flatMap((machine) => ofMachine(machine, status, bounds)),
+    ...status.failedCopies.map(ofCopy),
+    ...ofNeverBackedUp(status),
     ...status.storages.flatMap((storage) => ofStorage(storage, status, bounds)),
   ];
   const rank = ({ severity }: Problem): number => (severity === 'critical' ? 0 : 1);
@@ -39,6 +48,59 @@ export function problemsOf(status: HostStatus, bounds: ProblemBounds): readonly 
 }
 
 const nothing = { machine: null, storage: null, jobId: null } as const;
+
+/** Without a schedule there is nothing that only the service does. */
+function ofService({ service, scheduledPolicies }: HostStatus): readonly Problem[] {
+  if (service.running || scheduledPolicies.length === 0) return [];
+  return [
+    {
+      ...nothing,
+      key: 'service-stopped',
+      event: 'service-stopped',
+      severity: 'critical',
+      message: `${whoHasSchedule(scheduledPolicies)} a schedule, and the service does not run: nothing is backed up by it`,
+      hint: 'systemctl status stillpoint-agent; systemctl start stillpoint-agent; journalctl -u stillpoint-agent',
+    },
+  ];
+}
+
+/** The next one brings what is missing, but until then there is one place less. */
+function ofCopy({ machine, from, to, jobId, error }: FailedCopy): Problem {
+  return {
+    ...nothing,
+    key: `copy-failed:${machine.uuid}:${to}`,
+    event: 'copy-failed',
+    severity: 'critical',
+    machine,
+    storage: to,
+    jobId,
+    message: `the last copy of ${machine.name} from ${from} to ${to} failed: ${error?.message ?? 'nobody knows why'}`,
+    hint: `stillpoint job show ${jobId}; stillpoint replicate ${machine.name} --from ${from} --to ${to}`,
+  };
+}
+
+/** So many are told by name. */
+const namedMax = 5;
+
+/** Those of a schedule that come too late are told as overdue. A storage that is silent may have what seems missing. */
+function ofNeverBackedUp({ machines, storages, unseenStorages }: HostStatus): readonly Problem[] {
+  const names = machines
+    .filter(({ excluded, lastBackups }) => !excluded && lastBackups.length === 0)
+    .map(({ name }) => name);
+  const isKnown = unseenStorages.length === 0 && storages.every(({ listedAtMs }) => listedAtMs !== null);
+  if (names.length === 0 || !isKnown) return [];
+  const more = names.length > namedMax ? ` and ${names.length - namedMax} more` : '';
+  return [
+    {
+      ...nothing,
+      key: 'never-backed-up',
+      event: 'never-backed-up',
+      severity: 'warning',
+      message: `there is no backup of ${names.slice(0, namedMax).join(', ')}${more}`,
+      hint: 'stillpoint machines; stillpoint backup MACHINE, or a schedule in its policy',
+    },
+  ];
+}
 
 function ofHypervisor({ hypervisor, atMs }: HostStatus, { settleMs }: ProblemBounds): readonly Problem[] {
   const { unreachableSinceMs, problem } = hypervisor;

@@ -5,6 +5,7 @@ import {
   GenerationReason,
   type ReportHello,
 } from '../../proto/generated/stillpoint/v1/report.ts';
+import { documentPath } from '../../common/documents.ts';
 import { Wake } from '../../common/wake.ts';
 import { ReportError } from './errors.ts';
 import type { Outbox } from './outbox.ts';
@@ -180,7 +181,7 @@ export class Delivery {
 
 function refused(what: string): ReportError {
   return new ReportError('CONTROLLER_REFUSED', `the controller breaks the protocol: it ${what}`, {
-    hint: 'docs/REPORTS.md says what a controller answers',
+    hint: `${documentPath('docs/REPORTS.md')} says what a controller answers`,
   });
 }
 

@@ -3,6 +3,7 @@ import { access, chmod, mkdir, readdir, rm, stat, utimes, writeFile } from 'node
 import { join } from 'node:path';
 import { constants } from 'node:fs';
 import { once } from 'node:events';
+import { documentPath } from '../../common/documents.ts';
 import { exists } from '../../common/files.ts';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { RestoreError } from './errors.ts';
@@ -15,7 +16,7 @@ import { RestoreError } from './errors.ts';
 
 /** What libguestfs needs on Debian to read what guests have. */
 const packages = 'guestfish libguestfs-xfs';
-export const installHint = `apt-get install ${packages} linux-image-amd64 (elsewhere: guestfs-tools, libguestfs-xfs); see docs/GUEST-FILES.md`;
+export const installHint = `apt-get install ${packages} linux-image-amd64 (elsewhere: guestfs-tools, libguestfs-xfs); see ${documentPath('docs/GUEST-FILES.md')}`;
 const searchPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 const programs = ['guestfish', 'supermin', 'setpriv', 'mount'];
 const buildMs = 300_000;
@@ -86,7 +87,7 @@ export async function ensureAppliance(
   });
   if (code !== 0)
     throw new RestoreError('FILE_SYSTEM_UNSUPPORTED', `the appliance of libguestfs cannot be made: ${said}`, {
-      hint: `it needs a kernel in /boot with its modules in /lib/modules, and 1 GiB in ${place}; see docs/GUEST-FILES.md`,
+      hint: `it needs a kernel in /boot with its modules in /lib/modules, and 1 GiB in ${place}; see ${documentPath('docs/GUEST-FILES.md')}`,
     });
   for (const name of ['kernel', 'initrd', 'root']) {
     const file = join(built, name);

@@ -2,6 +2,7 @@ import { randomInt } from 'node:crypto';
 import { chmod, chown, mkdir, open, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { execa } from 'execa';
+import { documentPath } from '../../common/documents.ts';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { ensureAppliance, environmentOf, type InstalledGuestfs, kvmWorks } from './appliance.ts';
 import { RestoreError } from './errors.ts';
@@ -205,7 +206,7 @@ async function launch(
       `the appliance of libguestfs does not run: ${error.message}`,
       {
         cause: error,
-        hint: 'libguestfs-test-tool says why; see docs/GUEST-FILES.md',
+        hint: `libguestfs-test-tool says why; see ${documentPath('docs/GUEST-FILES.md')}`,
       },
     );
   }

@@ -1,5 +1,6 @@
 import { lstat, realpath } from 'node:fs/promises';
 import { isAbsolute, join } from 'node:path';
+import { documentPath } from '../../common/documents.ts';
 import { type ImageInfo, readImageInfo } from '../../common/qemuImage.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import type { DomainVolume } from '../hypervisor/domainXml.ts';
@@ -139,7 +140,7 @@ export function volumeError(
   code: 'VOLUME_UNSUPPORTED' | 'VOLUME_ENCRYPTED' | 'VOLUME_SHARED',
   what: string,
   why: string,
-  hint = 'docs/SUPPORT.md lists what each mode can do with each kind of volume; detach it, or exclude the machine',
+  hint = `${documentPath('docs/SUPPORT.md')} lists what each mode can do with each kind of volume; detach it, or exclude the machine`,
 ): SnapshotError {
   return new SnapshotError(code, `${what} ${why}`, { hint });
 }

@@ -4,7 +4,7 @@ import { checkHost } from '../doctor/checks.ts';
 import { styled } from '../output.ts';
 import { reading } from '../session.ts';
 
-/** `stillpoint doctor`: exit 1 when something fails; a warning is none. */
+/** `stillpoint doctor`: exit 1 when something fails, as all does for which `status` exits with 3; a warning is none. */
 export const doctor: RunVerb = (cli) =>
   reading(cli, async (session) => {
     const checks = await checkHost(session, cli.configPath);

@@ -1,4 +1,5 @@
 import { resolve } from 'node:path';
+import { documentPath } from '../../common/documents.ts';
 import { writeHostFiles } from '../../agent/hostFiles.ts';
 import type { HostCopies } from '../../agent/storedHostBackups.ts';
 import { StorageError } from '../../storage/errors.ts';
@@ -84,7 +85,7 @@ export function restoreHost(cli: Cli, reference: string, to: string): Promise<Ex
         ` as of ${manifest.pointInTime} into ${target}`,
       );
       cli.terminal.remark(
-        'nothing was defined: docs/RESTORE-BY-HAND.md, "A host that is built again", says in which order virsh can',
+        `nothing was defined: ${documentPath('docs/RESTORE-BY-HAND.md')}, "A host that is built again", says in which order virsh can`,
       );
     }
     return unreachable.code;

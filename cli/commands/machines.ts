@@ -1,10 +1,12 @@
 import type { Agent } from '../../agent/agent.ts';
 import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
+import { serviceStatus } from '../../agent/observe/jobStatuses.ts';
 import { type ScheduleReport, ScheduleReports } from '../../agent/service/report.ts';
 import { type ErrorRecord, errorRecord } from '../../common/errors.ts';
 import { policyFor } from '../../config/policy.ts';
-import type { BackupEntry } from '../../storage/storage.ts';
+import type { KnownBackups } from '../../agent/observe/machineStatuses.ts';
 import type { Cli, RunVerb } from '../cli.ts';
+import { type LastBackup, lastBackupOf, lookAtBackups } from '../lastBackups.ts';
 import { styled, type Text } from '../output.ts';
 import { lastRunText, nextText, scheduleJson } from '../schedules.ts';
 import { reading } from '../session.ts';
@@ -16,11 +18,7 @@ interface MachineReport {
   readonly policy: string | null;
   readonly mode: string | null;
   readonly refusal: ErrorRecord | null;
-  readonly lastBackup: {
-    readonly id: string | null;
-    readonly pointInTime: string;
-    readonly storage: string;
-  } | null;
+  readonly lastBackup: LastBackup | null;
   /** null: it is backed up by command only. */
   readonly schedule: ScheduleReport | null;
 }
@@ -29,7 +27,7 @@ interface MachineReport {
 export const machines: RunVerb = (cli) =>
   reading(cli, async ({ agent }) => {
     const found = await agent.parts.hypervisor.machines();
-    const backups = await readableBackups(cli, agent);
+    const backups = await lookAtBackups(cli, agent);
     const reports: MachineReport[] = [];
     for (const machine of found.toSorted((a, b) => a.name.localeCompare(b.name))) {
       reports.push(await report(agent, machine, backups));
@@ -37,31 +35,18 @@ export const machines: RunVerb = (cli) =>
     if (cli.terminal.json) cli.terminal.object({ machines: reports.map(reportJson) });
     else if (reports.length === 0) cli.terminal.remark('libvirt knows no machines');
     else printReports(cli, reports);
+    if (reports.some(({ schedule }) => schedule !== null) && !serviceStatus(agent.parts.journal).running)
+      cli.terminal.warning('the service does not run, so nobody acts on the schedules: stillpoint status');
     return 0;
   });
 
-/** A storage that does not answer must not hide the machines; `doctor` and `list` tell of it. */
-async function readableBackups(cli: Cli, agent: Agent): Promise<readonly BackupEntry[]> {
-  const entries: BackupEntry[] = [];
-  for (const storage of agent.parts.storages.values()) {
-    try {
-      entries.push(...(await storage.list()));
-    } catch (error) {
-      cli.terminal.warning(`storage ${storage.name}: ${errorRecord(error).message}`);
-    }
-  }
-  return entries.toSorted((a, b) => a.pointInTime.localeCompare(b.pointInTime));
-}
-
-async function report(
-  agent: Agent,
-  machine: MachineSummary,
-  backups: readonly BackupEntry[],
-): Promise<MachineReport> {
-  const last = backups.findLast((entry) => entry.machine.uuid === machine.uuid && entry.state === 'Active');
-  const lastBackup =
-    last === undefined ? null : { id: last.id, pointInTime: last.pointInTime, storage: last.storage };
-  const schedule = scheduleOf(agent, machine, last === undefined ? null : Date.parse(last.pointInTime));
+async function report(agent: Agent, machine: MachineSummary, backups: KnownBackups): Promise<MachineReport> {
+  const lastBackup = lastBackupOf(agent, machine.uuid, backups);
+  const schedule = scheduleOf(
+    agent,
+    machine,
+    lastBackup === null ? null : Date.parse(lastBackup.pointInTime),
+  );
   const about = { machine, lastBackup, schedule, policy: null, mode: null, refusal: null };
   const unfinished = unfinishedJob(agent, machine);
   if (unfinished !== undefined) return { ...about, refusal: unfinished };

@@ -1,8 +1,5 @@
 import { resolve } from 'node:path';
-import type { JobRow } from '../../agent/jobs/job.ts';
-import { restoreFactsSchema, type RestorePlan, safetyCopiesOf } from '../../agent/restore/plan.ts';
 import type { RestoreRequest } from '../../agent/restore/request.ts';
-import { formatBytes } from '../../common/units.ts';
 import { findBackup } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
@@ -10,7 +7,7 @@ import { exitCodeOfJob } from '../exitCodes.ts';
 import { JobFailure } from '../jobFailure.ts';
 import { CliError } from '../errors.ts';
 import type { Options } from '../options.ts';
-import { styled, type Text } from '../output.ts';
+import { printPlan, printRestored } from '../restoreView.ts';
 import { changing } from '../session.ts';
 import { restoreFiles } from './files.ts';
 import { restoreHost } from './hostBackups.ts';
@@ -24,7 +21,7 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
   }
   if (options.texts('files') !== undefined) {
     options.allowOnly(
-      ['files', 'to', 'force', 'storage', 'volume', 'partition'],
+      ['files', 'to', 'force', 'storage', 'volume', 'partition', 'yes'],
       'restore --files',
       'stillpoint restore BACKUP --files PATH --to DIR',
     );
@@ -54,14 +51,8 @@ export const restore: RunVerb = (cli, [backup = ''], options) => {
     if (code !== 0) terminal.error(new JobFailure(job), plan.machine.name);
     if (terminal.json)
       terminal.object({ job: { id: job.id, state: job.state, error: job.error }, machine: plan.machine });
-    else if (code === 0) {
-      terminal.out(
-        styled('green', 'restored '),
-        styled('bold', plan.machine.name),
-        ` as of ${plan.backup.pointInTime}: ${wasBooted(job) ? ends.boot : endOf(plan)}`,
-      );
-      printSafetyCopies((...parts) => terminal.out(...parts), plan);
-    }
+    else if (code === 0)
+      printRestored((...parts) => terminal.out(...parts), plan, job, agent.parts.journal.steps(job.id));
     return code;
   });
 };
@@ -116,59 +107,4 @@ function parseNetworks(texts: readonly string[]): Readonly<Record<string, string
       return [from, to];
     }),
   );
-}
-
-const ends: Readonly<Record<RestorePlan['start'], string>> = {
-  resume: 'it goes on from that instant',
-  boot: 'it boots',
-  none: 'it is off',
-};
-
-/** What a restore has replaced, and how to be rid of it. */
-function printSafetyCopies(out: (...parts: readonly Text[]) => void, plan: RestorePlan): void {
-  const copies = safetyCopiesOf(plan);
-  if (copies.length === 0) return;
-  out('what it replaced is kept; when you need it no more: ', styled('bold', `rm ${copies.join(' ')}`));
-}
-
-/** The memory could not be resumed on this host, which a warning has told. */
-function wasBooted(job: JobRow): boolean {
-  return restoreFactsSchema.safeParse(job.record).data?.bootedInstead ?? false;
-}
-
-function endOf(plan: RestorePlan): string {
-  if (plan.kind === 'files') return `files in ${plan.volumes.map(({ image }) => image).join(', ')}`;
-  if (plan.start === 'resume' && !plan.runningAtPoint)
-    return 'it stands at that instant, suspended as it was';
-  return ends[plan.start];
-}
-
-function whatOf({ scope, volumes, present }: RestorePlan): string {
-  if (scope === 'volumes') return `${volumes.map(({ target }) => target).join(', ')} of the machine`;
-  return present === null ? 'as the machine' : 'over the machine';
-}
-
-function printPlan(out: (...parts: readonly Text[]) => void, plan: RestorePlan): void {
-  const whats: Readonly<Record<RestorePlan['kind'], string>> = {
-    'in-place': `${whatOf(plan)} ${plan.machine.name}`,
-    'new-machine': `as the new machine ${plan.machine.name} (${plan.machine.uuid})`,
-    files: 'files only, no machine',
-  };
-  out(styled('bold', 'Restore'), ` of backup ${plan.backup.id} from storage ${plan.backup.storage}`);
-  out(`  to the instant ${plan.backup.pointInTime}, ${whats[plan.kind]}`);
-  if (plan.kind !== 'files')
-    out(`  afterwards: ${endOf(plan)}${plan.linksDown ? ', its network links down' : ''}`);
-  for (const volume of plan.volumes) {
-    out(`  ${volume.target}: ${volume.image}, ${formatBytes(volume.artifact.sizeBytes)}`);
-  }
-  if (plan.nvram !== null) out(`  NVRAM: ${plan.nvram.path}`);
-  // Also what goes elsewhere than the images: a manifest may come from anybody.
-  for (const { path } of plan.extras) out(`  file: ${path}`);
-  if (plan.memory !== null) out(`  memory: ${formatBytes(plan.memory.artifact.sizeBytes)}`);
-  if (plan.macs.length > 0) out(`  MAC addresses: ${plan.macs.join(', ')}`);
-  for (const { from, to } of plan.networks)
-    out(
-      `  network cards on ${from}: ${to.kind === 'none' ? 'connected to nothing' : `on ${to.kind} ${to.name}`}`,
-    );
-  for (const conflict of plan.conflicts) out(styled('yellow', `  ${conflict.kind}: `), conflict.message);
 }

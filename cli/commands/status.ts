@@ -1,65 +1,35 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Agent } from '../../agent/agent.ts';
-import type { HostStatus } from '../../agent/observe/hostStatus.ts';
 import { HostWatch } from '../../agent/observe/hostWatch.ts';
-import { type Problem, problemsOf } from '../../agent/observe/problems.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import type { ExitCode } from '../exitCodes.ts';
+import { type HostLook, lookBy, lookOnce } from '../hostLook.ts';
 import { reading } from '../session.ts';
 import { problemLines, statusFacts, statusJson, statusLines } from '../statusView.ts';
 
 /** The owner of a job writes its progress twice as often. */
 const lookIntervalMs = 1000;
-const once = { storagesEveryMs: Infinity, machinesEveryMs: Infinity, patienceMs: 15_000 };
 const again = { storagesEveryMs: 60_000, machinesEveryMs: 5000, patienceMs: lookIntervalMs };
-
-/** What is seen of a host at one moment. */
-interface Seen {
-  readonly status: HostStatus;
-  readonly problems: readonly Problem[];
-}
 
 /** `stillpoint status [--watch]`. */
 export const status: RunVerb = (cli, _, options) =>
   reading(cli, async ({ agent }) => {
     if (options.flag('watch')) return follow(cli, agent, new HostWatch({ agent, ...again }));
-    const seen = await look(agent, new HostWatch({ agent, ...once }), once.patienceMs);
+    const seen = await lookOnce(agent);
     if (cli.terminal.json) cli.terminal.object(statusJson(seen.status, seen.problems));
     else print(cli, seen);
     return exitCodeOf(seen);
   });
 
-async function look(agent: Agent, watch: HostWatch, patienceMs: number): Promise<Seen> {
-  const seen = await watch.look();
-  const overdueMs = agent.parts.config.alerts.overdueSeconds * 1000;
-  // Who follows a host hears of it when the storage has given up.
-  const silent = patienceMs === once.patienceMs ? seen.unseenStorages.map(silentStorage) : [];
-  return { status: seen, problems: [...silent, ...problemsOf(seen, { overdueMs, settleMs: 0 })] };
-}
-
-/** One that has not answered in the time that somebody waits is as good as away. */
-function silentStorage(storage: string): Problem {
-  return {
-    key: `storage-unusable:${storage}`,
-    event: 'storage-unusable',
-    severity: 'critical',
-    machine: null,
-    storage,
-    jobId: null,
-    message: `storage ${storage} has not answered within ${once.patienceMs / 1000} s`,
-    hint: 'stillpoint storage list',
-  };
-}
-
 /** What was left with work is told of by the session, with what to type. */
-function print({ terminal }: Cli, { status: seen, problems }: Seen): void {
+function print({ terminal }: Cli, { status: seen, problems }: HostLook): void {
   for (const line of statusLines(seen)) terminal.out(...line);
   const others = problems.filter(({ event }) => event !== 'job-parked');
   for (const line of problemLines(others)) terminal.err(...line);
 }
 
 /** Unfinished work needs somebody at once; a storage that is nearly full does not. */
-function exitCodeOf({ status: { jobs }, problems }: Seen): ExitCode {
+function exitCodeOf({ status: { jobs }, problems }: HostLook): ExitCode {
   if (jobs.some(({ hold }) => hold === 'parked' || hold === 'orphaned')) return 9;
   return problems.some(({ severity }) => severity === 'critical') ? 3 : 0;
 }
@@ -70,10 +40,10 @@ async function follow(cli: Cli, agent: Agent, watch: HostWatch): Promise<ExitCod
   const end = (): void => stop.abort();
   process.on('SIGINT', end).on('SIGTERM', end);
   let told: ReadonlyMap<string, string> = new Map();
-  let seen: Seen;
+  let seen: HostLook;
   try {
     do {
-      seen = await look(agent, watch, again.patienceMs);
+      seen = await lookBy(agent, watch);
       told = tell(cli, seen, told);
       await pause(stop.signal);
     } while (!stop.signal.aborted);
@@ -97,7 +67,7 @@ async function pause(signal: AbortSignal): Promise<void> {
 /** @returns what has been told */
 function tell(
   { terminal }: Cli,
-  { status: seen, problems }: Seen,
+  { status: seen, problems }: HostLook,
   told: ReadonlyMap<string, string>,
 ): ReadonlyMap<string, string> {
   const facts = statusFacts(seen, problems);

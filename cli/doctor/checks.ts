@@ -14,6 +14,7 @@ import type { ReadSession } from '../session.ts';
 import { checkIdentityOf } from './identity.ts';
 import { checkLeftovers } from './leftovers.ts';
 import { checkMachines } from './machines.ts';
+import { checkProblems } from './problems.ts';
 import { checkReplications } from './replications.ts';
 import { checkSchedules } from './schedules.ts';
 
@@ -35,6 +36,7 @@ export async function checkHost(
     [await checkRamDisk(agent)],
     await checkMachines(agent),
     await checkReplications(agent),
+    await checkProblems(agent),
     await checkLeftovers(agent),
   ];
   return groups.flat();
@@ -54,7 +56,7 @@ function checkPrivileges(): Check {
 function checkPushed({ config, pushed: { kept, problems } }: LoadedConfig): readonly Check[] {
   if (problems.length > 0)
     return [
-      warn(
+      fail(
         'pushed policies',
         problems.join('; '),
         'stillpoint policies; have the controller push its policies again',

@@ -1,16 +1,19 @@
 import type { Agent } from '../../agent/agent.ts';
+import type { MachineSummary } from '../../agent/hypervisor/hypervisor.ts';
 import { errorRecord } from '../../common/errors.ts';
 import { formatBytes } from '../../common/units.ts';
 import { freeBytes } from '../../common/files.ts';
+import { policyFor } from '../../config/policy.ts';
 import { gatherBackups } from '../backups.ts';
 import { type Check, fail, ok, warn } from './check.ts';
 
 /** What each running machine would meet in a backup, and whether its backups would outlive its file system. */
 export async function checkMachines(agent: Agent): Promise<readonly Check[]> {
   const { hypervisor, config } = agent.parts;
+  let machines: readonly MachineSummary[];
   let names: readonly string[];
   try {
-    const machines = await hypervisor.machines();
+    machines = await hypervisor.machines();
     names = machines.filter(({ status }) => status.state !== 'shut-off').map(({ name }) => name);
   } catch (error) {
     return [fail('machines', `they cannot be listed: ${errorRecord(error).message}`, 'see libvirt above')];
@@ -25,7 +28,25 @@ export async function checkMachines(agent: Agent): Promise<readonly Check[]> {
         `none runs${ramBytes === null ? '' : `; memory states up to ${formatBytes(ramBytes)} fit the RAM disk`}`,
       ),
     );
-  return [...checks, ...(await checkCopies(agent))];
+  return [...checks, ...checkOff(agent, machines), ...(await checkCopies(agent))];
+}
+
+/** Machines that `backup --all` leaves out, and whether a schedule has them. */
+export function checkOff(
+  { parts: { config, configPath, storages } }: Pick<Agent, 'parts'>,
+  machines: readonly MachineSummary[],
+): readonly Check[] {
+  // Without a storage there is no policy, which has a check of its own.
+  if (storages.size === 0) return [];
+  const off = machines
+    .filter(({ status }) => status.state === 'shut-off')
+    .map(({ name }) => ({ name, decision: policyFor(config, name, configPath) }))
+    .filter(({ decision }) => decision.kind === 'policy' && decision.policy.schedule === null)
+    .map(({ name }) => name)
+    .toSorted();
+  if (off.length === 0) return [];
+  const message = `${off.join(', ')}: off and in no schedule; backup --all leaves out what is off, a name or a pattern takes it`;
+  return [ok('machines that are off', message)];
 }
 
 async function checkMachine(agent: Agent, name: string): Promise<readonly Check[]> {

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { documentPath } from '../../common/documents.ts';
 import { StorageError } from '../errors.ts';
 import { assertObjectName, type CallOptions, isObjectName } from './backend.ts';
 import type { DisplacedObject, LockStatus, ObjectLock } from './objectLock.ts';
@@ -280,6 +281,6 @@ function lockedError(name: string, until: Date): StorageError {
 
 function deniedError({ place }: S3Patience, what: string): StorageError {
   return new StorageError('STORAGE_DENIED', `${what} at ${place.location}`, {
-    hint: `give ${place.accessKeyId} the rights that docs/OBJECT-LOCK.md lists, s3:DeleteObjectVersion among them`,
+    hint: `give ${place.accessKeyId} the rights that ${documentPath('docs/OBJECT-LOCK.md')} lists, s3:DeleteObjectVersion among them`,
   });
 }

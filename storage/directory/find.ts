@@ -12,14 +12,11 @@ const minPrefixLength = 8;
  * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
  */
 export function selectEntry(entries: readonly BackupEntry[], idOrName: string): BackupEntry {
-  const at = idOrName.lastIndexOf('@');
-  const found =
-    at === -1
-      ? withId(entries, idOrName.toLowerCase())
-      : atTime(entries, idOrName.slice(0, at), idOrName.slice(at + 1));
+  const [machine, time] = splitAt(idOrName);
+  const found = time === undefined ? withId(entries, idOrName.toLowerCase()) : atTime(entries, machine, time);
   const [first, ...others] = found;
   if (first === undefined) {
-    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup ${idOrName}`, { hint: 'stillpoint list' });
+    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup ${idOrName}`, { hint: hintFor(idOrName) });
   }
   if (others.length > 0) {
     const names = found.map((entry) => entry.id ?? entry.directory);
@@ -28,6 +25,25 @@ export function selectEntry(entries: readonly BackupEntry[], idOrName: string): 
     });
   }
   return first;
+}
+
+/** What stands after `@` and is no instant is explained. */
+function hintFor(idOrName: string): string {
+  const [machine, time] = splitAt(idOrName);
+  if (time === undefined || time === 'latest' || !Number.isNaN(instantOf(time).getTime()))
+    return 'stillpoint list';
+  return `"${time}" is no instant: ${machine}@latest, or ${machine}@ with the T1 of a backup in UTC, such as 20261120T151523.123Z or 2026-11-20T15:15:23.123Z, as stillpoint list shows it`;
+}
+
+/** `MACHINE@TIME`; a name may have an `@`, too. */
+function splitAt(idOrName: string): readonly [string, string | undefined] {
+  const at = idOrName.lastIndexOf('@');
+  return at === -1 ? [idOrName, undefined] : [idOrName.slice(0, at), idOrName.slice(at + 1)];
+}
+
+/** Not a number where the text says none. */
+function instantOf(time: string): Date {
+  return parsePointInTime(time) ?? new Date(time);
 }
 
 function withId(entries: readonly BackupEntry[], id: string): readonly BackupEntry[] {
@@ -41,7 +57,7 @@ function atTime(entries: readonly BackupEntry[], machine: string, time: string):
     (entry) => entry.machine.name === machine || entry.machine.uuid === machine,
   );
   if (time !== 'latest') {
-    const wanted = parsePointInTime(time) ?? new Date(time);
+    const wanted = instantOf(time);
     return ofMachine.filter((entry) => new Date(entry.pointInTime).getTime() === wanted.getTime());
   }
   const active = ofMachine.filter((entry) => entry.state === 'Active');

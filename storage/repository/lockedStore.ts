@@ -1,3 +1,4 @@
+import { documentPath } from '../../common/documents.ts';
 import type { Backend, CallOptions, CreateOptions, ListedObject, ReadOptions } from '../backends/backend.ts';
 import type { LockStatus, ObjectLock } from '../backends/objectLock.ts';
 import { StorageError } from '../errors.ts';
@@ -172,7 +173,7 @@ export function isLocked(error: unknown): error is StorageError {
 /** The error of a store that is to lock what it keeps, and does not. */
 export function notEnforced(location: string, why: string): RepositoryError {
   return new RepositoryError('OBJECT_LOCK_NOT_ENFORCED', `${location} does not lock objects: ${why}`, {
-    hint: 'make a bucket with object lock on a server that enforces it (docs/OBJECT-LOCK.md), or take objectLock out of the configuration',
+    hint: `make a bucket with object lock on a server that enforces it (${documentPath('docs/OBJECT-LOCK.md')}), or take objectLock out of the configuration`,
   });
 }
 

@@ -256,10 +256,19 @@ void t.test('the command line on a real host', async (t) => {
   await t.test('a malformed configuration is 2 with line and column, whatever the verb', async (t) => {
     const file = path.join(lab.root, 'malformed.yaml');
     await writeFile(file, 'agent:\n  stateDir: relative\n');
-    for (const verb of ['doctor', 'list', 'repair-offline']) {
+    for (const verb of ['machines', 'list', 'repair-offline']) {
       const result = await agent.run([verb], { env: {} });
       t.match(result, { exitCode: 0 }, `${verb} works with the good one`);
     }
+    const { exitCode, stdout } = await agent.run(['doctor'], { env: {} });
+    const failed = stdout.split('\n').filter((line) => line.startsWith('fail'));
+    t.equal(exitCode, 1, 'doctor works with it, too, and tells what has failed before');
+    t.match(failed, [
+      /^fail +machine sp-off: the last backup of sp-off failed: /,
+      /^fail +machine sp-raw: the last backup of sp-raw failed: /,
+      /^fail +machine sp-second: backup \S+ of sp-second in storage local is not what was stored/,
+    ]);
+    t.match(await agent.run(['status'], { env: {} }), { exitCode: 3 }, 'as status does');
     const command = path.resolve(import.meta.dirname, '../../bin/stillpoint');
     for (const args of [['doctor'], ['backup', 'sp-first'], ['agent']]) {
       const result = await lab.run(command, args, { env: { STILLPOINT_CONFIG: file }, check: false });

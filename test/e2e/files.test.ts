@@ -138,7 +138,7 @@ void t.test('what a killed restore --files has left goes with the next one', asy
   child.kill('SIGKILL');
   await ended;
   await rm(to, { recursive: true, force: true });
-  t.match(await run(stage, 'restore', id ?? '', '--files', '/etc', '--to', to), {
+  t.match(await run(stage, 'restore', id ?? '', '--files', '/etc', '--to', to, '--yes'), {
     exitCode: 0,
     stderr: /killed command/,
   });

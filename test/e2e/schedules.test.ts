@@ -73,7 +73,9 @@ void t.test('the service backs up real machines by their schedules', async (t) =
   };
 
   await t.test('without a service, doctor tells that nobody acts on the schedule', async (t) => {
-    t.equal(await verdict(), 'warn');
+    t.equal(await verdict(), 'fail');
+    const status = await agent.run(['status']);
+    t.match(status, { exitCode: 3, stderr: /schedule, and the service does not run/ });
     t.match(await scheduleOf('sp-first'), { last: null });
   });
 
@@ -92,7 +94,7 @@ void t.test('the service backs up real machines by their schedules', async (t) =
       await addMachine('sp-second');
       await untilSaid('scheduled backup begun', 'sp-second');
       await service.kill9();
-      t.equal(await verdict(), 'warn');
+      t.equal(await verdict(), 'fail');
       await start();
       await untilSaid('scheduled backup succeeded', 'sp-second');
       t.match(await scheduleOf('sp-second'), { last: { result: 'succeeded' } });
