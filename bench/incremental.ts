@@ -1,5 +1,5 @@
 /**
- * npm run bench -- incremental [ROUNDS]: how long an increment of a running machine takes, from the command to its
+ * npm run bench -- incremental [ROUNDS] [GIB,GIB…]: how long an increment of a running machine takes, from the command to its
  * end, when 64 MiB have changed since the backup before. The storages stand on XFS, which shares blocks. Flows in turn:
  *   ours-2GiB, ours-8GiB, ours-32GiB   stillpoint backup --mode disk, of volumes of these sizes, a quarter of each data,
  *                                      on a host where the service runs
@@ -20,7 +20,6 @@ const shown = z.looseObject({
   steps: z.array(z.object({ name: z.string(), durationMs: z.number() })),
 });
 
-const sizesGiB = [2, 8, 32] as const;
 const dataShare = 4;
 const changedMiB = 64;
 /** Half of what changes is one stretch, as a new file; the rest are pieces that lie apart, evenly over the volume. */
@@ -117,8 +116,17 @@ async function virtnbdbackupFor(lab: Lab, sizeGiB: number, target: string): Prom
   };
 }
 
+/** Of the volumes, on the command line; the first is that which is compared with virtnbdbackup. */
+function sizesFrom(text = process.argv[3] ?? '2,8,32'): readonly [number, ...number[]] {
+  const [first, ...others] = text.split(',').map(Number);
+  if (first !== undefined && [first, ...others].every((size) => Number.isInteger(size) && size > 0))
+    return [first, ...others];
+  throw new Error('usage: npm run bench -- incremental [ROUNDS] [GIB,GIB…]');
+}
+
 async function main(): Promise<void> {
   const rounds = roundsFrom('incremental');
+  const sizesGiB = sizesFrom();
   await using lab = await startLab();
   const dataGiB = sizesGiB.reduce((sum, size) => sum + size / dataShare, 0) + sizesGiB[0] / dataShare;
   // Sparse, but each round leaves its increments.

@@ -4,13 +4,13 @@
  *   ours            stillpoint restore --to: digests compared, copy read back, fsync
  *   convert         qemu-img convert of the same stored file, sync
  *   virtnbdrestore  of virtnbdbackup's backup of the same machine, as Debian has it, sync
- * Once with backups and target on the file system of the laboratory, and once (sharingBlocks) with both on XFS, where
- * ours shares the blocks of the backup.
+ * Each begins with an empty page cache. Once with backups and target on the file system of the laboratory, and once
+ * (sharingBlocks) with both on XFS, where ours shares the blocks of the backup.
  * And from the command to the machine's first instruction, as a new machine:
  *   instant         stillpoint restore --instant --start boot
  *   byHand          qemu-img convert, virsh define, virsh start
  */
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LibvirtHypervisor } from '../agent/hypervisor/libvirt/libvirtHypervisor.ts';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
@@ -55,21 +55,24 @@ function flowsFor(
   files: Place & { readonly stored: string },
 ): Readonly<Record<string, Flow>> {
   const { storage, stored, foreign, target } = files;
-  const cleanUp = async (): Promise<void> => {
-    await rm(target, { recursive: true, force: true });
-    await mkdir(target);
-  };
+  // A restore on a bad day finds nothing of its backup in the page cache.
+  const emptyCache = (): Promise<void> => shell(lab, 'sync; echo 3 >/proc/sys/vm/drop_caches');
+  // In the laboratory, which has mounts of its own.
+  const cleanUp = (): Promise<void> => shell(lab, 'find "$1" -mindepth 1 -delete', target);
   return {
     ours: {
       run: () => ours(agent, ['restore', 'sp-bench@latest', '--storage', storage, '--to', target, '--yes']),
+      prepare: emptyCache,
       cleanUp,
     },
     convert: {
       run: () => shell(lab, 'qemu-img convert -O qcow2 "$1" "$2/vda"; sync "$2/vda"', stored, target),
+      prepare: emptyCache,
       cleanUp,
     },
     virtnbdrestore: {
       run: () => shell(lab, 'virtnbdrestore -n -i "$1" -o "$2" >/dev/null 2>&1; sync', foreign, target),
+      prepare: emptyCache,
       cleanUp,
     },
   };
