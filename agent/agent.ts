@@ -37,7 +37,8 @@ import type { PolicyReplication } from './policyReplication.ts';
 import { requireNotCopied } from './replicationJob.ts';
 import type { Pruner } from './pruning.ts';
 import type { Repositories } from './repositories.ts';
-import { chooseMember, targetsOfChoice } from './storageGroups.ts';
+import { insteadOfFailed } from './insteadOfFailed.ts';
+import { chooseMember } from './storageGroups.ts';
 import { type StorageUsage, usageOf } from './storageUsage.ts';
 import type { StoredBackups } from './storedBackups.ts';
 
@@ -353,11 +354,30 @@ export class Agent {
     return findWorkDirectories(this.parts.hypervisor, this.parts.config);
   }
 
-  /** Runs a job that was created by this process to its end. */
+  /**
+   * Runs a job that was created by this process to its end, and what is done at once instead of a backup that has failed.
+   * @returns the last of them
+   */
   async run(job: JobRow): Promise<JobRow> {
+    let row = await this.#runOnce(job);
+    let decidedAgain = false;
+    for (;;) {
+      const instead = this.#insteadOf(row);
+      if (instead === undefined || (instead.mode === 'auto' && decidedAgain)) return row;
+      decidedAgain ||= instead.mode === 'auto';
+      row = await this.#runOnce(await this.createBackup(instead, { insteadOf: row.id }));
+    }
+  }
+
+  async #runOnce(job: JobRow): Promise<JobRow> {
     await this.#waitForTurn(job);
-    const row = await this.#kinds.runner(job).run(job.id);
-    return (await this.#fallBack(row)) ?? row;
+    return this.#kinds.runner(job).run(job.id);
+  }
+
+  #insteadOf(job: JobRow): BackupRequest | undefined {
+    if (job.error === null) return undefined;
+    const facts = this.backupFacts(job);
+    return facts === undefined ? undefined : insteadOfFailed(facts, job.error);
   }
 
   /**
@@ -403,18 +423,6 @@ export class Agent {
         return row;
       }),
     );
-  }
-
-  /** A guest whose memory could not be taken while it ran is backed up in mode `disk`, where its policy says so. */
-  async #fallBack({ id, error, record }: JobRow): Promise<JobRow | undefined> {
-    if (error?.code !== 'MEMORY_NOT_CONVERGING') return undefined;
-    const facts = liveFactsSchema.safeParse(record).data;
-    if (facts?.settings.whenNotConverging !== 'disk') return undefined;
-    const { labels } = facts.settings;
-    const storages = targetsOfChoice(facts.settings);
-    const modeReason = `mode live was given up: ${error.message}`;
-    const request = { machine: facts.machine.uuid, mode: 'disk', modeReason, storages, labels } as const;
-    return this.run(await this.createBackup(request, { insteadOf: id }));
   }
 
   /**

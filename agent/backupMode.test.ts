@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap';
+import { errorRecord } from '../common/errors.ts';
 import type { Manifest } from '../storage/manifest.ts';
 import { removeSharedImages, Site, type SiteOptions } from '../test/sim/site.ts';
 
@@ -76,6 +77,37 @@ void t.test(
     t.match(await backUp(site), { mode: 'offline', modeReason: 'auto: the machine is off' });
   },
 );
+
+void t.test('a machine that was started or shut off after auto was decided is decided again', async (t) => {
+  const seen: string[] = [];
+  await using site = await Site.create({
+    listener: { error: (_, error) => seen.push(errorRecord(error).code) },
+  });
+  const { agent, journal } = site.openAgent();
+  await site.world.connect().powerOff(site.uuid);
+  const offline = await agent.createBackup({ machine: 'm', labels: { why: 'test' } });
+  await site.world.startMachine(site.uuid);
+  const ran = await agent.run(offline);
+  t.match(ran, { state: 'finished', error: null });
+  t.match((await agent.backups.find('m@latest')).manifest, { mode: 'disk', labels: { why: 'test' } });
+  t.match(journal.get(offline.id), { state: 'failed', error: { code: 'MACHINE_RUNNING' } });
+
+  const running = await agent.createBackup({ machine: 'm' });
+  await site.world.connect().powerOff(site.uuid);
+  t.match(await agent.run(running), { state: 'finished', error: null });
+  t.match((await agent.backups.find('m@latest')).manifest, { mode: 'offline' });
+  t.same(seen, ['MACHINE_RUNNING', 'MACHINE_OFF']);
+});
+
+void t.test('a mode that was asked for is not decided again when the machine does not suit it', async (t) => {
+  await using site = await Site.create();
+  const { agent, journal } = site.openAgent();
+  await site.world.connect().powerOff(site.uuid);
+  const offline = await agent.createBackup({ machine: 'm', mode: 'offline' });
+  await site.world.startMachine(site.uuid);
+  t.match(await agent.run(offline), { id: offline.id, state: 'failed', error: { code: 'MACHINE_RUNNING' } });
+  t.equal(journal.list().length, 1);
+});
 
 void t.test('a dry run decides as the backup does, and changes nothing', async (t) => {
   await using site = await Site.create({ policy: { memory: 'always' } });

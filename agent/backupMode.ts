@@ -24,6 +24,14 @@ export interface DecidedMode {
   readonly modeReason: string;
 }
 
+/** How the reason begins of what `decideAuto` has decided. */
+const decidedByAuto = 'auto: ';
+
+/** Whether a mode was decided by `decideAuto`; of a job that is written down there is the reason alone. */
+export function isDecidedByAuto(modeReason: string): boolean {
+  return modeReason.startsWith(decidedByAuto);
+}
+
 /** What a mode with memory refuses a machine for as it is; anything else is an obstacle that passes, and is told. */
 const kindsRefused: ReadonlySet<string> = new Set<SnapshotErrorCode>([
   'MACHINE_TRANSIENT',
@@ -47,8 +55,8 @@ export async function decideAuto(question: AutoQuestion): Promise<DecidedMode> {
   const { machine, policy } = question;
   const { state } = machine.status;
   if (state === 'shut-off' || state === 'crashed')
-    return { mode: 'offline', modeReason: 'auto: the machine is off' };
-  const disk = (why: string): DecidedMode => ({ mode: 'disk', modeReason: `auto: ${why}` });
+    return { mode: 'offline', modeReason: `${decidedByAuto}the machine is off` };
+  const disk = (why: string): DecidedMode => ({ mode: 'disk', modeReason: `${decidedByAuto}${why}` });
   if (policy.memory === 'never') return disk('the machine runs, and its policy asks for no memory');
   const due = await memoryDue(question);
   if (due !== null) return disk(due);
@@ -56,9 +64,10 @@ export async function decideAuto(question: AutoQuestion): Promise<DecidedMode> {
   const tooLarge = await memoryTooLarge(question);
   if (tooLarge !== null) return disk(`${asked}, but ${tooLarge}`);
   const live = await refusalOf(() => question.tryMode('live'));
-  if (live === null) return { mode: 'live', modeReason: `auto: ${asked}` };
+  if (live === null) return { mode: 'live', modeReason: `${decidedByAuto}${asked}` };
   const save = await refusalOf(() => question.tryMode('save'));
-  if (save === null) return { mode: 'save', modeReason: `auto: ${asked}, and mode live cannot: ${live}` };
+  if (save === null)
+    return { mode: 'save', modeReason: `${decidedByAuto}${asked}, and mode live cannot: ${live}` };
   return disk(`${asked}, but neither live (${live}) nor save (${save}) can`);
 }
 

@@ -17,6 +17,7 @@ import type { ChosenStorages } from './retain/storageChoice.ts';
 import { chooseStorages } from './storageGroups.ts';
 import { planLive } from './snapshot/planLive.ts';
 import { planSave } from './snapshot/preflight.ts';
+import { whenStarted } from './startingMachine.ts';
 import { newId } from '../common/ids.ts';
 import type { Storage } from '../storage/storage.ts';
 
@@ -68,7 +69,8 @@ export async function decideBackup(request: BackupRequest, parts: RequestParts):
   const { machine: wanted } = request;
   const template =
     request.template === undefined ? undefined : await findTemplate(hypervisor, wanted, request.template);
-  const found = template === undefined ? await hypervisor.findMachine(wanted) : undefined;
+  const found =
+    template === undefined ? await whenStarted(hypervisor, await hypervisor.findMachine(wanted)) : undefined;
   const name = template?.machine.name ?? found?.name ?? wanted;
   if (found !== undefined && isMigratedAway(found.status)) throw machineLeft(name, 'migrated');
   const decision = policyFor(config, name, configPath);

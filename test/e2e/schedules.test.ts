@@ -36,6 +36,7 @@ void t.test('the service backs up real machines by their schedules', async (t) =
   let lab: Lab;
   let agent: LabAgent;
   let service: Service;
+  const told: Service[] = [];
   t.before(async () => {
     lab = await startLab();
     agent = await lab.installAgent({ rest: { policies: { default: policy } } });
@@ -57,10 +58,17 @@ void t.test('the service backs up real machines by their schedules', async (t) =
       .stderr.split('\n')
       .some((line) => line.includes(message) && line.includes(`"machine":"${machine}"`));
   const untilSaid = async (message: string, machine: string): Promise<void> => {
-    await eventually(() => said(message, machine), { timeoutMs: 60_000 });
+    const look = (): boolean => {
+      if (said(message, machine)) return true;
+      throw new Error(
+        `the service has not said "${message}" of ${machine}, but:\n${told.map((one) => one.output().stderr).join('\n')}`,
+      );
+    };
+    await eventually(look, { timeoutMs: 60_000 });
   };
   const start = async (): Promise<void> => {
     service = agent.background(['agent'], { timeoutMs: 300_000 });
+    told.push(service);
     await eventually(() => service.output().stderr.includes('the agent is ready'), { timeoutMs: 60_000 });
   };
   const scheduleOf = async (name: string) => {
