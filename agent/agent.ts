@@ -17,6 +17,7 @@ import { asStillpointError } from './jobs/stepErrors.ts';
 import { JobError } from './jobs/errors.ts';
 import type { JobRow } from './jobs/job.ts';
 import type { Journal } from './jobs/journal.ts';
+import { errorRecord } from '../common/errors.ts';
 import { currentBootId } from './jobs/owner.ts';
 import type { ScheduledJob } from './jobs/scheduleRows.ts';
 import { waitForTurn } from './jobs/turns.ts';
@@ -458,13 +459,20 @@ export class Agent {
     return recovered.filter((row) => row !== undefined);
   }
 
-  /** Finishes deletions of backups that were interrupted. */
+  /** Finishes deletions of backups that were interrupted. A storage that is away keeps them for whoever looks next. */
   async finishDeletions(): Promise<void> {
     for (const storage of this.parts.storages.values()) {
       try {
         await storage.cleanUp();
       } catch (error) {
-        this.parts.report(undefined, error);
+        const record = errorRecord(error);
+        // What is to be done there says more of it, such as that a stand-in is taken.
+        if (record.retryable && record.code === 'STORAGE_UNREACHABLE')
+          this.parts.note?.(
+            { storage: storage.name },
+            `not looked for what was left there: ${record.message}`,
+          );
+        else this.parts.report(undefined, error);
       }
     }
   }

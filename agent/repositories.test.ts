@@ -33,10 +33,21 @@ void t.test('who has lost the key file opens the repository again with the recov
   const { repositories, keyFile } = await placeFor(t);
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await rm(keyFile);
-  await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /storage keys NAME --recover/ });
+  await t.rejects(repositories.contents('vault'), {
+    code: 'KEY_WRONG',
+    hint: /storage keys vault --recover/,
+  });
   await t.rejects(repositories.recover('vault', 'ABCD-EFGH'), { code: 'KEY_WRONG' });
   await t.rejects(stat(keyFile), { code: 'ENOENT' }, 'a wrong one makes nothing');
-  await repositories.recover('vault', (recoveryKey ?? '').toLowerCase());
+  const recovered = await repositories.recover('vault', (recoveryKey ?? '').toLowerCase());
+  const slots = (await repositories.keys('vault')).filter(({ slot }) => slot?.kind === 'keyFile');
+  t.match(recovered, { keyFile, keyFileMade: true });
+  t.same(
+    new Set([recovered.slotId, ...recovered.lostSlotIds]),
+    new Set(slots.map(({ slotId }) => slotId)),
+    'and the key that was lost is named: it opens the repository until its slot is removed',
+  );
+  t.equal(recovered.lostSlotIds.length, 1);
   t.match(await repositories.contents('vault'), { packs: 0 });
   t.equal((await stat(keyFile)).mode & 0o777, 0o600);
 });
@@ -46,7 +57,7 @@ void t.test('a key file that opens something else is let in with the recovery ke
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await writeFile(keyFile, randomBytes(32).toString('hex'));
   await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /--recover/ });
-  await repositories.recover('vault', recoveryKey ?? '');
+  t.match(await repositories.recover('vault', recoveryKey ?? ''), { keyFile, keyFileMade: false });
   t.match(await repositories.contents('vault'), { packs: 0 });
 });
 

@@ -42,6 +42,15 @@ export interface MadeRepository {
   readonly lockedDays: number | null;
 }
 
+/** What opens a repository again, with the recovery key. */
+export interface RecoveredKey {
+  readonly keyFile: string;
+  readonly keyFileMade: boolean;
+  readonly slotId: string;
+  /** Slots of the key file that this host had before: whoever has found it opens the repository by them. */
+  readonly lostSlotIds: readonly string[];
+}
+
 /** What a repository is made of. */
 export interface RepositoryContents {
   readonly createdAt: string;
@@ -62,6 +71,10 @@ const unusedKeyCodes: ReadonlySet<string> = new Set<RepositoryErrorCode>([
   'REPOSITORY_EXISTS',
   'OBJECT_LOCK_NOT_ENFORCED',
 ]);
+
+function keyFileLabel(): string {
+  return `key file of ${hostname()}`;
+}
 
 /** A mount whose server is gone must not hold a command for ever, which could not even be interrupted. */
 function patient(name: string, backend: Backend, { stallSeconds }: RepositoryConfig): Backend {
@@ -94,10 +107,10 @@ export class Repositories {
     const made = (await exists(keyFile)) ? null : await makeKeyFile(keyFile);
     const createdAt = new Date().toISOString();
     try {
-      const secret = made ?? (await readKeyFile(keyFile));
+      const secret = made ?? (await readKeyFile(keyFile, name));
       const repository = await Repository.init(backend, {
         secret,
-        label: `key file of ${hostname()}`,
+        label: keyFileLabel(),
         createdAt,
         retention: retentionOf(settings),
       });
@@ -272,21 +285,27 @@ export class Repositories {
    * Lets the configured key file open it again, which is made where there is none, with the recovery key that was typed.
    * @throws RepositoryError KEY_WRONG
    */
-  async recover(name: string, typed: string): Promise<void> {
+  async recover(name: string, typed: string): Promise<RecoveredKey> {
     const settings = this.#settings(name);
     const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
     const backend = patient(name, await backendOf(settings), settings);
-    const repository = await Repository.open(backend, secret, { retention: retentionOf(settings) });
+    const options = { retention: retentionOf(settings), storage: name };
+    const repository = await Repository.open(backend, secret, options);
+    const { slots } = repository;
+    const before = await slots.list();
     const { keyFile } = settings;
-    const file = (await makeKeyFile(keyFile)) ?? (await readKeyFile(keyFile));
+    const made = await makeKeyFile(keyFile);
     const createdAt = new Date().toISOString();
-    await repository.slots.add(file, { label: `key file of ${hostname()}`, createdAt });
+    const label = keyFileLabel();
+    const slotId = await slots.add(made ?? (await readKeyFile(keyFile, name)), { label, createdAt });
+    const lost = before.filter(({ slot }) => slot?.kind === 'keyFile' && slot.label === label);
+    return { keyFile, keyFileMade: made !== null, slotId, lostSlotIds: lost.map((slot) => slot.slotId) };
   }
 
   /** Lets another key file open it. */
   async addKeyFile(name: string, path: string): Promise<void> {
     const { repository } = await this.#open(name);
-    const secret = (await makeKeyFile(path)) ?? (await readKeyFile(path));
+    const secret = (await makeKeyFile(path)) ?? (await readKeyFile(path, name));
     await repository.slots.add(secret, { label: path, createdAt: new Date().toISOString() });
   }
 
@@ -298,7 +317,7 @@ export class Repositories {
   async removeKey(name: string, slotId: string, options: { readonly force: boolean }): Promise<void> {
     const { repository, settings } = await this.#open(name);
     const { slots } = repository;
-    const own = await slots.openedBy(await readKeyFile(settings.keyFile));
+    const own = await slots.openedBy(await readKeyFile(settings.keyFile, name));
     if (!options.force && own.length === 1 && own[0] === slotId)
       throw new RepositoryError(
         'KEY_SLOT_IN_USE',
@@ -321,8 +340,8 @@ export class Repositories {
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
     const backend = patient(name, await backendOf(settings), settings);
-    const retention = retentionOf(settings);
-    const repository = await Repository.open(backend, await readKeyFile(settings.keyFile), { retention });
+    const options = { retention: retentionOf(settings), storage: name };
+    const repository = await Repository.open(backend, await readKeyFile(settings.keyFile, name), options);
     return { repository, settings };
   }
 

@@ -45,6 +45,13 @@ for (const mode of modes) {
     await setNear(site, 'away');
     const second = await backUp(living, { mode });
     t.match(second, { state: 'finished', error: null });
+    const before = living.warnings.length;
+    await living.agent.finishDeletions();
+    t.equal(
+      living.warnings.length,
+      before,
+      'that there may be something to finish where it is away is no failure',
+    );
     const facts = living.agent.backupFacts(second);
     const passedOver = [{ storage: 'near', code: 'STORAGE_UNREACHABLE', message: /near/ }];
     t.match(facts?.settings, { storages: ['vault'], storageChoices: [{ storage: 'vault', passedOver }] });

@@ -91,7 +91,7 @@ function repositoryOf(
         if (isPlaceMissing || (await readConfig(backend, {})).length === 0)
           throw notMadeError(name, backend.location);
       }
-      return Repository.open(backend, await readKeyFile(keyFile, name), { retention });
+      return Repository.open(backend, await readKeyFile(keyFile, name), { retention, storage: name });
     },
     directory: path,
     room: async () => (path === null ? null : fileSystemSpace(path)),

@@ -1,7 +1,9 @@
 import { resolve } from 'node:path';
 import type { RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
+import type { RecoveredKey } from '../../agent/repositories.ts';
 import { styled, type Text } from '../output.ts';
+import type { Terminal } from '../terminal.ts';
 import { reading } from '../session.ts';
 
 /** `stillpoint storage keys NAME`. */
@@ -18,7 +20,9 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
     const { repositories } = agent;
     const file = options.text('addFile');
     const remove = options.text('remove');
-    if (options.flag('recover')) await repositories.recover(name, await terminal.ask('The recovery key:'));
+    const recovered = options.flag('recover')
+      ? await repositories.recover(name, await terminal.ask('The recovery key:'))
+      : null;
     const recoveryKey = options.flag('addRecovery') ? await repositories.addRecoveryKey(name) : null;
     if (file !== undefined) await repositories.addKeyFile(name, resolve(file));
     if (remove !== undefined) await repositories.removeKey(name, remove, { force: options.flag('force') });
@@ -31,9 +35,10 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
         createdAt: slot?.createdAt ?? null,
         problem,
       }));
-      terminal.object({ storage: name, keys, recoveryKey });
+      terminal.object({ storage: name, keys, recoveryKey, recovered });
       return 0;
     }
+    if (recovered !== null) sayRecovered(terminal, name, recovered);
     if (recoveryKey !== null) {
       terminal.out('the recovery key, which is shown this once:');
       terminal.out('');
@@ -56,3 +61,18 @@ export const storageKeys: RunVerb = (cli, [name = ''], options) => {
     return 0;
   });
 };
+
+function sayRecovered(
+  terminal: Terminal,
+  name: string,
+  { keyFile, keyFileMade, slotId, lostSlotIds }: RecoveredKey,
+): void {
+  terminal.out(
+    `storage ${name} opens again with ${keyFile}${keyFileMade ? ', which was made' : ''} (key slot ${slotId}); keep a copy of it elsewhere`,
+  );
+  for (const lost of lostSlotIds)
+    terminal.warning(
+      `the key file that this host had before still opens it; if it is lost for good, or somebody else may have it: stillpoint storage keys ${name} --remove ${lost}`,
+    );
+  terminal.out('');
+}

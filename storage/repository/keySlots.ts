@@ -43,7 +43,7 @@ export class KeySlots {
     backend: Backend,
     repositoryId: string,
     secret: Secret,
-    call: CallOptions = {},
+    call: CallOptions & { readonly storage?: string | undefined } = {},
   ): Promise<readonly KeyRing[]> {
     const opened: KeyRing[] = [];
     const broken: RepositoryError[] = [];
@@ -59,7 +59,7 @@ export class KeySlots {
       'KEY_WRONG',
       `no key slot of the repository at ${backend.location} opens with this key`,
       {
-        hint: 'put the right key file in its place; or make it anew with the recovery key: stillpoint storage keys NAME --recover',
+        hint: `put the right key file in its place; or make it anew with the recovery key: stillpoint storage keys ${call.storage ?? 'NAME'} --recover`,
       },
     );
   }

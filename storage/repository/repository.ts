@@ -47,6 +47,8 @@ export interface OpenOptions extends CallOptions {
   readonly workers?: ChunkWorkers | undefined;
   /** What is written is to be locked; not unless told. What others have locked is respected in any case. */
   readonly retention?: Retention | undefined;
+  /** The name of the storage, for what an error says to type. */
+  readonly storage?: string | undefined;
 }
 
 /** A repository that is open. See docs/FORMAT.md for what it is and for its invariants. */

@@ -57,7 +57,15 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     const { recoveryKey } = z.looseObject({ recoveryKey: z.string() }).parse(made.json());
     await lab.run('rm', [keyFile]);
     t.match(await agent.run(['storage', 'show', 'vault']), { exitCode: 2, stderr: /--recover/ });
-    requireDone(t, await agent.run(['storage', 'keys', 'vault', '--recover'], { input: `${recoveryKey}\n` }));
+    const recovered = await agent.run(['storage', 'keys', 'vault', '--recover'], {
+      input: `${recoveryKey}\n`,
+    });
+    requireDone(t, recovered);
+    t.match(recovered.stdout, `storage vault opens again with ${keyFile}, which was made (key slot `);
+    t.match(
+      recovered.stderr,
+      /the key file that this host had before still opens it.*--remove [0-9a-f-]{36}/,
+    );
     requireDone(t, await agent.run(['storage', 'show', 'vault']));
     const again = await agent.run(['storage', 'init', 'vault', '--json']);
     t.match(again, { exitCode: 8, stderr: /REPOSITORY_EXISTS/ });
