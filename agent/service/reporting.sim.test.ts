@@ -139,6 +139,8 @@ void t.test('a controller that has lost what it had stored is told anew what the
   t.equal((await host.backUp()).state, 'finished');
   await eventually(() => host.told.backups.length === 1, { timeoutMs: 30_000 });
   const [backup] = host.told.backups;
+  // What waits for its acknowledgement is sent to the other one too, besides what is told anew.
+  await eventually(() => host.figures.outbox?.()?.waiting === 0, { timeoutMs: 30_000 });
   await host.end();
   await host.loseReports();
   host.start();
