@@ -5,6 +5,7 @@ import { absolutePath } from './path.ts';
 /** What can be wrong on a host, by the names that alerts have. */
 export const alertEvents = [
   'backup-failed',
+  'copy-failed',
   'job-parked',
   'machine-overdue',
   'storage-full',

@@ -64,6 +64,18 @@ void t.test('what a storage that has not answered yet would say is not taken for
   t.end();
 });
 
+void t.test(
+  'a copy that a policy asks for and that failed is an alert, for its machine and the storage',
+  (t) => {
+    const copy = problem({ key: 'copy-failed:u:vault', event: 'copy-failed', storage: 'vault' });
+    const first = compareAlerts([], [copy], host({ storages: [storage({ name: 'vault' })] }));
+    t.match(first.notices, [{ status: 'firing', alert: { event: 'copy-failed', storage: 'vault' } }]);
+    const over = compareAlerts(first.open, [], host({ storages: [storage({ name: 'vault' })] }));
+    t.match(over.notices, [{ status: 'resolved', alert: { event: 'copy-failed' } }]);
+    t.end();
+  },
+);
+
 void t.test('a failure that is tried again, or that somebody saw himself, is no alert', (t) => {
   t.same(told([[problem({ key: 'x', event: 'last-backup-failed' })]]), [[]]);
   t.end();

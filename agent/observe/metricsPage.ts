@@ -6,6 +6,8 @@ import { metrics } from './metrics.ts';
 /** When each alert is sent. */
 const meanings: Readonly<Record<AlertEvent, string>> = {
   'backup-failed': 'a scheduled backup failed and is not tried again; over with the next one that succeeds',
+  'copy-failed':
+    'the last copy that `replicate:` of a policy asks for failed; the next backup tries it again; over when a copy is there',
   'job-parked': 'a job was left with work that needs somebody',
   'machine-overdue': 'a backup has been due by its schedule for `alerts.overdueSeconds`, whatever the reason',
   'storage-full':

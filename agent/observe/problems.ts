@@ -5,10 +5,10 @@ import { whoHasSchedule } from './scheduledPolicies.ts';
 import type { StorageLook } from './storageLook.ts';
 
 /**
- * What no alert is sent about. `last-backup-failed`, `copy-failed`: it is tried again, or nobody has asked for more than
- * one attempt. `service-stopped`: nobody is there to send it. `never-backed-up`: nobody may want it otherwise.
+ * What no alert is sent about. `last-backup-failed`: it is tried again, or nobody has asked for more than one attempt.
+ * `service-stopped`: nobody is there to send it. `never-backed-up`: nobody may want it otherwise.
  */
-export type UnsentEvent = 'last-backup-failed' | 'copy-failed' | 'service-stopped' | 'never-backed-up';
+export type UnsentEvent = 'last-backup-failed' | 'service-stopped' | 'never-backed-up';
 
 /** Something that is wrong on a host and that somebody should look at. */
 export interface Problem {
@@ -64,7 +64,7 @@ function ofService({ service, scheduledPolicies }: HostStatus): readonly Problem
   ];
 }
 
-/** The next one brings what is missing, but until then there is one place less. */
+/** The copy after the next backup brings what is missing, but until then there is one place less. */
 function ofCopy({ machine, from, to, jobId, error }: FailedCopy): Problem {
   return {
     ...nothing,
