@@ -176,7 +176,7 @@ void t.test('a copy that wakes up late does not meet the one that was begun afte
 void t.test('a volume may take long, from a slow source too', async (t) => {
   const work = t.testdir({ root: {} });
   const real: Storage = new DirectoryStorage({ name: 'nas', path: join(work, 'root') });
-  const storage = new DeadlineStorage(real, { answerMs: 5000, stallMs: 300 });
+  const storage = new DeadlineStorage(real, { answerMs: 5000, stallMs: 900 });
   const writer = await storage.begin({ jobId: 'j', backupId: newId(), machine });
   const size = 16 * 1024 * 1024;
   const good = new GeneratedSource(size, turns([size], false));
@@ -184,10 +184,10 @@ void t.test('a volume may take long, from a slow source too', async (t) => {
   // One answer after the other, the first last: what is written waits for it.
   const slow = {
     virtualSizeBytes: size,
-    extents: () => sleep(200).then(() => good.extents()),
+    extents: () => sleep(600).then(() => good.extents()),
     readInto: async (target: Buffer, offsetBytes: number) => {
       asked += 1;
-      await sleep(200 * (piecesInFlight - ((asked - 1) % piecesInFlight)));
+      await sleep(600 * (piecesInFlight - ((asked - 1) % piecesInFlight)));
       await good.readInto(target, offsetBytes);
     },
   };
