@@ -1,7 +1,8 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { HostPort } from '../../common/hostPort.ts';
 import { messageOf } from '../../common/errors.ts';
+import { http } from '../../common/nodeHttp.ts';
 import { ObserveError } from './errors.ts';
 
 /** Who scrapes has one connection; more than these are closed at once. */
@@ -38,7 +39,7 @@ export class MetricsServer implements AsyncDisposable {
       connectionsCheckingInterval: 1000,
       maxHeaderSize: headerBytesMax,
     };
-    const server = createServer(limits, (request, response) => {
+    const server = http.createServer(limits, (request, response) => {
       void answer(request, response, options);
     });
     server.maxConnections = connectionsMax;

@@ -1,9 +1,9 @@
 import { createHash, createHmac } from 'node:crypto';
 import { constants } from 'node:fs';
 import { open, readFile } from 'node:fs/promises';
-import { type IncomingMessage, request as httpRequest } from 'node:http';
-import { request as httpsRequest } from 'node:https';
+import type { IncomingMessage } from 'node:http';
 import { messageOf } from '../../common/errors.ts';
+import { http, https } from '../../common/nodeHttp.ts';
 import type { AlertEvent, WebhookConfig } from '../../config/observability.ts';
 import { version } from '../../common/version.ts';
 import { ObserveError } from './errors.ts';
@@ -89,8 +89,8 @@ export class Webhook {
         };
         const request =
           url.protocol === 'https:'
-            ? httpsRequest(url, { ...options, ...tls }, onResponse)
-            : httpRequest(url, options, onResponse);
+            ? https.request(url, { ...options, ...tls }, onResponse)
+            : http.request(url, options, onResponse);
         request.on('error', reject);
         request.end(body);
       });
