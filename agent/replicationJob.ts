@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { errorRecord, messageOf, StillpointError } from '../common/errors.ts';
 import type { StorageErrorCode } from '../storage/errors.ts';
 import type { RepositoryErrorCode } from '../storage/repository/errors.ts';

@@ -8,7 +8,7 @@
  * Ours and virtnbdbackup have machines of their own: it refuses one that has checkpoints of others.
  */
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../test/lab/lab.ts';
 import { eventually } from '../test/lab/eventually.ts';
 import { qemuIo } from '../test/lab/qemuIo.ts';

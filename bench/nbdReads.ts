@@ -1,5 +1,5 @@
 import { execa } from 'execa';
-import { z } from 'zod';
+import * as z from 'zod';
 import { NbdClient } from '../nbd/client.ts';
 
 const KiB = 1024;

@@ -1,6 +1,6 @@
 import { mkdir, rm } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Lab, LabAgent, LabMachine } from '../test/lab/lab.ts';
 
 /** Reading a hundred gibibytes takes some tools many minutes. */

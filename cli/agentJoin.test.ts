@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { X509Certificate } from 'node:crypto';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { IdentityStore } from '../agent/identity/identityStore.ts';
 import { temporaryDirectory } from '../test/tls/authority.ts';
 import { type ControllerBench, startController } from '../test/tls/controllerBench.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Terminal } from './terminal.ts';
 
 const warnLevel = 40;

@@ -1,7 +1,7 @@
 import { isAbsolute } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { execa, ExecaError } from 'execa';
-import { z } from 'zod';
+import * as z from 'zod';
 import { StillpointError } from './errors.ts';
 
 /** `qemu-img` on a hung file system must not hang us for ever. */

@@ -1,7 +1,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { loadConfig, parseConfig } from './config.ts';
 import { ConfigError, formatProblem } from './errors.ts';
 import { keepIn, matchesName, policyFor } from './policy.ts';

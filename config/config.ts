@@ -1,6 +1,6 @@
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { z } from 'zod';
+import type * as z from 'zod';
 import { documentPath } from '../common/documents.ts';
 import { isErrno } from '../common/errors.ts';
 import { ConfigError, formatProblem } from './errors.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { keep } from './keep.ts';
 
 const leastBytes = 1024 * 1024;

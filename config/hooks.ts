@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 const isClean = (text: string): boolean => !text.includes('\0');
 const command = z

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { momentBefore, spanPattern } from '../common/span.ts';
 
 /** Two spans are compared from here. */

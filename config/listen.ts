@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { parseHostPort } from '../common/hostPort.ts';
 
 /** Where the API of the agent listens for the controller of its host. */

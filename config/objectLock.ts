@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** A section of a repository on S3: how long nobody can delete what its backups need. */
 export const objectLock = z

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { isLoopbackHost, parseListenAddress } from '../common/hostPort.ts';
 import { absolutePath } from './path.ts';
 

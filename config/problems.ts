@@ -1,4 +1,4 @@
-import type { z } from 'zod';
+import type * as z from 'zod';
 import type { ConfigProblem } from './errors.ts';
 import type { Config, PolicyConfig } from './schema.ts';
 import { membersOf, sourcesInto, targetsOf } from './storageGroups.ts';

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { chmod, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno, messageOf } from '../common/errors.ts';
 import { fsyncDirectory, isTemporaryName, makeDirectoryDurable, writeFileDurable } from '../common/files.ts';
 

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { documentPath } from '../common/documents.ts';
 import { ConfigError, type ConfigProblem } from './errors.ts';
 import { atLeast, type Keep } from './keep.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { parseClockPeriod } from '../common/clockPeriod.ts';
 import { parseCron } from '../common/cron.ts';
 import { logLevels } from '../common/log.ts';

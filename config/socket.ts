@@ -1,5 +1,5 @@
 import { dirname, normalize } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { absolutePath } from './path.ts';
 
 /** What the service would open for others there is not its own. */

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 const slowestBytesPerSecond = 512 * 1024;
 /** So much may wait for its turn. What takes longer than a storage may be silent would seem to be one that is away. */

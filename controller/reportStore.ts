@@ -1,7 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import { GenerationReason, type ReportHello, Report } from '../proto/generated/stillpoint/v1/report.ts';
 import { messageOf } from '../common/errors.ts';
 import { ReceiverError } from './receiverError.ts';

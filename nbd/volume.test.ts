@@ -1,7 +1,7 @@
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Extent } from '../common/volumeSource.ts';
 import { FakeServer, dataChunk, honestBytes, optionReply, statusChunk, u16, u64 } from './fakeServer.ts';
 import {

@@ -72,6 +72,18 @@ async function bundle(lib: string): Promise<Metafile> {
   return metafile;
 }
 
+/**
+ * With `import { z } from 'zod'` all of zod is in the bundle, with its messages in all languages: 2 MiB of the service's
+ * memory for nothing.
+ * @throws Error when it is
+ */
+function requirePartOfZod({ outputs }: Metafile): void {
+  const inputs = Object.values(outputs).flatMap((output) => Object.entries(output.inputs));
+  const isLanguage = (file: string): boolean => file.includes('/zod/v4/locales/') && !file.endsWith('/en.js');
+  if (!inputs.some(([file, { bytesInOutput }]) => isLanguage(file) && bytesInOutput > 0)) return;
+  throw new Error("all of zod is in the bundle; write it everywhere as: import * as z from 'zod'");
+}
+
 /** The npm packages of which something is in the bundle. */
 function packagesIn({ inputs }: Metafile): readonly string[] {
   const names = Object.keys(inputs).flatMap((file) => {
@@ -146,6 +158,7 @@ async function main(): Promise<void> {
   await rm(making, { recursive: true, force: true });
   await mkdir(making, { recursive: true });
   const metafile = await bundle(join(making, 'lib'));
+  requirePartOfZod(metafile);
   await copyProgram(making);
   // That of koffi covers its file for this processor.
   await copyLicences([...packagesIn(metafile), 'koffi'], join(making, 'licences'));

@@ -1,7 +1,7 @@
 import { readdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { styleText } from 'node:util';
-import { z } from 'zod';
+import * as z from 'zod';
 import { formatBytes } from '../common/units.ts';
 import { type Lab, type LabAgent, type LabMachine, startLab, type WriterStatus } from '../test/lab/lab.ts';
 

@@ -1,7 +1,7 @@
 /** Writes config/schema.json, the JSON schema of the configuration, from the schema that the code uses. */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { configSchema } from '../config/schema.ts';
 
 const schema = z.toJSONSchema(configSchema, { io: 'input' });

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { StorageError } from './errors.ts';
 import { artifactFileName, manifestDigest } from './manifest.ts';
 

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { normalize } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type DigestKind, sumsSizeBytes } from '../common/chunkSums.ts';
 import { StorageError } from './errors.ts';
 

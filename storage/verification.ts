@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What came of starting a backup in isolation; stored beside it, and no part of it. */
 export const verificationShape = z.strictObject({

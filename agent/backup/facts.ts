@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { storageChoiceSchema } from '../retain/storageChoice.ts';
 import { savePlanSchema } from '../snapshot/plan.ts';
 import { hookRunsSchema, hooksSchema } from './hookFacts.ts';

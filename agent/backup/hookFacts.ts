@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** The programs that a policy names, by when they run. */
 export const hookKinds = ['preBackup', 'postBackup', 'onFailure'] as const;

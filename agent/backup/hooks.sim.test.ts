@@ -1,6 +1,6 @@
 import { chmod } from 'node:fs/promises';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { sample, seed } from '../../test/sim/cases.ts';
 import { listed } from '../../test/sim/invariants.ts';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';

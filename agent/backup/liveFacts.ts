@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { livePlanSchema } from '../snapshot/livePlan.ts';
 import { backupFactsSchema, backupSettingsSchema, retainedFileSchema } from './facts.ts';
 import { groupSchema } from './group.ts';

@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { removeSharedImages, Site } from '../../test/sim/site.ts';
 import { clearLeftMarkers } from '../leftMarkers.ts';
 

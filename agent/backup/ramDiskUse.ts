@@ -1,5 +1,5 @@
 import { spaceFactor } from '../snapshot/space.ts';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What of a job's facts tells it, in modes `save` and `live`. */
 export const ramDiskUseSchema = z.object({

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { readPlanSchema } from '../snapshot/readPlan.ts';
 import { backupSettingsSchema, errorRecordSchema, retainedFileSchema } from './facts.ts';
 import { groupSchema } from './group.ts';

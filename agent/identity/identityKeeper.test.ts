@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { createLogger } from '../../common/log.ts';
 import type { CertificateAuthority } from '../../controller/ca.ts';
 import { enrolHost, openAuthority, temporaryDirectory } from '../../test/tls/authority.ts';

@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /**
  * Since version 3 of the journal: which jobs have changed, in the order of their last changes. The database itself keeps

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 
 import { errorRecord } from '../../common/errors.ts';
 import { deadOwner, jobOf, journalFor } from '../../test/sim/journals.ts';

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { errorRecord, type StillpointError } from '../../common/errors.ts';
 import { journalFor } from '../../test/sim/journals.ts';
 import { Engine } from './engine.ts';

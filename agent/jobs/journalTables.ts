@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { changeTables } from './changeRows.ts';
 import { jobKinds, type JobRow, jobStates, type StepRow } from './job.ts';
 import type { JobOwner } from './owner.ts';

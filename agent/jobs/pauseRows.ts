@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { JobPause } from './job.ts';
 
 /** What a job's row says of a pause; all three are null where nobody wants one. */

@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { ErrorRecord } from '../../common/errors.ts';
 
 /** A request that must not be carried out twice, as who asked for it names it. */

@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import { linkRequest, type RequestPart } from './requestRows.ts';
 
 /** What the journal keeps about the schedule of one machine; nothing of it means anything to the journal. */

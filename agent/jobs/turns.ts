@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { JobRow } from './job.ts';
 import type { Journal } from './journal.ts';
 import { isOwnerAlive } from './owner.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { alertEvents } from '../../config/observability.ts';
 
 /** An alert as it is kept. */

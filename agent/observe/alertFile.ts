@@ -1,5 +1,5 @@
 import { readFile, stat } from 'node:fs/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import { alertSchema, noticeSchema } from './alert.ts';

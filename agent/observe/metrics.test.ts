@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import { parse } from 'yaml';
-import { z } from 'zod';
+import * as z from 'zod';
 import { digest, host, hourMs, job, machine, nowMs, schedule, storage, stored, webUuid } from './fixture.ts';
 import type { Observation } from './metric.ts';
 import { metrics, metricsText } from './metrics.ts';

@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { text } from 'node:stream/consumers';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually } from '../../test/lab/eventually.ts';
 
 const bodySchema = z.looseObject({ id: z.string(), status: z.string(), event: z.string() });

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { ErrorRecord } from '../../common/errors.ts';
 import type { ReportedError } from '../../proto/generated/stillpoint/v1/report.ts';
 import type { Told, ToldSubject } from './outbox.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { BackupChange, type BackupReport } from '../../proto/generated/stillpoint/v1/report.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import type { Telling } from './alerts.ts';

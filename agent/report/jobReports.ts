@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { JobReport } from '../../proto/generated/stillpoint/v1/report.ts';
 import type { JobRow, StepRow } from '../jobs/job.ts';
 import type { Journal } from '../jobs/journal.ts';

@@ -1,6 +1,6 @@
 import { statSync } from 'node:fs';
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Report } from '../../proto/generated/stillpoint/v1/report.ts';
 import { isErrno } from '../../common/errors.ts';
 import { newId } from '../../common/ids.ts';

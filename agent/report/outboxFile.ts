@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, renameSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { newId } from '../../common/ids.ts';
 import { ReportError } from './errors.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** Why the outbox began to count anew. */
 export const generationReasons = ['no-outbox', 'damaged', 'set-back', 'receiver-set-back'] as const;

@@ -1,5 +1,5 @@
 import { availableParallelism, release, totalmem } from 'node:os';
-import { z } from 'zod';
+import * as z from 'zod';
 import { version } from '../../common/version.ts';
 import type { HostInfo, MachineSummary } from '../hypervisor/hypervisor.ts';
 import type { StorageState } from '../storageStates.ts';

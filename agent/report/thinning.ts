@@ -1,5 +1,5 @@
 import type { DatabaseSync } from 'node:sqlite';
-import { z } from 'zod';
+import * as z from 'zod';
 import { thinnedFrom } from './outboxTables.ts';
 import type { ThinnedCount } from './report.ts';
 

@@ -1,7 +1,7 @@
 import { mkdir, open, readdir, readFile, rm, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { canonicalPath, exists, writeFileDurable } from '../../common/files.ts';
 import { newId } from '../../common/ids.ts';

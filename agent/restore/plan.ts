@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 const artifact = z.object({ path: z.string(), sizeBytes: z.number(), sha256: z.string() });
 

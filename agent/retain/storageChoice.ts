@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** Which storage of a group a backup goes to, and why not to those before it. */
 export const storageChoiceSchema = z.object({

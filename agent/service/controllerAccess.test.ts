@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { X509Certificate } from 'node:crypto';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { createLogger } from '../../common/log.ts';
 import { agentCredentials } from '../../controller/agentChannel.ts';
 import type { CertificateAuthority } from '../../controller/ca.ts';

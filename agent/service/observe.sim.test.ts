@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { createLogger } from '../../common/log.ts';
 import { nothingPushed } from '../../config/config.ts';
 import { configSchema } from '../../config/schema.ts';

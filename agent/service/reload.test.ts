@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually } from '../../test/lab/eventually.ts';
 import { createLogger } from '../../common/log.ts';
 import { PushedPolicies, type PushTarget } from '../api/pushedPolicies.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { ErrorRecord } from '../../common/errors.ts';
 import type { Journal } from '../jobs/journal.ts';
 import type { ScheduleRow } from '../jobs/scheduleRows.ts';

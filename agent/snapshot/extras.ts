@@ -1,6 +1,6 @@
 import { constants, copyFile, lstat, readdir, realpath } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { exists, fsyncFile, writeFileDurable } from '../../common/files.ts';
 import { formatBytes } from '../../common/units.ts';

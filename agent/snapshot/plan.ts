@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { plannedExtraSchema } from './extras.ts';
 
 const backing = z.object({ path: z.string(), format: z.string() });

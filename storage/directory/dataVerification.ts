@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { openRegular } from '../../common/copy.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import { type DataVerification, dataVerificationShape } from '../verification.ts';

@@ -1,6 +1,6 @@
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { openRegular } from '../../common/copy.ts';
 import { isErrno, messageOf } from '../../common/errors.ts';
 import { fsyncDirectory, writeFileDurable } from '../../common/files.ts';

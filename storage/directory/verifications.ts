@@ -1,6 +1,6 @@
 import { readdir } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { copyFileDurable, openRegular } from '../../common/copy.ts';
 import { writeFileDurable } from '../../common/files.ts';
 import { formatPointInTime } from '../../common/time.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { extraDefinition, extraFile, manifestShape } from '../manifest.ts';
 import { parseDocument } from './document.ts';
 import { damaged, RepositoryError } from './errors.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { messageOf } from '../../common/errors.ts';
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { formatHostManifest, type HostManifest, parseHostManifest } from '../hostManifest.ts';

@@ -1,6 +1,6 @@
 import { randomBytes, scrypt } from 'node:crypto';
 import { promisify } from 'node:util';
-import { z } from 'zod';
+import * as z from 'zod';
 import { parseDocument } from './document.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { KeyRing } from './keyRing.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { readAttempt } from './backups.ts';
 import { parseDocument } from './document.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import type { Protection } from '../storage.ts';

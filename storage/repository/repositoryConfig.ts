@@ -1,5 +1,5 @@
 import { timingSafeEqual } from 'node:crypto';
-import { z } from 'zod';
+import * as z from 'zod';
 import { parseDocument } from './document.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import type { KeyRing } from './keyRing.ts';

@@ -1,7 +1,7 @@
 import { createHmac } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { currentBootId, isProcessAlive, thisProcess } from '../../common/processIdentity.ts';
 

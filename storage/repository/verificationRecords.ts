@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { CallOptions } from '../backends/backend.ts';
 import { type Verification, verificationShape } from '../verification.ts';
 import { parseDocument } from './document.ts';

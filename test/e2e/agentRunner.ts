@@ -3,7 +3,7 @@
  * request as JSON on stdin, the answer as JSON on stdout, the log on stderr.
  */
 import { json } from 'node:stream/consumers';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Agent } from '../../agent/agent.ts';
 import type { JobRow } from '../../agent/jobs/job.ts';
 import { openAgent } from '../../agent/main.ts';

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { CertificateAuthority } from '../../controller/ca.ts';
 import { agentCredentials } from '../../controller/agentChannel.ts';
 import {

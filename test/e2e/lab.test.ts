@@ -3,7 +3,7 @@ import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually, startLab } from '../lab/lab.ts';
 import { labProcesses, processFile } from '../lab/sweep.ts';
 

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import path from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually, type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
 
 const mib = 1024 * 1024;

@@ -2,7 +2,7 @@ import { readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { NbdError } from '../../nbd/errors.ts';
 import { qemuImg, qemuIo, randomFrom, serveImage, workDirectory } from '../../nbd/fixture.ts';
 import { ReadCache } from '../../nbd/readCache.ts';

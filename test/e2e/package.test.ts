@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually } from '../lab/eventually.ts';
 import { SystemdRoot } from '../lab/systemdRoot.ts';
 

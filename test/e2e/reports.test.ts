@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { ReportStore } from '../../controller/reportStore.ts';
 import { openStub, reportJson, type Stub } from '../../controller/stub.ts';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually, type Lab, type LabAgent, startLab } from '../lab/lab.ts';
 
 type Service = ReturnType<LabAgent['background']>;

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type AgentResult, type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
 
 const storageSchema = z.object({ name: z.string(), directory: z.string() });

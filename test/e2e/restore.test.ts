@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { manifestDigest, parseManifest } from '../../storage/manifest.ts';
 import { type Lab, type LabMachine, startLab } from '../lab/lab.ts';
 import {

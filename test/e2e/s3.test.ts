@@ -6,7 +6,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { S3 } from '@aws-sdk/client-s3';
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { type Backend, listAll } from '../../storage/backends/backend.ts';
 import { S3Backend } from '../../storage/backends/s3Backend.ts';

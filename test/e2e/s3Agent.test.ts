@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type AgentResult, type LabAgent, startLab } from '../lab/lab.ts';
 import { Radosgw } from '../lab/radosgw.ts';
 

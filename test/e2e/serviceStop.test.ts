@@ -1,5 +1,5 @@
 import t from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { eventually, type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
 
 type Service = ReturnType<LabAgent['background']>;

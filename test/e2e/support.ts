@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import type { Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { TestSwitch } from '../../common/testSwitches.ts';
 import { type Manifest, parseManifest } from '../../storage/manifest.ts';
 import type { AgentSetup, BackgroundRun, Lab, LabAgent, LabMachine, WriterStatus } from '../lab/lab.ts';

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { type Manifest, manifestSchema } from '../../storage/manifest.ts';
 import { type Lab, type LabAgent, type LabMachine, startLab } from '../lab/lab.ts';
 

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What `keeper.ts` answers, as one line of JSON: the process that holds the mount namespace, or why not. */
 export const keeperAnswer = z.union([

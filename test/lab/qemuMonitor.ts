@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { createInterface, type Interface } from 'node:readline';
-import { z } from 'zod';
+import * as z from 'zod';
 
 const answerSchema = z.object({
   return: z.unknown().optional(),

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What `radosgwKeeper.ts` answers, as one line of JSON: how the server is reached, or why not. */
 export const radosgwAnswer = z.union([

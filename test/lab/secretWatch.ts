@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
 import { keepSecret, noteSaid } from '../secrets.ts';
 import type { BackgroundRun, RunResult } from './libvirtd.ts';

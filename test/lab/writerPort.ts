@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What the guest's writer holds in memory (answers of `status`, `pause`, `go`, `rate`, `fill`, …). */
 export const writerStatus = z.strictObject({

@@ -1,5 +1,5 @@
 import { Writable } from 'node:stream';
-import { z } from 'zod';
+import * as z from 'zod';
 
 import { Scheduler } from '../../agent/service/scheduler.ts';
 import type { Config } from '../../config/schema.ts';

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 
 /** What the agent under test is to do: the argument of agent.ts. */
 export const commandSchema = z.strictObject({

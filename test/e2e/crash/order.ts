@@ -1,7 +1,7 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import type { Test } from 'tap';
-import { z } from 'zod';
+import * as z from 'zod';
 import { Journal } from '../../../agent/jobs/journal.ts';
 import { eventually, type LabMachine, type WriterStatus } from '../../lab/lab.ts';
 import { labProcesses, processFile } from '../../lab/sweep.ts';
