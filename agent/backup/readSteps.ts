@@ -203,8 +203,13 @@ async function makePoint(
   if (plan.mode === 'offline') return { at: new Date(), pauseMs: null, freeze: undefined };
   let pauseMs: number | null = null;
   const serve = (): Promise<Date> => beginServing(hypervisor, context, plan);
-  if (together === undefined) return { ...(await beginFrozen(hypervisor, context, serve)), pauseMs };
+  if (together === undefined) {
+    // While the guest is frozen nothing is started.
+    using _warm = await hypervisor.warmUp();
+    return { ...(await beginFrozen(hypervisor, context, serve)), pauseMs };
+  }
   try {
+    using _warm = await hypervisor.warmUp();
     await meetPrepared(context, together);
     const begun = await beginFrozen(hypervisor, context, async () => {
       const point = await beginTogether(hypervisor, context, together, serve);

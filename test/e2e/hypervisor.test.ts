@@ -65,6 +65,56 @@ void t.test('libvirt in child processes', async (t) => {
     t.pass('and none when that is over');
   });
 
+  await t.test(
+    'who stays ready and listens to events has one child for both, except in a pause',
+    async (t) => {
+      await using hypervisor = new LibvirtHypervisor({ uri: lab.uri, idleMs: 100 });
+      using _ready = await hypervisor.stayReady();
+      const unsubscribe = await hypervisor.subscribe(() => undefined);
+      const [listening = 0] = await eventually(() => hypervisor.pids.length === 1 && hypervisor.pids);
+      await Promise.all([hypervisor.machines(), hypervisor.hostInfo(), hypervisor.machines()]);
+      t.same(hypervisor.pids, [listening], 'it answers questions, one after the other');
+      {
+        using _warm = await hypervisor.warmUp();
+        await hypervisor.machines();
+        t.equal(hypervisor.pids.length, 3, 'events have their child to themselves');
+      }
+      await eventually(() => hypervisor.pids.length === 1);
+      t.same(hypervisor.pids, [listening]);
+      process.kill(listening, 'SIGKILL');
+      await hypervisor.machines();
+      t.pass('a question that meets its loss is answered all the same');
+      await eventually(() => hypervisor.pids.length === 1 && !hypervisor.pids.includes(listening));
+      const [again = 0] = hypervisor.pids;
+      await hypervisor.machines();
+      await unsubscribe();
+      await eventually(() => hypervisor.pids.length === 1 && !hypervisor.pids.includes(again));
+      t.pass('and who does not listen any more has one for questions');
+    },
+  );
+
+  await t.test(
+    'a libvirtd that was away is told to a listener whose child answers questions, too',
+    async (t) => {
+      await using hypervisor = new LibvirtHypervisor({ uri: lab.uri, idleMs: 100 });
+      using _ready = await hypervisor.stayReady();
+      const seen: string[] = [];
+      await hypervisor.subscribe((event) => seen.push(event.kind));
+      await eventually(() => hypervisor.pids.length === 1);
+      await hypervisor.machines();
+      await lab.killLibvirtd('SIGKILL');
+      // It must not connect again by itself: it would not be registered for events any more.
+      await t.rejects(hypervisor.machines(), { code: 'HYPERVISOR_UNREACHABLE' });
+      await lab.startLibvirtd();
+      await hypervisor.machines();
+      await eventually(() => seen.includes('reconnected'), { timeoutMs: 30_000 });
+      const { uuid } = await lab.createMachine({ name: 'sp-seen-again' }, { start: false });
+      await lab.virsh('undefine', uuid);
+      await eventually(() => seen.includes('lifecycle'));
+      t.pass('and events come again');
+    },
+  );
+
   await t.test('a long call does not hold up questions or other machines', async (t) => {
     await using hypervisor = new LibvirtHypervisor({ uri: lab.uri });
     const { uuid, name } = await lab.createMachine({ name: 'sp-stuck' });

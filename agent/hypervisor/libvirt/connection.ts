@@ -1,3 +1,4 @@
+import { HypervisorError } from '../errors.ts';
 import { lastError, libvirt, silenceErrors } from './library.ts';
 import type { Out, Pointer } from './library.ts';
 import { errorOf } from './errorTable.ts';
@@ -37,6 +38,7 @@ export function outValue<T>(out: Out<T>): T {
 export class Connection {
   readonly #uri: string;
   #pointer: Pointer | undefined;
+  #isPinned = false;
 
   constructor(uri: string) {
     this.#uri = uri;
@@ -48,11 +50,17 @@ export class Connection {
   get pointer(): Pointer {
     // Asks no one: the event loop notices at once when the other side closes.
     if (this.#pointer !== undefined && libvirt.virConnectIsAlive(this.#pointer) !== 1) {
+      if (this.#isPinned) throw pinnedLost();
       libvirt.virConnectClose(this.#pointer);
       this.#pointer = undefined;
     }
     this.#pointer ??= this.#open();
     return this.#pointer;
+  }
+
+  /** From now on it is this connection or none: what was registered with it would be missing from another. */
+  pin(): void {
+    this.#isPinned = true;
   }
 
   /** Runs `use` with the machine's `virDomainPtr`. Rejects with MACHINE_NOT_FOUND. */
@@ -71,6 +79,13 @@ export class Connection {
     );
     return pointer;
   }
+}
+
+function pinnedLost(): HypervisorError {
+  return new HypervisorError('HYPERVISOR_UNREACHABLE', 'libvirt has closed the connection', {
+    hint: 'check that libvirtd runs: systemctl status libvirtd; virsh version',
+    retryable: true,
+  });
 }
 
 /** Runs `use` and gives the reference to the domain back, whatever happens. */

@@ -4,19 +4,23 @@ import { HypervisorError } from '../errors.ts';
 import type { HypervisorEvent, HypervisorListener } from '../hypervisor.ts';
 import { Channel } from './channel.ts';
 import { eventTime } from './eventTime.ts';
+import { SharedChannel } from './sharedChannel.ts';
 
 const backoffFirstMs = 100;
 const backoffLastMs = 5_000;
 
 /**
  * Domain events, from a child of their own while anybody listens: a query can be kept waiting inside
- * libvirtd for as long as a machine is locked, and an event that arrives meanwhile would be stamped late.
+ * libvirtd for as long as a machine is locked, and an event that arrives meanwhile would be stamped late. Only while
+ * nobody needs the time of an event to the millisecond, so outside of `warmUp`, it is lent for questions (`shared`).
  */
 export class EventFeed {
   readonly #uri: string;
   readonly #deadlineMs: number;
   readonly #listeners = new Set<HypervisorListener>();
   #channel: Channel | undefined;
+  /** The same, while it delivers. */
+  #shared: SharedChannel | undefined;
   #connecting: Promise<void> | undefined;
   /** The feed was interrupted while somebody listened. */
   #interrupted = false;
@@ -28,6 +32,11 @@ export class EventFeed {
 
   get pids(): readonly number[] {
     return this.#channel?.pid === undefined ? [] : [this.#channel.pid];
+  }
+
+  /** The child, where it delivers events: while none comes it can answer a question. */
+  get shared(): SharedChannel | undefined {
+    return this.#shared?.alive === true ? this.#shared : undefined;
   }
 
   /**
@@ -47,8 +56,10 @@ export class EventFeed {
     return () => this.#remove(own);
   }
 
+  /** Ends the child at once; a question that it is about rejects. */
   async close(): Promise<void> {
     this.#listeners.clear();
+    this.#channel?.kill();
     await this.#stop();
   }
 
@@ -59,8 +70,11 @@ export class EventFeed {
 
   async #stop(): Promise<void> {
     const channel = this.#channel;
+    const shared = this.#shared;
     this.#channel = undefined;
+    this.#shared = undefined;
     this.#interrupted = false;
+    if (shared !== undefined) return shared.retire();
     channel?.kill();
     await channel?.end;
   }
@@ -75,7 +89,10 @@ export class EventFeed {
   }
 
   async #start(): Promise<void> {
-    const channel = new Channel(this.#uri, (event) => this.#deliver(event));
+    const channel = new Channel(this.#uri, (event) => {
+      // One that only answers a last question has nothing to tell.
+      if (this.#channel === channel) this.#deliver(event);
+    });
     this.#channel = channel;
     try {
       await channel.request('watchEvents', [], this.#deadlineMs);
@@ -83,6 +100,7 @@ export class EventFeed {
       channel.kill();
       throw error;
     }
+    if (this.#channel === channel) this.#shared = new SharedChannel(channel);
     void channel.end.then(() => (this.#channel === channel ? this.#reconnect() : undefined));
     if (this.#interrupted) this.#deliver({ kind: 'reconnected', ...eventTime() });
     this.#interrupted = false;

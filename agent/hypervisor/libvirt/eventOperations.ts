@@ -24,6 +24,7 @@ export function eventOperations(connection: Connection, sink: EventSink) {
     /** Registers for all events of all machines on this child's connection; once in a child's life. */
     watchEvents(): void {
       const { pointer } = connection;
+      connection.pin();
       const close = callbacks.close(() => sink.closed());
       check(
         'virConnectRegisterCloseCallback',

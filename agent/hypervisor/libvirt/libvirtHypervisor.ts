@@ -70,9 +70,15 @@ export class LibvirtHypervisor implements Hypervisor {
   constructor(options: LibvirtHypervisorOptions) {
     const { uri, deadlines, idleMs = idleMsDefault } = options;
     this.#deadlines = { ...defaultDeadlines, ...deadlines };
-    this.#queries = new ChannelPool({ uri, idleMs, limit: queryCallsMax, growAfterMs: queryPatienceMs });
-    this.#changes = new ChannelPool({ uri, idleMs, limit: longCallsMax, growAfterMs: 0 });
     this.#feed = new EventFeed(uri, this.#deadlines.queryMs);
+    this.#queries = new ChannelPool({
+      uri,
+      idleMs,
+      limit: queryCallsMax,
+      growAfterMs: queryPatienceMs,
+      shared: () => this.#feed.shared,
+    });
+    this.#changes = new ChannelPool({ uri, idleMs, limit: longCallsMax, growAfterMs: 0 });
   }
 
   /**
@@ -85,7 +91,10 @@ export class LibvirtHypervisor implements Hypervisor {
       for (const hold of holds) hold[Symbol.dispose]();
     };
     try {
-      await Promise.all([this.#query('connect'), this.#change('connect')]);
+      await Promise.all([
+        this.#queries.request('connect', [], this.#deadlines.queryMs),
+        this.#change('connect'),
+      ]);
     } catch (error) {
       release();
       throw error;
@@ -93,7 +102,10 @@ export class LibvirtHypervisor implements Hypervisor {
     return { [Symbol.dispose]: release };
   }
 
-  /** One child for questions is started now, stays, and is replaced when it is lost. */
+  /**
+   * One child for questions is started now, stays, and is replaced when it is lost. While somebody listens to events, that
+   * is the child that delivers them: outside a pause (see `warmUp`) an event may come after the answer to a question.
+   */
   async stayReady(): Promise<Disposable> {
     const ending = new AbortController();
     const kept = this.#queries.keepLast();
@@ -212,7 +224,7 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   setMaxDowntime(uuid: string, downtimeMs: number): Promise<void> {
-    return this.#query('setMaxDowntime', uuid, downtimeMs);
+    return this.#quickChange('setMaxDowntime', uuid, downtimeMs);
   }
 
   restoreState(options: RestoreStateOptions): Promise<void> {
@@ -229,7 +241,7 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   abortJob(uuid: string): Promise<void> {
-    return this.#query('abortJob', uuid);
+    return this.#quickChange('abortJob', uuid);
   }
 
   async processUser(uuid: string): Promise<{ readonly uid: number; readonly gid: number }> {
@@ -405,6 +417,14 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   #query<Name extends OperationName>(
+    operation: Name,
+    ...args: OperationArguments<Name>
+  ): Promise<OperationResult<Name>> {
+    return this.#queries.ask(operation, args, this.#deadlines.queryMs);
+  }
+
+  /** What is done as soon as a question is answered, but must neither be done twice nor hold up events. */
+  #quickChange<Name extends OperationName>(
     operation: Name,
     ...args: OperationArguments<Name>
   ): Promise<OperationResult<Name>> {

@@ -2,6 +2,7 @@ import { HypervisorError } from '../errors.ts';
 import { Channel, deadlineExceeded } from './channel.ts';
 import type { OperationArguments, OperationResult } from './channel.ts';
 import type { OperationName } from './messages.ts';
+import type { SharedChannel } from './sharedChannel.ts';
 
 export interface PoolOptions {
   readonly uri: string;
@@ -11,6 +12,8 @@ export interface PoolOptions {
   readonly growAfterMs: number;
   /** A child that had nothing to do for so long is ended. */
   readonly idleMs: number;
+  /** A child that somebody else keeps, and that can be asked something; see `ask`. */
+  readonly shared?: () => SharedChannel | undefined;
 }
 
 /** Somebody who waits for a child. */
@@ -28,6 +31,8 @@ export class ChannelPool {
   /** With the timers that end them; the most recently used last, so that the others get old. */
   readonly #idle = new Map<Channel, NodeJS.Timeout>();
   readonly #waiting = new Set<Waiting>();
+  /** Shared children whose end will be told. */
+  readonly #awaited = new WeakSet<SharedChannel>();
   #holders = 0;
   #keepers = 0;
   #emptied = Promise.withResolvers<void>();
@@ -62,6 +67,35 @@ export class ChannelPool {
     }
   }
 
+  /**
+   * Asks a question, which changes nothing. Where a child is to stay at hand (see `keepLast`) and somebody else keeps one,
+   * it is that one that is asked, as long as there is none of our own: an idle process then has one child, not two. One
+   * that is lost over the question, or busy for long, is replaced by one of our own. The deadline includes all of that.
+   * @throws HypervisorError
+   */
+  async ask<Name extends OperationName>(
+    operation: Name,
+    args: OperationArguments<Name>,
+    deadlineMs: number,
+  ): Promise<OperationResult<Name>> {
+    const startMs = performance.now();
+    const leftMs = (): number => deadlineMs - (performance.now() - startMs);
+    const shared = this.#isHeld || this.#channels.size > 0 ? undefined : this.#sharedToKeep;
+    const patienceMs = Math.min(this.#options.growAfterMs, deadlineMs);
+    if (shared === undefined || !(await shared.take(patienceMs)))
+      return this.request(operation, args, leftMs());
+    this.#tellItsEnd(shared);
+    try {
+      if (leftMs() <= 0) throw deadlineExceeded(operation);
+      return await shared.request(operation, args, leftMs());
+    } catch (error) {
+      if (!isUnreachable(error)) throw error;
+    } finally {
+      shared.giveBack();
+    }
+    return this.request(operation, args, leftMs());
+  }
+
   /** Keeps every child, idle or not, until the returned object is disposed. */
   hold(): Disposable {
     this.#holders += 1;
@@ -74,7 +108,10 @@ export class ChannelPool {
     };
   }
 
-  /** Lets the last child stay, however long it is idle, until the returned object is disposed. */
+  /**
+   * Lets the last child stay, however long it is idle, until the returned object is disposed. Where there is a shared
+   * one, that is the one that stays.
+   */
   keepLast(): Disposable {
     this.#keepers += 1;
     let kept = true;
@@ -86,7 +123,7 @@ export class ChannelPool {
     };
   }
 
-  /** Resolves when no child is left of those that there are, or that come. */
+  /** Resolves when no child is left of those that there are, or that come; that of another counts once it was asked. */
   get emptied(): Promise<void> {
     return this.#emptied.promise;
   }
@@ -97,6 +134,22 @@ export class ChannelPool {
     const channels = [...this.#channels];
     for (const channel of channels) channel.kill();
     await Promise.all(channels.map((channel) => channel.end));
+  }
+
+  get #isHeld(): boolean {
+    return this.#holders > 0;
+  }
+
+  /** The child of another that does for the one that is to stay. */
+  get #sharedToKeep(): SharedChannel | undefined {
+    return this.#keepers > 0 ? this.#options.shared?.() : undefined;
+  }
+
+  /** Its end may leave nobody to ask. */
+  #tellItsEnd(shared: SharedChannel): void {
+    if (this.#awaited.has(shared)) return;
+    this.#awaited.add(shared);
+    void shared.end.then(() => this.#tellEmptied());
   }
 
   async #waitForChannel(operation: OperationName, deadlineMs: number): Promise<Channel> {
@@ -144,7 +197,8 @@ export class ChannelPool {
 
   #rest(channel: Channel): void {
     const timer = setTimeout(() => {
-      const isKept = this.#holders > 0 || (this.#keepers > 0 && this.#channels.size === 1);
+      const isLast = this.#keepers > 0 && this.#channels.size === 1;
+      const isKept = this.#isHeld || (isLast && this.#sharedToKeep === undefined);
       if (isKept) return this.#rest(channel);
       this.#idle.delete(channel);
       channel.kill();
@@ -160,10 +214,18 @@ export class ChannelPool {
     this.#channels.delete(channel);
     // Whoever waits would wait for the one that is gone.
     if (this.#waiting.size > 0 && !this.#closed) this.#grow();
+    this.#tellEmptied();
+  }
+
+  #tellEmptied(): void {
     if (this.#channels.size > 0) return;
     this.#emptied.resolve();
     this.#emptied = Promise.withResolvers();
   }
+}
+
+function isUnreachable(error: unknown): boolean {
+  return error instanceof HypervisorError && error.code === 'HYPERVISOR_UNREACHABLE';
 }
 
 function closed(): HypervisorError {

@@ -15,7 +15,7 @@ class LosingPool {
     return this.#emptied.promise;
   }
 
-  readonly request: ChannelPool['request'] = async () => {
+  readonly ask: ChannelPool['ask'] = async () => {
     this.connects += 1;
     if (this.isAway) throw new HypervisorError('HYPERVISOR_UNREACHABLE', 'away', { retryable: true });
     // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- what connecting gives

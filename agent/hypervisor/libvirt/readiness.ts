@@ -11,7 +11,7 @@ const againLastMs = 60_000;
  * @param pool whose last child stays; see `keepLast`
  */
 export async function keepConnected(
-  pool: Pick<ChannelPool, 'request' | 'emptied'>,
+  pool: Pick<ChannelPool, 'ask' | 'emptied'>,
   deadlineMs: number,
   signal: AbortSignal,
 ): Promise<void> {
@@ -28,9 +28,9 @@ export async function keepConnected(
   }
 }
 
-async function connects(pool: Pick<ChannelPool, 'request'>, deadlineMs: number): Promise<boolean> {
+async function connects(pool: Pick<ChannelPool, 'ask'>, deadlineMs: number): Promise<boolean> {
   try {
-    await pool.request('connect', [], deadlineMs);
+    await pool.ask('connect', [], deadlineMs);
     return true;
   } catch (error) {
     if (error instanceof HypervisorError) return false;
