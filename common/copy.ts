@@ -7,11 +7,13 @@ import { type DigestKind, fileHasher } from './chunkSums.ts';
 import { createDirect } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 import { fsyncDirectory, removeUnfinished } from './files.ts';
-import { hashInPieces, largePieceBytes, openDirect, piecesInFlight, type ReadOptions } from './pieces.ts';
+import { hashInPieces, largePieceBytes, openDirect, type ReadOptions } from './pieces.ts';
 import { ReadBack } from './readBack.ts';
 
 /** Bytes read at once; two of them are in flight, so that reading and hashing overlap. */
 const blockBytes = 4 * 1024 * 1024;
+/** Somebody waits for what is read back: each piece goes three ways, and the disk is to have work on all of them. */
+const piecesReadBack = 6;
 /** Zeros of at least this length become holes in a copy. */
 const holeBytes = 64 * 1024;
 const zeros = Buffer.alloc(holeBytes);
@@ -254,9 +256,10 @@ async function copyInPieces(source: FileHandle, options: CopyOptions, mode: numb
     try {
       const { pieceBytes = largePieceBytes } = options;
       await using back = options.readBack
-        ? await ReadBack.open(options.to, { pieces: piecesInFlight, pieceBytes })
+        ? await ReadBack.open(options.to, { pieces: piecesReadBack, pieceBytes })
         : null;
-      const hashed = await hashInPieces(source, options, async (padded, position) => {
+      const how = back === null ? options : { ...options, piecesInFlight: piecesReadBack };
+      const hashed = await hashInPieces(source, how, async (padded, position) => {
         await writeSparse(copy, padded, position);
         await back?.compare(padded, position);
       });

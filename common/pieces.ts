@@ -9,7 +9,7 @@ import type { Throttle } from './throttle.ts';
 
 /** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
 export const largePieceBytes = 4 * chunkBytes;
-export const piecesInFlight = 3;
+const piecesInFlight = 3;
 /** What `O_DIRECT` wants lengths to be multiples of, on any device. */
 const blockBytes = 4096;
 
@@ -24,6 +24,8 @@ export interface ReadOptions {
   readonly throttle?: Throttle | undefined;
   /** Bytes read at once, a multiple of a chunk: small pieces take less memory, large ones less time. */
   readonly pieceBytes?: number | undefined;
+  /** So many pieces are worked on at a time; 3 unless told. */
+  readonly piecesInFlight?: number | undefined;
 }
 
 /** What goes through a whole file in pieces leaves the list of its chunks' digests. */
@@ -63,7 +65,7 @@ export async function hashInPieces(
   const { size } = await file.stat();
   const { pieceBytes = largePieceBytes } = options;
   const sums: string[] = [];
-  const buffers = directBuffers(piecesInFlight, pieceBytes);
+  const buffers = directBuffers(options.piecesInFlight ?? piecesInFlight, pieceBytes);
   const underWay = new Set<Promise<void>>();
   const failures: unknown[] = [];
   const bandwidth = new Bandwidth(options.limit);

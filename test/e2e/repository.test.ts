@@ -62,10 +62,7 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     });
     requireDone(t, recovered);
     t.match(recovered.stdout, `storage vault opens again with ${keyFile}, which was made (key slot `);
-    t.match(
-      recovered.stderr,
-      /the key file that this host had before still opens it.*--remove [0-9a-f]{16}/,
-    );
+    t.match(recovered.stderr, /the key file that this host had before still opens it.*--remove [0-9a-f]{16}/);
     requireDone(t, await agent.run(['storage', 'show', 'vault']));
     const again = await agent.run(['storage', 'init', 'vault', '--json']);
     t.match(again, { exitCode: 8, stderr: /REPOSITORY_EXISTS/ });

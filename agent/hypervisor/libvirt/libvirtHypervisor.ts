@@ -57,6 +57,17 @@ const queryCallsMax = 2;
 const queryPatienceMs = 250;
 
 /**
+ * Questions that the child for events may answer: those of an idle service, which libvirt answers without waiting for what
+ * is done to a machine. Any other could keep an event from being told for as long as a machine is locked.
+ */
+const quickQuestions: ReadonlySet<OperationName> = new Set<OperationName>([
+  'hostInfo',
+  'machines',
+  'findMachine',
+  'machine',
+]);
+
+/**
  * libvirt, called through koffi in child processes, so that a libvirtd that hangs can never hold up the
  * caller: questions in one, calls that can take long in up to four, events in one while anybody listens.
  * Nothing is connected before the first call, and a connection that was lost is made again by the next.
@@ -420,7 +431,9 @@ export class LibvirtHypervisor implements Hypervisor {
     operation: Name,
     ...args: OperationArguments<Name>
   ): Promise<OperationResult<Name>> {
-    return this.#queries.ask(operation, args, this.#deadlines.queryMs);
+    return quickQuestions.has(operation)
+      ? this.#queries.ask(operation, args, this.#deadlines.queryMs)
+      : this.#queries.request(operation, args, this.#deadlines.queryMs);
   }
 
   /** What is done as soon as a question is answered, but must neither be done twice nor hold up events. */
