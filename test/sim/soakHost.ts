@@ -53,6 +53,7 @@ export class SoakHost implements AsyncDisposable {
   readonly #logFile: number;
   #metrics = '';
   #limit = 0;
+  #end: Promise<void> | undefined;
 
   private constructor(parts: {
     readonly site: Site;
@@ -192,8 +193,13 @@ export class SoakHost implements AsyncDisposable {
     }
   }
 
-  /** The service ends, and all of the host with it. */
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** The service ends, and all of the host with it; once. */
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#end ??= this.#endAll();
+    return this.#end;
+  }
+
+  async #endAll(): Promise<void> {
     this.#stop.abort();
     await this.#service;
     await this.agent.parts.hypervisor[Symbol.asyncDispose]();
