@@ -5,6 +5,7 @@ import { writerName } from '../common/version.ts';
 import type { Config } from '../config/schema.ts';
 import { type HostItem, type HostManifest, hostManifestVersion } from '../storage/hostManifest.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
+import { unlessGone } from './hypervisor/unlessGone.ts';
 import { publicDefinition } from './snapshot/save.ts';
 
 /** The definitions of a host, ready to be stored. */
@@ -36,8 +37,9 @@ export async function gatherHost(hypervisor: Hypervisor, config: Config): Promis
   };
   for (const { uuid, name, persistent, autostart } of await hypervisor.machines()) {
     // Of a transient machine there is nothing to define again.
-    if (persistent)
-      add({ kind: 'machine', name, uuid, autostart }, 'xml', await publicDefinition(hypervisor, uuid));
+    if (!persistent) continue;
+    const definition = await unlessGone(publicDefinition(hypervisor, uuid));
+    if (definition !== undefined) add({ kind: 'machine', name, uuid, autostart }, 'xml', definition);
   }
   for (const { kind, name, uuid, definition, autostart } of await hypervisor.hostDefinitions())
     add({ kind, name, uuid, ...(autostart === null ? {} : { autostart }) }, 'xml', definition);

@@ -5,6 +5,7 @@ import { isUuid } from '../common/ids.ts';
 import type { Config } from '../config/schema.ts';
 import { DomainXml } from './hypervisor/domainXml.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
+import { unlessGone } from './hypervisor/unlessGone.ts';
 import { retainDirectoryFor, retainDirectoryName } from './snapshot/workspace.ts';
 
 /** A directory in which a job works, or worked. */
@@ -25,7 +26,9 @@ export async function findWorkDirectories(
     Object.values(config.policies).flatMap(({ retainDirectory }) => retainDirectory ?? []),
   );
   for (const { uuid } of await hypervisor.machines()) {
-    for (const { path } of DomainXml.parse(await hypervisor.definition(uuid, 'live')).volumes) {
+    const definition = await unlessGone(hypervisor.definition(uuid, 'live'));
+    if (definition === undefined) continue;
+    for (const { path } of DomainXml.parse(definition).volumes) {
       if (path === undefined) continue;
       places.add(retainDirectoryFor(path, null));
       // A machine that a live backup has left on its overlay.

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { JoinedSignal } from './joinedSignal.ts';
 
 /** A limit that may be changed while others are held to it. */
 export class BandwidthLimit {
@@ -80,7 +81,9 @@ export class Bandwidth {
 
   async #wait(waitMs: number, signal: AbortSignal | undefined): Promise<void> {
     const { changed } = this.#limit;
-    const either = signal === undefined ? changed : AbortSignal.any([signal, changed]);
+    // Both may live for much longer, and this is waited for with each piece.
+    using joined = new JoinedSignal(signal === undefined ? [changed] : [signal, changed]);
+    const either = joined.signal;
     try {
       // At least one: a timer may be early by a part of a millisecond.
       await sleep(Math.max(1, waitMs), undefined, { signal: either });

@@ -1,5 +1,6 @@
 import { noteHangingCall } from '../common/endProcess.ts';
 import type { Hold } from '../common/hold.ts';
+import { JoinedSignal } from '../common/joinedSignal.ts';
 import { StorageError } from './errors.ts';
 
 /** The deadline of one operation, which every sign of progress puts off. */
@@ -7,6 +8,7 @@ export class Watch {
   readonly expired: Promise<never>;
   readonly #abort = new AbortController();
   readonly #timer: NodeJS.Timeout;
+  readonly #joined: JoinedSignal[] = [];
 
   /** @param hold who is held back by it is silent without being to blame */
   constructor(silenceMs: number, error: () => StorageError, hold?: Hold) {
@@ -31,12 +33,18 @@ export class Watch {
     this.#timer.refresh();
   }
 
+  /** Aborted by the end of the patience, and by `signal` until the operation has ended. */
   signalWith(signal: AbortSignal | undefined): AbortSignal {
-    return signal === undefined ? this.#abort.signal : AbortSignal.any([signal, this.#abort.signal]);
+    if (signal === undefined) return this.#abort.signal;
+    // A job has one signal for all its reads, of which there may be millions: none may leave anything at it.
+    const joined = new JoinedSignal([signal, this.#abort.signal]);
+    this.#joined.push(joined);
+    return joined.signal;
   }
 
   stop(): void {
     clearTimeout(this.#timer);
+    for (const joined of this.#joined) joined[Symbol.dispose]();
   }
 }
 

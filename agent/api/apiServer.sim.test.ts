@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { connect } from 'node:http2';
 import { connect as connectSocket } from 'node:net';
+import { DatabaseSync } from 'node:sqlite';
 import { credentials, Metadata, ServerCredentials, status } from '@grpc/grpc-js';
 import t from 'tap';
 import { HealthClient } from '../../proto/generated/grpc/health/v1/health.ts';
@@ -357,6 +358,34 @@ void t.test('jobs are listed page by page, the newest first', async (t) => {
     pageToken = page.nextPageToken;
   } while (pageToken !== '');
   t.same(listed, ids);
+});
+
+void t.test('a page of jobs is made of those on it, whatever else the journal remembers', async (t) => {
+  await using served = await ServedSite.create();
+  const client = served.client();
+  const ids: string[] = [];
+  for (const key of ['a', 'b', 'c']) {
+    const { id } = firstJob(await startBackup(client, { idempotencyKey: key }));
+    await watched(client, id);
+    ids.unshift(id);
+  }
+  // Who reads it cannot but notice.
+  const database = new DatabaseSync(served.site.journalPath);
+  database.prepare(`UPDATE jobs SET state = 'of another version' WHERE id = ?`).run(ids.at(-1) ?? '');
+  database.close();
+  const page = (machine: string, pageToken = '') =>
+    answerOf<ListJobsResponse>((done) =>
+      client.listJobs({ pageSize: 1, pageToken, machine, unfinishedOnly: false }, done),
+    );
+  for (const machine of ['', 'm', served.site.uuid]) {
+    const { jobs, nextPageToken } = await page(machine);
+    t.same(
+      jobs.map(({ id }) => id),
+      ids.slice(0, 1),
+    );
+    t.ok(nextPageToken);
+  }
+  t.match(await refusal(page('', Buffer.from('no id').toString('base64url'))), { code: 'REQUEST_INVALID' });
 });
 
 void t.test('a message that is too large is refused, and the connection goes on', async (t) => {

@@ -6,6 +6,7 @@ import type {
   ServerWritableStream,
 } from '@grpc/grpc-js';
 import { StillpointError } from '../../common/errors.ts';
+import { JoinedSignal } from '../../common/joinedSignal.ts';
 import type { Logger } from '../../common/log.ts';
 import type { CallerOf } from './callRules.ts';
 import type { ApiCall } from './context.ts';
@@ -26,8 +27,10 @@ export function unary<Request, Response>(
 ): handleUnaryCall<Request, Response> {
   return (call, callback) => {
     const work = async (): Promise<void> => {
+      // The service closes long after the call.
+      using joined = new JoinedSignal([goneSignal(call), parts.closing]);
       try {
-        callback(null, await answer(call.request, apiCall(parts, call, goneSignal(call))));
+        callback(null, await answer(call.request, apiCall(parts, call, joined.signal)));
       } catch (error) {
         tell(parts.log, call.getPath(), error);
         callback(failedCall(error));
@@ -48,8 +51,9 @@ export function streaming<Request, Response>(
   return (call) => {
     const work = async (): Promise<void> => {
       const gone = goneSignal(call);
+      using joined = new JoinedSignal([gone, parts.closing]);
       try {
-        for await (const response of answer(call.request, apiCall(parts, call, gone))) {
+        for await (const response of answer(call.request, apiCall(parts, call, joined.signal))) {
           if (gone.aborted) return;
           if (!call.write(response)) await drained(call, gone);
         }
@@ -73,8 +77,8 @@ function goneSignal(call: AnyCall): AbortSignal {
   return gone.signal;
 }
 
-function apiCall({ callerOf, closing }: HandlerParts, call: AnyCall, gone: AbortSignal): ApiCall {
-  return { caller: callerOf(call), signal: AbortSignal.any([gone, closing]) };
+function apiCall({ callerOf }: HandlerParts, call: AnyCall, signal: AbortSignal): ApiCall {
+  return { caller: callerOf(call), signal };
 }
 
 async function drained(call: ServerWritableStream<unknown, unknown>, signal: AbortSignal): Promise<void> {

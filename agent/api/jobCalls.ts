@@ -9,13 +9,15 @@ import {
   type RetryJobRequest,
   type RetryJobResponse,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
+import { isUuid } from '../../common/ids.ts';
 import { backupOfJob } from '../backupCopies.ts';
-import type { JobRow } from '../jobs/job.ts';
+import type { JobListing, JobRow } from '../jobs/job.ts';
+import type { Journal } from '../jobs/journal.ts';
 import { backupMessage } from './backupMessage.ts';
 import { scopeOf } from './caller.ts';
 import type { ApiCall, ApiContext } from './context.ts';
 import { holdOf, jobMessage, stepMessage } from './jobMessage.ts';
-import { pageOf } from './page.ts';
+import { keyBefore, pageFrom, sizeOf } from './page.ts';
 import { refusedKey, serviceEnding } from './startedBackups.ts';
 import { fingerprintOf, requireKey } from './startRequest.ts';
 
@@ -24,18 +26,27 @@ const jobsDefault = 100;
 /** @throws ApiError REQUEST_INVALID */
 export function listJobs({ agent }: ApiContext, request: ListJobsRequest): ListJobsResponse {
   const { journal } = agent.parts;
-  const { machine, unfinishedOnly } = request;
-  const rows = unfinishedOnly ? journal.holding() : journal.list({ limit: -1 });
-  const wanted = rows
-    .filter((row) => machine === '' || row.machineName === machine || row.machineUuid === machine)
-    .toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-  const { items, nextPageToken } = pageOf(wanted, keyOf, request, jobsDefault);
+  const size = sizeOf(request, jobsDefault);
+  const machine = request.machine === '' ? undefined : request.machine;
+  const before = keyBefore(request, isUuid);
+  // One more than a page: whether there is another. The journal may remember more than there is memory for.
+  const rows = request.unfinishedOnly
+    ? unfinished(journal, { machine, before })
+    : journal.list({ machine, before, limit: size + 1 });
+  const { items, nextPageToken } = pageFrom(rows, ({ id }) => id, size);
   return { jobs: items.map((job) => jobMessage(agent, job)), nextPageToken };
 }
 
-/** Grows as jobs get older. */
-function keyOf({ createdAtMs, id }: JobRow): string {
-  return `${String(Number.MAX_SAFE_INTEGER - createdAtMs).padStart(16, '0')} ${id}`;
+/** The newest first. */
+function unfinished(
+  journal: Pick<Journal, 'holding'>,
+  { machine, before }: Pick<JobListing, 'machine' | 'before'>,
+): readonly JobRow[] {
+  return journal
+    .holding()
+    .filter(({ id }) => before === undefined || id < before)
+    .filter(({ machineName, machineUuid }) => [undefined, machineName, machineUuid].includes(machine))
+    .toSorted((a, b) => (a.id < b.id ? 1 : -1));
 }
 
 /** @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; StorageError when what it has made cannot be looked at */

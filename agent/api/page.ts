@@ -20,17 +20,40 @@ export function pageOf<T>(
   { pageSize, pageToken }: PageRequest,
   defaultSize: number,
 ): { readonly items: readonly T[]; readonly nextPageToken: string } {
-  const after = pageToken === '' ? undefined : keyIn(pageToken);
+  const after = keyBefore({ pageToken });
   const rest = after === undefined ? items : items.filter((item) => keyOf(item) > after);
-  const page = rest.slice(0, Math.min(pageSize === 0 ? defaultSize : pageSize, hardMax));
+  return pageFrom(rest, keyOf, sizeOf({ pageSize }, defaultSize));
+}
+
+/** A page, and where the next one begins. @param items behind the page before: more than a page where there is another */
+export function pageFrom<T>(
+  items: readonly T[],
+  keyOf: (item: T) => string,
+  size: number,
+): { readonly items: readonly T[]; readonly nextPageToken: string } {
+  const page = items.slice(0, size);
   const last = page.at(-1);
-  const isLast = last === undefined || page.length === rest.length;
+  const isLast = last === undefined || page.length === items.length;
   return { items: page, nextPageToken: isLast ? '' : Buffer.from(keyOf(last)).toString('base64url') };
 }
 
-function keyIn(token: string): string {
-  const key = Buffer.from(token, 'base64url');
-  if (key.toString('base64url') === token) return key.toString();
+/** How many items a page has at the most. */
+export function sizeOf({ pageSize }: Pick<PageRequest, 'pageSize'>, defaultSize: number): number {
+  return Math.min(pageSize === 0 ? defaultSize : pageSize, hardMax);
+}
+
+/**
+ * The key of the last item of the page before; `undefined`: it is the first page.
+ * @param isKey what keys look like
+ * @throws ApiError REQUEST_INVALID for a token that is none
+ */
+export function keyBefore(
+  { pageToken }: Pick<PageRequest, 'pageToken'>,
+  isKey: (key: string) => boolean = () => true,
+): string | undefined {
+  if (pageToken === '') return undefined;
+  const key = Buffer.from(pageToken, 'base64url');
+  if (key.toString('base64url') === pageToken && isKey(key.toString())) return key.toString();
   throw new ApiError('REQUEST_INVALID', 'the page_token is none of ours', {
     hint: 'give back next_page_token as it came, with the same filters',
   });

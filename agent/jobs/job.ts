@@ -39,6 +39,16 @@ export interface JobPause {
   readonly sinceMs: number | null;
 }
 
+/** Which jobs are listed. */
+export interface JobListing {
+  /** Only those of this machine, by name or UUID. */
+  readonly machine?: string | undefined;
+  /** Only those that are older than the job of this id. */
+  readonly before?: string | undefined;
+  /** So many at the most; 1000 unless told, -1 for all of them. */
+  readonly limit?: number | undefined;
+}
+
 /** A job as the journal has it. `record` is the job kind's own document of facts. */
 export interface JobRow {
   readonly id: string;

@@ -144,7 +144,7 @@ void t.test('the newest jobs are listed first, of one machine if asked', async (
   for (const machine of ['m', 'n', 'm'])
     journal.end(journal.create(jobOf(machine)).id, { state: 'finished' });
   t.equal(journal.list().length, 3);
-  t.equal(journal.list({ machineUuid: 'm' }).length, 2);
+  t.equal(journal.list({ machine: 'm' }).length, 2);
   const [newest] = journal.list({ limit: 1 });
   t.ok(journal.list().every(({ id }) => id <= (newest?.id ?? '')));
 });

@@ -5,7 +5,7 @@ import { type ErrorRecord, isErrno, messageOf } from '../../common/errors.ts';
 import { type ChangeCursor, changedJobRows, type ChangedJobs } from './changeRows.ts';
 import { version as programVersion } from '../../common/version.ts';
 import { JobError } from './errors.ts';
-import type { JobKind, JobPause, JobProgress, JobRow, JobState, StepRow } from './job.ts';
+import type { JobKind, JobListing, JobPause, JobProgress, JobRow, JobState, StepRow } from './job.ts';
 import {
   jobFrom,
   migrations,
@@ -347,14 +347,24 @@ export class Journal implements Disposable {
     throw new JobError(code, `there is ${many} job "${part}"`, { hint: 'stillpoint jobs' });
   }
 
-  /** The newest jobs first. */
-  list(options: { readonly machineUuid?: string; readonly limit?: number } = {}): readonly JobRow[] {
+  /**
+   * The newest jobs first, by their ids, which are in the order of their making: no more of the journal is read than is
+   * returned, however many jobs it remembers.
+   */
+  list(listing: JobListing = {}): readonly JobRow[] {
+    const [machine, before] = [listing.machine ?? null, listing.before ?? null];
     const rows = this.#db
       .prepare(
-        `SELECT * FROM jobs WHERE (? IS NULL OR machine_uuid = ?) ORDER BY created_at_ms DESC, id DESC LIMIT ?`,
+        `SELECT * FROM jobs WHERE (? IS NULL OR machine_uuid = ? OR machine_name = ?) AND (? IS NULL OR id < ?)
+         ORDER BY id DESC LIMIT ?`,
       )
-      .all(options.machineUuid ?? null, options.machineUuid ?? null, options.limit ?? 1000);
+      .all(machine, machine, machine, before, before, listing.limit ?? 1000);
     return rows.map((row) => jobFrom(row));
+  }
+
+  /** How many jobs it remembers. */
+  get count(): number {
+    return Number(this.#db.prepare('SELECT count(*) AS count FROM jobs').get()?.['count']);
   }
 
   /**

@@ -4,6 +4,7 @@ import { open, readFile } from 'node:fs/promises';
 import type { IncomingMessage } from 'node:http';
 import { messageOf } from '../../common/errors.ts';
 import { http, https } from '../../common/nodeHttp.ts';
+import { JoinedSignal } from '../../common/joinedSignal.ts';
 import type { AlertEvent, WebhookConfig } from '../../config/observability.ts';
 import { version } from '../../common/version.ts';
 import { ObserveError } from './errors.ts';
@@ -71,11 +72,13 @@ export class Webhook {
     },
   ): Promise<number> {
     const deadline = AbortSignal.timeout(deadlineMs);
+    // That of the service lives on.
+    using joined = new JoinedSignal([how.signal, deadline]);
     const url = new URL(this.#config.url);
     const options = {
       method: 'POST',
       headers: how.headers,
-      signal: AbortSignal.any([how.signal, deadline]),
+      signal: joined.signal,
       agent: false,
     } as const;
     // Whatever the environment says.

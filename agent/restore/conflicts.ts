@@ -1,5 +1,6 @@
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
+import { unlessGone } from '../hypervisor/unlessGone.ts';
 import type { Conflict, RestorePlan } from './plan.ts';
 
 /** What a restore replaces or gets in the way of, for the operator to see before it happens. */
@@ -92,7 +93,9 @@ async function sharedMacs(
   const conflicts: Conflict[] = [];
   for (const machine of machines) {
     if (machine.uuid === plan.machine.uuid) continue;
-    const other = DomainXml.parse(await hypervisor.definition(machine.uuid, 'persistent'));
+    const text = await unlessGone(hypervisor.definition(machine.uuid, 'persistent'));
+    if (text === undefined) continue;
+    const other = DomainXml.parse(text);
     const shared = other.interfaces.find(({ mac }) => mac !== undefined && ours.has(mac.toLowerCase()));
     if (shared !== undefined)
       conflicts.push({ kind: 'mac', message: `${machine.name} has the same MAC ${shared.mac}` });

@@ -4,6 +4,7 @@ import { QemuImageError, readImageInfo } from '../../common/qemuImage.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
 import type { Hypervisor, MachineSummary } from '../hypervisor/hypervisor.ts';
+import { unlessGone } from '../hypervisor/unlessGone.ts';
 import { foreignGuests } from '../snapshot/imageUsers.ts';
 import { RestoreError } from './errors.ts';
 import type { RestoredVolume, RestorePlan } from './plan.ts';
@@ -66,7 +67,7 @@ export async function requireUnused(volumes: readonly RestoredVolume[], uuid: st
 /** What tells where images are. */
 export type ImageSource = Pick<Hypervisor, 'definition' | 'volumePath'>;
 
-/** Every image that a machine uses or would use at its next start, with what each stands on. */
+/** Every image that a machine uses or would use at its next start, with what each stands on; none once it has gone. */
 export async function imagesOf(
   hypervisor: ImageSource,
   machine: MachineSummary,
@@ -78,7 +79,9 @@ export async function imagesOf(
   ];
   const paths = new Set<string>();
   for (const kind of definitions) {
-    for (const volume of DomainXml.parse(await hypervisor.definition(machine.uuid, kind)).volumes) {
+    const definition = await unlessGone(hypervisor.definition(machine.uuid, kind));
+    if (definition === undefined) return paths;
+    for (const volume of DomainXml.parse(definition).volumes) {
       const image = volume.path ?? (await pathInPool(hypervisor, volume));
       if (image !== undefined) await addChain(image, volume.format, paths);
       for (const { path } of volume.backingChain ?? []) if (path !== undefined) paths.add(path);

@@ -1,6 +1,7 @@
 import type { EventEmitter } from 'node:events';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { endOrAbort } from '../../common/endOrAbort.ts';
 import { errorRecord } from '../../common/errors.ts';
 import type { Logger } from '../../common/log.ts';
 import { version } from '../../common/version.ts';
@@ -227,12 +228,9 @@ class Reporter {
   }
 
   async #again(what: string, look: () => Promise<void>, rest: () => Promise<void>): Promise<void> {
-    const ended = new Promise<void>((resolve) => {
-      this.#signal.addEventListener('abort', () => resolve(), { once: true });
-    });
     while (!this.#signal.aborted) {
       // The service ends without waiting for a storage that does not answer.
-      await Promise.race([this.#attempt(what, look), ended]);
+      await endOrAbort(this.#attempt(what, look), this.#signal);
       if (!this.#signal.aborted) await rest();
     }
   }

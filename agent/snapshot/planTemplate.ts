@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type ImageFormat, type ImageInfo, QemuImageError, readImageInfo } from '../../common/qemuImage.ts';
 import { DomainXml } from '../hypervisor/domainXml.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { unlessGone } from '../hypervisor/unlessGone.ts';
 import { SnapshotError } from './errors.ts';
 import { allocatedBytesOf, ownerOf } from './images.ts';
 import { refuseOtherUsers, resolveImage, volumeError } from './planVolume.ts';
@@ -86,7 +87,9 @@ export async function requireAtRest(
 ): Promise<void> {
   for (const { uuid, name, status } of await hypervisor.machines()) {
     if (status.state === 'shut-off' || status.state === 'crashed') continue;
-    for (const { path, readOnly } of DomainXml.parse(await hypervisor.definition(uuid, 'live')).volumes) {
+    const definition = await unlessGone(hypervisor.definition(uuid, 'live'));
+    if (definition === undefined) continue;
+    for (const { path, readOnly } of DomainXml.parse(definition).volumes) {
       if (path === undefined || readOnly || (await realpath(path).catch(() => path)) !== file) continue;
       throw new SnapshotError('MACHINE_RUNNING', `${name} runs on ${file}: it is no template`, {
         hint: `stillpoint backup ${name}`,

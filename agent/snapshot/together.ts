@@ -98,10 +98,12 @@ export class Together {
    */
   async reading<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
     while (this.#reading >= this.#options.readersMax && !signal.aborted) {
-      const { promise, resolve } = Promise.withResolvers<void>();
+      const { promise, resolve: settle } = Promise.withResolvers<void>();
+      const resolve = (): void => settle();
       this.#waiting.push(resolve);
-      signal.addEventListener('abort', () => resolve(), { once: true });
+      signal.addEventListener('abort', resolve, { once: true });
       await promise;
+      signal.removeEventListener('abort', resolve);
     }
     signal.throwIfAborted();
     this.#reading += 1;

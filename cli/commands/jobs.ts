@@ -25,12 +25,11 @@ export const jobs: RunVerb = (cli, _, options) =>
 
 /** The newest first; what holds a machine is always among them. */
 function select(journal: Journal, machine: string | undefined, all: boolean): readonly JobRow[] {
-  const mine = ({ machineName, machineUuid }: JobRow): boolean =>
-    machine === undefined || machineName === machine || machineUuid === machine;
-  const rows = journal.list({ limit: -1 }).filter(mine);
-  if (all) return rows;
-  const recent = new Set(rows.slice(0, shownMax));
-  return rows.filter((job) => job.holdsMachine || recent.has(job));
+  if (all) return journal.list({ machine, limit: -1 });
+  const rows = new Map(journal.list({ machine, limit: shownMax }).map((job) => [job.id, job]));
+  for (const job of journal.holding())
+    if ([undefined, job.machineName, job.machineUuid].includes(machine)) rows.set(job.id, job);
+  return [...rows.values()].toSorted((a, b) => (a.id < b.id ? 1 : -1));
 }
 
 function printJobs(cli: Cli, journal: Journal, rows: readonly JobRow[]): void {

@@ -124,7 +124,7 @@ async function checkJournal(agent: Agent): Promise<Check> {
   }
   return ok(
     'journal',
-    `${stateDir}, ${agent.parts.journal.list({ limit: -1 }).length} jobs, ${formatBytes(await freeBytes(stateDir))} free`,
+    `${stateDir}, ${agent.parts.journal.count} jobs, ${formatBytes(await freeBytes(stateDir))} free`,
   );
 }
 

@@ -68,6 +68,6 @@ async function checkOne(agent: Agent, machine: MachineIdentity, rule: Replicatio
 /** Why, as the journal has it. */
 function lastFailure(agent: Agent, machine: MachineIdentity, to: string): string {
   const machineUuid = agent.replications.placeOf(machine, to);
-  const error = agent.parts.journal.list({ machineUuid, limit: 1 })[0]?.error;
+  const error = agent.parts.journal.list({ machine: machineUuid, limit: 1 })[0]?.error;
   return error == null ? '' : `; the last copy ended with ${error.code}: ${error.message}`;
 }

@@ -1,3 +1,4 @@
+import { endOrAbort } from '../../../common/endOrAbort.ts';
 import { pause } from '../../../common/wake.ts';
 import { HypervisorError } from '../errors.ts';
 import type { ChannelPool } from './pool.ts';
@@ -15,14 +16,11 @@ export async function keepConnected(
   deadlineMs: number,
   signal: AbortSignal,
 ): Promise<void> {
-  const ended = new Promise<void>((resolve) => {
-    signal.addEventListener('abort', () => resolve(), { once: true });
-  });
   for (let waitMs = againFirstMs; !signal.aborted; ) {
     const { emptied } = pool;
     if (await connects(pool, deadlineMs)) waitMs = againFirstMs;
     // A child that could not connect stays all the same, and does so with the next question.
-    await Promise.race([emptied, ended]);
+    await endOrAbort(emptied, signal);
     await pause(waitMs, signal);
     waitMs = Math.min(2 * waitMs, againLastMs);
   }

@@ -1,0 +1,80 @@
+import { getEventListeners } from 'node:events';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { getHeapSpaceStatistics, queryObjects } from 'node:v8';
+
+import { collectGarbage } from '../collectGarbage.ts';
+
+/** Spaces of V8's heap that hold code, and what only code refers to. */
+const codeSpaces = /^(?:code|trusted)_/;
+
+/** What this process holds of the system, at rest. */
+export interface ProcessFigures {
+  readonly descriptors: number;
+  readonly children: number;
+  readonly threads: number;
+  /** What keeps the event loop alive: timers, sockets, pipes, … */
+  readonly resources: number;
+  /** Of the process itself, and of the signals that were given. */
+  readonly listeners: number;
+}
+
+/** What this process has in memory after garbage was collected, in bytes. */
+export interface MemoryFigures {
+  /** Objects. Code is not among them: V8 goes on compiling for hundreds of jobs, and discards what is not used. */
+  readonly heapBytes: number;
+  /** How many objects there are: sharper than bytes, of which V8 takes more and more for its own. */
+  readonly objects: number;
+  /** Buffers, and what C++ holds for objects. */
+  readonly externalBytes: number;
+  readonly residentBytes: number;
+}
+
+/** @param signals that live as long as what is looked at */
+export function processFigures(signals: readonly AbortSignal[]): ProcessFigures {
+  return {
+    descriptors: descriptors().length,
+    children: children().length,
+    threads: readdirSync('/proc/self/task').length,
+    resources: process.getActiveResourcesInfo().length,
+    listeners:
+      sum(process.eventNames().map((name) => process.listenerCount(name))) +
+      sum(signals.map((signal) => getEventListeners(signal, 'abort').length)),
+  };
+}
+
+/** What the open descriptors of this process are. */
+export function descriptors(): readonly string[] {
+  return readdirSync('/proc/self/fd').flatMap((descriptor) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${descriptor}`)];
+    } catch {
+      // The directory itself, which was open while it was read.
+      return [];
+    }
+  });
+}
+
+function children(): readonly string[] {
+  return readdirSync('/proc/self/task').flatMap((thread) =>
+    readFileSync(`/proc/self/task/${thread}/children`, 'utf8')
+      .split(' ')
+      .filter((pid) => pid !== ''),
+  );
+}
+
+export async function memoryFigures(): Promise<MemoryFigures> {
+  await collectGarbage();
+  const { external, rss } = process.memoryUsage();
+  const objects = getHeapSpaceStatistics().filter(({ space_name: name }) => !codeSpaces.test(name));
+  const heapBytes = sum(objects.map(({ space_used_size: bytes }) => bytes));
+  return {
+    heapBytes,
+    objects: queryObjects(Object, { format: 'count' }),
+    externalBytes: external,
+    residentBytes: rss,
+  };
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((all, one) => all + one, 0);
+}
