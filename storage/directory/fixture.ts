@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { execa } from 'execa';
+import { execa, ExecaError } from 'execa';
 import { newId } from '../../common/ids.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { fileHasher } from '../../common/chunkSums.ts';
@@ -33,6 +33,22 @@ function chunksDigest(data: Buffer): string {
   return hasher.finish().sha256;
 }
 
+/**
+ * qemu-img measures the processor for the key of an encrypted image, and gives up where a virtual processor's clock has
+ * jumped meanwhile.
+ */
+async function createImage(words: readonly string[]): Promise<void> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      await execa('qemu-img', ['create', '-q', ...words], { timeout: 30_000 });
+      return;
+    } catch (error) {
+      const isClock = error instanceof ExecaError && String(error.stderr).includes('accurate CPU usage');
+      if (!isClock || attempt === 5) throw error;
+    }
+  }
+}
+
 /** Creates the files of a sample in `directory`. */
 export async function makeSample(
   directory: string,
@@ -56,7 +72,7 @@ export async function makeSample(
     'encrypt.format=luks,encrypt.key-secret=s',
   ];
   const how = encrypted ? [...secret, '-o', 'encrypt.iter-time=200'] : [];
-  await execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...how, image, '16M'], { timeout: 30_000 });
+  await createImage(['-f', 'qcow2', ...how, image, '16M']);
   // Without its key nothing can be written to the other.
   if (!encrypted) await execa('qemu-io', ['-c', 'write -P 7 0 1M', image], { timeout: 30_000 });
   await writeFile(state, randomBytes(300_000));
