@@ -101,14 +101,17 @@ async function* watchCopies(
   }
 }
 
-/** Changes of steps in their order: the beginning of the nth is number 2n+1, its end 2n+2. An end tells both. */
-function newSteps(steps: readonly StepRow[], seen: Seen): readonly ReturnType<typeof stepMessage>[] {
-  return steps.flatMap((step, index) => {
+/**
+ * Changes of steps in their order: the beginning of the nth is number 2n+1, its end 2n+2. An end tells both. One at a
+ * time, for the cursor of each to stand behind it and not behind those that were new together with it.
+ */
+function* newSteps(steps: readonly StepRow[], seen: Seen): Generator<ReturnType<typeof stepMessage>> {
+  for (const [index, step] of steps.entries()) {
     const change = 2 * index + (step.status === 'begun' ? 1 : 2);
-    if (change <= seen.changes) return [];
+    if (change <= seen.changes) continue;
     seen.changes = change;
-    return [stepMessage(step)];
-  });
+    yield stepMessage(step);
+  }
 }
 
 function response({ changes, warnings, copies }: Seen, update: WatchJobResponse['update']): WatchJobResponse {
