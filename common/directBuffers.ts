@@ -9,12 +9,17 @@ declare const WebAssembly: {
   readonly Memory: new (size: {
     readonly initial: number;
     readonly maximum: number;
+    readonly shared?: boolean;
   }) => {
-    readonly buffer: ArrayBuffer;
+    readonly buffer: ArrayBuffer | SharedArrayBuffer;
   };
 };
 
 const pageBytes = 64 * 1024;
+/** What `O_DIRECT` wants addresses, offsets and lengths to be multiples of, on any device. */
+export const directBlockBytes = 4096;
+/** All memory that was given out here. */
+const aligned = new WeakSet<ArrayBufferLike>();
 
 /**
  * Buffers for `O_DIRECT`, which wants memory that is aligned: the one kind that a script can have is that of
@@ -23,8 +28,23 @@ const pageBytes = 64 * 1024;
  * @param sizeBytes multiple of 64 KiB
  */
 export function directBuffers(count: number, sizeBytes: number): Buffer[] {
+  return alignedBuffers(count, sizeBytes, false);
+}
+
+/** As `directBuffers`; all threads see them. */
+export function sharedDirectBuffers(count: number, sizeBytes: number): Buffer[] {
+  return alignedBuffers(count, sizeBytes, true);
+}
+
+/** Whether a write past the page cache may begin at the beginning of these bytes. */
+export function isDirectBuffer({ buffer, byteOffset }: Uint8Array): boolean {
+  return aligned.has(buffer) && byteOffset % directBlockBytes === 0;
+}
+
+function alignedBuffers(count: number, sizeBytes: number, shared: boolean): Buffer[] {
   const pages = (count * sizeBytes) / pageBytes;
-  const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages });
+  const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
+  aligned.add(buffer);
   return Array.from({ length: count }, (_, index) => Buffer.from(buffer, index * sizeBytes, sizeBytes));
 }
 
@@ -47,19 +67,29 @@ export async function createDirect(path: string, mode: number): Promise<FileHand
 }
 
 async function openedDirect(path: string, ordinary: FileHandle): Promise<FileHandle> {
-  let direct: FileHandle;
+  let direct: FileHandle | null;
   try {
-    direct = await open(path, constants.O_WRONLY | constants.O_DIRECT | constants.O_NOFOLLOW);
+    direct = await reopenDirect(path);
   } catch (error) {
-    if (isErrno(error, 'EINVAL')) return ordinary;
     await ordinary.close();
     throw error;
   }
+  if (direct === null) return ordinary;
   try {
     await ordinary.close();
     return direct;
   } catch (error) {
     await direct.close();
+    throw error;
+  }
+}
+
+/** Opens a file for writing past the page cache; `null` where the file system cannot do that. */
+export async function reopenDirect(path: string): Promise<FileHandle | null> {
+  try {
+    return await open(path, constants.O_WRONLY | constants.O_DIRECT | constants.O_NOFOLLOW);
+  } catch (error) {
+    if (isErrno(error, 'EINVAL')) return null;
     throw error;
   }
 }

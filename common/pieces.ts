@@ -3,15 +3,13 @@ import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import { Bandwidth, type BandwidthLimit } from './bandwidth.ts';
 import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
-import { directBuffers } from './directBuffers.ts';
+import { directBlockBytes, directBuffers } from './directBuffers.ts';
 import { isErrno } from './errors.ts';
 import type { Throttle } from './throttle.ts';
 
 /** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
 export const largePieceBytes = 4 * chunkBytes;
 const piecesInFlight = 3;
-/** What `O_DIRECT` wants lengths to be multiples of, on any device. */
-const blockBytes = 4096;
 
 /** Options of everything that goes through a whole file. */
 export interface ReadOptions {
@@ -73,7 +71,7 @@ export async function hashInPieces(
   const work = async (buffer: Buffer, position: number): Promise<void> => {
     const piece = await readPiece(file, buffer, position, Math.min(pieceBytes, size - position));
     const hashing = hashChunks(piece, position / chunkBytes, sums);
-    await use(buffer.subarray(0, Math.ceil(piece.length / blockBytes) * blockBytes), position);
+    await use(buffer.subarray(0, Math.ceil(piece.length / directBlockBytes) * directBlockBytes), position);
     await hashing;
     options.signal?.throwIfAborted();
     doneBytes += piece.length;

@@ -14,6 +14,7 @@ import {
   type ListedObject,
   type ReadOptions,
 } from './backend.ts';
+import { writeNewFile } from './newFile.ts';
 
 /** Where files gather that are not complete; never listed. */
 const temporaryDirectory = 'tmp';
@@ -79,7 +80,7 @@ export class FileBackend implements Backend {
       const temporary = join(this.location, temporaryDirectory, randomBytes(16).toString('hex'));
       let outcome: 'created' | 'exists';
       try {
-        await writeNew(temporary, parts);
+        await writeNewFile(temporary, parts);
         options.signal?.throwIfAborted();
         outcome = await publish(temporary, path);
       } catch (error) {
@@ -230,18 +231,6 @@ export class FileBackend implements Backend {
         });
       }
     });
-  }
-}
-
-/** Writes a file that nobody knows yet, and brings it to the disk. */
-async function writeNew(path: string, parts: readonly Buffer[]): Promise<void> {
-  const file = await open(path, 'wx', 0o400);
-  try {
-    for (const part of parts) await file.writeFile(part);
-    // Before it has a name that counts: a name must never lead to bytes that a power loss takes away.
-    await file.sync();
-  } finally {
-    await file.close();
   }
 }
 

@@ -1,16 +1,22 @@
-import { sharedBuffer } from './ownMemory.ts';
+import { sharedDirectBuffers } from '../../common/directBuffers.ts';
+
+const pageBytes = 64 * 1024;
+/** So many are asked of the system at a time; it gives each when something is written to it. */
+const segmentsAtATime = 8;
 
 /**
  * Memory for packs in pieces of one size, which is used again: what is left to the garbage collector would stay for
- * long. All threads see it, so that a pack is hashed where there is time.
+ * long. All threads see it, so that a pack is hashed where there is time, and it can be written past the page cache.
  */
 export class PackMemory {
   readonly segmentBytes: number;
   readonly #spare: Buffer[] = [];
+  readonly #untouched: Buffer[] = [];
   #segments = 0;
 
+  /** @param segmentBytes rounded up to 64 KiB */
   constructor(segmentBytes: number) {
-    this.segmentBytes = segmentBytes;
+    this.segmentBytes = Math.ceil(segmentBytes / pageBytes) * pageBytes;
   }
 
   /** Pieces that there are, in use or not. */
@@ -21,8 +27,12 @@ export class PackMemory {
   take(): Buffer {
     const spare = this.#spare.pop();
     if (spare !== undefined) return spare;
+    if (this.#untouched.length === 0)
+      this.#untouched.push(...sharedDirectBuffers(segmentsAtATime, this.segmentBytes));
+    const segment = this.#untouched.pop();
+    if (segment === undefined) throw new Error('there is no memory for packs');
     this.#segments++;
-    return sharedBuffer(this.segmentBytes);
+    return segment;
   }
 
   /** Nobody may look at it any more. */

@@ -14,7 +14,7 @@ import { PackWriter } from './packWriter.ts';
 import { tagBytes } from './seal.ts';
 
 /** Packs on their way to the store take so much at the most, or one pack: of the default size one, while one is filled. */
-const storingBytesMax = 32 * 1024 * 1024;
+const storingBytesMax = 64 * 1024 * 1024;
 const storingMax = 4;
 const segmentBytesMin = 64 * 1024;
 const segmentBytesMax = 4 * 1024 * 1024;
@@ -55,7 +55,7 @@ export class PackQueue {
     this.#context = context;
     this.#options = options;
     const segmentBytes = Math.min(Math.max(packSizeBytes / 8, segmentBytesMin), segmentBytesMax);
-    this.#memory = new PackMemory(Math.ceil(segmentBytes));
+    this.#memory = new PackMemory(segmentBytes);
     this.#storingMax = Math.min(Math.max(Math.floor(storingBytesMax / packSizeBytes), 1), storingMax);
   }
 
