@@ -1,6 +1,7 @@
 import { connect } from 'node:net';
 import type { Socket } from 'node:net';
 import { messageOf } from '../common/errors.ts';
+import { zeroFill } from '../common/zeroFill.ts';
 import { NbdError, protocolError } from './errors.ts';
 import { negotiate } from './negotiation.ts';
 import type { Filling, NbdExport } from './negotiation.ts';
@@ -274,6 +275,6 @@ function* receivePayload(chunk: protocol.ChunkHeader, request: OpenRequest): Fil
     const { errno, message } = protocol.decodeError(payload, chunk.type);
     request.refuse(errno, message);
   } else if (chunk.type === protocol.chunks.offsetHole) {
-    request.place(protocol.decodeOffset(payload), protocol.decodeHoleLength(payload)).fill(0);
+    zeroFill(request.place(protocol.decodeOffset(payload), protocol.decodeHoleLength(payload)));
   } else if (chunk.type === protocol.chunks.blockStatus) request.describe(payload);
 }

@@ -133,10 +133,6 @@ export class StreamReader implements VolumeSource {
   }
 
   /**
-   * As `VolumeSource.readInto`. Several chunks are read at once; who reads one stretch after the other has the next ones
-   * read ahead.
-   */
-  /**
    * Every stretch in which this stream differs from another one of its size, by whole chunks: what is equal has one id.
    * Pages that are shared are not read.
    */
@@ -162,6 +158,10 @@ export class StreamReader implements VolumeSource {
     return changes;
   }
 
+  /**
+   * As `VolumeSource.readInto`. Several chunks are read at once; who reads one stretch after the other has the next ones
+   * read ahead.
+   */
   async readInto(target: Buffer, offsetBytes: number, signal?: AbortSignal): Promise<void> {
     if (offsetBytes < 0 || offsetBytes + target.length > this.virtualSizeBytes)
       throw new RangeError(`${target.length} bytes at ${offsetBytes} are not in the stream`);
