@@ -13,7 +13,7 @@ import { type PackKind, packKindOf } from './packFormat.ts';
 import { PackWriter } from './packWriter.ts';
 import { tagBytes } from './seal.ts';
 
-/** Packs on their way to the store take so much at the most, or one pack: of the default size one, while one is filled. */
+/** Packs on their way to the store take so much at the most, or one pack: of the default size two, while one is filled. */
 const storingBytesMax = 64 * 1024 * 1024;
 const storingMax = 4;
 const segmentBytesMin = 64 * 1024;
