@@ -212,6 +212,18 @@ void t.test('index objects that are damaged, twice there, or name what is gone a
   t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
 });
 
+void t.test('a damaged index object that another one replaces goes, before that one may', async (t) => {
+  const { store, repository } = await testStage();
+  await backUp(repository, someVolume(8));
+  const [index = ''] = store.names('indexes/');
+  store.damage(index, 500);
+  await rebuildIndex(repository.context, { dryRun: false });
+  t.ok(store.names('indexes/').includes(index), 'a rebuild deletes nothing');
+  await collect(repository);
+  t.notOk(store.names('indexes/').includes(index));
+  t.same(await remainsIn(store), []);
+});
+
 void t.test('in a store that is full, a collection makes room', async (t) => {
   const { store, repository } = await testStage();
   const kept = someVolume(8);

@@ -33,7 +33,7 @@ export async function replaceIndexes(
   leaving: ReadonlySet<string>,
   options: CallOptions,
 ): Promise<void> {
-  const summaries = await soundSummaries(context, options);
+  const { summaries, damaged } = await soundSummaries(context, options);
   // After the indexes: a pack is there before any index names it.
   const present = await presentPacks(context, options);
   const isNamed = (pack: string): boolean => present.has(pack) && !leaving.has(pack);
@@ -41,23 +41,29 @@ export async function replaceIndexes(
   // One that is locked counts no more, either; a later collection takes it away.
   const remove = async (id: Buffer): Promise<boolean> =>
     deleteUnlessLocked(context.backend, indexName(id), options);
-  for (const { id } of summaries) if (superseded.has(id.toString('hex'))) await remove(id);
+  // Also one that is damaged: as long as another one replaces it nobody is told of it, but that one may go before it.
+  for (const id of [...summaries.map((summary) => summary.id), ...damaged])
+    if (superseded.has(id.toString('hex'))) await remove(id);
   const counting = summaries.filter(({ id }) => !superseded.has(id.toString('hex')));
   const replacements = replacementsOf(counting, isNamed);
   await writeReplacements(context, replacements, options);
   for (const { id } of replacements) await remove(id);
 }
 
-/** Of every index object, after those that are damaged were replaced. */
-async function soundSummaries(
-  context: RepositoryContext,
-  options: CallOptions,
-): Promise<readonly IndexSummary[]> {
-  const { summaries, damagedCount } = await summarize(context, options);
-  if (damagedCount === 0) return summaries;
+/** Index objects as a look at all of them found them. */
+interface Summaries {
+  readonly summaries: readonly IndexSummary[];
+  /** Ids of those that cannot be used. */
+  readonly damaged: readonly Buffer[];
+}
+
+/** Of every index object, after those that are damaged, and that no other one replaces, were replaced. */
+async function soundSummaries(context: RepositoryContext, options: CallOptions): Promise<Summaries> {
+  const found = await summarize(context, options);
+  if (found.damaged.length === 0) return found;
   // First of all: what is to be written may have been written before, and be the one that is damaged.
   await replaceDamaged(context, options);
-  return (await summarize(context, options)).summaries;
+  return summarize(context, options);
 }
 
 /** What they named is read from the packs. Damaged is what this look finds damaged: a read may be right again. */
@@ -105,19 +111,17 @@ async function writeReplacements(
   await write();
 }
 
-async function summarize(
-  context: RepositoryContext,
-  options: CallOptions,
-): Promise<{ readonly summaries: readonly IndexSummary[]; readonly damagedCount: number }> {
+async function summarize(context: RepositoryContext, options: CallOptions): Promise<Summaries> {
   const summaries: IndexSummary[] = [];
-  let damagedCount = 0;
+  const damaged: Buffer[] = [];
   for (const { name } of await listAll(context.backend, prefixes.indexes, options)) {
     const id = indexIdOf(name);
-    const summary = id === null ? null : await summaryOf(context, id, options);
-    if (summary === 'damaged') damagedCount++;
+    if (id === null) continue;
+    const summary = await summaryOf(context, id, options);
+    if (summary === 'damaged') damaged.push(id);
     else if (summary !== null) summaries.push(summary);
   }
-  return { summaries, damagedCount };
+  return { summaries, damaged };
 }
 
 /** `null` for one that is gone since it was listed. */
