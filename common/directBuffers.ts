@@ -89,7 +89,12 @@ export async function reopenDirect(path: string): Promise<FileHandle | null> {
   try {
     return await open(path, constants.O_WRONLY | constants.O_DIRECT | constants.O_NOFOLLOW);
   } catch (error) {
-    if (isErrno(error, 'EINVAL')) return null;
+    if (isDirectRefused(error)) return null;
     throw error;
   }
+}
+
+/** Whether a file system says that it cannot go past the page cache, on opening a file or when it is written to. */
+export function isDirectRefused(error: unknown): boolean {
+  return isErrno(error, 'EINVAL') || isErrno(error, 'ENOTSUP');
 }

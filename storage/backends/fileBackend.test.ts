@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { mkdir, readdir, rename, rm, stat, statfs, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
+import { FaultyFiles } from '../../test/sim/faultyFiles.ts';
 import { listAll } from './backend.ts';
 import { FileBackend } from './fileBackend.ts';
 
@@ -34,6 +35,21 @@ void t.test('files are for their owner to read only, and nothing temporary stays
   await backend.create('keys/a', [Buffer.from('y')]);
   t.equal((await stat(join(root, 'keys/a'))).mode & 0o777, 0o400);
   t.same(await readdir(join(root, 'tmp')), []);
+});
+
+void t.test('a file system without hard links is named as that, whatever it says itself', async (t) => {
+  const root = t.testdir();
+  using seen = new FaultyFiles(root);
+  await seen.run(null, [], async () => new FileBackend(root).create('a/seen', [Buffer.from('x')]));
+  const link = seen.calls.findIndex(({ operation }) => operation === 'link');
+  for (const errno of ['EPERM', 'ENOTSUP', 'ENOSYS', 'EMLINK']) {
+    using files = new FaultyFiles(root);
+    const create = async (): Promise<unknown> => new FileBackend(root).create('a/b', [Buffer.from('x')]);
+    await t.rejects(files.run(link, [{ errno, when: 'before' }], create), {
+      code: 'STORAGE_FAILED',
+      hint: /hard links/,
+    });
+  }
 });
 
 void t.test('what is large leaves room for what makes room', async (t) => {

@@ -250,7 +250,8 @@ async function publish(temporary: string, path: string): Promise<'created' | 'ex
 
 /** Some file systems know no hard links, and say so in several ways. */
 function linkError(error: unknown, path: string): unknown {
-  if (!['EPERM', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'].some((code) => isErrno(error, code))) return error;
+  // Node.js calls EOPNOTSUPP so.
+  if (!['EPERM', 'ENOTSUP', 'ENOSYS', 'EMLINK'].some((code) => isErrno(error, code))) return error;
   return new StorageError('STORAGE_FAILED', `no hard link can be made at ${path}`, {
     cause: error,
     hint: 'a repository needs a file system with hard links (not vfat or exfat)',

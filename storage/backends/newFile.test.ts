@@ -55,10 +55,13 @@ void t.test(
         : [],
     );
     t.equal(refusing.length, 3, 'the second opening, and a write for each part');
-    for (const at of refusing) {
-      const path = join(root, `refused at ${at}`);
+    for (const [at, errno] of refusing.flatMap((call) => [
+      [call, 'EINVAL'] as const,
+      [call, 'ENOTSUP'] as const,
+    ])) {
+      const path = join(root, `${errno} at ${at}`);
       using files = new FaultyFiles(root);
-      await files.run(at, [{ errno: 'EINVAL', when: 'before' }], async () => writeNewFile(path, parts));
+      await files.run(at, [{ errno, when: 'before' }], async () => writeNewFile(path, parts));
       t.equal(files.failed?.operation, calls[at]?.operation);
       t.ok((await readFile(path)).equals(Buffer.concat(parts)));
       t.equal((await stat(path)).mode & 0o777, 0o400);

@@ -1,6 +1,10 @@
 import { type FileHandle, open } from 'node:fs/promises';
-import { directBlockBytes, isDirectBuffer, reopenDirect } from '../../common/directBuffers.ts';
-import { isErrno } from '../../common/errors.ts';
+import {
+  directBlockBytes,
+  isDirectBuffer,
+  isDirectRefused,
+  reopenDirect,
+} from '../../common/directBuffers.ts';
 
 /** Nobody writes to an object, its owner neither. */
 const objectMode = 0o400;
@@ -48,7 +52,7 @@ async function writeBlocks(path: string, parts: readonly Buffer[]): Promise<numb
     }
   } catch (error) {
     // Some file systems refuse it here only.
-    if (!isErrno(error, 'EINVAL')) throw error;
+    if (!isDirectRefused(error)) throw error;
   } finally {
     await file.close();
   }
