@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import t from 'tap';
+import { eventually } from '../../test/lab/eventually.ts';
 import * as z from 'zod';
 
 import { errorRecord } from '../../common/errors.ts';
@@ -329,6 +330,22 @@ void t.test(
     t.equal(other.progress(row.id), undefined);
   },
 );
+
+void t.test('what a step reported before it came to stand is seen in other processes, too', async (t) => {
+  const { journal, open } = await journalFor(t);
+  const other = open();
+  const act = async (context: Context): Promise<void> => {
+    context.report({ doneBytes: 0, totalBytes: 100 });
+    context.report({ doneBytes: 7, totalBytes: 100 });
+    await eventually(() => other.progress(context.jobId)?.doneBytes === 7);
+  };
+  const engine = new Engine({ journal });
+  const definition = definitionOf(
+    [stepOf('merge', { state: 'merging', reached: 'merged', act })],
+    neverSettles,
+  );
+  t.match(await engine.run(definition, create(engine, definition)), { state: 'finished' });
+});
 
 void t.test('steps may depend on the facts, and the facts decide how a job ends', async (t) => {
   const { journal } = await journalFor(t);

@@ -36,6 +36,8 @@ export class JobRun<Facts> {
   #state: JobState;
   #stepName = 'recover';
   #lastProgressMs = 0;
+  /** What was reported last, until watchers in other processes can see it. */
+  #unpublished: JobProgress | null = null;
   readonly #pauses: PauseControl;
   #rate = new RateMeter();
   #current: Step<Facts> | undefined;
@@ -64,6 +66,8 @@ export class JobRun<Facts> {
         if (journal.isCancelRequested(jobId)) this.#cancel.abort();
       });
       this.#attempt(() => this.#pauses.look());
+      // Also of a step that reports nothing any more for long: what it has done until then is seen.
+      if (this.#unpublished !== null) this.#publishReported(this.#unpublished);
     }, cancelPollMs);
   }
 
@@ -161,6 +165,7 @@ export class JobRun<Facts> {
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#unpublished = null;
       this.#attempt(() => this.#pauses.allow(false));
       this.#stop.removeEventListener('abort', onStop);
       this.#current = undefined;
@@ -258,6 +263,7 @@ export class JobRun<Facts> {
   }
 
   #publish(progress: JobProgress): void {
+    this.#unpublished = null;
     this.#listener.progress?.(progress);
     this.#attempt(() => this.#journal.publishProgress(this.#jobId, progress));
   }
@@ -267,9 +273,13 @@ export class JobRun<Facts> {
     if (this.#pauses.hold.isClosed) return;
     const progress = { ...reported, ...this.#rate.measure(reported) };
     this.#listener.progress?.(progress);
-    const now = Date.now();
-    if (now - this.#lastProgressMs < progressIntervalMs) return;
-    this.#lastProgressMs = now;
+    this.#unpublished = progress;
+    if (Date.now() - this.#lastProgressMs >= progressIntervalMs) this.#publishReported(progress);
+  }
+
+  #publishReported(progress: JobProgress): void {
+    this.#unpublished = null;
+    this.#lastProgressMs = Date.now();
     this.#attempt(() => this.#journal.publishProgress(this.#jobId, progress));
   }
 }
