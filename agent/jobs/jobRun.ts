@@ -136,6 +136,7 @@ export class JobRun<Facts> {
     });
     this.#ended = undefined;
     this.#state = step.state;
+    this.#unpublished = null;
     this.#listener.state?.(this.#jobId, step.state);
     const started = performance.now();
     const deadline = new AbortController();
