@@ -121,7 +121,7 @@ export function quotaBackendOf(name: string, backend: Backend, { quotaBytes }: S
   if (quotaBytes === null) return backend;
   const hint = quotaHint(name, 'repository');
   const quota = new Quota({ name, quotaBytes, hint, measure: () => storedBytesOf(backend) });
-  return new QuotaBackend(backend, prefixes.packs, (sizeBytes) => quota.take(sizeBytes));
+  return new QuotaBackend(backend, prefixes.packs, (sizeBytes, make) => quota.during(sizeBytes, make));
 }
 
 /** Opens it to read, without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */

@@ -42,6 +42,31 @@ void t.test(
   },
 );
 
+void t.test('what is on its way counts, though no look sees it yet', async (t) => {
+  const place = new Place();
+  const quota = place.quota(100);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const begun = Promise.withResolvers<void>();
+  const first = quota.during(60, () => {
+    begun.resolve();
+    return promise;
+  });
+  await begun.promise;
+  await t.rejects(
+    quota.during(60, async () => t.fail('it is begun')),
+    { code: 'QUOTA_EXCEEDED' },
+  );
+  place.storedBytes = 30;
+  resolve();
+  await first;
+  await quota.during(60, async () => t.pass('what came to less leaves room'));
+  await t.rejects(
+    quota.during(10, () => Promise.reject(new Error('not stored'))),
+    { message: 'not stored' },
+  );
+  await quota.during(70, async () => t.pass('and what came to nothing'));
+});
+
 void t.test('what others store is seen, without a look at each object', async (t) => {
   const place = new Place();
   const quota = place.quota(1000 * mebibyte);

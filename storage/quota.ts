@@ -26,6 +26,8 @@ export class Quota {
   readonly #options: QuotaOptions;
   /** What it held at the last look, and what has been added since; `null`: nobody has looked. */
   #storedBytes: number | null = null;
+  /** Of that, what a look does not see before it is whole. */
+  #underWayBytes = 0;
   #untilLookBytes = 0;
 
   constructor(options: QuotaOptions) {
@@ -36,7 +38,7 @@ export class Quota {
   /** Looks how much the storage holds. */
   async look(): Promise<number> {
     const bytes = await this.#options.measure();
-    this.#storedBytes = bytes;
+    this.#storedBytes = bytes + this.#underWayBytes;
     this.#untilLookBytes = this.lookAgainBytes(bytes);
     return bytes;
   }
@@ -48,13 +50,30 @@ export class Quota {
 
   /** Before something is added. @throws StorageError QUOTA_EXCEEDED where there is no room for it */
   async take(bytes: number): Promise<void> {
+    await this.#take(bytes, 0);
+  }
+
+  /**
+   * Has something added that nobody sees before it is whole: until then it counts beside what a look finds.
+   * @throws StorageError QUOTA_EXCEEDED where there is no room for it; what `add` rejects with
+   */
+  async during<T>(bytes: number, add: () => Promise<T>): Promise<T> {
+    await this.#take(bytes, bytes);
+    try {
+      return await add();
+    } finally {
+      this.#underWayBytes -= bytes;
+    }
+  }
+
+  async #take(bytes: number, underWayBytes: number): Promise<void> {
     this.#untilLookBytes -= bytes;
     const before = this.#storedBytes;
     if (before === null || this.#untilLookBytes <= 0 || before + bytes > this.quotaBytes) await this.look();
-    // What others of this process have taken while it was looked is in it.
     const stored = this.#storedBytes ?? 0;
     if (stored + bytes > this.quotaBytes) throw this.#exceeded(stored, bytes);
     this.#storedBytes = stored + bytes;
+    this.#underWayBytes += underWayBytes;
   }
 
   /** After something was added. Returns what the storage holds. @throws StorageError QUOTA_EXCEEDED */

@@ -4,6 +4,7 @@ import { mkdir, readdir, rename, rm, stat, statfs, symlink, writeFile } from 'no
 import { join } from 'node:path';
 import t from 'tap';
 import { FaultyFiles } from '../../test/sim/faultyFiles.ts';
+import { StorageError } from '../errors.ts';
 import { listAll } from './backend.ts';
 import { FileBackend } from './fileBackend.ts';
 
@@ -64,6 +65,22 @@ void t.test('what is large leaves room for what makes room', async (t) => {
   t.same(await readdir(root), [], 'before anything is written');
   t.equal(await backend.create('packs/aa/b', [Buffer.from('small')]), 'created');
   t.equal(await backend.create('deletions/a', [Buffer.from('small')]), 'created');
+});
+
+void t.test('what is on its way at the same time leaves that room, too', async (t) => {
+  const root = t.testdir();
+  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER };
+  const backend = new FileBackend(root, { reserve });
+  const { blocks, bsize, bavail } = await statfs(root);
+  // Two thirds of the room: one finds it, and fails when it comes to its bytes, of which there are none.
+  const large = { length: Math.floor(((bavail * bsize - (blocks * bsize) / 100) * 2) / 3) };
+  const create = async (name: string): Promise<unknown> =>
+    backend.create(name, [Object.setPrototypeOf(large, Buffer.prototype)]).catch((error: unknown) => error);
+  const both = await Promise.all([create('packs/aa/a'), create('packs/aa/b')]);
+  const full = (outcome: unknown): boolean =>
+    outcome instanceof StorageError && outcome.code === 'STORAGE_FULL';
+  t.equal(both.filter(full).length, 1);
+  t.notOk(full(await create('packs/aa/c')), 'what failed takes no room');
 });
 
 void t.test('what is no object of ours is not listed, and a link is not followed', async (t) => {

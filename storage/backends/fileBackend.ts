@@ -39,6 +39,8 @@ export class FileBackend implements Backend {
   readonly #reserve: Reserve | undefined;
   /** Directories that were seen to be durable. */
   readonly #directories = new Set<string>();
+  /** Of objects that are being written, which the reserve is kept from. */
+  #underWayBytes = 0;
 
   /** @param root an absolute path; the directory must be there, or `prepare` makes it */
   constructor(root: string, options: { readonly reserve?: Reserve | undefined } = {}) {
@@ -46,13 +48,20 @@ export class FileBackend implements Backend {
     this.#reserve = options.reserve;
   }
 
-  /** @throws StorageError STORAGE_FULL */
-  async #keepReserve(name: string, parts: readonly Buffer[]): Promise<void> {
-    if (this.#reserve === undefined || !name.startsWith(this.#reserve.notForPrefix)) return;
+  /**
+   * Looks whether there is room beside the reserve, and beside what is on its way, until that is disposed of.
+   * @throws StorageError STORAGE_FULL
+   */
+  async #keepReserve(name: string, parts: readonly Buffer[]): Promise<Disposable> {
+    if (this.#reserve === undefined || !name.startsWith(this.#reserve.notForPrefix))
+      return { [Symbol.dispose]: () => undefined };
     const { bavail, blocks, bsize } = await statfs(this.location);
     const reserveBytes = Math.min(this.#reserve.bytesMax, Math.floor((blocks * bsize) / 100));
     const sizeBytes = parts.reduce((sum, part) => sum + part.length, 0);
-    if (bavail * bsize >= reserveBytes + sizeBytes) return;
+    if (bavail * bsize >= reserveBytes + this.#underWayBytes + sizeBytes) {
+      this.#underWayBytes += sizeBytes;
+      return { [Symbol.dispose]: () => void (this.#underWayBytes -= sizeBytes) };
+    }
     throw new StorageError(
       'STORAGE_FULL',
       `${this.location} has ${formatBytes(bavail * bsize)} free, of which ${formatBytes(reserveBytes)} are kept for making room`,
@@ -74,7 +83,7 @@ export class FileBackend implements Backend {
   ): Promise<'created' | 'exists'> {
     const path = this.#path(name);
     return this.#run(`creating ${name}`, options, async () => {
-      await this.#keepReserve(name, parts);
+      using _ = await this.#keepReserve(name, parts);
       await this.#makeDirectory(join(this.location, temporaryDirectory));
       await this.#makeDirectory(dirname(path));
       const temporary = join(this.location, temporaryDirectory, randomBytes(16).toString('hex'));

@@ -1,8 +1,8 @@
 import type { Backend, CallOptions, CreateOptions, ListedObject, ReadOptions } from './backend.ts';
 import type { ObjectLock } from './objectLock.ts';
 
-/** Asked before an object is made; rejects where there is no room for it. */
-export type TakeRoom = (sizeBytes: number) => Promise<void>;
+/** Has an object made where there is room for it, and rejects where there is none. */
+export type WithRoom = <T>(sizeBytes: number, make: () => Promise<T>) => Promise<T>;
 
 /**
  * A backend that takes large objects within a quota only. Small ones go in all the same: where nothing at all could be
@@ -13,15 +13,15 @@ export class QuotaBackend implements Backend {
   readonly objectLock: ObjectLock | null;
   readonly #backend: Backend;
   readonly #prefix: string;
-  readonly #take: TakeRoom;
+  readonly #withRoom: WithRoom;
 
   /** @param prefix of the objects that need room */
-  constructor(backend: Backend, prefix: string, take: TakeRoom) {
+  constructor(backend: Backend, prefix: string, withRoom: WithRoom) {
     this.location = backend.location;
     this.objectLock = backend.objectLock;
     this.#backend = backend;
     this.#prefix = prefix;
-    this.#take = take;
+    this.#withRoom = withRoom;
   }
 
   async create(
@@ -29,8 +29,10 @@ export class QuotaBackend implements Backend {
     parts: readonly Buffer[],
     options?: CreateOptions,
   ): Promise<'created' | 'exists'> {
-    if (name.startsWith(this.#prefix)) await this.#take(parts.reduce((sum, part) => sum + part.length, 0));
-    return this.#backend.create(name, parts, options);
+    const make = (): Promise<'created' | 'exists'> => this.#backend.create(name, parts, options);
+    if (!name.startsWith(this.#prefix)) return make();
+    const sizeBytes = parts.reduce((sum, part) => sum + part.length, 0);
+    return this.#withRoom(sizeBytes, make);
   }
 
   createsExclusively(options?: CallOptions): Promise<boolean> {

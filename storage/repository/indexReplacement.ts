@@ -41,8 +41,8 @@ export async function replaceIndexes(
   // One that is locked counts no more, either; a later collection takes it away.
   const remove = async (id: Buffer): Promise<boolean> =>
     deleteUnlessLocked(context.backend, indexName(id), options);
-  // Also one that is damaged: as long as another one replaces it nobody is told of it, but that one may go before it.
-  for (const id of [...summaries.map((summary) => summary.id), ...damaged])
+  // First those that are damaged: as long as another one replaces them nobody is told of it, and that one may go, too.
+  for (const id of [...damaged, ...summaries.map((summary) => summary.id)])
     if (superseded.has(id.toString('hex'))) await remove(id);
   const counting = summaries.filter(({ id }) => !superseded.has(id.toString('hex')));
   const replacements = replacementsOf(counting, isNamed);

@@ -1,6 +1,7 @@
 import { sharedDirectBuffers } from '../../common/directBuffers.ts';
 
 const pageBytes = 64 * 1024;
+const segmentBytesMax = 4 * 1024 * 1024;
 /** So many are asked of the system at a time; it gives each when something is written to it. */
 const segmentsAtATime = 8;
 
@@ -17,6 +18,11 @@ export class PackMemory {
   /** @param segmentBytes rounded up to 64 KiB */
   constructor(segmentBytes: number) {
     this.segmentBytes = Math.ceil(segmentBytes / pageBytes) * pageBytes;
+  }
+
+  /** For one pack after the other. @param packSizeBytes of a pack's body, at which it is closed */
+  static forPacks(packSizeBytes: number): PackMemory {
+    return new PackMemory(Math.min(Math.max(packSizeBytes / segmentsAtATime, pageBytes), segmentBytesMax));
   }
 
   /** Pieces that there are, in use or not. */

@@ -16,8 +16,6 @@ import { tagBytes } from './seal.ts';
 /** Packs on their way to the store take so much at the most, or one pack: of the default size two, while one is filled. */
 const storingBytesMax = 64 * 1024 * 1024;
 const storingMax = 4;
-const segmentBytesMin = 64 * 1024;
-const segmentBytesMax = 4 * 1024 * 1024;
 
 export interface PackQueueOptions {
   /** Of a pack's body, at which it is closed. */
@@ -54,8 +52,7 @@ export class PackQueue {
     const { packSizeBytes } = options;
     this.#context = context;
     this.#options = options;
-    const segmentBytes = Math.min(Math.max(packSizeBytes / 8, segmentBytesMin), segmentBytesMax);
-    this.#memory = new PackMemory(segmentBytes);
+    this.#memory = PackMemory.forPacks(packSizeBytes);
     this.#storingMax = Math.min(Math.max(Math.floor(storingBytesMax / packSizeBytes), 1), storingMax);
   }
 

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import t from 'tap';
 import type { VolumeSource } from '../../common/volumeSource.ts';
@@ -9,6 +9,7 @@ import { StorageError } from '../errors.ts';
 import type { ContentReference } from './backupManifest.ts';
 import { ChunkWorkers } from './chunkWorkers.ts';
 import { laneCount } from './lanes.ts';
+import { packIdOf } from './names.ts';
 import { Repository } from './repository.ts';
 import {
   initTestRepository,
@@ -170,6 +171,38 @@ void t.test(
       t.ok((await commitAndRead(stage, session, content)).equals(volume));
       t.equal(session.statistics.newChunks, 45 + 2 + 3, 'nothing is lost, nothing twice');
     }
+  },
+);
+
+void t.test(
+  'the memory of a pack whose call was given up stays as it is: what failed may still be reading it',
+  async (t) => {
+    const silent = new StorageError('STORAGE_UNREACHABLE', 'no answer in time');
+    const givenUp: { readonly name: string; readonly parts: readonly Buffer[] }[] = [];
+    const stage = await threadedStage((client) => {
+      const create = client.create.bind(client);
+      client.create = async (name, parts, call) => {
+        if (!name.startsWith('packs/') || givenUp.length === 3) return create(name, parts, call);
+        givenUp.push({ name, parts });
+        throw silent;
+      };
+      return client;
+    });
+    const session = await stage.begin();
+    const volume = someVolume(200);
+    for (;;) {
+      const written = await writeStream(volumeSource(volume), session, options).catch(
+        (error: unknown) => error,
+      );
+      if (written === silent) continue;
+      if (written instanceof Error) throw written;
+      break;
+    }
+    const content = await writeStream(volumeSource(volume), session, options);
+    t.ok((await commitAndRead(stage, session, content)).equals(volume));
+    t.equal(givenUp.length, 3);
+    for (const { name, parts } of givenUp)
+      t.equal(packIdOf(name)?.toString('hex'), hash('sha256', Buffer.concat(parts)), name);
   },
 );
 

@@ -8,6 +8,7 @@ import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.t
 import type { LiveChunks } from './liveChunks.ts';
 import { packName } from './names.ts';
 import { createOnce, putIndex, type RepositoryContext } from './objects.ts';
+import { PackMemory } from './packBody.ts';
 import { type PackKind, packEntryBytes, packKindOf } from './packFormat.ts';
 import { PackWriter } from './packWriter.ts';
 
@@ -66,6 +67,7 @@ class Copier {
   readonly #context: RepositoryContext;
   readonly #options: RepackOptions;
   readonly #writers = new Map<PackKind, OpenPack>();
+  readonly #memory: PackMemory;
   readonly #stored: StoredPack[] = [];
   /** Chunks of each source that are still only there. */
   readonly #missing = new Map<string, number>();
@@ -73,6 +75,7 @@ class Copier {
   constructor(context: RepositoryContext, options: RepackOptions) {
     this.#context = context;
     this.#options = options;
+    this.#memory = PackMemory.forPacks(options.packSizeBytes);
   }
 
   /** @param places gives them anew each time that it is called: there may be too many to keep */
@@ -91,7 +94,7 @@ class Copier {
     const kind = packKindOf(entry.domain.type);
     const { repositoryId, keys } = this.#context;
     const open = this.#writers.get(kind) ?? {
-      writer: new PackWriter({ kind, repositoryId, keys }),
+      writer: new PackWriter({ kind, repositoryId, keys, memory: this.#memory }),
       chunksFrom: new Map<string, number>(),
     };
     this.#writers.set(kind, open);
@@ -107,6 +110,8 @@ class Copier {
     const name = packName(id);
     if ((await createOnce(this.#context.backend, name, parts, this.#options)) === 'taken')
       throw damaged(name, 'its place is taken by something else');
+    // Only then: what failed may still be reading it.
+    open.writer.giveBack();
     this.#writers.delete(kind);
     this.#stored.push({ pack: { id, kind, sizeBytes, entries }, chunksFrom: open.chunksFrom });
     const chunks = this.#stored.reduce((total, { pack }) => total + pack.entries.length, 0);
