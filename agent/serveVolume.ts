@@ -1,4 +1,5 @@
 import { loadConfig } from '../config/config.ts';
+import { endProcess } from '../common/endProcess.ts';
 import { errorRecord } from '../common/errors.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { openRepository } from './storages.ts';
@@ -33,9 +34,9 @@ async function serve(): Promise<void> {
 process.stdout.on('error', () => undefined);
 try {
   await serve();
-  process.exit(0);
+  endProcess(0);
 } catch (error) {
   const { code, message } = errorRecord(error);
   process.stderr.write(`${code}: ${message}\n`);
-  process.exit(1);
+  endProcess(1);
 }

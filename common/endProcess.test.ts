@@ -6,18 +6,29 @@ void t.test('a process ends with its exit code, also while one of its calls hang
   const directory = t.testdir({});
   const fifo = join(directory, 'fifo');
   await execa('mkfifo', [fifo]);
-  const program = (note: string): string => `
+  const program = (end: string): string => `
     import { open } from 'node:fs/promises';
-    import { endProcess, noteHangingCall } from ${JSON.stringify(join(import.meta.dirname, 'endProcess.ts'))};
+    import { endProcess } from ${JSON.stringify(join(import.meta.dirname, 'endProcess.ts'))};
     // Nobody ever opens the other end: the thread of this call hangs.
     const call = open(${JSON.stringify(fifo)}, 'r');
-    ${note}
     console.log('said');
-    setTimeout(() => endProcess(6), 50);`;
-  const run = (note: string) =>
-    execa(process.execPath, ['--input-type=module', '-e', program(note)], { reject: false, timeout: 3_000 });
-  t.match(await run('noteHangingCall(call);'), { exitCode: 6, stdout: 'said', timedOut: false });
-  t.match(await run(''), { timedOut: true }, 'Node.js itself would wait for it');
+    setTimeout(() => ${end}(6), 50);`;
+  const run = (end: string) =>
+    execa(process.execPath, ['--input-type=module', '-e', program(end)], { reject: false, timeout: 3_000 });
+  t.match(await run('endProcess'), { exitCode: 6, stdout: 'said', stderr: '', timedOut: false });
+  t.match(await run('process.exit'), { timedOut: true }, 'Node.js itself would wait for it');
+});
+
+void t.test('whoever waits for the end of the process is told of it, once', async () => {
+  const program = `
+    import { writeSync } from 'node:fs';
+    import { endProcess } from ${JSON.stringify(join(import.meta.dirname, 'endProcess.ts'))};
+    process.on('exit', (code) => writeSync(1, \`ended with \${code}\`));
+    endProcess(3);`;
+  t.match(await execa(process.execPath, ['--input-type=module', '-e', program], { reject: false }), {
+    exitCode: 3,
+    stdout: 'ended with 3',
+  });
 });
 
 void t.test('what a process has said goes out before it ends, however slowly it is read', async (t) => {

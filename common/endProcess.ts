@@ -1,15 +1,5 @@
+import { flushCompileCache } from 'node:module';
 import type { Writable } from 'node:stream';
-
-let hangingCalls = 0;
-
-/** Notes a call that was given up and may never end, such as one into a network mount whose server is gone. */
-export function noteHangingCall(call: Promise<unknown>): void {
-  hangingCalls += 1;
-  const ended = (): void => {
-    hangingCalls -= 1;
-  };
-  call.then(ended, ended);
-}
 
 /**
  * Waits until everything that was said has gone out, or its reader has: a pipe takes 64 KiB at a time, and what waits
@@ -25,10 +15,18 @@ export async function outputGone(
 }
 
 /**
- * Ends this process with an exit code; what was said and has not gone out (`outputGone`) is lost. Node.js waits at its
- * end for the threads of all calls, also of one that hangs; the kernel does not, when a process becomes another program.
+ * Ends this process with an exit code; what was said and has not gone out (`outputGone`) is lost. Who listens for `exit`
+ * is told.
+ *
+ * By becoming another program, for which the kernel ends all threads. Node.js itself waits for them: for one with a call
+ * that hangs, as into a network mount whose server is gone, and for one of V8 that compiles and waits in turn for the
+ * garbage collector of a main thread that has ended (https://github.com/nodejs/node/issues/54918, once in some thousands
+ * of short commands).
  */
 export function endProcess(code: number): never {
-  if (hangingCalls > 0) process.execve?.('/bin/sh', ['sh', '-c', `exit ${code}`], process.env);
+  process.exitCode = code;
+  process.emit('exit', code);
+  flushCompileCache();
+  process.execve?.('/bin/sh', ['sh', '-c', `exit ${code}`], {});
   process.exit(code);
 }

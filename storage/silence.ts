@@ -1,4 +1,3 @@
-import { noteHangingCall } from '../common/endProcess.ts';
 import type { Hold } from '../common/hold.ts';
 import { JoinedSignal } from '../common/joinedSignal.ts';
 import { StorageError } from './errors.ts';
@@ -76,9 +75,6 @@ export async function withDeadline<T>(
   const call = operation(watch);
   try {
     return await Promise.race([call, watch.expired]);
-  } catch (error) {
-    if (watch.isExpired) noteHangingCall(call);
-    throw error;
   } finally {
     watch.stop();
   }
