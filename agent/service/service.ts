@@ -18,6 +18,7 @@ import { observe } from './observe.ts';
 import { pause } from './pause.ts';
 import { aborted, endInOrder } from './ending.ts';
 import { Pulse } from './pulse.ts';
+import { giveBackAtRest } from './restingMemory.ts';
 import { actOnSchedules } from './schedules.ts';
 import { ServiceManager } from './serviceManager.ts';
 
@@ -75,6 +76,7 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
     actOnSchedules(agent, { log, signal, pulse }),
     recoverAgainAndAgain(context, pulse),
     forgetEndedJobs(journal, { log, signal }),
+    giveBackAtRest(engine, { log, signal }),
     followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal, onLook }),
     reportToController(agent, { log, signal, figures: context.figures, looks }),

@@ -54,6 +54,16 @@ export function descriptors(): readonly string[] {
   });
 }
 
+/** How many threads of each name there are. */
+export function threadNames(): Readonly<Record<string, number>> {
+  const names: Record<string, number> = {};
+  for (const thread of readdirSync('/proc/self/task')) {
+    const name = readFileSync(`/proc/self/task/${thread}/comm`, 'utf8').trim();
+    names[name] = (names[name] ?? 0) + 1;
+  }
+  return names;
+}
+
 function children(): readonly string[] {
   return readdirSync('/proc/self/task').flatMap((thread) =>
     readFileSync(`/proc/self/task/${thread}/children`, 'utf8')

@@ -12,6 +12,7 @@ import {
   memoryFigures,
   type ProcessFigures,
   processFigures,
+  threadNames,
 } from './processFigures.ts';
 import { removeSharedImages } from './site.ts';
 import { SoakHost } from './soakHost.ts';
@@ -124,6 +125,7 @@ void t.test('whatever its jobs come to, a service keeps nothing of them', async 
   await jobs.round({ watched });
   const first = await atRest(host);
   const firstOpen = descriptors();
+  const firstThreads = threadNames();
   const firstFiles = await temporaryFiles(host);
   // What has grown already is told soon.
   for (let now = first; ended() < jobsWanted && isLike(first, now); ) {
@@ -161,7 +163,8 @@ void t.test('whatever its jobs come to, a service keeps nothing of them', async 
     const more = descriptors().filter((name) => !firstOpen.includes(name));
     t.ok(last.descriptors <= first.descriptors, `${last.descriptors} descriptors: ${more.join(' ')}`);
     t.equal(last.children, 0, 'processes');
-    t.ok(last.threads <= first.threads, `${last.threads} threads`);
+    const threads = `${JSON.stringify(threadNames())} threads, ${JSON.stringify(firstThreads)} at first`;
+    t.ok(last.threads <= first.threads, threads);
     t.ok(
       last.resources <= first.resources + resourcesSlack,
       `${last.resources}: ${process.getActiveResourcesInfo().join(' ')}`,
