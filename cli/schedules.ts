@@ -3,10 +3,10 @@ import type { ScheduleReport } from '../agent/service/report.ts';
 const iso = (instantMs: number | null): string | null =>
   instantMs === null ? null : new Date(instantMs).toISOString();
 
-/** When the next backup of a schedule begins. */
-export function nextText({ nextMs }: ScheduleReport): string {
+/** When the next backup of a schedule begins, seen at a time (milliseconds since 1970). */
+export function nextText({ nextMs }: ScheduleReport, nowMs: number): string {
   if (nextMs === null) return 'never: its windows are closed';
-  return nextMs <= Date.now() ? 'due' : new Date(nextMs).toISOString();
+  return nextMs <= nowMs ? 'due' : new Date(nextMs).toISOString();
 }
 
 const whatBecame = {

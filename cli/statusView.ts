@@ -108,7 +108,7 @@ function machineRow(
     state ?? 'unknown',
     last === undefined && !excluded ? styled('yellow', age) : age,
     storagesOfNewest(lastBackups).join(' ') || '-',
-    schedule === null ? '-' : nextText(schedule),
+    schedule === null ? '-' : nextText(schedule, atMs),
     styled('yellow', excluded ? 'excluded by the configuration' : remark),
   ];
 }

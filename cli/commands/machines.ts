@@ -140,7 +140,7 @@ function printReports(cli: Cli, reports: readonly MachineReport[]): void {
     mode === null ? '-' : styled('green', mode),
     policy ?? '-',
     lastBackup?.pointInTime ?? 'never',
-    schedule === null ? '-' : nextText(schedule),
+    schedule === null ? '-' : nextText(schedule, Date.now()),
     styled('yellow', remarksOn(refusal, schedule)),
   ]);
   cli.terminal.table(
