@@ -3,8 +3,7 @@ import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import { Bandwidth, type BandwidthLimit } from './bandwidth.ts';
 import { chunkBytes, chunkSha256Beside, sumsOf } from './chunkSums.ts';
-import { directBlockBytes, directBuffers } from './directBuffers.ts';
-import { isErrno } from './errors.ts';
+import { directBlockBytes, directBuffers, isDirectRefused } from './directBuffers.ts';
 import type { Throttle } from './throttle.ts';
 
 /** Bytes read at once unless told, and how many pieces are read, hashed and written at a time: 12 MiB of memory. */
@@ -42,7 +41,7 @@ export async function openDirect(path: string): Promise<FileHandle> {
   try {
     return await open(path, flags | constants.O_DIRECT);
   } catch (error) {
-    if (!isErrno(error, 'EINVAL')) throw error;
+    if (!isDirectRefused(error)) throw error;
     return open(path, flags);
   }
 }

@@ -1,6 +1,7 @@
 import t from 'tap';
 import { createLogger } from '../../common/log.ts';
 import { eventually } from '../../test/lab/eventually.ts';
+import { JobSignals } from '../api/jobSignals.ts';
 import { giveBackAtRest } from './restingMemory.ts';
 
 const log = createLogger({ level: 'silent' });
@@ -22,7 +23,8 @@ void t.test('memory is given back after the start, and each time that the last j
     const before = engine.looks;
     await eventually(() => engine.looks > before + 1);
   };
-  const resting = giveBackAtRest(looked, { log, signal: ending.signal, lookMs: 1, giveBack });
+  const jobSignals = new JobSignals();
+  const resting = giveBackAtRest(looked, { log, signal: ending.signal, jobSignals, lookMs: 1, giveBack });
   await looksAgain();
   t.equal(given, 0, 'a job is at work from the start on');
   engine.atWork = [];
@@ -30,6 +32,7 @@ void t.test('memory is given back after the start, and each time that the last j
   await looksAgain();
   t.equal(given, 1, 'once');
   engine.atWork = ['b', 'c'];
+  jobSignals.changed('b');
   await looksAgain();
   engine.atWork = ['c'];
   await looksAgain();
@@ -37,6 +40,9 @@ void t.test('memory is given back after the start, and each time that the last j
   engine.atWork = [];
   await looksAgain();
   t.equal(given, 2);
+  jobSignals.changed('d');
+  await looksAgain();
+  t.equal(given, 3, 'also after one that no look has seen at work');
   ending.abort();
   await resting;
 });
@@ -44,6 +50,6 @@ void t.test('memory is given back after the start, and each time that the last j
 void t.test('with a C library that has no such call the service goes on without it', async (t) => {
   const { signal } = new AbortController();
   const giveBack = (): Promise<void> => Promise.reject(new Error('no such function'));
-  await giveBackAtRest({ atWork: [] }, { log, signal, lookMs: 1, giveBack });
+  await giveBackAtRest({ atWork: [] }, { log, signal, jobSignals: new JobSignals(), lookMs: 1, giveBack });
   t.pass('it has ended');
 });

@@ -76,7 +76,7 @@ export async function runService(given: Omit<ServiceContext, 'pushed'>): Promise
     actOnSchedules(agent, { log, signal, pulse }),
     recoverAgainAndAgain(context, pulse),
     forgetEndedJobs(journal, { log, signal }),
-    giveBackAtRest(engine, { log, signal }),
+    giveBackAtRest(engine, { log, signal, jobSignals: given.jobSignals }),
     followConfiguration(context),
     keepControllerAccess(controllerServer(api.context), loaded.config.agent, { log, signal, onLook }),
     reportToController(agent, { log, signal, figures: context.figures, looks }),

@@ -4,9 +4,12 @@ import { newId } from '../../common/ids.ts';
 import { ObjectStore } from '../../test/sim/objectStore.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import { deleteBackup, listBackups } from './backups.ts';
+import { readIndex } from './chunkIndex.ts';
 import { collect, namedAndGone, remainsIn } from './collectionFixture.ts';
 import { quarantine } from './condemned.ts';
-import { manifestName, packIdOf, sessionName } from './names.ts';
+import { encodeIndex } from './indexObject.ts';
+import { indexIdOf, manifestName, packIdOf, sessionName } from './names.ts';
+import { putIndex } from './objects.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { Repository } from './repository.ts';
 import {
@@ -212,15 +215,27 @@ void t.test('index objects that are damaged, twice there, or name what is gone a
   t.ok((await readVolume(await Repository.open(store.client(), testSecret), manifest)).equals(volume));
 });
 
-void t.test('a damaged index object that another one replaces goes, before that one may', async (t) => {
+void t.test('a damaged index object that another one replaces goes, and before that one', async (t) => {
   const { store, repository } = await testStage();
+  const { context } = repository;
   await backUp(repository, someVolume(8));
   const [index = ''] = store.names('indexes/');
   store.damage(index, 500);
-  await rebuildIndex(repository.context, { dryRun: false });
+  await rebuildIndex(context, { dryRun: false });
   t.ok(store.names('indexes/').includes(index), 'a rebuild deletes nothing');
+  const [other = ''] = store.names('indexes/').filter((name) => name !== index);
+  const id = indexIdOf(other);
+  const object = id === null ? null : await readIndex(context, id, {});
+  if (id === null || object === null) throw new Error('there is no index');
+  await putIndex(context, encodeIndex({ supersedes: [id], packs: object.packs }));
+  const deleted: string[] = [];
+  const remove = context.backend.delete.bind(context.backend);
+  context.backend.delete = async (name, call) => {
+    if (name.startsWith('indexes/')) deleted.push(name);
+    await remove(name, call);
+  };
   await collect(repository);
-  t.notOk(store.names('indexes/').includes(index));
+  t.same(deleted, [index, other], 'a crash in between leaves nothing that is told of as damage');
   t.same(await remainsIn(store), []);
 });
 
