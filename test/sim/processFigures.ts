@@ -7,10 +7,14 @@ import { collectGarbage } from '../collectGarbage.ts';
 /** Spaces of V8's heap that hold code, and what only code refers to. */
 const codeSpaces = /^(?:code|trusted)_/;
 
+/** Workers of an io_uring, as the kernel names them. */
+const kernelThread = /^iou-(?:wrk|sqp)-/;
+
 /** What this process holds of the system, at rest. */
 export interface ProcessFigures {
   readonly descriptors: number;
   readonly children: number;
+  /** Those that the process made itself, not the kernel's own (see {@link threadNames}). */
   readonly threads: number;
   /** What keeps the event loop alive: timers, sockets, pipes, … */
   readonly resources: number;
@@ -34,7 +38,7 @@ export function processFigures(signals: readonly AbortSignal[]): ProcessFigures 
   return {
     descriptors: descriptors().length,
     children: children().length,
-    threads: readdirSync('/proc/self/task').length,
+    threads: sum(Object.values(threadNames())),
     resources: process.getActiveResourcesInfo().length,
     listeners:
       sum(process.eventNames().map((name) => process.listenerCount(name))) +
@@ -54,12 +58,16 @@ export function descriptors(): readonly string[] {
   });
 }
 
-/** How many threads of each name there are. */
+/**
+ * How many threads of each name there are. Those are left out that the kernel gives an io_uring on its own: libuv hands
+ * changes of its epoll descriptor over by one, and where a change would have to wait the kernel lets a thread wait, the
+ * last of which stays until the ring is closed.
+ */
 export function threadNames(): Readonly<Record<string, number>> {
   const names: Record<string, number> = {};
   for (const thread of readdirSync('/proc/self/task')) {
     const name = readFileSync(`/proc/self/task/${thread}/comm`, 'utf8').trim();
-    names[name] = (names[name] ?? 0) + 1;
+    if (!kernelThread.test(name)) names[name] = (names[name] ?? 0) + 1;
   }
   return names;
 }
