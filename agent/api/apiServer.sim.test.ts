@@ -25,6 +25,7 @@ import {
   MachineState,
   type RetryJobResponse,
   type WatchEventsResponse,
+  type WatchJobResponse,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import {
   answerOf,
@@ -39,6 +40,8 @@ import { removeSharedImages } from '../../test/sim/site.ts';
 import { createApiServer } from './apiServer.ts';
 import { ApiError } from './errors.ts';
 import { detailOf } from './grpcErrors.ts';
+import { JobSignals } from './jobSignals.ts';
+import { watchJob } from './jobWatch.ts';
 import { serveOnSocket } from './socketListener.ts';
 import { fingerprintOf, partsOf, startRequestOf } from './startRequest.ts';
 
@@ -71,6 +74,13 @@ function endedSteps(told: Awaited<ReturnType<typeof watched>>): readonly string[
   return told.flatMap(({ update }) =>
     update?.$case === 'step' && update.value.durationMs !== undefined ? [update.value.name] : [],
   );
+}
+
+function warningsAndCopies(told: Awaited<ReturnType<typeof watched>>): readonly string[] {
+  return told.flatMap(({ update }) => {
+    if (update?.$case === 'warning') return [update.value];
+    return update?.$case === 'copy' ? [update.value.toStorage] : [];
+  });
 }
 
 void t.test('a backup is begun, followed to its end, and found with what it has made', async (t) => {
@@ -183,6 +193,44 @@ void t.test(
       ['job'],
     );
     t.equal((await refusal(watched(served.client(), id, { cursor: 'nonsense' }))).code, 'REQUEST_INVALID');
+  },
+);
+
+void t.test(
+  'a cursor of an earlier run of the service passes over no warning and no copy of this one',
+  async (t) => {
+    await using served = await ServedSite.create();
+    const { id } = firstJob(await startBackup(served.client()));
+    await watched(served.client(), id);
+    const { agent } = served.living;
+    const never = new AbortController().signal;
+    const run = (copiedTo: readonly string[]) => {
+      const signals = new JobSignals();
+      const outcomes = copiedTo.map((to) => ({ from: 'local', to, job: null, error: null }));
+      const started = { isAtWork: () => false, copiesOf: () => ({ outcomes, ended: true }) };
+      return {
+        warn: (message: string) => signals.listener().warning?.(id, message),
+        watch: async (cursor: string) => {
+          const told: WatchJobResponse[] = [];
+          const request = { id, cursor, withCopies: true };
+          for await (const one of watchJob({ agent, signals, started }, request, never)) told.push(one);
+          return told;
+        },
+      };
+    };
+    const earlier = run(['vault']);
+    earlier.warn('one');
+    earlier.warn('two');
+    const told = await earlier.watch('');
+    t.same(warningsAndCopies(told), ['one', 'two', 'vault']);
+    const cursor = told.at(-1)?.cursor ?? '';
+    t.same(warningsAndCopies(await earlier.watch(cursor)), []);
+    const later = run(['cloud']);
+    later.warn('three');
+    const toldLater = await later.watch(cursor);
+    t.same(warningsAndCopies(toldLater), ['three', 'cloud']);
+    t.same(endedSteps(toldLater), [], 'and repeats no step');
+    t.same(warningsAndCopies(await later.watch(toldLater.at(-1)?.cursor ?? '')), []);
   },
 );
 

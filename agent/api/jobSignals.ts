@@ -1,3 +1,4 @@
+import { newId } from '../../common/ids.ts';
 import type { EngineListener } from '../jobs/engineListener.ts';
 import type { JobProgress, JobState } from '../jobs/job.ts';
 import { Wake } from './wake.ts';
@@ -10,6 +11,8 @@ const warningsMax = 200;
 
 /** What the jobs of this process say while they run, for whoever watches: the journal alone would be late. */
 export class JobSignals {
+  /** Names this run of the service: what it says here is counted from its start. */
+  readonly run = newId();
   readonly #progress = new Map<string, JobProgress>();
   readonly #warnings = new Map<string, string[]>();
   readonly #watchers = new Map<string, Set<Wake>>();

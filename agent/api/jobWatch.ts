@@ -20,8 +20,12 @@ const lookIntervalMs = 500;
 /** Nobody reads faster. */
 const progressIntervalMs = 100;
 
-/** How much of a job a watcher has seen: numbers of changes of steps, of warnings and of copies. */
+/**
+ * How much of a job a watcher has seen: numbers of changes of steps, of warnings and of copies. The journal has the steps;
+ * warnings and copies are those of one run of the service.
+ */
 interface Seen {
+  readonly run: string;
   changes: number;
   warnings: number;
   copies: number;
@@ -45,7 +49,7 @@ export async function* watchJob(
 ): AsyncGenerator<WatchJobResponse> {
   const { journal } = parts.agent.parts;
   const { id } = journal.get(request.id);
-  const seen = seenOf(request.cursor);
+  const seen = seenOf(request.cursor, parts.signals.run);
   using watched = parts.signals.watch(id);
   let told = '';
   let toldProgress = '';
@@ -114,19 +118,26 @@ function* newSteps(steps: readonly StepRow[], seen: Seen): Generator<ReturnType<
   }
 }
 
-function response({ changes, warnings, copies }: Seen, update: WatchJobResponse['update']): WatchJobResponse {
-  return { cursor: `j.${changes}.${warnings}.${copies}`, update };
+function response(seen: Seen, update: WatchJobResponse['update']): WatchJobResponse {
+  return { cursor: `j.${seen.changes}.${seen.warnings}.${seen.copies}.${seen.run}`, update };
 }
 
-function seenOf(cursor: string): Seen {
-  if (cursor === '') return { changes: 0, warnings: 0, copies: 0 };
-  const numbers = /^j\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})$/.exec(cursor)?.slice(1).map(Number);
-  const [changes, warnings, copies] = numbers ?? [];
-  if (changes === undefined || warnings === undefined || copies === undefined)
+/** @param run of the service that is asked: of what another one has warned of and copied, it knows nothing. */
+function seenOf(cursor: string, run: string): Seen {
+  if (cursor === '') return { run, changes: 0, warnings: 0, copies: 0 };
+  const [, changes, warnings, copies, told] =
+    /^j\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.([0-9a-f-]{36})$/.exec(cursor) ?? [];
+  if (told === undefined)
     throw new ApiError('REQUEST_INVALID', 'the cursor is none of a job', {
       hint: 'give back the cursor of the last response as it came, or none',
     });
-  return { changes, warnings, copies };
+  const isOfRun = told === run;
+  return {
+    run,
+    changes: Number(changes),
+    warnings: isOfRun ? Number(warnings) : 0,
+    copies: isOfRun ? Number(copies) : 0,
+  };
 }
 
 function copyMessage({ from, to, job, error }: CopyOutcome): PolicyCopy {

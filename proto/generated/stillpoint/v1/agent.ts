@@ -1391,8 +1391,8 @@ export interface WatchJobRequest {
   /** As in GetJobRequest. */
   id: string;
   /**
-   * Cursor of the last response that was seen: steps and warnings after it are told; empty: all of them. It is good
-   * also after a restart of the service, but for warnings.
+   * Cursor of the last response that was seen: steps, warnings and copies after it are told; empty: all of them. It is
+   * good also after a restart of the service, which knows warnings and copies since its start.
    */
   cursor: string;
   /**
