@@ -100,7 +100,7 @@ export class Repositories {
    */
   async init(name: string, options: { readonly recoveryKey: boolean }): Promise<MadeRepository> {
     const settings = this.#settings(name);
-    const place = await backendOf(settings);
+    const place = await backendOf(name, settings);
     if (place instanceof FileBackend) await place.prepare();
     const backend = patient(name, place, settings);
     const { keyFile } = settings;
@@ -223,7 +223,7 @@ export class Repositories {
   ): Promise<readonly DisplacedObject[]> {
     const settings = this.#settings(name);
     if (!(await this.#isLocked(name))) return [];
-    return displacedObjects(patient(name, await backendOf(settings), settings), options);
+    return displacedObjects(patient(name, await backendOf(name, settings), settings), options);
   }
 
   /** Looks once more whether backups are locked as the configuration wants it; `null` where it does not. */
@@ -258,7 +258,7 @@ export class Repositories {
     };
     const settings = this.#settings(name);
     if (!(await this.#isLocked(name))) return repair();
-    return repairWithLock(patient(name, await backendOf(settings), settings), { ...options, repair });
+    return repairWithLock(patient(name, await backendOf(name, settings), settings), { ...options, repair });
   }
 
   /** Makes index objects for packs that none names. */
@@ -288,7 +288,7 @@ export class Repositories {
   async recover(name: string, typed: string): Promise<RecoveredKey> {
     const settings = this.#settings(name);
     const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
-    const backend = patient(name, await backendOf(settings), settings);
+    const backend = patient(name, await backendOf(name, settings), settings);
     const options = { retention: retentionOf(settings), storage: name };
     const repository = await Repository.open(backend, secret, options);
     const { slots } = repository;
@@ -339,7 +339,7 @@ export class Repositories {
     name: string,
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
-    const backend = patient(name, await backendOf(settings), settings);
+    const backend = patient(name, await backendOf(name, settings), settings);
     const options = { retention: retentionOf(settings), storage: name };
     const repository = await Repository.open(backend, await readKeyFile(settings.keyFile, name), options);
     return { repository, settings };

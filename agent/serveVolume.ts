@@ -16,7 +16,7 @@ async function serve(): Promise<void> {
   const { config } = await loadConfig(configFile, { optional: false });
   const settings = config.storages[storage];
   if (settings?.kind !== 'repository') throw new Error(`${configFile} has no repository ${storage}`);
-  const repository = await openRepository(settings);
+  const repository = await openRepository(storage, settings);
   const stream = await repository.openStream(await repository.contentOf(root));
   const ended = Promise.withResolvers<void>();
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => ended.resolve());

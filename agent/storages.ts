@@ -81,7 +81,7 @@ function repositoryOf(
     bounds: boundsOf(settings),
     fateOf,
     open: async () => {
-      const limited = new BandwidthBackend(await backendOf(settings), bandwidth);
+      const limited = new BandwidthBackend(await backendOf(name, settings), bandwidth);
       const backend = quotaBackendOf(name, limited, boundsOf(settings));
       const retention = retentionOf(settings);
       const { keyFile } = settings;
@@ -125,20 +125,27 @@ export function quotaBackendOf(name: string, backend: Backend, { quotaBytes }: S
 }
 
 /** Opens it to read, without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */
-export async function openRepository(settings: RepositoryConfig): Promise<Repository> {
-  return Repository.open(await backendOf(settings), await readKeyFile(settings.keyFile));
+export async function openRepository(name: string, settings: RepositoryConfig): Promise<Repository> {
+  return Repository.open(await backendOf(name, settings), await readKeyFile(settings.keyFile, name), {
+    storage: name,
+  });
 }
 
 /** Nobody needs so long to write one file. */
 const leftoverMs = 24 * 3600 * 1000;
 
 /** Enough for the records of thousands of deletions and a collection. */
-const reserve = { notForPrefix: prefixes.packs, bytesMax: 64 * 1024 * 1024 };
+const reserveBytesMax = 64 * 1024 * 1024;
 
 /** The place of a repository. @throws StorageError STORAGE_SETTINGS_INVALID */
-export async function backendOf(settings: RepositoryConfig): Promise<Backend> {
+export async function backendOf(name: string, settings: RepositoryConfig): Promise<Backend> {
   const path = pathOf(settings);
-  if (path !== null) return new FileBackend(path, { reserve });
+  if (path !== null) {
+    const hint = `stillpoint delete BACKUP, then stillpoint storage gc ${name}; or make the file system larger`;
+    return new FileBackend(path, {
+      reserve: { notForPrefix: prefixes.packs, bytesMax: reserveBytesMax, hint },
+    });
+  }
   // Only who has such a storage pays for loading it.
   const { openS3Backend } = await import('../storage/backends/openS3.ts');
   return openS3Backend(settings);

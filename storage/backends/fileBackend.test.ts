@@ -55,13 +55,13 @@ void t.test('a file system without hard links is named as that, whatever it says
 
 void t.test('what is large leaves room for what makes room', async (t) => {
   const root = t.testdir();
-  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER };
+  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER, hint: 'make room' };
   const backend = new FileBackend(root, { reserve });
   const { blocks, bsize, bavail } = await statfs(root);
   // As on a file system that is full but for the reserve: no memory is needed to ask for so much.
   const large = { length: bavail * bsize - Math.floor((blocks * bsize) / 100) + 2 ** 30 };
   const parts = [Object.setPrototypeOf(large, Buffer.prototype)];
-  await t.rejects(backend.create('packs/aa/b', parts), { code: 'STORAGE_FULL', hint: /storage gc/ });
+  await t.rejects(backend.create('packs/aa/b', parts), { code: 'STORAGE_FULL', hint: 'make room' });
   t.same(await readdir(root), [], 'before anything is written');
   t.equal(await backend.create('packs/aa/b', [Buffer.from('small')]), 'created');
   t.equal(await backend.create('deletions/a', [Buffer.from('small')]), 'created');
@@ -69,7 +69,7 @@ void t.test('what is large leaves room for what makes room', async (t) => {
 
 void t.test('what is on its way at the same time leaves that room, too', async (t) => {
   const root = t.testdir();
-  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER };
+  const reserve = { notForPrefix: 'packs/', bytesMax: Number.MAX_SAFE_INTEGER, hint: 'make room' };
   const backend = new FileBackend(root, { reserve });
   const { blocks, bsize, bavail } = await statfs(root);
   // Two thirds of the room: one finds it, and fails when it comes to its bytes, of which there are none.

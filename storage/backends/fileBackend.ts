@@ -25,6 +25,8 @@ export interface Reserve {
   readonly notForPrefix: string;
   /** At most; it is one hundredth of a small file system. */
   readonly bytesMax: number;
+  /** What to type to make room. */
+  readonly hint: string;
 }
 
 /**
@@ -65,7 +67,7 @@ export class FileBackend implements Backend {
     throw new StorageError(
       'STORAGE_FULL',
       `${this.location} has ${formatBytes(bavail * bsize)} free, of which ${formatBytes(reserveBytes)} are kept for making room`,
-      { hint: 'stillpoint delete BACKUP, then stillpoint storage gc NAME; or make the file system larger' },
+      { hint: this.#reserve.hint },
     );
   }
 

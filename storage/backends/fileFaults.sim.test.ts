@@ -53,7 +53,7 @@ async function prepared(t: Test): Promise<string> {
 }
 
 function backendAt(root: string): FileBackend {
-  return new FileBackend(root, { reserve: { notForPrefix: 'packs/', bytesMax: 1 } });
+  return new FileBackend(root, { reserve: { notForPrefix: 'packs/', bytesMax: 1, hint: 'make room' } });
 }
 
 /** What is not as promised after a session, whatever came of it. */

@@ -20,6 +20,8 @@ export interface RepositoryContext {
   readonly namer: ChunkNamer;
   /** Threads for what takes time. */
   readonly workers: ChunkWorkers;
+  /** The name of the storage, for what an error says to type. */
+  readonly storage: string;
 }
 
 /** What index objects are bound to: their names are hashes of their bytes. */

@@ -227,8 +227,9 @@ void t.test(
         ok: false,
         backups: told,
       });
-      t.match(await verifyBackup(repository, id, { data: false }), [
-        { file: lost, kind: 'manifest', verdict: 'missing', detail: /storage check NAME --repair/ },
+      const vault = await Repository.open(store.client(), testSecret, { storage: 'vault' });
+      t.match(await verifyBackup(vault, id, { data: false }), [
+        { file: lost, kind: 'manifest', verdict: 'missing', detail: /storage check vault --repair/ },
         { verdict: 'ok' },
         { verdict: 'ok' },
       ]);

@@ -233,7 +233,7 @@ export async function planCollection(
   else
     plan.kept.push({
       name,
-      reason: `${verdict}; collections stay stopped. While no host collects: storage check NAME --repair --apply --alone`,
+      reason: `${verdict}; collections stay stopped. While no host collects: storage check ${context.storage} --repair --apply --alone`,
     });
   return plan;
 }

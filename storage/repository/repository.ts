@@ -66,7 +66,11 @@ export class Repository {
     backend: Backend,
     config: RepositoryConfig,
     keys: KeyRing,
-    { workers = processWorkers, retention }: Pick<OpenOptions, 'workers' | 'retention'>,
+    {
+      workers = processWorkers,
+      retention,
+      storage = 'NAME',
+    }: Pick<OpenOptions, 'workers' | 'retention' | 'storage'>,
   ) {
     this.config = config;
     this.#backend = backend;
@@ -79,6 +83,7 @@ export class Repository {
       keys,
       namer: new ChunkNamer(keys.dedupKey),
       workers,
+      storage,
     };
     this.slots = new KeySlots(this.context.backend, config, keys);
   }
@@ -107,7 +112,7 @@ export class Repository {
       packSizeBytes: options.packSizeBytes ?? packBytesDefault,
       capabilities,
     };
-    const repository = new Repository(backend, config, keys, { workers: call.workers, retention });
+    const repository = new Repository(backend, config, keys, { ...call, retention });
     const { createdAt, label, scryptCost } = options;
     const slotId = await repository.slots.add(options.secret, { label, createdAt, cost: scryptCost }, call);
     const bytes = formatConfig(config, keys);
@@ -145,10 +150,10 @@ export class Repository {
     call: CallOptions = {},
   ): Promise<Repository> {
     const keys = this.context.keys.rotated();
-    const { backend, workers } = this.context;
+    const { backend } = this.context;
     const revision = this.config.revision + 1;
     const config = { ...this.config, revision, keyGeneration: keys.newestGeneration };
-    const next = new Repository(this.#backend, config, keys, { workers, retention: this.#retention });
+    const next = this.#with(config, keys);
     const old = await this.slots.list(call);
     const added: string[] = [];
     for (const { secret, label } of secrets)
@@ -159,6 +164,12 @@ export class Repository {
     // One that is locked goes on opening what was written before the rotation.
     for (const { slotId } of old) await deleteUnlessLocked(backend, `keys/${slotId}`, call);
     return next;
+  }
+
+  /** The same repository, with another configuration. */
+  #with(config: RepositoryConfig, keys: KeyRing): Repository {
+    const { workers, storage } = this.context;
+    return new Repository(this.#backend, config, keys, { workers, storage, retention: this.#retention });
   }
 
   /** Creates the revision that this configuration is. */
@@ -182,8 +193,7 @@ export class Repository {
     if (!isEnforced || this.config.capabilities.objectLock === true) return isEnforced;
     const capabilities = { ...this.config.capabilities, objectLock: true };
     const config = { ...this.config, revision: this.config.revision + 1, capabilities };
-    const { keys, workers } = this.context;
-    await new Repository(this.#backend, config, keys, { workers, retention: this.#retention }).#publish(call);
+    await this.#with(config, this.context.keys).#publish(call);
     return true;
   }
 
@@ -193,7 +203,7 @@ export class Repository {
     throw new RepositoryError(
       'OBJECT_LOCK_NOT_ENFORCED',
       `${this.#backend.location} is to lock its backups, and was not seen to do so when the repository was made`,
-      { hint: 'stillpoint storage check NAME finds out whether it does' },
+      { hint: `stillpoint storage check ${this.context.storage} finds out whether it does` },
     );
   }
 

@@ -140,7 +140,7 @@ async function verifyFences(
         file: manifestName(backupId, attempt),
         kind: 'manifest',
         verdict: 'missing',
-        detail: `${lostFenceText({ backupId, attempt })}; storage check NAME --repair --apply makes it again`,
+        detail: `${lostFenceText({ backupId, attempt })}; storage check ${context.storage} --repair --apply makes it again`,
       });
   return lost;
 }

@@ -33,7 +33,7 @@ function* numbers(state: number): Generator<number, never> {
   }
 }
 
-const reserve = { notForPrefix: 'packs/', bytesMax: 64 * 1024 * 1024 };
+const reserve = { notForPrefix: 'packs/', bytesMax: 64 * 1024 * 1024, hint: 'make room' };
 const rounds = 12;
 
 for (const kind of ['tmpfs', 'ext4'] as const)
