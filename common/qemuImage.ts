@@ -39,6 +39,8 @@ export interface ImageInfo {
   readonly corrupt: boolean;
   /** qcow2 with an external data file: its content is elsewhere. */
   readonly dataFile: string | undefined;
+  /** What a qcow2 image is made of. */
+  readonly clusterBytes: number | undefined;
   /** Properties that a new image in its place must have too, as `-o` takes them. */
   readonly layout: readonly string[];
   /** qcow2 compatibility level, `0.10` or `1.1`. */
@@ -151,6 +153,7 @@ export async function readImageInfo(
     corrupt: data?.corrupt ?? false,
     dataFile: data?.['data-file'],
     compat: data?.compat,
+    clusterBytes: info['cluster-size'],
     layout: [
       ...(info['cluster-size'] === undefined ? [] : [`cluster_size=${info['cluster-size']}`]),
       ...(data?.['refcount-bits'] === undefined ? [] : [`refcount_bits=${data['refcount-bits']}`]),

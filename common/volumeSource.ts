@@ -6,6 +6,15 @@ export interface Extent {
   readonly zero: boolean;
 }
 
+/** A stretch in which a volume may differ from an earlier state of it. */
+export interface Change extends Extent {
+  /**
+   * Zeros that nothing names as a change: they were zeros in the earlier state, too, unless the image was changed by
+   * other means than writing to the volume. Whoever sees without reading anything whether they were compares them.
+   */
+  readonly unmarked?: boolean | undefined;
+}
+
 /** A volume at T1 that can be read: a frozen export of QEMU, or an image that nobody runs. */
 export interface VolumeSource {
   readonly virtualSizeBytes: number;

@@ -1,25 +1,89 @@
-import type { Extent } from '../common/volumeSource.ts';
+import type { Change, Extent } from '../common/volumeSource.ts';
 import type { DirtyExtent } from './volume.ts';
 
+/** No qcow2 image has larger clusters (QEMU: docs/interop/qcow2.txt, cluster_bits). */
+const clusterBytesMax = 2 * 1024 * 1024;
+/** One bit of a bitmap stands for a cluster, or for this of a larger one (QEMU: `block-dirty-bitmap-add`). */
+const granuleBytesMax = 64 * 1024;
+
+interface Stretch extends Extent {
+  readonly dirty: boolean;
+}
+
+export interface ImageUnits {
+  /** Of the image; unless known, the largest that there are. */
+  readonly clusterBytes?: number | undefined;
+  /** Other units in tests. */
+  readonly granuleBytes?: number;
+}
+
 /**
- * Every stretch in which a volume may differ from what it was when its bitmap was started: what the bitmap names,
- * and all that is zero. QEMU marks what the guest zeroes or discards, but not what a shrink of the image takes away
- * and a later growth gives back as zeros.
+ * Every stretch in which a volume may differ from what it was when its bitmap was started.
+ *
+ * QEMU marks what the guest writes, zeroes or discards. But a shrink of the image takes data and marks away together,
+ * and a later growth gives zeros back that are not marked (docs/BEHAVIOUR.md). What is data without a mark was never
+ * taken away, so a shrink has taken all behind the last of such data, or nothing: zeros there are changes. Zeros before
+ * it were zeros already; they are named for whoever can compare them without reading.
+ *
+ * Where a cluster is larger than what a bit stands for, two things are data without a mark and yet changed: what comes
+ * back as a whole cluster when a part of it is written, for which a mark counts for all of its cluster; and the rest of
+ * a cluster within which the image was cut, which keeps what was written there and loses the marks. That is the last
+ * cluster of data without a mark, unless the image was cut several times.
  *
  * @param dirty from 0 to the size, without gaps
  * @param extents the same
  * @throws Error when the two are not of one size
  */
-export function changesOf(dirty: readonly DirtyExtent[], extents: readonly Extent[]): readonly Extent[] {
-  if (endOf(dirty) !== endOf(extents))
-    throw new Error(`the bitmap ends at ${endOf(dirty)}, the volume at ${endOf(extents)}`);
-  const changes: Extent[] = [];
+export function changesOf(
+  dirty: readonly DirtyExtent[],
+  extents: readonly Extent[],
+  { clusterBytes = clusterBytesMax, granuleBytes = granuleBytesMax }: ImageUnits = {},
+): readonly Change[] {
+  const sizeBytes = endOf(extents);
+  if (endOf(dirty) !== sizeBytes)
+    throw new Error(`the bitmap ends at ${endOf(dirty)}, the volume at ${sizeBytes}`);
+  const isShared = clusterBytes > granuleBytes;
+  const stretches = [...both(isShared ? widened(dirty, clusterBytes, sizeBytes) : dirty, extents)];
+  const kept = stretches.findLast((stretch) => !stretch.zero && !stretch.dirty);
+  const keptEndBytes = kept === undefined ? 0 : kept.offsetBytes + kept.lengthBytes;
+  const doubtBytes = isShared ? keptEndBytes - clusterBytes : sizeBytes;
+  const changes: Change[] = [];
+  for (const { offsetBytes, lengthBytes, zero, dirty: marked } of stretches) {
+    const endBytes = offsetBytes + lengthBytes;
+    if (marked || zero)
+      changes.push({ offsetBytes, lengthBytes, zero, unmarked: !marked && offsetBytes < keptEndBytes });
+    else if (endBytes > doubtBytes) {
+      const from = Math.max(offsetBytes, doubtBytes);
+      changes.push({ offsetBytes: from, lengthBytes: endBytes - from, zero, unmarked: false });
+    }
+  }
+  return changes;
+}
+
+/** With marks that count for all of the units in which they are. */
+function widened(dirty: readonly DirtyExtent[], unitBytes: number, sizeBytes: number): DirtyExtent[] {
+  const stretches: { offsetBytes: number; lengthBytes: number; dirty: boolean }[] = [];
+  let at = 0;
+  const upTo = (endBytes: number, isDirty: boolean): void => {
+    if (endBytes <= at) return;
+    const last = stretches.at(-1);
+    if (last?.dirty === isDirty) last.lengthBytes += endBytes - at;
+    else stretches.push({ offsetBytes: at, lengthBytes: endBytes - at, dirty: isDirty });
+    at = endBytes;
+  };
+  for (const { offsetBytes, lengthBytes, dirty: isDirty } of dirty) {
+    if (!isDirty) continue;
+    upTo(Math.floor(offsetBytes / unitBytes) * unitBytes, false);
+    upTo(Math.min(Math.ceil((offsetBytes + lengthBytes) / unitBytes) * unitBytes, sizeBytes), true);
+  }
+  upTo(sizeBytes, false);
+  return stretches;
+}
+
+/** Stretches that are of one kind in both. */
+function* both(dirty: readonly DirtyExtent[], extents: readonly Extent[]): Generator<Stretch> {
   let index = 0;
   for (const { offsetBytes, lengthBytes, zero } of extents) {
-    if (zero) {
-      changes.push({ offsetBytes, lengthBytes, zero });
-      continue;
-    }
     const endBytes = offsetBytes + lengthBytes;
     for (; index < dirty.length; index += 1) {
       const stretch = dirty[index];
@@ -27,13 +91,11 @@ export function changesOf(dirty: readonly DirtyExtent[], extents: readonly Exten
       const stretchEndBytes = stretch.offsetBytes + stretch.lengthBytes;
       const from = Math.max(offsetBytes, stretch.offsetBytes);
       const to = Math.min(endBytes, stretchEndBytes);
-      if (stretch.dirty && to > from)
-        changes.push({ offsetBytes: from, lengthBytes: to - from, zero: false });
+      if (to > from) yield { offsetBytes: from, lengthBytes: to - from, zero, dirty: stretch.dirty };
       // It goes on in the next extent.
       if (stretchEndBytes > endBytes) break;
     }
   }
-  return changes;
 }
 
 function endOf(stretches: readonly { readonly offsetBytes: number; readonly lengthBytes: number }[]): number {

@@ -4,7 +4,7 @@ import type { ErrorRecord } from '../common/errors.ts';
 import type { Ownership } from '../common/files.ts';
 import type { Hold } from '../common/hold.ts';
 import type { Throttle } from '../common/throttle.ts';
-import type { Extent, VolumeSource } from '../common/volumeSource.ts';
+import type { Change, Extent, VolumeSource } from '../common/volumeSource.ts';
 import type { HostManifest } from './hostManifest.ts';
 import type { Artifact, Manifest } from './manifest.ts';
 import type { StorageBounds, StorageSpace } from './space.ts';
@@ -280,7 +280,7 @@ export interface Increment {
   /** Id of the earlier backup, and which of its volumes. */
   readonly parent: { readonly backupId: string; readonly target: string };
   /** Every stretch in which the volume may differ from it, in order. Zeros are changes. */
-  readonly changes: readonly Extent[];
+  readonly changes: readonly Change[];
 }
 
 /** A file whose digest is by chunks (every volume) gets the list of them beside it, see `sumsFileOf`. */

@@ -295,7 +295,7 @@ async function openFrozen(
     changes: async () => {
       if (bitmap === undefined) throw new Error(`${volume.target} is read whole`);
       const dirty = await source.dirtyExtents(storedDirtyContextOf(bitmap), signal);
-      return changesOf(dirty, await source.extents(signal));
+      return changesOf(dirty, await source.extents(signal), { clusterBytes: volume.clusterBytes });
     },
     [Symbol.asyncDispose]: () => exported[Symbol.asyncDispose](),
   };

@@ -243,7 +243,7 @@ async function readRunning(
   plan: ReadPlan,
   writers: ReadonlyMap<string, BackupWriter>,
 ): Promise<RetainedChanges> {
-  const open = async ({ target, since }: ReadVolume): Promise<ChangingVolume> => {
+  const open = async ({ target, since, clusterBytes }: ReadVolume): Promise<ChangingVolume> => {
     const where = { socketPath: socketPathOf(plan), exportName: target };
     const dirtyContext = dirtyContextOf(target);
     const dirtyContexts = since === null ? [] : [dirtyContext];
@@ -254,6 +254,7 @@ async function readRunning(
         changesOf(
           await source.dirtyExtents(dirtyContext, context.signal),
           await source.extents(context.signal),
+          { clusterBytes },
         ),
       [Symbol.asyncDispose]: () => source[Symbol.asyncDispose](),
     };

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import type { FileDigest } from '../../common/copy.ts';
-import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
+import type { Change, VolumeSource } from '../../common/volumeSource.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { AddOptions, BackupWriter } from '../../storage/storage.ts';
 import type { ReadVolume, VolumeRead } from '../snapshot/readPlan.ts';
@@ -15,7 +15,7 @@ export interface OpenVolume extends AsyncDisposable {
 /** The same, which can tell what has changed. */
 export interface ChangingVolume extends OpenVolume {
   /** Every stretch in which it may differ from what it was at its plan's `since`. Rejects without that. */
-  changes(): Promise<readonly Extent[]>;
+  changes(): Promise<readonly Change[]>;
 }
 
 export interface ReadOptions extends Omit<RetainOptions, 'deadlineMs'> {
@@ -150,7 +150,7 @@ interface ReaderSource extends Disposable {
 async function sourcesFor(
   destinations: readonly Destination[],
   source: VolumeSource,
-  changes: readonly Extent[],
+  changes: readonly Change[],
   signal: AbortSignal,
 ): Promise<readonly ReaderSource[]> {
   if (destinations.length === 1) return [{ volume: source, [Symbol.dispose]: () => undefined }];
@@ -209,7 +209,7 @@ async function addIncrement(
   { storage, writer, volume, name, options }: Destination,
   parent: string,
   source: VolumeSource,
-  changes: readonly Extent[],
+  changes: readonly Change[],
 ): Promise<FileDigest | { readonly reason: string }> {
   const { target, owner } = volume;
   const totalBytes = changes.reduce((sum, { zero, lengthBytes }) => sum + (zero ? 0 : lengthBytes), 0);

@@ -19,6 +19,8 @@ export const liveVolumeSchema = z.object({
   copyable: z.boolean(),
   /** QEMU can keep the bitmap of a checkpoint in it. */
   keepsBitmaps: z.boolean().default(false),
+  /** Of a qcow2 image; a change may have to be taken for one of the whole cluster. */
+  clusterBytes: z.number().optional(),
   /** By storage. */
   reads: z.record(z.string(), volumeReadSchema).default({}),
   /** The oldest checkpoint that a storage needs the changes since; `null`: none of them needs any. */

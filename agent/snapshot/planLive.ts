@@ -135,6 +135,7 @@ async function planLiveVolume(
     chain: [image, ...(await chainBelow(what, volume, info.backing))],
     copyable: format === 'qcow2' && info.backing === null && info.bitmaps.every(isOurCheckpoint),
     keepsBitmaps: format === 'qcow2' && info.compat !== '0.10',
+    clusterBytes: info.clusterBytes,
     reads: {},
     since: null,
     virtualSizeBytes: info.virtualSizeBytes,

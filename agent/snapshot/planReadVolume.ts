@@ -72,6 +72,7 @@ export async function planReadVolume(
     owner: kind === 'block' ? fileOfDevice : await ownerOf(file),
     // Version 2 has no place for them.
     keepsBitmaps: format === 'qcow2' && info.compat !== '0.10',
+    clusterBytes: info.clusterBytes,
   };
 }
 

@@ -35,6 +35,8 @@ export const readVolumeSchema = z.object({
   scratch: z.string().nullable(),
   /** QEMU can keep the bitmap of a checkpoint in it. */
   keepsBitmaps: z.boolean(),
+  /** Of a qcow2 image; a change may have to be taken for one of the whole cluster. */
+  clusterBytes: z.number().optional(),
   /** By storage. */
   reads: z.record(z.string(), volumeReadSchema),
   /** The oldest checkpoint that a storage needs the changes since; `null`: none of them needs any. */

@@ -1,4 +1,4 @@
-import type { Extent, VolumeSource } from '../../common/volumeSource.ts';
+import type { Change, Extent, VolumeSource } from '../../common/volumeSource.ts';
 import { Run } from '../run.ts';
 import type { ContentReference } from './backupManifest.ts';
 import { type ChunkDomain, zeroId } from './chunkId.ts';
@@ -28,7 +28,7 @@ export interface StreamOptions {
         /** The same volume in an earlier backup. */
         readonly parent: StreamReader;
         /** Every stretch in which it may differ from that. Zeros are changes. */
-        readonly changes: readonly Extent[];
+        readonly changes: readonly Change[];
       }
     | undefined;
 }
@@ -58,7 +58,7 @@ export async function writeStream(
     run,
     signal: options.signal,
     holdsData: markChunks(shape, data),
-    changed: increment === undefined ? null : markChunks(shape, increment.changes),
+    changed: increment === undefined ? null : markChanged(shape, increment.changes),
     parent: increment?.parent,
     lanes: new Lanes(Math.min(shape.sizeBytes, chunkSizeBytes)),
     progress: (chunk) => options.onProgress?.(Math.min(shape.sizeBytes, chunk * chunkSizeBytes)),
@@ -69,11 +69,16 @@ export async function writeStream(
   return { root: rootId.toString('hex'), ...shape };
 }
 
+interface Shape {
+  readonly sizeBytes: number;
+  readonly chunkSizeBytes: number;
+}
+
 /** A stream on its way. */
 interface StreamWork {
   readonly source: VolumeSource;
   readonly sink: ChunkSink;
-  readonly shape: { readonly sizeBytes: number; readonly chunkSizeBytes: number };
+  readonly shape: Shape;
   readonly run: Run;
   /** The caller's: what is put is not taken back because something else failed. */
   readonly signal: AbortSignal | undefined;
@@ -219,27 +224,44 @@ async function putChunk(stream: StreamWork, chunk: number, buffer: Buffer): Prom
   return isZero(content) ? zeroId : sink.put({ type: 'data', chunkSizeBytes }, content, signal);
 }
 
-/** For each chunk 1 if a stretch touches it. Throws for a stretch that is not in the stream. */
-function markChunks(
-  { sizeBytes, chunkSizeBytes }: { readonly sizeBytes: number; readonly chunkSizeBytes: number },
-  stretches: readonly Extent[],
-): Uint8Array {
-  const marks = new Uint8Array(chunkCountOf(sizeBytes, chunkSizeBytes));
-  for (const { offsetBytes, lengthBytes } of stretches) {
-    const end = offsetBytes + lengthBytes;
-    if (offsetBytes < 0 || lengthBytes < 0 || end > sizeBytes)
-      throw new RangeError(`${lengthBytes} bytes at ${offsetBytes} are not in the stream`);
-    if (lengthBytes > 0)
-      marks.fill(1, Math.floor(offsetBytes / chunkSizeBytes), Math.ceil(end / chunkSizeBytes));
+/** For each chunk 1 if it may differ from the parent's. Throws for a stretch that is not in the stream. */
+function markChanged(shape: Shape, changes: readonly Change[]): Uint8Array {
+  const marks = markChunks(
+    shape,
+    changes.filter(({ unmarked }) => unmarked !== true),
+  );
+  const { sizeBytes, chunkSizeBytes } = shape;
+  for (const change of changes) {
+    if (change.unmarked !== true) continue;
+    // A chunk of nothing else is compared by its id. Of another one the rest would have to be read.
+    const end = endIn(shape, change);
+    const endChunk = end === sizeBytes ? Math.ceil(end / chunkSizeBytes) : Math.floor(end / chunkSizeBytes);
+    marks.fill(1, Math.ceil(change.offsetBytes / chunkSizeBytes), endChunk);
   }
   return marks;
 }
 
+/** For each chunk 1 if a stretch touches it. Throws for a stretch that is not in the stream. */
+function markChunks(shape: Shape, stretches: readonly Extent[]): Uint8Array {
+  const { sizeBytes, chunkSizeBytes } = shape;
+  const marks = new Uint8Array(chunkCountOf(sizeBytes, chunkSizeBytes));
+  for (const stretch of stretches) {
+    const end = endIn(shape, stretch);
+    if (stretch.lengthBytes > 0)
+      marks.fill(1, Math.floor(stretch.offsetBytes / chunkSizeBytes), Math.ceil(end / chunkSizeBytes));
+  }
+  return marks;
+}
+
+function endIn({ sizeBytes }: Shape, { offsetBytes, lengthBytes }: Extent): number {
+  const end = offsetBytes + lengthBytes;
+  if (offsetBytes < 0 || lengthBytes < 0 || end > sizeBytes)
+    throw new RangeError(`${lengthBytes} bytes at ${offsetBytes} are not in the stream`);
+  return end;
+}
+
 /** Invariant 7: an increment stands on a stream of the same size and chunk size only. */
-function assertFits(
-  { sizeBytes, chunkSizeBytes }: { readonly sizeBytes: number; readonly chunkSizeBytes: number },
-  parent: StreamReader | undefined,
-): void {
+function assertFits({ sizeBytes, chunkSizeBytes }: Shape, parent: StreamReader | undefined): void {
   if (pageCountOf(sizeBytes, chunkSizeBytes) > pagesMax)
     throw new RangeError(`a stream of ${sizeBytes} bytes needs a larger chunk size`);
   if (parent === undefined) return;
