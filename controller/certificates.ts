@@ -36,7 +36,7 @@ import {
   Version,
 } from '@peculiar/asn1-x509';
 import { messageOf } from '../common/errors.ts';
-import { formatPeerName, type PeerName } from '../common/tls/peerName.ts';
+import { dnsNameOf, formatPeerName, type PeerName } from '../common/tls/peerName.ts';
 import { arrayBufferOf, commonName, publicKeyInfo, signatureAlgorithm, signDer } from '../common/x509.ts';
 import { CaError } from './caErrors.ts';
 
@@ -86,8 +86,11 @@ export function signCertificate(
   { serial, ...validity }: ValidityPeriod & { readonly serial: string },
 ): string {
   const caKey = createPrivateKey(ca.key);
-  const uniformResourceIdentifier = formatPeerName(name);
-  const names = new SubjectAlternativeName([new GeneralName({ uniformResourceIdentifier })]);
+  const dNSName = dnsNameOf(name);
+  const names = new SubjectAlternativeName([
+    new GeneralName({ uniformResourceIdentifier: formatPeerName(name) }),
+    ...(dNSName === null ? [] : [new GeneralName({ dNSName })]),
+  ]);
   return sign(caKey, {
     serial,
     issuer: subjectOf(ca.certificate),

@@ -166,6 +166,20 @@ void t.test('the controller of the host pushes over TLS; a host cannot', async (
   // Root on the host and the controller are in one order.
   t.match(await remove(served.client(), 2), { changed: true });
   t.equal(await refusal(set(controller, 2, gold)), 'FAILED_PRECONDITION POLICIES_REVISION_REUSED');
+  // As programs by the libraries of other languages, which compare the name that is called and know no other check.
+  const { authorities, key, certificate } = ca.controllerMaterial();
+  const plain = (name: string): AgentClient =>
+    new AgentClient(
+      `127.0.0.1:${access.port}`,
+      credentials.createSsl(Buffer.from(authorities), Buffer.from(key), Buffer.from(certificate)),
+      { 'grpc.ssl_target_name_override': name, 'grpc.use_local_subchannel_pool': 1 },
+    );
+  const other = plain(identity.hostId);
+  t.match(await get(other), { policies: { revision: 2n } });
+  const wrong = plain('another-host');
+  t.match(await refusal(get(wrong)), /^UNAVAILABLE/);
+  other.close();
+  wrong.close();
   controller.close();
   host.close();
 });

@@ -63,7 +63,7 @@ export interface RenewResponse {
 
 /** A certificate, and what goes with it. */
 export interface IssuedCertificate {
-  /** The certificate, X.509 DER. Its name is stillpoint://host/HOST_ID. */
+  /** The certificate, X.509 DER. Its name is the URI stillpoint://host/HOST_ID, and beside it may stand the DNS name HOST_ID. */
   certificate: Uint8Array;
   /**
    * The certificates of CAs (X.509 DER) from which certificates of controllers are accepted: that which has issued
