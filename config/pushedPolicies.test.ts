@@ -116,6 +116,7 @@ void t.test('everything that is wrong is named by its path', async (t) => {
       /machines\.0\.policy: no policy is called __proto__/,
     ],
     [{ machines: [{ match: 'x' }] }, /machines\.0: expected either policy or exclude/],
+    ['{"policies":{"__proto__":{"bad":1}},"machines":[]}', /nothing can be called __proto__/],
     [
       { machines: Array.from({ length: 10_001 }, () => ({ match: 'x', exclude: true })) },
       /10000 rules or less/,

@@ -166,11 +166,22 @@ function withFloor(said: PolicyConfig, floor: Keep | null): PolicyConfig {
   return { ...said, keep: raised(said.keep), replicate };
 }
 
+/** A key that means something to objects of JavaScript would be lost on the way, with what it holds. */
+function refusePrototype(document: unknown): void {
+  for (const open = [document]; open.length > 0; ) {
+    const value = open.pop();
+    if (typeof value !== 'object' || value === null) continue;
+    if (Object.hasOwn(value, '__proto__')) throw refused([problemAt([], 'nothing can be called __proto__')]);
+    for (const within of Object.values(value)) open.push(within);
+  }
+}
+
 function parseJson(text: string): unknown {
   if (Buffer.byteLength(text) > pushedBytesMax)
     throw refused([problemAt([], `it is larger than ${pushedBytesMax} bytes`)]);
   try {
     const document: unknown = JSON.parse(text);
+    refusePrototype(document);
     return document;
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { connect } from 'node:http2';
 import { connect as connectSocket } from 'node:net';
@@ -192,7 +193,10 @@ void t.test(
       nothing.map(({ update }) => update?.$case),
       ['job'],
     );
-    t.equal((await refusal(watched(served.client(), id, { cursor: 'nonsense' }))).code, 'REQUEST_INVALID');
+    const another = firstJob(await startBackup(served.client(), { idempotencyKey: randomUUID() }));
+    const [first] = await watched(served.client(), another.id);
+    for (const cursor of ['nonsense', first?.cursor ?? ''])
+      t.equal((await refusal(watched(served.client(), id, { cursor }))).code, 'REQUEST_INVALID');
   },
 );
 

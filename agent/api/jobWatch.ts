@@ -25,6 +25,7 @@ const progressIntervalMs = 100;
  * warnings and copies are those of one run of the service.
  */
 interface Seen {
+  readonly jobId: string;
   readonly run: string;
   changes: number;
   warnings: number;
@@ -49,7 +50,7 @@ export async function* watchJob(
 ): AsyncGenerator<WatchJobResponse> {
   const { journal } = parts.agent.parts;
   const { id } = journal.get(request.id);
-  const seen = seenOf(request.cursor, parts.signals.run);
+  const seen = seenOf(request.cursor, { jobId: id, run: parts.signals.run });
   using watched = parts.signals.watch(id);
   let told = '';
   let toldProgress = '';
@@ -119,21 +120,21 @@ function* newSteps(steps: readonly StepRow[], seen: Seen): Generator<ReturnType<
 }
 
 function response(seen: Seen, update: WatchJobResponse['update']): WatchJobResponse {
-  return { cursor: `j.${seen.changes}.${seen.warnings}.${seen.copies}.${seen.run}`, update };
+  return { cursor: `j.${seen.jobId}.${seen.changes}.${seen.warnings}.${seen.copies}.${seen.run}`, update };
 }
 
-/** @param run of the service that is asked: of what another one has warned of and copied, it knows nothing. */
-function seenOf(cursor: string, run: string): Seen {
-  if (cursor === '') return { run, changes: 0, warnings: 0, copies: 0 };
-  const [, changes, warnings, copies, told] =
-    /^j\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.([0-9a-f-]{36})$/.exec(cursor) ?? [];
-  if (told === undefined)
-    throw new ApiError('REQUEST_INVALID', 'the cursor is none of a job', {
+/** @param of the job, and the run of the service: of what another one has warned of and copied, it knows nothing */
+function seenOf(cursor: string, of: Pick<Seen, 'jobId' | 'run'>): Seen {
+  if (cursor === '') return { ...of, changes: 0, warnings: 0, copies: 0 };
+  const [, jobId, changes, warnings, copies, run] =
+    /^j\.([0-9a-f-]{36})\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})\.([0-9a-f-]{36})$/.exec(cursor) ?? [];
+  if (jobId !== of.jobId)
+    throw new ApiError('REQUEST_INVALID', 'the cursor is none of this job', {
       hint: 'give back the cursor of the last response as it came, or none',
     });
-  const isOfRun = told === run;
+  const isOfRun = run === of.run;
   return {
-    run,
+    ...of,
     changes: Number(changes),
     warnings: isOfRun ? Number(warnings) : 0,
     copies: isOfRun ? Number(copies) : 0,

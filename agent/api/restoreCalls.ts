@@ -11,7 +11,7 @@ import type { ApiCall, ApiContext } from './context.ts';
 import { restoreStartValues } from './enums.ts';
 import { ApiError } from './errors.ts';
 import { jobMessage } from './jobMessage.ts';
-import { pathsOf, requireRestoreRight } from './restoreRights.ts';
+import { pathsOf, requireDirectoryRight, requireRestoreRight } from './restoreRights.ts';
 import { type RestorePlan, type RestoreWish, restoreWishOf } from './restoreWish.ts';
 import { refusedKey, serviceEnding } from './startedBackups.ts';
 import { fingerprintOf, requireKey } from './startRequest.ts';
@@ -77,8 +77,10 @@ async function planFor(
   { backup, storage, request }: RestoreWish,
   caller: Caller,
 ): Promise<RestorePlan> {
+  const { delegatedRestore } = agent.parts.config.agent;
+  if (request.to !== undefined) await requireDirectoryRight(request.to, caller, delegatedRestore);
   const plan = await agent.planRestore({ backup, storage, ...request });
-  await requireRestoreRight(plan, caller, agent.parts.config.agent.delegatedRestore);
+  await requireRestoreRight(plan, caller, delegatedRestore);
   return plan;
 }
 
@@ -88,7 +90,7 @@ function requireAccepted({ conflicts }: RestorePlan, accepted: readonly string[]
   if (open.length === 0) return;
   const kinds = [...new Set(open.map(({ kind }) => kind))].join(', ');
   throw new ApiError('RESTORE_NOT_ACCEPTED', open.map(({ message }) => message).join('; '), {
-    hint: `if that may be: the same request with accepted_conflicts ${kinds}`,
+    hint: `if that may be: the same with accepted_conflicts ${kinds}, and another idempotency key`,
   });
 }
 

@@ -1,9 +1,9 @@
-import { mkdir, realpath, symlink } from 'node:fs/promises';
+import { mkdir, realpath, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { temporaryDirectory } from '../../test/tls/authority.ts';
 import type { Caller } from './caller.ts';
-import { type PlacedFiles, requireRestoreRight } from './restoreRights.ts';
+import { type PlacedFiles, requireDirectoryRight, requireRestoreRight } from './restoreRights.ts';
 
 const controller: Caller = { kind: 'controller', name: 'c1' };
 const nothing = { directories: [], inPlace: false };
@@ -48,6 +48,30 @@ void t.test('everything that is put in place must lie in a directory that is nam
   ];
   for (const [name, one] of wrong)
     await t.rejects(requireRestoreRight(one, controller, rule), { code: 'RESTORE_DENIED' }, name);
+});
+
+void t.test('a directory is asked for before anything in it is looked at', async (t) => {
+  const { inside, outside } = await directories(t);
+  const file = join(outside, 'file');
+  await writeFile(file, '');
+  await symlink(join(inside, 'circle'), join(inside, 'circle'));
+  await symlink(outside, join(inside, 'link'));
+  const rule = { directories: [inside], inPlace: false };
+  const root: Caller = { kind: 'socket', name: 'uid 0', isPrivileged: true };
+  for (const directory of [inside, join(inside, 'new')])
+    await requireDirectoryRight(directory, controller, rule);
+  for (const directory of [outside, file, join(file, 'a'), join(inside, 'link'), `${inside}/../other`, '/']) {
+    await t.rejects(
+      requireDirectoryRight(directory, controller, rule),
+      { code: 'RESTORE_DENIED' },
+      directory,
+    );
+    await requireDirectoryRight(directory, root, rule);
+  }
+  const long = join(outside, 'x'.repeat(300), 'a');
+  await t.rejects(requireDirectoryRight(long, controller, rule), { code: 'RESTORE_DENIED' });
+  await requireDirectoryRight(join(inside, 'circle', 'a'), controller, rule);
+  await t.rejects(requireRestoreRight(plan(join(file, 'a')), controller, rule), { code: 'RESTORE_DENIED' });
 });
 
 void t.test('it counts where files really are', async (t) => {

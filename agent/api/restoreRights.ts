@@ -30,6 +30,23 @@ export function pathsOf({ volumes, nvram, extras }: PlacedFiles): readonly strin
 }
 
 /**
+ * Looks whether somebody may have files restored into a directory at all, before anything is looked at there: what
+ * stands where is told to nobody who may not write there.
+ * @throws ApiError RESTORE_DENIED
+ */
+export async function requireDirectoryRight(
+  directory: string,
+  caller: Caller,
+  { directories }: DelegatedRestore,
+): Promise<void> {
+  if (caller.isPrivileged === true) return;
+  const allowed = await Promise.all(directories.map(realPathOf));
+  // What is put there stands below it.
+  const real = await realPathOf(join(directory, 'a'));
+  if (!allowed.some((one) => isInside(real, one))) throw deniedPlace(caller, directory, directory);
+}
+
+/**
  * Looks whether somebody may have a restore done. It is root who writes the files and defines the machine, so others get
  * no further than the configuration says, by where files really are.
  * @throws ApiError RESTORE_DENIED
@@ -42,20 +59,28 @@ export async function requireRestoreRight(
   if (caller.isPrivileged === true) return;
   const replaced = plan.kind === 'in-place' ? plan.machine.name : replacedFile(plan);
   if (!inPlace && replaced !== undefined)
-    throw denied(`may not replace ${replaced}`, 'agent.delegatedRestore: { inPlace: true }');
+    throw denied(caller, `may not replace ${replaced}`, 'agent.delegatedRestore: { inPlace: true }');
   const allowed = await Promise.all(directories.map(realPathOf));
   const links = plan.volumes.map(({ file }) => file);
   for (const path of [...pathsOf(plan), ...links]) {
     const real = await realPathOf(path);
     if (!allowed.some((directory) => isInside(real, directory)))
-      throw denied(`may not write to ${path}`, `agent.delegatedRestore: { directories: [${dirname(path)}] }`);
+      throw deniedPlace(caller, path, dirname(path));
   }
+}
 
-  function denied(what: string, lines: string): ApiError {
-    return new ApiError('RESTORE_DENIED', `${caller.name} ${what} on this host`, {
-      hint: `in the configuration of the host, ${lines}; or stillpoint restore as root there`,
-    });
-  }
+function deniedPlace(caller: Caller, path: string, directory: string): ApiError {
+  return denied(
+    caller,
+    `may not write to ${path}`,
+    `agent.delegatedRestore: { directories: [${directory}] }`,
+  );
+}
+
+function denied(caller: Caller, what: string, lines: string): ApiError {
+  return new ApiError('RESTORE_DENIED', `${caller.name} ${what} on this host`, {
+    hint: `in the configuration of the host, ${lines}; or stillpoint restore as root there`,
+  });
 }
 
 function replacedFile({ volumes, nvram, extras }: PlacedFiles): string | undefined {
@@ -71,12 +96,16 @@ function isInside(path: string, directory: string): boolean {
   return path.startsWith(directory.endsWith(sep) ? directory : `${directory}${sep}`);
 }
 
-/** With symbolic links resolved as far as the path exists. */
+/**
+ * With symbolic links resolved as far as the path exists. Below what is no directory nothing can be written, and so by
+ * links that lead round in a circle.
+ */
 async function realPathOf(path: string): Promise<string> {
   try {
     return await realpath(path);
   } catch (error) {
-    if (!isErrno(error, 'ENOENT')) throw error;
+    const cannotBe = ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG'].some((code) => isErrno(error, code));
+    if (!cannotBe || path === dirname(path)) throw error;
     return join(await realPathOf(dirname(path)), basename(path));
   }
 }
