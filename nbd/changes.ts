@@ -25,10 +25,10 @@ export interface ImageUnits {
  * taken away, so a shrink has taken all behind the last of such data, or nothing: zeros there are changes. Zeros before
  * it were zeros already; they are named for whoever can compare them without reading.
  *
- * Where a cluster is larger than what a bit stands for, two things are data without a mark and yet changed: what comes
- * back as a whole cluster when a part of it is written, for which a mark counts for all of its cluster; and the rest of
- * a cluster within which the image was cut, which keeps what was written there and loses the marks. That is the last
- * cluster of data without a mark, unless the image was cut several times.
+ * Two things are data without a mark and yet changed. The rest of a cluster within which the image was cut: it loses the
+ * marks, if they are smaller, and keeps what was written there, or becomes zeros where there is a backing file. That is
+ * the last cluster of data without a mark, unless the image was cut several times. And what comes back as a whole
+ * cluster when a part of it is written: where clusters are larger than marks, a mark counts for all of its cluster.
  *
  * @param dirty from 0 to the size, without gaps
  * @param extents the same
@@ -42,11 +42,11 @@ export function changesOf(
   const sizeBytes = endOf(extents);
   if (endOf(dirty) !== sizeBytes)
     throw new Error(`the bitmap ends at ${endOf(dirty)}, the volume at ${sizeBytes}`);
-  const isShared = clusterBytes > granuleBytes;
-  const stretches = [...both(isShared ? widened(dirty, clusterBytes, sizeBytes) : dirty, extents)];
+  const marks = clusterBytes > granuleBytes ? widened(dirty, clusterBytes, sizeBytes) : dirty;
+  const stretches = [...both(marks, extents)];
   const kept = stretches.findLast((stretch) => !stretch.zero && !stretch.dirty);
   const keptEndBytes = kept === undefined ? 0 : kept.offsetBytes + kept.lengthBytes;
-  const doubtBytes = isShared ? keptEndBytes - clusterBytes : sizeBytes;
+  const doubtBytes = keptEndBytes - clusterBytes;
   const changes: Change[] = [];
   for (const { offsetBytes, lengthBytes, zero, dirty: marked } of stretches) {
     const endBytes = offsetBytes + lengthBytes;

@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { Change } from '../common/volumeSource.ts';
@@ -32,6 +32,18 @@ async function contentOf(path: string): Promise<Buffer> {
   return readFile(raw);
 }
 
+/** An empty image, or one that stands on a template without zeros. */
+async function makeImage(
+  path: string,
+  { clusterBytes, isBacked }: { readonly clusterBytes: number; readonly isBacked: boolean },
+): Promise<void> {
+  const template = join(dirname(path), 'template.raw');
+  if (isBacked) await writeFile(template, Buffer.alloc(sizeBytes, 0xaa));
+  const base = isBacked ? ['-b', template, '-F', 'raw'] : [];
+  const options = ['-q', '-f', 'qcow2', '-o', `cluster_size=${clusterBytes}`];
+  await qemuImg('create', ...options, ...base, path, `${sizeBytes}`);
+}
+
 /** Cuts the image somewhere, and gives it its size again. */
 async function shrinkAndGrow(path: string): Promise<void> {
   await qemuImg('resize', '-q', '-f', 'qcow2', '--shrink', path, `${(1 + below(sizeBytes / 512 - 1)) * 512}`);
@@ -60,43 +72,39 @@ function missed(
 
 const rounds = 6;
 
-for (const { clusterBytes, shrinksMax } of [
-  { clusterBytes: 64 * KiB, shrinksMax: 3 },
-  { clusterBytes: 4 * KiB, shrinksMax: 3 },
-  { clusterBytes: 2 * MiB, shrinksMax: 1 },
+for (const { clusterBytes, isBacked, shrinksMax } of [
+  { clusterBytes: 64 * KiB, isBacked: false, shrinksMax: 3 },
+  { clusterBytes: 4 * KiB, isBacked: false, shrinksMax: 3 },
+  { clusterBytes: 2 * MiB, isBacked: false, shrinksMax: 1 },
+  { clusterBytes: 64 * KiB, isBacked: true, shrinksMax: 1 },
+  { clusterBytes: 2 * MiB, isBacked: true, shrinksMax: 1 },
 ])
-  void t.test(`clusters of ${clusterBytes / KiB} KiB: no change is left out`, async (t) => {
-    const directory = await workDirectory(t);
-    for (let round = 0; round < rounds; round += 1) {
-      const path = join(directory, `${round}.qcow2`);
-      await qemuImg(
-        'create',
-        '-q',
-        '-f',
-        'qcow2',
-        '-o',
-        `cluster_size=${clusterBytes}`,
-        path,
-        `${sizeBytes}`,
-      );
-      await qemuIo(path, 'qcow2', someWrites(20));
-      await qemuImg('bitmap', '--add', '-f', 'qcow2', path, 'since');
-      const before = await contentOf(path);
-      for (let shrinks = below(shrinksMax + 1); shrinks > 0; shrinks -= 1) {
-        await qemuIo(path, 'qcow2', someWrites(below(4)));
-        await shrinkAndGrow(path);
+  void t.test(
+    `${clusterBytes / KiB} KiB${isBacked ? ', on a template' : ''}: no change is left out`,
+    async (t) => {
+      const directory = await workDirectory(t);
+      for (let round = 0; round < rounds; round += 1) {
+        const path = join(directory, `${round}.qcow2`);
+        await makeImage(path, { clusterBytes, isBacked });
+        await qemuIo(path, 'qcow2', someWrites(20));
+        await qemuImg('bitmap', '--add', '-f', 'qcow2', path, 'since');
+        const before = await contentOf(path);
+        for (let shrinks = below(shrinksMax + 1); shrinks > 0; shrinks -= 1) {
+          await qemuIo(path, 'qcow2', someWrites(below(4)));
+          await shrinkAndGrow(path);
+        }
+        await qemuIo(path, 'qcow2', someWrites(below(6)));
+        const { changes } = await changesIn(t, path, clusterBytes);
+        const content = { before, after: await contentOf(path) };
+        for (const chunkBytes of [64 * KiB, MiB])
+          t.equal(
+            missed(content, changes, chunkBytes),
+            null,
+            `round ${round}, chunks of ${chunkBytes / KiB} KiB`,
+          );
       }
-      await qemuIo(path, 'qcow2', someWrites(below(6)));
-      const { changes } = await changesIn(t, path, clusterBytes);
-      const content = { before, after: await contentOf(path) };
-      for (const chunkBytes of [64 * KiB, MiB])
-        t.equal(
-          missed(content, changes, chunkBytes),
-          null,
-          `round ${round}, chunks of ${chunkBytes / KiB} KiB`,
-        );
-    }
-  });
+    },
+  );
 
 /** What is told of an image that has a bitmap `since`. */
 async function changesIn(t: Test, path: string, clusterBytes: number): Promise<Told> {
@@ -149,7 +157,25 @@ void t.test('what a shrink and a growth have made zeros is a change that no mark
     isMarked: false,
     changes: [
       { offsetBytes: 0, lengthBytes: MiB, zero: true, unmarked: true },
+      { offsetBytes: keptBytes - 64 * KiB, lengthBytes: 64 * KiB, zero: false, unmarked: false },
       { offsetBytes: keptBytes, lengthBytes: sizeBytes - keptBytes, zero: true, unmarked: false },
     ],
   });
 });
+
+void t.test(
+  'a cut within a cluster makes its rest zeros where there is a template, without a mark',
+  async (t) => {
+    const path = join(await workDirectory(t), 'cut.qcow2');
+    await makeImage(path, { clusterBytes: 64 * KiB, isBacked: true });
+    await qemuImg('bitmap', '--add', '-f', 'qcow2', path, 'since');
+    const before = await contentOf(path);
+    await qemuImg('resize', '-q', '-f', 'qcow2', '--shrink', path, `${4 * MiB + 32 * KiB}`);
+    await qemuImg('resize', '-q', '-f', 'qcow2', path, `${sizeBytes}`);
+    const changed = (await contentOf(path)).findIndex((byte, at) => byte !== before[at]);
+    t.equal(changed, 4 * MiB + 32 * KiB);
+    const { isMarked, changes } = await changesIn(t, path, 64 * KiB);
+    t.notOk(isMarked);
+    t.same(changes[0], { offsetBytes: 4 * MiB, lengthBytes: 64 * KiB, zero: false, unmarked: false });
+  },
+);
