@@ -64,3 +64,23 @@ void t.test('a stream lasts as long as its client wants', async (t) => {
   t.notOk(stream.destroyed);
   stream.cancel();
 });
+
+void t.test('more time than grpc-js can count is still time, and still too much for a call', async (t) => {
+  using server = await silentServer();
+  for (const days of [25, 30, 50, 400]) {
+    const deadline = Date.now() + days * 24 * 3_600_000;
+    t.equal(await statusOfCheck(server.client, deadline), status.INVALID_ARGUMENT, `a call of ${days} days`);
+    const stream = server.client.watch({ service: '' }, { deadline });
+    const told = await new Promise((resolve) => {
+      stream.once('data', resolve);
+      stream.once('error', resolve);
+    });
+    t.same(told, { status: 1 }, `a stream of ${days} days`);
+    // A timeout that has wrapped ends the stream right after its first message.
+    const call = statusOfCheck(server.client);
+    const ended = new Promise((resolve) => stream.once('error', resolve));
+    t.equal(await Promise.race([ended, call]), status.DEADLINE_EXCEEDED, 'which goes on');
+    stream.on('error', () => undefined);
+    stream.cancel();
+  }
+});

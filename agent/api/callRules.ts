@@ -10,6 +10,7 @@ import {
 import type { Caller } from './caller.ts';
 import { ApiError } from './errors.ts';
 import { failedCall } from './grpcErrors.ts';
+import { shortenLongTimeouts } from './longTimeouts.ts';
 
 /** What of a call tells who makes it, where that is not known from its connection. */
 export type Connection = Pick<ServerUnaryCall<unknown, unknown>, 'getAuthContext'>;
@@ -36,6 +37,8 @@ export function callRules(
   callerOf: CallerOf,
   { defaultMs, maxMs }: Deadlines = deadlines,
 ): ServerInterceptor {
+  // The deadline that is looked at here is the one that was asked for, or one that is too long all the same.
+  shortenLongTimeouts();
   return (method, call) => {
     const isStream = method.requestStream || method.responseStream;
     let timer: NodeJS.Timeout | undefined;
