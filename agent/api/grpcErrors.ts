@@ -6,8 +6,13 @@ import { statusOf } from './statusCodes.ts';
 
 const trailer = 'grpc-status-details-bin';
 const typeUrl = 'type.googleapis.com/stillpoint.v1.ErrorDetail';
-/** Trailers are headers of HTTP/2: clients refuse those that are larger than a few KiB. */
-const textLengthMax = 1500;
+/*
+ * Trailers are headers of HTTP/2: clients refuse those that are larger than 8 KiB together, and then show nothing of
+ * the error. 6 KiB hold a message and a hint in base64, and the beginning of the message once more in base64 and as a
+ * URI, in which one character of a message can take nine or twelve.
+ */
+const textBytesMax = 1500;
+const statusBytesMax = 600;
 
 /** How a call ends that has failed: what a handler of grpc-js gives back. */
 export interface FailedCall {
@@ -30,10 +35,10 @@ export function recordOfDetail({ code, message, hint, retryable }: ErrorDetail):
 export function failedCall(error: unknown): FailedCall {
   const record = errorRecord(error);
   const code = statusOf(record.code);
-  const hint = record.hint === undefined ? {} : { hint: clip(record.hint) };
-  const detail = errorDetail({ ...record, ...hint, message: clip(record.message) });
-  const value = ErrorDetail.encode(detail).finish();
-  const details = `${record.code}: ${detail.message}`;
+  const hint = record.hint === undefined ? {} : { hint: clip(record.hint, textBytesMax, bytesAsUtf8) };
+  const message = clip(record.message, textBytesMax, bytesAsUtf8);
+  const value = ErrorDetail.encode(errorDetail({ ...record, ...hint, message })).finish();
+  const details = clip(`${record.code}: ${record.message}`, statusBytesMax, bytesAsUri);
   const about = Status.encode({ code, message: details, details: [{ typeUrl, value: Buffer.from(value) }] });
   const metadata = new Metadata();
   metadata.set(trailer, Buffer.from(about.finish()));
@@ -48,8 +53,23 @@ export function detailOf({ metadata }: Pick<ServiceError, 'metadata'>): ErrorDet
   return found === undefined ? undefined : ErrorDetail.decode(found.value);
 }
 
-/** Text that can stand in a header: grpc-js encodes it as a URI, which halves of characters cannot be. */
-function clip(text: string): string {
-  const short = text.length > textLengthMax ? `${text.slice(0, textLengthMax)}…` : text;
-  return short.toWellFormed();
+/** The beginning of a text that can stand in a header: grpc-js encodes it as a URI, which halves of characters cannot be. */
+function clip(text: string, bytesMax: number, bytesOf: (character: string) => number): string {
+  const whole = text.toWellFormed();
+  let bytes = 0;
+  let length = 0;
+  for (const character of whole) {
+    bytes += bytesOf(character);
+    if (bytes > bytesMax) return `${whole.slice(0, length)}…`;
+    length += character.length;
+  }
+  return whole;
+}
+
+function bytesAsUtf8(character: string): number {
+  return Buffer.byteLength(character);
+}
+
+function bytesAsUri(character: string): number {
+  return encodeURI(character).length;
 }
