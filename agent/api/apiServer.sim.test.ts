@@ -29,6 +29,7 @@ import {
   type WatchJobResponse,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import {
+  type Answer,
   answerOf,
   firstJob,
   gathered,
@@ -444,6 +445,62 @@ void t.test('a page of jobs is made of those on it, whatever else the journal re
     t.ok(nextPageToken);
   }
   t.match(await refusal(page('', Buffer.from('no id').toString('base64url'))), { code: 'REQUEST_INVALID' });
+});
+
+void t.test('lists whose entries are too long for one answer come in more pages', async (t) => {
+  await using served = await ServedSite.create();
+  const client = served.client();
+  const { agent, journal } = served.living;
+  const long = 'x'.repeat(1_500_000);
+  const pagesOf = async <Page extends { readonly nextPageToken: string }>(
+    ask: (page: { pageSize: number; pageToken: string }, done: Answer<Page>) => unknown,
+  ): Promise<readonly Page[]> => {
+    const pages: Page[] = [];
+    do {
+      const pageToken = pages.at(-1)?.nextPageToken ?? '';
+      pages.push(await answerOf<Page>((done) => ask({ pageSize: 0, pageToken }, done)));
+    } while (pages.at(-1)?.nextPageToken !== '');
+    return pages;
+  };
+
+  const backupIds: string[] = [];
+  for (let backups = 0; backups < 3; backups += 1) {
+    const job = await agent.run(await agent.createBackup({ machine: 'm', labels: { long } }));
+    backupIds.push(agent.backupFacts(job)?.backupId ?? '');
+  }
+  const backups = await pagesOf<ListBackupsResponse>((page, done) =>
+    client.listBackups({ ...page, machine: '', storage: '' }, done),
+  );
+  t.same(
+    backups.map((page) => page.backups.map(({ id }) => id)),
+    [backupIds.slice(0, 2), backupIds.slice(2)],
+  );
+
+  const jobIds: string[] = [];
+  for (let jobs = 0; jobs < 3; jobs += 1) {
+    const { id } = await agent.createBackup({ machine: 'm' });
+    const error = { code: 'INTERNAL_ERROR', message: long, retryable: false };
+    journal.end(id, { state: 'failed', error, holdsMachine: false });
+    jobIds.unshift(id);
+  }
+  const jobs = await pagesOf<ListJobsResponse>((page, done) =>
+    client.listJobs({ ...page, machine: '', unfinishedOnly: false }, done),
+  );
+  t.same(
+    jobs.map((page) => page.jobs.length),
+    [2, 4],
+  );
+  t.same(jobs.flatMap((page) => page.jobs.slice(0, 3).map(({ id }) => id)).slice(0, 3), jobIds);
+
+  const { hypervisor } = agent.parts;
+  const [machine] = await hypervisor.machines();
+  const many = [...'abcdefghijkl'].map((letter) => ({ ...machine, name: letter.repeat(400_000) }));
+  Object.assign(hypervisor, { machines: () => Promise.resolve(many) });
+  const machines = await pagesOf<ListMachinesResponse>((page, done) => client.listMachines(page, done));
+  t.same(
+    machines.map((page) => page.machines.map((told) => told.machine?.name.slice(0, 1)).join('')),
+    ['abcdefg', 'hijkl'],
+  );
 });
 
 void t.test('a message that is too large is refused, and the connection goes on', async (t) => {

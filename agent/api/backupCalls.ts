@@ -1,12 +1,13 @@
 import { errorRecord, StillpointError } from '../../common/errors.ts';
-import type {
-  GetBackupRequest,
-  GetBackupResponse,
-  ListBackupsRequest,
-  ListBackupsResponse,
-  StartBackupRequest,
-  StartBackupResponse,
-  StartedBackup,
+import {
+  Backup,
+  type GetBackupRequest,
+  type GetBackupResponse,
+  type ListBackupsRequest,
+  type ListBackupsResponse,
+  type StartBackupRequest,
+  type StartBackupResponse,
+  type StartedBackup,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import type { BackupEntry, Storage } from '../../storage/storage.ts';
 import { backupOf, groupsOf } from '../backupCopies.ts';
@@ -16,7 +17,7 @@ import type { ApiCall, ApiContext } from './context.ts';
 import { ApiError } from './errors.ts';
 import { errorDetail } from './grpcErrors.ts';
 import { jobMessage } from './jobMessage.ts';
-import { pageOf } from './page.ts';
+import { fitting, pageOf } from './page.ts';
 import { startRequestOf } from './startRequest.ts';
 
 const backupsDefault = 100;
@@ -32,13 +33,11 @@ export async function listBackups(
   const machine = request.machine === '' ? undefined : request.machine;
   const { entries, unreachable } = await entriesIn(storages, machine);
   const groups = groupsOf(entries).toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-  const { items, nextPageToken } = pageOf(groups, keyOf, request, backupsDefault);
-  const backups = await Promise.all(items.map((group) => backupOf(agent, group)));
-  return {
-    backups: backups.map((backup) => backupMessage(backup, { withManifest: false })),
-    nextPageToken,
-    unreachable,
-  };
+  const page = pageOf(groups, keyOf, request, backupsDefault);
+  const backups = await Promise.all(page.items.map((group) => backupOf(agent, group)));
+  const told = backups.map((backup) => backupMessage(backup, { withManifest: false }));
+  const { messages, nextPageToken } = fitting(page, keyOf, told, Backup);
+  return { backups: messages, nextPageToken, unreachable };
 }
 
 async function entriesIn(

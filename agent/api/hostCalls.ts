@@ -9,11 +9,12 @@ import {
   HostView,
   type ListMachinesRequest,
   type ListMachinesResponse,
+  Machine,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import type { ApiContext } from './context.ts';
 import { errorDetail } from './grpcErrors.ts';
 import { machineMessage } from './machineMessage.ts';
-import { pageOf } from './page.ts';
+import { fitting, pageOf } from './page.ts';
 
 /** Raised by each release that adds to the API. */
 export const apiLevel = 1;
@@ -56,11 +57,12 @@ export async function listMachines(
   const { hypervisor, journal } = agent.parts;
   const machines = await hypervisor.machines();
   const sorted = machines.toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-  const { items, nextPageToken } = pageOf(sorted, keyOf, request, machinesDefault);
-  return {
-    machines: items.map((machine) => machineMessage(machine, agent.parts, journal.holder(machine.uuid))),
-    nextPageToken,
-  };
+  const page = pageOf(sorted, keyOf, request, machinesDefault);
+  const told = page.items.map((machine) =>
+    machineMessage(machine, agent.parts, journal.holder(machine.uuid)),
+  );
+  const { messages, nextPageToken } = fitting(page, keyOf, told, Machine);
+  return { machines: messages, nextPageToken };
 }
 
 function keyOf({ name, uuid }: { readonly name: string; readonly uuid: string }): string {

@@ -3,6 +3,7 @@ import {
   type CancelJobResponse,
   type GetJobRequest,
   type GetJobResponse,
+  Job,
   JobHold,
   type ListJobsRequest,
   type ListJobsResponse,
@@ -17,7 +18,7 @@ import { backupMessage } from './backupMessage.ts';
 import { scopeOf } from './caller.ts';
 import type { ApiCall, ApiContext } from './context.ts';
 import { holdOf, jobMessage, stepMessage } from './jobMessage.ts';
-import { keyBefore, pageFrom, sizeOf } from './page.ts';
+import { fitting, keyBefore, pageFrom, sizeOf } from './page.ts';
 import { refusedKey, serviceEnding } from './startedBackups.ts';
 import { fingerprintOf, requireKey } from './startRequest.ts';
 
@@ -33,8 +34,14 @@ export function listJobs({ agent }: ApiContext, request: ListJobsRequest): ListJ
   const rows = request.unfinishedOnly
     ? unfinished(journal, { machine, before })
     : journal.list({ machine, before, limit: size + 1 });
-  const { items, nextPageToken } = pageFrom(rows, ({ id }) => id, size);
-  return { jobs: items.map((job) => jobMessage(agent, job)), nextPageToken };
+  const page = pageFrom(rows, keyOf, size);
+  const told = page.items.map((job) => jobMessage(agent, job));
+  const { messages, nextPageToken } = fitting(page, keyOf, told, Job);
+  return { jobs: messages, nextPageToken };
+}
+
+function keyOf({ id }: JobRow): string {
+  return id;
 }
 
 /** The newest first. */

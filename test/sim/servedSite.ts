@@ -14,7 +14,8 @@ import {
 } from '../../proto/generated/stillpoint/v1/agent.ts';
 import { type LivingAgent, Site, type SiteOptions } from './site.ts';
 
-type Answer<Response> = (error: ServiceError | null, response: Response) => void;
+/** What a call of a client gives its answer to. */
+export type Answer<Response> = (error: ServiceError | null, response: Response) => void;
 
 /** A simulated host whose service answers on its socket, and a client of it. */
 export class ServedSite implements AsyncDisposable {

@@ -1123,7 +1123,10 @@ export interface GetHostResponse {
 
 /** Asks for machines. */
 export interface ListMachinesRequest {
-  /** So many at the most, 1000 unless told, and never more. */
+  /**
+   * So many at the most, 1000 unless told, and never more. A page ends sooner, with a next_page_token, where
+   * its entries are 3 MiB together.
+   */
   pageSize: number;
   /** next_page_token of the page before; empty: the first page. */
   pageToken: string;
@@ -1139,7 +1142,10 @@ export interface ListMachinesResponse {
 
 /** Asks for backups. */
 export interface ListBackupsRequest {
-  /** So many at the most, 100 unless told, 1000 at the most. */
+  /**
+   * So many at the most, 100 unless told, 1000 at the most. A page ends sooner, with a next_page_token, where
+   * its entries are 3 MiB together.
+   */
   pageSize: number;
   /** next_page_token of the page before; empty: the first page. */
   pageToken: string;
@@ -1326,7 +1332,10 @@ export interface StartRestoreResponse {
 
 /** Asks for jobs. */
 export interface ListJobsRequest {
-  /** So many at the most, 100 unless told, 1000 at the most. */
+  /**
+   * So many at the most, 100 unless told, 1000 at the most. A page ends sooner, with a next_page_token, where
+   * its entries are 3 MiB together.
+   */
   pageSize: number;
   /** next_page_token of the page before; empty: the first page. */
   pageToken: string;
