@@ -18,11 +18,15 @@ export function reflectionService(served: readonly string[]): ServerReflectionSe
       descriptors ??= new Descriptors();
       const described = descriptors;
       stream.on('data', (request: ServerReflectionRequest) => {
-        stream.write({
+        const isRead = stream.write({
           validHost: request.host,
           originalRequest: request,
           ...answer(described, served, request),
         });
+        if (isRead) return;
+        // Answers are much longer than requests: who reads none may not ask for more.
+        stream.pause();
+        stream.once('drain', () => stream.resume());
       });
       stream.on('end', () => stream.end());
     },
