@@ -1418,7 +1418,10 @@ export interface WatchJobResponse {
   /** What is new. */
   update:
     | //
-    /** The job: at first, with each change of its state, and at last when nobody works on it any more. */
+    /**
+     * The job as it is: behind the steps and warnings that there were already, with each new state (one that lasts less
+     * than a look may be passed over), and at last when nobody works on it any more.
+     */
     { $case: 'job'; value: Job } //
     /** A step has begun or ended. */
     | { $case: 'step'; value: JobStep } //
