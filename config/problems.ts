@@ -40,7 +40,7 @@ export function danglingName(
   { name, known, what }: { readonly name: string; readonly known: readonly string[]; readonly what: string },
 ): readonly ConfigProblem[] {
   if (known.includes(name)) return [];
-  const there = known.length === 0 ? 'there is none' : `there is ${known.join(', ')}`;
+  const there = known.length === 0 ? 'there is none' : `there is ${[...new Set(known)].join(', ')}`;
   return [places.problemAt(path, `no ${what} is called ${name}; ${there}`)];
 }
 

@@ -444,8 +444,32 @@ void t.test('a page of jobs is made of those on it, whatever else the journal re
     );
     t.ok(nextPageToken);
   }
-  t.match(await refusal(page('', Buffer.from('no id').toString('base64url'))), { code: 'REQUEST_INVALID' });
+  const { nextPageToken } = await page('m');
+  t.match(await refusal(page(served.site.uuid, nextPageToken)), { code: 'REQUEST_INVALID' });
+  t.match(await refusal(page('', 'none')), { code: 'REQUEST_INVALID' });
 });
+
+void t.test(
+  'a request without an id, and one of a later version, are told apart from what is not there',
+  async (t) => {
+    await using served = await ServedSite.create();
+    const client = served.client();
+    const missing = { code: 'REQUEST_INVALID' };
+    t.match(await refusal(answerOf((done) => client.getJob({ id: '' }, done))), missing);
+    t.match(await refusal(answerOf((done) => client.cancelJob({ id: '' }, done))), missing);
+    t.match(
+      await refusal(answerOf((done) => client.retryJob({ id: '', idempotencyKey: 'k' }, done))),
+      missing,
+    );
+    t.match(await refusal(watched(client, '')), missing);
+    t.match(await refusal(answerOf((done) => client.getJob({ id: randomUUID() }, done))), {
+      code: 'JOB_NOT_FOUND',
+    });
+    t.match(await refusal(answerOf((done) => client.getHost({ view: HostView.UNRECOGNIZED }, done))), {
+      code: 'REQUEST_INVALID',
+    });
+  },
+);
 
 void t.test('lists whose entries are too long for one answer come in more pages', async (t) => {
   await using served = await ServedSite.create();

@@ -17,7 +17,7 @@ import type { ApiCall, ApiContext } from './context.ts';
 import { ApiError } from './errors.ts';
 import { errorDetail } from './grpcErrors.ts';
 import { jobMessage } from './jobMessage.ts';
-import { fitting, pageOf } from './page.ts';
+import { Pages } from './page.ts';
 import { startRequestOf } from './startRequest.ts';
 
 const backupsDefault = 100;
@@ -28,15 +28,17 @@ export async function listBackups(
   request: ListBackupsRequest,
 ): Promise<ListBackupsResponse> {
   const { storages: all, configPath } = agent.parts;
+  const of = ['backups', request.machine, request.storage];
+  const pages = new Pages<readonly BackupEntry[]>(request, { of, keyOf, defaultSize: backupsDefault });
   const storages = request.storage === '' ? [...all.values()] : agent.storagesOf(request.storage);
   if (storages.length === 0) throw noStorage(configPath);
   const machine = request.machine === '' ? undefined : request.machine;
   const { entries, unreachable } = await entriesIn(storages, machine);
   const groups = groupsOf(entries).toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-  const page = pageOf(groups, keyOf, request, backupsDefault);
+  const page = pages.of(groups);
   const backups = await Promise.all(page.items.map((group) => backupOf(agent, group)));
   const told = backups.map((backup) => backupMessage(backup, { withManifest: false }));
-  const { messages, nextPageToken } = fitting(page, keyOf, told, Backup);
+  const { messages, nextPageToken } = pages.fitting(page, told, Backup);
   return { backups: messages, nextPageToken, unreachable };
 }
 

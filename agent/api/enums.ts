@@ -4,6 +4,7 @@ import type { JobKind as Kind, JobState as State, StepRow } from '../jobs/job.ts
 import {
   BackupMode,
   Consistency,
+  HostView,
   JobKind,
   JobState,
   MachineEventKind,
@@ -111,9 +112,7 @@ export function modeOf(value: BackupMode): BackupRequest['mode'] {
   if (value === BackupMode.BACKUP_MODE_UNSPECIFIED) return undefined;
   const mode = wordOf(backupModeValues, value);
   if (mode !== undefined) return mode;
-  throw new ApiError('REQUEST_INVALID', `there is no backup mode ${value} in this version`, {
-    hint: 'the service may be older than its client: look at Host.api_level',
-  });
+  throw noSuchValue(`backup mode ${value}`);
 }
 
 /** @throws ApiError REQUEST_INVALID */
@@ -121,7 +120,18 @@ export function restoreStartOf(value: RestoreStart): RestorePlan['start'] | unde
   if (value === RestoreStart.RESTORE_START_UNSPECIFIED) return undefined;
   const start = wordOf(restoreStartValues, value);
   if (start !== undefined) return start;
-  throw new ApiError('REQUEST_INVALID', `there is no start ${value} of a restore in this version`, {
+  throw noSuchValue(`start ${value} of a restore`);
+}
+
+/** Whether a view of the host has what libvirt knows in it. @throws ApiError REQUEST_INVALID */
+export function wantsHypervisor(value: HostView): boolean {
+  if (value === HostView.HOST_VIEW_FULL) return true;
+  if (value === HostView.HOST_VIEW_BASIC || value === HostView.HOST_VIEW_UNSPECIFIED) return false;
+  throw noSuchValue(`view ${value} of a host`);
+}
+
+function noSuchValue(what: string): ApiError {
+  return new ApiError('REQUEST_INVALID', `there is no ${what} in this version`, {
     hint: 'the service may be older than its client: look at Host.api_level',
   });
 }

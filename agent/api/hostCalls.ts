@@ -6,22 +6,23 @@ import {
   type GetHostRequest,
   type GetHostResponse,
   type Host,
-  HostView,
   type ListMachinesRequest,
   type ListMachinesResponse,
   Machine,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
+import type { MachineSummary } from '../hypervisor/hypervisor.ts';
 import type { ApiContext } from './context.ts';
 import { errorDetail } from './grpcErrors.ts';
+import { wantsHypervisor } from './enums.ts';
 import { machineMessage } from './machineMessage.ts';
-import { fitting, pageOf } from './page.ts';
+import { Pages } from './page.ts';
 
 /** Raised by each release that adds to the API. */
 export const apiLevel = 1;
 
 const machinesDefault = 1000;
 
-/** Never fails because libvirt is away: that is a part of the answer. */
+/** Never fails because libvirt is away: that is a part of the answer. @throws ApiError REQUEST_INVALID */
 export async function getHost(
   { agent, startedAtMs }: ApiContext,
   { view }: GetHostRequest,
@@ -40,7 +41,7 @@ export async function getHost(
     libvirtError: undefined,
     configPath: resolve(configPath),
   };
-  if (view !== HostView.HOST_VIEW_FULL) return { host };
+  if (!wantsHypervisor(view)) return { host };
   try {
     const { hostName: name, libvirtVersion, qemuVersion } = await agent.parts.hypervisor.hostInfo();
     return { host: { ...host, name, libvirtVersion, qemuVersion } };
@@ -55,13 +56,14 @@ export async function listMachines(
   request: ListMachinesRequest,
 ): Promise<ListMachinesResponse> {
   const { hypervisor, journal } = agent.parts;
+  const pages = new Pages<MachineSummary>(request, { of: ['machines'], keyOf, defaultSize: machinesDefault });
   const machines = await hypervisor.machines();
   const sorted = machines.toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-  const page = pageOf(sorted, keyOf, request, machinesDefault);
+  const page = pages.of(sorted);
   const told = page.items.map((machine) =>
     machineMessage(machine, agent.parts, journal.holder(machine.uuid)),
   );
-  const { messages, nextPageToken } = fitting(page, keyOf, told, Machine);
+  const { messages, nextPageToken } = pages.fitting(page, told, Machine);
   return { machines: messages, nextPageToken };
 }
 

@@ -10,7 +10,6 @@ import {
   type RetryJobRequest,
   type RetryJobResponse,
 } from '../../proto/generated/stillpoint/v1/agent.ts';
-import { isUuid } from '../../common/ids.ts';
 import { backupOfJob } from '../backupCopies.ts';
 import type { JobListing, JobRow } from '../jobs/job.ts';
 import type { Journal } from '../jobs/journal.ts';
@@ -18,7 +17,8 @@ import { backupMessage } from './backupMessage.ts';
 import { scopeOf } from './caller.ts';
 import type { ApiCall, ApiContext } from './context.ts';
 import { holdOf, jobMessage, stepMessage } from './jobMessage.ts';
-import { fitting, keyBefore, pageFrom, sizeOf } from './page.ts';
+import { Pages } from './page.ts';
+import { requestedJob } from './requestedJob.ts';
 import { refusedKey, serviceEnding } from './startedBackups.ts';
 import { fingerprintOf, requireKey } from './startRequest.ts';
 
@@ -27,21 +27,21 @@ const jobsDefault = 100;
 /** @throws ApiError REQUEST_INVALID */
 export function listJobs({ agent }: ApiContext, request: ListJobsRequest): ListJobsResponse {
   const { journal } = agent.parts;
-  const size = sizeOf(request, jobsDefault);
+  const pages = new Pages<JobRow>(request, {
+    of: ['jobs', request.machine, request.unfinishedOnly],
+    keyOf: ({ id }) => id,
+    defaultSize: jobsDefault,
+  });
   const machine = request.machine === '' ? undefined : request.machine;
-  const before = keyBefore(request, isUuid);
+  const { after: before, size } = pages;
   // One more than a page: whether there is another. The journal may remember more than there is memory for.
   const rows = request.unfinishedOnly
     ? unfinished(journal, { machine, before })
     : journal.list({ machine, before, limit: size + 1 });
-  const page = pageFrom(rows, keyOf, size);
+  const page = pages.from(rows);
   const told = page.items.map((job) => jobMessage(agent, job));
-  const { messages, nextPageToken } = fitting(page, keyOf, told, Job);
+  const { messages, nextPageToken } = pages.fitting(page, told, Job);
   return { jobs: messages, nextPageToken };
-}
-
-function keyOf({ id }: JobRow): string {
-  return id;
 }
 
 /** The newest first. */
@@ -56,10 +56,10 @@ function unfinished(
     .toSorted((a, b) => (a.id < b.id ? 1 : -1));
 }
 
-/** @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; StorageError when what it has made cannot be looked at */
+/** @throws ApiError REQUEST_INVALID; JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; StorageError when what it has made cannot be looked at */
 export async function getJob({ agent }: ApiContext, { id }: GetJobRequest): Promise<GetJobResponse> {
   const { journal } = agent.parts;
-  const job = journal.get(id);
+  const job = requestedJob(journal, id);
   const isMade = job.kind === 'backup' && job.state === 'finished';
   const backup = isMade ? await backupOfJob(agent, job) : null;
   return {
@@ -69,7 +69,7 @@ export async function getJob({ agent }: ApiContext, { id }: GetJobRequest): Prom
   };
 }
 
-/** @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS, JOB_STATE_INVALID */
+/** @throws ApiError REQUEST_INVALID; JobError JOB_NOT_FOUND, JOB_AMBIGUOUS, JOB_STATE_INVALID */
 export async function cancelJob(
   context: ApiContext,
   { id }: CancelJobRequest,
@@ -77,7 +77,7 @@ export async function cancelJob(
 ): Promise<CancelJobResponse> {
   const { agent, background, log, started } = context;
   const { journal } = agent.parts;
-  const job = journal.get(id);
+  const job = requestedJob(journal, id);
   log.info({ ...aboutOf(job), caller: caller.name, pid: caller.pid }, 'cancel asked for');
   const work = agent.cancel(job.id);
   // One that nobody worked on is brought to its end by this very call, which can take hours.
@@ -96,7 +96,7 @@ export async function retryJob(
   const { agent, background, ending, log } = context;
   const { journal } = agent.parts;
   const request = { scope: scopeOf(caller), key: requireKey(idempotencyKey) };
-  const job = journal.get(id);
+  const job = requestedJob(journal, id);
   const answer = journal.requests.open(request, fingerprintOf('retry', job.id));
   if (answer.kind === 'other' || answer.kind === 'full') throw refusedKey(answer.kind);
   if (answer.kind === 'new' || answer.outcomes.length === 0) {

@@ -12,6 +12,7 @@ import { ApiError } from './errors.ts';
 import { errorDetail } from './grpcErrors.ts';
 import { jobMessage, progressMessage, stepMessage } from './jobMessage.ts';
 import type { JobSignals } from './jobSignals.ts';
+import { requestedJob } from './requestedJob.ts';
 import { type CopyOutcome, serviceEnding, type StartedBackups } from './startedBackups.ts';
 import { pause } from '../../common/wake.ts';
 
@@ -41,7 +42,7 @@ export interface JobWatchParts {
 /**
  * Tells what is new about a job until nobody works on it any more. A job of a dead process goes on being told of: the
  * service takes it over.
- * @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; ApiError REQUEST_INVALID for a cursor that is none, SERVICE_ENDING
+ * @throws JobError JOB_NOT_FOUND, JOB_AMBIGUOUS; ApiError REQUEST_INVALID for no id or a cursor that is none, SERVICE_ENDING
  */
 export async function* watchJob(
   parts: JobWatchParts,
@@ -49,7 +50,7 @@ export async function* watchJob(
   signal: AbortSignal,
 ): AsyncGenerator<WatchJobResponse> {
   const { journal } = parts.agent.parts;
-  const { id } = journal.get(request.id);
+  const { id } = requestedJob(journal, request.id);
   const seen = seenOf(request.cursor, { jobId: id, run: parts.signals.run });
   using watched = parts.signals.watch(id);
   let told = '';

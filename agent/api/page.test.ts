@@ -1,13 +1,13 @@
 import t from 'tap';
-import { fitting, pageOf } from './page.ts';
+import { Pages } from './page.ts';
 
-const key = (item: string): string => item;
+const list = { of: ['words', ''], keyOf: (item: string): string => item };
 
 function allPages(items: () => readonly string[], pageSize: number, between: () => void): readonly string[] {
   const seen: string[] = [];
   let pageToken = '';
   do {
-    const page = pageOf(items(), key, { pageSize, pageToken }, 100);
+    const page = new Pages({ pageSize, pageToken }, { ...list, defaultSize: 100 }).of(items());
     seen.push(...page.items);
     pageToken = page.nextPageToken;
     between();
@@ -27,7 +27,8 @@ void t.test('pages together are the whole list, and the last one says so', async
       items,
       `${size}`,
     );
-  t.equal(pageOf([], key, { pageSize: 10, pageToken: '' }, 100).nextPageToken, '');
+  const none = new Pages({ pageSize: 10, pageToken: '' }, { ...list, defaultSize: 100 }).of([]);
+  t.equal(none.nextPageToken, '');
 });
 
 void t.test('what comes and goes between two pages repeats and hides no other', async (t) => {
@@ -41,10 +42,30 @@ void t.test('what comes and goes between two pages repeats and hides no other', 
 });
 
 void t.test('a token that is none of ours is refused, and no page is larger than may be', async (t) => {
-  for (const pageToken of ['!', 'a', 'ä', 'YQ=='])
-    t.throws(() => pageOf(['a'], key, { pageSize: 1, pageToken }, 1), { code: 'REQUEST_INVALID' }, pageToken);
+  const first = new Pages({ pageSize: 1, pageToken: '' }, { ...list, defaultSize: 1 });
+  const ours = first.of(['a', 'b']).nextPageToken;
+  const wrong = ['!', 'a', 'ä', 'YQ==', 'YWFhYWFhYWFhYWFh', ours.slice(0, -1), `${ours}=`, ` ${ours}`];
+  for (const pageToken of wrong)
+    t.throws(
+      () => new Pages({ pageSize: 1, pageToken }, { ...list, defaultSize: 1 }),
+      { code: 'REQUEST_INVALID' },
+      pageToken,
+    );
   const many = Array.from({ length: 2000 }, (_, index) => String(index).padStart(5, '0'));
-  t.equal(pageOf(many, key, { pageSize: 4_000_000_000, pageToken: '' }, 1).items.length, 1000);
+  const huge = new Pages({ pageSize: 4_000_000_000, pageToken: '' }, { ...list, defaultSize: 1 });
+  t.equal(huge.of(many).items.length, 1000);
+});
+
+void t.test('a token of another list, or of the same with other filters, is refused', async (t) => {
+  const pageToken = new Pages({ pageSize: 1, pageToken: '' }, { ...list, defaultSize: 1 }).of([
+    'a',
+    'b',
+  ]).nextPageToken;
+  const of = (...names: readonly (string | boolean)[]) =>
+    new Pages({ pageSize: 1, pageToken }, { ...list, of: names, defaultSize: 1 });
+  t.equal(of('words', '').after, 'a');
+  for (const names of [['letters', ''], ['words'], ['words', 'x'], ['words', false], ['words', '', '']])
+    t.throws(() => of(...names), { code: 'REQUEST_INVALID' }, JSON.stringify(names));
 });
 
 void t.test('a page ends before its messages are too many bytes, but not before the first', async (t) => {
@@ -55,9 +76,10 @@ void t.test('a page ends before its messages are too many bytes, but not before 
     const pages: number[][] = [];
     let pageToken = '';
     do {
-      const page = pageOf(items, key, { pageSize, pageToken }, 100);
+      const asked = new Pages({ pageSize, pageToken }, { ...list, defaultSize: 100 });
+      const page = asked.of(items);
       const messages = page.items.map((item) => sizes[Number(item)] ?? 0);
-      const told = fitting(page, key, messages, { encode });
+      const told = asked.fitting(page, messages, { encode });
       pages.push(told.messages);
       pageToken = told.nextPageToken;
     } while (pageToken !== '' && pages.length <= sizes.length);

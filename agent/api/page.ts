@@ -1,8 +1,10 @@
+import { createHash } from 'node:crypto';
 import { ApiError } from './errors.ts';
 
 const hardMax = 1000;
 /** Of the messages of a page together: an answer may have 4 MiB, with what else is in it. */
 const bytesMax = 3 * 1024 * 1024;
+const listDigestBytes = 6;
 
 /** Which page of a list is asked for. */
 export interface PageRequest {
@@ -16,78 +18,86 @@ export interface Page<T> {
   readonly nextPageToken: string;
 }
 
+/** A list that is told page by page. */
+export interface PagedList<T> {
+  /** Its name and what filters it, which a token is bound to: the key of another list means nothing in this one. */
+  readonly of: readonly (string | boolean)[];
+  /** Different for each item, and growing or falling in the order of the list. */
+  readonly keyOf: (item: T) => string;
+  /** Where the request names none. */
+  readonly defaultSize: number;
+}
+
 /**
- * A page of a list that is in the order of its keys. The token is the key after which the next page begins, so that what
+ * The pages of a list that is in the order of its keys. A token is the key after which the next page begins, so that what
  * comes and goes between two pages makes no other item appear twice or not at all.
- * @param keyOf different for each item, and growing
- * @throws ApiError REQUEST_INVALID for a token that is none
  */
-export function pageOf<T>(
-  items: readonly T[],
-  keyOf: (item: T) => string,
-  { pageSize, pageToken }: PageRequest,
-  defaultSize: number,
-): Page<T> {
-  const after = keyBefore({ pageToken });
-  const rest = after === undefined ? items : items.filter((item) => keyOf(item) > after);
-  return pageFrom(rest, keyOf, sizeOf({ pageSize }, defaultSize));
-}
+export class Pages<T> {
+  /** How many items the page has at the most. */
+  readonly size: number;
+  /** The key of the last item of the page before; `undefined`: it is the first page. */
+  readonly after: string | undefined;
+  readonly #keyOf: (item: T) => string;
+  readonly #list: Buffer;
 
-/** A page, and where the next one begins. @param items behind the page before: more than a page where there is another */
-export function pageFrom<T>(items: readonly T[], keyOf: (item: T) => string, size: number): Page<T> {
-  const page = items.slice(0, size);
-  const last = page.at(-1);
-  const isLast = last === undefined || page.length === items.length;
-  return { items: page, nextPageToken: isLast ? '' : tokenOf(keyOf(last)) };
-}
+  /** @throws ApiError REQUEST_INVALID for a token that is none, or of another list */
+  constructor({ pageSize, pageToken }: PageRequest, { of, keyOf, defaultSize }: PagedList<T>) {
+    this.size = Math.min(pageSize === 0 ? defaultSize : pageSize, hardMax);
+    this.#keyOf = keyOf;
+    this.#list = createHash('sha256').update(JSON.stringify(of)).digest().subarray(0, listDigestBytes);
+    this.after = this.#keyOfToken(pageToken);
+  }
 
-/**
- * As many messages of a page as fit into one answer, but one at the least, and where the next page begins then.
- * @param messages one for each item of the page
- */
-export function fitting<T, Message>(
-  { items, nextPageToken }: Page<T>,
-  keyOf: (item: T) => string,
-  messages: readonly Message[],
-  { encode }: Encoder<Message>,
-): { readonly messages: Message[]; readonly nextPageToken: string } {
-  let bytes = 0;
-  const over = messages.findIndex((message, index) => {
-    bytes += encode(message).finish().length;
-    return index > 0 && bytes > bytesMax;
-  });
-  const last = items[over - 1];
-  if (last === undefined) return { messages: [...messages], nextPageToken };
-  return { messages: messages.slice(0, over), nextPageToken: tokenOf(keyOf(last)) };
+  /** The page asked for. @param items all of the list, their keys growing */
+  of(items: readonly T[]): Page<T> {
+    const { after } = this;
+    return this.from(after === undefined ? items : items.filter((item) => this.#keyOf(item) > after));
+  }
+
+  /** The page asked for. @param items behind the page before: more than a page where there is another */
+  from(items: readonly T[]): Page<T> {
+    const page = items.slice(0, this.size);
+    const last = page.at(-1);
+    const isLast = last === undefined || page.length === items.length;
+    return { items: page, nextPageToken: isLast ? '' : this.#tokenOf(last) };
+  }
+
+  /**
+   * As many messages of a page as fit into one answer, but one at the least, and where the next page begins then.
+   * @param messages one for each item of the page
+   */
+  fitting<Message>(
+    { items, nextPageToken }: Page<T>,
+    messages: readonly Message[],
+    { encode }: Encoder<Message>,
+  ): { readonly messages: Message[]; readonly nextPageToken: string } {
+    let bytes = 0;
+    const over = messages.findIndex((message, index) => {
+      bytes += encode(message).finish().length;
+      return index > 0 && bytes > bytesMax;
+    });
+    const last = items[over - 1];
+    if (last === undefined) return { messages: [...messages], nextPageToken };
+    return { messages: messages.slice(0, over), nextPageToken: this.#tokenOf(last) };
+  }
+
+  #tokenOf(item: T): string {
+    return Buffer.concat([this.#list, Buffer.from(this.#keyOf(item))]).toString('base64url');
+  }
+
+  #keyOfToken(token: string): string | undefined {
+    if (token === '') return undefined;
+    const bytes = Buffer.from(token, 'base64url');
+    const isOurs =
+      bytes.toString('base64url') === token && bytes.subarray(0, listDigestBytes).equals(this.#list);
+    if (isOurs) return bytes.subarray(listDigestBytes).toString();
+    throw new ApiError('REQUEST_INVALID', 'the page_token is none of this list', {
+      hint: 'give back next_page_token as it came, with the same filters',
+    });
+  }
 }
 
 /** What makes the bytes of a message. */
 interface Encoder<Message> {
   readonly encode: (message: Message) => { readonly finish: () => Uint8Array };
-}
-
-function tokenOf(key: string): string {
-  return Buffer.from(key).toString('base64url');
-}
-
-/** How many items a page has at the most. */
-export function sizeOf({ pageSize }: Pick<PageRequest, 'pageSize'>, defaultSize: number): number {
-  return Math.min(pageSize === 0 ? defaultSize : pageSize, hardMax);
-}
-
-/**
- * The key of the last item of the page before; `undefined`: it is the first page.
- * @param isKey what keys look like
- * @throws ApiError REQUEST_INVALID for a token that is none
- */
-export function keyBefore(
-  { pageToken }: Pick<PageRequest, 'pageToken'>,
-  isKey: (key: string) => boolean = () => true,
-): string | undefined {
-  if (pageToken === '') return undefined;
-  const key = Buffer.from(pageToken, 'base64url');
-  if (key.toString('base64url') === pageToken && isKey(key.toString())) return key.toString();
-  throw new ApiError('REQUEST_INVALID', 'the page_token is none of ours', {
-    hint: 'give back next_page_token as it came, with the same filters',
-  });
 }

@@ -153,7 +153,11 @@ void t.test('references are to what the host has now', async (t) => {
   await pushed.set(push(1, gold), controller);
   await t.rejects(pushed.set(push(2, rule('gold')), controller), {
     code: 'POLICIES_INVALID',
-    message: /machines\.0\.policy: no policy is called gold; there is default, own/,
+    message: /machines\.0\.policy: no policy is called gold; there is default, own$/,
+  });
+  const ofItsOwn = { policies: { default: {} }, machines: [{ match: 'x', policy: 'gold' }] };
+  await t.rejects(pushed.set(push(2, JSON.stringify(ofItsOwn)), controller), {
+    message: /no policy is called gold; there is default, own$/,
   });
   t.ok(await pushed.set(push(2, rule('own')), controller));
 });

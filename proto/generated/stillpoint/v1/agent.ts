@@ -1128,7 +1128,7 @@ export interface ListMachinesRequest {
    * its entries are 3 MiB together.
    */
   pageSize: number;
-  /** next_page_token of the page before; empty: the first page. */
+  /** next_page_token of the page before, with the same filters; empty: the first page. */
   pageToken: string;
 }
 
@@ -1147,7 +1147,7 @@ export interface ListBackupsRequest {
    * its entries are 3 MiB together.
    */
   pageSize: number;
-  /** next_page_token of the page before; empty: the first page. */
+  /** next_page_token of the page before, with the same filters; empty: the first page. */
   pageToken: string;
   /** Only those of this machine, by name; empty: of all. */
   machine: string;
@@ -1337,7 +1337,7 @@ export interface ListJobsRequest {
    * its entries are 3 MiB together.
    */
   pageSize: number;
-  /** next_page_token of the page before; empty: the first page. */
+  /** next_page_token of the page before, with the same filters; empty: the first page. */
   pageToken: string;
   /** Only those of this machine, by name or UUID; empty: of all. */
   machine: string;
