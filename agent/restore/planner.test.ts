@@ -121,6 +121,11 @@ const refusals: readonly Refusal[] = [
     prepare: ({ site }) => writeFile(site.image('vda', 'n'), 'precious'),
   },
   {
+    name: 'a file is where its directory would be',
+    code: 'PATH_TAKEN',
+    request: { as: 'n', to: '/proc/version/below' },
+  },
+  {
     name: 'the image belongs to another machine now',
     code: 'PATH_TAKEN',
     request: { inPlace: true },

@@ -1,5 +1,7 @@
 import { stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { isErrno } from '../../common/errors.ts';
+import { nearestExisting } from '../../common/files.ts';
 import { QemuImageError, readImageInfo } from '../../common/qemuImage.ts';
 import { type DomainVolume, DomainXml } from '../hypervisor/domainXml.ts';
 import { HypervisorError } from '../hypervisor/errors.ts';
@@ -31,6 +33,7 @@ export async function refuseTakenPaths(
         hint: 'choose another directory with --to DIR, or another name',
       });
     }
+    await refuseFileAsDirectory(volume.image);
     images.add(volume.image);
     const file = await identityOf(volume.file);
     if (file !== undefined) images.add(file);
@@ -125,6 +128,15 @@ async function backingOf(
     if (error instanceof QemuImageError) return null;
     throw error;
   }
+}
+
+/** Below a plain file nothing can be made. */
+async function refuseFileAsDirectory(image: string): Promise<void> {
+  const above = await nearestExisting(dirname(image));
+  if ((await stat(above)).isDirectory()) return;
+  throw new RestoreError('PATH_TAKEN', `${above} is a file, and ${image} would be below it`, {
+    hint: 'choose another directory with --to DIR',
+  });
 }
 
 /** Device and inode, by which a file is known under all its names; `undefined` where there is none. */
