@@ -32,15 +32,23 @@ async function contentOf(path: string): Promise<Buffer> {
   return readFile(raw);
 }
 
+interface ImageForm {
+  readonly clusterBytes: number;
+  readonly isBacked: boolean;
+  /** Of 1/32 cluster each (QEMU: extended_l2). */
+  readonly hasSubclusters?: boolean;
+}
+
 /** An empty image, or one that stands on a template without zeros. */
 async function makeImage(
   path: string,
-  { clusterBytes, isBacked }: { readonly clusterBytes: number; readonly isBacked: boolean },
+  { clusterBytes, isBacked, hasSubclusters = false }: ImageForm,
 ): Promise<void> {
   const template = join(dirname(path), 'template.raw');
   if (isBacked) await writeFile(template, Buffer.alloc(sizeBytes, 0xaa));
   const base = isBacked ? ['-b', template, '-F', 'raw'] : [];
-  const options = ['-q', '-f', 'qcow2', '-o', `cluster_size=${clusterBytes}`];
+  const extended = hasSubclusters ? ',extended_l2=on' : '';
+  const options = ['-q', '-f', 'qcow2', '-o', `cluster_size=${clusterBytes}${extended}`];
   await qemuImg('create', ...options, ...base, path, `${sizeBytes}`);
 }
 
@@ -72,20 +80,24 @@ function missed(
 
 const rounds = 6;
 
-for (const { clusterBytes, isBacked, shrinksMax } of [
+const forms: readonly (ImageForm & { readonly shrinksMax: number })[] = [
   { clusterBytes: 64 * KiB, isBacked: false, shrinksMax: 3 },
   { clusterBytes: 4 * KiB, isBacked: false, shrinksMax: 3 },
   { clusterBytes: 2 * MiB, isBacked: false, shrinksMax: 1 },
   { clusterBytes: 64 * KiB, isBacked: true, shrinksMax: 1 },
   { clusterBytes: 2 * MiB, isBacked: true, shrinksMax: 1 },
-])
+  { clusterBytes: 128 * KiB, isBacked: false, hasSubclusters: true, shrinksMax: 1 },
+  { clusterBytes: 128 * KiB, isBacked: true, hasSubclusters: true, shrinksMax: 1 },
+];
+
+for (const { shrinksMax, ...form } of forms)
   void t.test(
-    `${clusterBytes / KiB} KiB${isBacked ? ', on a template' : ''}: no change is left out`,
+    `${form.clusterBytes / KiB} KiB${form.hasSubclusters === true ? ' of subclusters' : ''}${form.isBacked ? ', on a template' : ''}: no change is left out`,
     async (t) => {
       const directory = await workDirectory(t);
       for (let round = 0; round < rounds; round += 1) {
         const path = join(directory, `${round}.qcow2`);
-        await makeImage(path, { clusterBytes, isBacked });
+        await makeImage(path, form);
         await qemuIo(path, 'qcow2', someWrites(20));
         await qemuImg('bitmap', '--add', '-f', 'qcow2', path, 'since');
         const before = await contentOf(path);
@@ -94,7 +106,7 @@ for (const { clusterBytes, isBacked, shrinksMax } of [
           await shrinkAndGrow(path);
         }
         await qemuIo(path, 'qcow2', someWrites(below(6)));
-        const { changes } = await changesIn(t, path, clusterBytes);
+        const { changes } = await changesIn(t, path, form.clusterBytes);
         const content = { before, after: await contentOf(path) };
         for (const chunkBytes of [64 * KiB, MiB])
           t.equal(
