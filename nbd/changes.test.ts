@@ -21,6 +21,8 @@ function stretchesOf(
 interface Units {
   readonly cluster: number;
   readonly granule: number;
+  /** So many are reckoned with. */
+  readonly cuts: number;
   /** The image stands on another one. */
   readonly isBacked?: boolean;
 }
@@ -30,7 +32,7 @@ function toldOf(dirty: readonly boolean[], zero: readonly boolean[], units: Unit
   const found = changesOf(
     stretchesOf(dirty).map(({ flag, ...stretch }) => ({ ...stretch, dirty: flag })),
     stretchesOf(zero).map(({ flag, ...stretch }) => ({ ...stretch, zero: flag })),
-    { clusterBytes: units.cluster, granuleBytes: units.granule },
+    { clusterBytes: units.cluster, granuleBytes: units.granule, cuts: units.cuts },
   );
   const kinds: string[] = Array.from({ length: dirty.length }, () => 'same');
   let end = 0;
@@ -49,13 +51,14 @@ void t.test(
     t.comment(`seed ${seed}`);
     const flags = fc.array(fc.boolean(), { minLength: size, maxLength: size });
     fc.assert(
-      fc.property(flags, flags, (dirty, zero) => {
-        const told = toldOf(dirty, zero, { cluster: 1, granule: 1 });
-        const keptEnd = dirty.findLastIndex((isDirty, at) => !isDirty && zero[at] === false) + 1;
+      fc.property(flags, flags, fc.integer({ min: 1, max: 9 }), (dirty, zero, cuts) => {
+        const told = toldOf(dirty, zero, { cluster: 1, granule: 1, cuts });
+        const kept = [...dirty.keys()].filter((at) => dirty[at] === false && zero[at] === false);
+        const doubtFrom = kept.at(-cuts) ?? 0;
         for (const [at, kind] of told.entries()) {
-          const undirty =
-            zero[at] === false ? (at < keptEnd - 1 ? 'same' : 'data') : at < keptEnd ? 'unmarked' : 'zero';
-          const wanted = dirty[at] === true ? (zero[at] === true ? 'zero' : 'data') : undirty;
+          const [data, zeros] =
+            at < doubtFrom && dirty[at] === false ? ['same', 'unmarked'] : ['data', 'zero'];
+          const wanted = zero[at] === true ? zeros : data;
           if (kind !== wanted) throw new Error(`${at} is ${kind} instead of ${wanted}`);
         }
       }),
@@ -180,21 +183,28 @@ void t.test('no history of an image leaves a change out', async (t) => {
     }
   };
   await t.test('shrunk however often, where a mark covers a cluster', async () => {
-    const layouts = fc.constantFrom({ cluster: 4, granule: 4 }, { cluster: 2, granule: 8 });
+    const layouts = fc.constantFrom({ cluster: 4, granule: 4, cuts: 1 }, { cluster: 2, granule: 8, cuts: 1 });
     fc.assert(fc.property(layouts, history, history, check), { seed, numRuns: 3000 });
   });
-  await t.test('shrunk once, where a cluster has several marks, or stands on another image', async () => {
-    const once = fc
-      .tuple(fc.array(writes, { maxLength: 6 }), shrinks, fc.array(writes, { maxLength: 6 }))
-      .map(([earlier, shrink, later]) => [...earlier, shrink, ...later]);
-    const layouts = fc.constantFrom<Units>(
-      { cluster: 8, granule: 2 },
-      { cluster: 4, granule: 1 },
-      { cluster: 8, granule: 2, isBacked: true },
-      { cluster: 4, granule: 4, isBacked: true },
+  for (const cuts of [1, 2, 4])
+    await t.test(
+      `shrunk ${cuts} times, where a cluster has several marks, or stands on another image`,
+      async () => {
+        const cut = fc
+          .tuple(shrinks, fc.array(writes, { maxLength: 4 }))
+          .map(([shrink, later]) => [shrink, ...later]);
+        const some = fc
+          .tuple(fc.array(writes, { maxLength: 4 }), fc.array(cut, { minLength: 1, maxLength: cuts }))
+          .map(([earlier, later]) => [...earlier, ...later.flat()]);
+        const layouts = fc.constantFrom<Units>(
+          { cluster: 8, granule: 2, cuts },
+          { cluster: 4, granule: 1, cuts },
+          { cluster: 8, granule: 2, cuts, isBacked: true },
+          { cluster: 4, granule: 4, cuts, isBacked: true },
+        );
+        fc.assert(fc.property(layouts, history, some, check), { seed, numRuns: 3000 });
+      },
     );
-    fc.assert(fc.property(layouts, history, once, check), { seed, numRuns: 3000 });
-  });
 });
 
 void t.test('a bitmap of another size is an error, and no gap', async (t) => {

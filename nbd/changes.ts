@@ -6,6 +6,9 @@ const clusterBytesMax = 2 * 1024 * 1024;
 /** One bit of a bitmap stands for a cluster, or for this of a larger one (QEMU: `block-dirty-bitmap-add`). */
 const granuleBytesMax = 64 * 1024;
 
+/** So often an image may be made smaller within a cluster, and larger again, between two backups. */
+const cutsMax = 16;
+
 interface Stretch extends Extent {
   readonly dirty: boolean;
 }
@@ -15,6 +18,7 @@ export interface ImageUnits {
   readonly clusterBytes?: number | undefined;
   /** Other units in tests. */
   readonly granuleBytes?: number;
+  readonly cuts?: number;
 }
 
 /**
@@ -26,9 +30,10 @@ export interface ImageUnits {
  * it were zeros already; they are named for whoever can compare them without reading.
  *
  * Two things are data without a mark and yet changed. The rest of a cluster within which the image was cut: it loses the
- * marks, if they are smaller, and keeps what was written there, or becomes zeros where there is a backing file. That is
- * the last cluster of data without a mark, unless the image was cut several times. And what comes back as a whole
- * cluster when a part of it is written: where clusters are larger than marks, a mark counts for all of its cluster.
+ * marks, if they are smaller, and keeps what was written there, or becomes zeros where there is a backing file. Behind
+ * that cluster is nothing without a mark but what later cuts have made so: of as many cuts, all are in the last clusters
+ * with such data, which count as changed. And what comes back as a whole cluster when a part of it is written: where
+ * clusters are larger than marks, a mark counts for all of its cluster.
  *
  * @param dirty from 0 to the size, without gaps
  * @param extents the same
@@ -37,27 +42,39 @@ export interface ImageUnits {
 export function changesOf(
   dirty: readonly DirtyExtent[],
   extents: readonly Extent[],
-  { clusterBytes = clusterBytesMax, granuleBytes = granuleBytesMax }: ImageUnits = {},
+  { clusterBytes = clusterBytesMax, granuleBytes = granuleBytesMax, cuts = cutsMax }: ImageUnits = {},
 ): readonly Change[] {
   const sizeBytes = endOf(extents);
   if (endOf(dirty) !== sizeBytes)
     throw new Error(`the bitmap ends at ${endOf(dirty)}, the volume at ${sizeBytes}`);
   const marks = clusterBytes > granuleBytes ? widened(dirty, clusterBytes, sizeBytes) : dirty;
   const stretches = [...both(marks, extents)];
-  const kept = stretches.findLast((stretch) => !stretch.zero && !stretch.dirty);
-  const keptEndBytes = kept === undefined ? 0 : kept.offsetBytes + kept.lengthBytes;
-  const doubtBytes = keptEndBytes - clusterBytes;
+  const doubtBytes = doubtfulFrom(stretches, clusterBytes, cuts);
   const changes: Change[] = [];
   for (const { offsetBytes, lengthBytes, zero, dirty: marked } of stretches) {
     const endBytes = offsetBytes + lengthBytes;
-    if (marked || zero)
-      changes.push({ offsetBytes, lengthBytes, zero, unmarked: !marked && offsetBytes < keptEndBytes });
-    else if (endBytes > doubtBytes) {
-      const from = Math.max(offsetBytes, doubtBytes);
-      changes.push({ offsetBytes: from, lengthBytes: endBytes - from, zero, unmarked: false });
-    }
+    const middleBytes = marked ? offsetBytes : Math.min(Math.max(offsetBytes, doubtBytes), endBytes);
+    if (zero && middleBytes > offsetBytes)
+      changes.push({ offsetBytes, lengthBytes: middleBytes - offsetBytes, zero, unmarked: true });
+    if (endBytes > middleBytes)
+      changes.push({ offsetBytes: middleBytes, lengthBytes: endBytes - middleBytes, zero, unmarked: false });
   }
   return changes;
+}
+
+/** Where the last clusters with data that is not marked begin: so many, or all. */
+function doubtfulFrom(stretches: readonly Stretch[], clusterBytes: number, count: number): number {
+  let left = count;
+  let last = Infinity;
+  for (const { offsetBytes, lengthBytes, zero, dirty } of stretches.toReversed()) {
+    if (zero || dirty) continue;
+    const first = Math.floor(offsetBytes / clusterBytes);
+    const end = Math.min(Math.ceil((offsetBytes + lengthBytes) / clusterBytes), last);
+    if (end - first >= left) return (end - left) * clusterBytes;
+    left -= end - first;
+    last = first;
+  }
+  return 0;
 }
 
 /** With marks that count for all of the units in which they are. */

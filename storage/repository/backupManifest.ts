@@ -22,11 +22,28 @@ const { volumes } = manifestShape.shape;
 const ofAFile = { file: true, sha256: true, sizeBytes: true } as const;
 const { shape: common } = manifestShape.omit({ volumes: true, memory: true, definition: true, extras: true });
 
-const shape = z.object({
+/** With fields that are not known ignored, as everywhere in a repository: a later writer may say more. */
+const { machine, host, group, steps } = common;
+const { owner } = volumes.element.shape;
+const openShape = {
   ...common,
+  machine: z.object(machine.shape),
+  host: z.object(host.shape),
+  group: z.object(group.unwrap().shape).optional(),
+  steps: z.array(z.object(steps.element.shape)),
+};
+
+const shape = z.object({
+  ...openShape,
   requires: z.array(z.string().max(64)).max(64),
   volumes: z
-    .array(z.object({ ...volumes.element.omit({ file: true, sha256: true }).shape, content: contentSchema }))
+    .array(
+      z.object({
+        ...volumes.element.omit({ file: true, sha256: true }).shape,
+        owner: z.object(owner.shape),
+        content: contentSchema,
+      }),
+    )
     .min(1),
   memory: z.object({ content: contentSchema, running: z.boolean() }).optional(),
   definition: z.object({ content: contentSchema, autostart: z.boolean() }),

@@ -66,3 +66,18 @@ void t.test('a rotation keeps its revision twice, too', async (t) => {
     ['config/00000001.3', 'config/00000002.3'],
   );
 });
+
+void t.test('nothing in an earlier revision keeps a repository from being opened', async (t) => {
+  for (const text of ['no configuration', '{"requires":["x"]}']) {
+    const { store, repository } = await testStage();
+    await repository.rotate([{ secret: testSecret, label: 'x' }], { createdAt: testTime });
+    for (const name of [first, second]) {
+      const bytes = store.bytesOf(name).toString('latin1');
+      store.objects.delete(name);
+      const other = text.startsWith('{') ? bytes.replace('"requires":[]', '"requires":["x"]') : text;
+      await store.client().create(name, [Buffer.from(other)]);
+    }
+    const { config } = await Repository.open(store.client(), testSecret);
+    t.equal(config.revision, 2, text);
+  }
+});

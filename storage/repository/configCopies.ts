@@ -42,19 +42,24 @@ export async function publishConfig(
 
 /**
  * The newest revision, in each of its copies that could be one; none where there is no repository. Which of them is
- * authentic only keys can tell. Rejects with REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW when a revision has no such copy.
+ * authentic only keys can tell. Rejects with REPOSITORY_DAMAGED, REPOSITORY_TOO_NEW when it has no such copy; what
+ * stands in earlier revisions does not matter any more.
  */
 export async function readConfig(backend: Backend, call: CallOptions): Promise<readonly UnprovedConfig[]> {
   let newest: readonly UnprovedConfig[] = [];
+  let problem: RepositoryError | null | undefined;
   for (let revision = 1; ; revision++) {
     const copies = await readCopies(backend, revision, call);
-    if (copies.length === 0) return newest;
+    if (copies.length === 0) {
+      if (newest.length === 0 && problem) throw problem;
+      return newest;
+    }
     newest = copies.flatMap(({ config, bytes }, place) =>
       // One that says the same is no other candidate.
       config === null || copies.slice(0, place).some((one) => one.bytes.equals(bytes)) ? [] : [config],
     );
     // One that asks for more than this program knows is obeyed, unless its copy proves that it is damaged.
-    if (newest.length === 0) throw copies[0]?.problem;
+    problem = copies[0]?.problem;
   }
 }
 

@@ -14,31 +14,45 @@ const recordsMax = 10_000;
 const typeOf = { protections: 'protection', verifications: 'verification', readings: 'reading' } as const;
 
 /** The newest number of each backup that has records, by backup. */
-export async function newestNumbers(
+export function newestNumbers(
   context: RepositoryContext,
   kind: NumberedKind,
   call: CallOptions = {},
 ): Promise<ReadonlyMap<string, number>> {
-  const newest = new Map<string, number>();
-  for (const { name } of await listAll(context.backend, prefixes[kind], call)) {
-    const found = numberedRecordOf(name, kind);
-    if (found !== null) newest.set(found.backupId, Math.max(found.number, newest.get(found.backupId) ?? 0));
-  }
-  return newest;
+  return listedNumbers(context, kind, prefixes[kind], call);
 }
 
-/** How many records a backup has, found by asking for names: listings may be stale. */
-export async function countRecords(
+/**
+ * The number of the newest record of a backup, 0 where there is none: the highest that a listing shows, and from there
+ * on found by asking for names. A listing may be stale, and a record that got lost must not hide those behind it.
+ */
+export async function newestNumber(
   context: RepositoryContext,
   kind: NumberedKind,
   backupId: string,
   call: CallOptions = {},
 ): Promise<number> {
+  const listed = await listedNumbers(context, kind, `${prefixes[kind]}${backupId}/`, call);
   const isThere = async (number: number): Promise<boolean> =>
     (await context.backend.size(recordName(kind, backupId, number), call)) !== null;
-  let count = 0;
-  while (count < recordsMax && (await isThere(count + 1))) count++;
-  return count;
+  let newest = listed.get(backupId) ?? 0;
+  while (newest < recordsMax && (await isThere(newest + 1))) newest++;
+  return newest;
+}
+
+async function listedNumbers(
+  { backend }: RepositoryContext,
+  kind: NumberedKind,
+  prefix: string,
+  call: CallOptions,
+): Promise<ReadonlyMap<string, number>> {
+  const newest = new Map<string, number>();
+  for (const { name } of await listAll(backend, prefix, call)) {
+    const found = numberedRecordOf(name, kind);
+    if (found !== null && found.number <= recordsMax)
+      newest.set(found.backupId, Math.max(found.number, newest.get(found.backupId) ?? 0));
+  }
+  return newest;
 }
 
 /** Adds a record. Where somebody adds one at the same time, ours is the later one. */
@@ -50,8 +64,8 @@ export async function addRecord(
   call: CallOptions = {},
 ): Promise<void> {
   const bytes = Buffer.from(JSON.stringify({ formatVersion: 1, backupId, ...content }));
-  const count = await countRecords(context, kind, backupId, call);
-  for (let number = count + 1; number <= recordsMax; number++)
+  const newest = await newestNumber(context, kind, backupId, call);
+  for (let number = newest + 1; number <= recordsMax; number++)
     if ((await putObject(context, typeOf[kind], recordName(kind, backupId, number), bytes, call)) !== 'taken')
       return;
   throw damaged(`${kind} of backup ${backupId}`, `there are more than ${recordsMax}`);
@@ -64,6 +78,6 @@ export async function removeRecords(
   backupId: string,
   call: CallOptions = {},
 ): Promise<void> {
-  for (let number = await countRecords(context, kind, backupId, call); number > 0; number--)
+  for (let number = await newestNumber(context, kind, backupId, call); number > 0; number--)
     await context.backend.delete(recordName(kind, backupId, number), call);
 }

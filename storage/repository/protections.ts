@@ -6,7 +6,7 @@ import { parseDocument } from './document.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { objectBytesMax } from './limits.ts';
 import { recordName } from './names.ts';
-import { addRecord, countRecords, newestNumbers } from './numberedRecords.ts';
+import { addRecord, newestNumber, newestNumbers } from './numberedRecords.ts';
 import { getObject, type RepositoryContext } from './objects.ts';
 
 const schema = z.object({ backupId: z.string(), protected: z.boolean(), reason: z.string().nullable() });
@@ -30,8 +30,8 @@ export async function readProtection(
   backupId: string,
   call: CallOptions = {},
 ): Promise<Protection | null> {
-  const count = await countRecords(context, 'protections', backupId, call);
-  return count === 0 ? null : readRecord(context, backupId, count, call);
+  const newest = await newestNumber(context, 'protections', backupId, call);
+  return newest === 0 ? null : readRecord(context, backupId, newest, call);
 }
 
 /** Protects a backup; `null` takes that off. */

@@ -73,10 +73,20 @@ const verified = {
   picture: null,
 };
 const announced = { host: 'h', jobId: id, processId: 1, startedAt: testTime };
+const fullManifest = testManifest(id, content, content, {
+  memory: { content, running: true },
+  group: { id, machines: ['a', 'b'] },
+  steps: [{ name: 'x', durationMs: 1 }],
+  labels: { a: 'b' },
+  extras: [
+    { kind: 'nvram', content, source: '/nvram' },
+    { kind: 'network', content, name: 'n' },
+  ],
+});
 const documents: readonly Document[] = [
   {
     name: 'manifest',
-    valid: JSON.parse(encodeManifest(testManifest(id, content, content)).toString()),
+    valid: JSON.parse(encodeManifest(fullManifest).toString()),
     read: (bytes) => decodeManifest(bytes, 'x'),
   },
   stored('marks/00000001', 'mark', collection, (at) => readMark(at, 1)),
@@ -145,6 +155,25 @@ for (const { name, valid, read } of documents)
       );
     },
   );
+
+for (const { name, valid, read } of documents)
+  void t.test(`${name}: what a later version says besides is passed over, wherever it stands`, async (t) => {
+    const wanted: unknown = await read(Buffer.from(JSON.stringify(valid)));
+    for (const path of pathsOf(valid)) {
+      const more = withMore(valid, path);
+      if (more === undefined) continue;
+      t.same(await read(Buffer.from(JSON.stringify(more))), wanted, path.join('.'));
+    }
+  });
+
+/** With a field that nobody knows in the object at a path; nothing where there is none that has fields. */
+function withMore(valid: unknown, path: readonly string[]): unknown {
+  let there = valid;
+  for (const key of path) there = (there as Readonly<Record<string, unknown>>)[key];
+  const isMap = path.at(-1) === 'labels' || path.at(-1) === 'files';
+  if (typeof there !== 'object' || there === null || Array.isArray(there) || isMap) return undefined;
+  return replaced(valid, path, { ...there, later: 'x' });
+}
 
 void t.test('a stored chunk is decompressed to its very length, or not at all', async (t) => {
   const encoded = encode(Buffer.alloc(5000, 'text '));

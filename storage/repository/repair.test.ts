@@ -166,6 +166,19 @@ void t.test('a record of a protection that is damaged protects, and hides no oth
   t.equal(await readProtection(repository.context, manifest.id), null);
 });
 
+void t.test('a record of a protection that got lost hides none behind it', async (t) => {
+  const { store, repository } = await testStage();
+  const { manifest } = await backUp(repository, someVolume(1));
+  for (const reason of ['x', 'y', 'z']) await writeProtection(repository.context, manifest.id, { reason });
+  store.objects.delete(recordName('protections', manifest.id, 1));
+  store.objects.delete(recordName('protections', manifest.id, 2));
+  t.same(await readProtection(repository.context, manifest.id), { reason: 'z' });
+  t.same([...(await listProtections(repository.context)).values()], [{ reason: 'z' }]);
+  await writeProtection(repository.context, manifest.id, null);
+  t.equal(await readProtection(repository.context, manifest.id), null);
+  t.equal((await listProtections(repository.context)).size, 0);
+});
+
 void t.test('a verdict that is damaged goes on the word that nobody follows it, and only then', async (t) => {
   const { store, repository } = await testStage();
   const { manifest } = await backUp(repository, someVolume(4));
