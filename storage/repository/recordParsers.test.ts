@@ -169,7 +169,7 @@ for (const { name, valid, read } of documents)
 /** With a field that nobody knows in the object at a path; nothing where there is none that has fields. */
 function withMore(valid: unknown, path: readonly string[]): unknown {
   let there = valid;
-  for (const key of path) there = (there as Readonly<Record<string, unknown>>)[key];
+  for (const key of path) there = new Map<string, unknown>(Object.entries(there ?? {})).get(key);
   const isMap = path.at(-1) === 'labels' || path.at(-1) === 'files';
   if (typeof there !== 'object' || there === null || Array.isArray(there) || isMap) return undefined;
   return replaced(valid, path, { ...there, later: 'x' });
