@@ -27,6 +27,7 @@ void t.test(
         const running = await stage.isRunning();
         t.comment(await stage.change());
         if (random() < 0.15) t.comment(await stage.resize());
+        if (!running && random() < 0.4) t.comment(await stage.cut());
         if (!running && random() < 0.5) t.comment(await stage.attachOrDetach());
         const mode: Mode = running ? pick(whenRunning) : 'offline';
         const storages = pick(choices);

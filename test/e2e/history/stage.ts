@@ -154,6 +154,23 @@ export class HistoryStage implements AsyncDisposable {
     return `${target} goes from ${nowMiB} to ${size} MiB`;
   }
 
+  /**
+   * Cuts an image of the machine, which is off, somewhere in its sectors, and gives it back its size: what was behind
+   * the cut reads as zeros, and no bitmap tells of it within the cluster that was cut.
+   */
+  async cut(): Promise<string> {
+    const { target, path: image } = this.#anyVolume();
+    const sizeBytes = await this.#sizeOf(image);
+    const fromBytes = ringEndMiB * mib;
+    const cuts = Array.from(
+      { length: 1 + this.#upTo(2) },
+      () => fromBytes + 512 * this.#upTo((sizeBytes - fromBytes) / 512 - 1),
+    );
+    for (const size of [...cuts, sizeBytes])
+      await this.lab.run('qemu-img', ['resize', '-q', '--shrink', image, String(size)]);
+    return `${target} is cut at ${cuts.join(', ')}`;
+  }
+
   /** Switches the machine off, or on again. */
   async switch(): Promise<string> {
     if (await this.isRunning()) {
@@ -174,7 +191,8 @@ export class HistoryStage implements AsyncDisposable {
     } else {
       this.#images += 1;
       const image = path.join(this.lab.imagesDir, `third-${this.#images}.qcow2`);
-      await this.lab.run('qemu-img', ['create', '-q', '-f', 'qcow2', image, `${ringEndMiB + 20}M`]);
+      const form = ['-f', 'qcow2', '-o', `cluster_size=${this.#random() < 0.5 ? '64k' : '2M'}`];
+      await this.lab.run('qemu-img', ['create', '-q', ...form, image, `${ringEndMiB + 20}M`]);
       const how = ['--config', '--driver', 'qemu', '--subdriver', 'qcow2', '--targetbus', 'virtio'];
       await this.lab.virsh('attach-disk', uuid, image, 'vdc', ...how);
     }
