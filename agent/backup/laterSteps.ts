@@ -173,6 +173,7 @@ export function retainSteps(dependencies: LaterStepDependencies): readonly Step<
           signal: context.signal,
           limit: dependencies.limits(facts).read,
           deadlineMs: settings.retainDeadlineMs,
+          warn: (message) => context.warn(message),
           onProgress: (file, doneBytes, totalBytes) =>
             context.report({ detail: `${storage.name}: ${file}`, doneBytes, totalBytes }),
           openFrozen: (volume) => openFrozen(volume, directory, context.signal),

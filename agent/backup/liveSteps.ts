@@ -237,6 +237,7 @@ export function liveRetainStep(dependencies: LiveStepDependencies): Step<LiveFac
           retainLive(writers, plan, namesFor(plan.machine.name, pointInTimeOf(facts)), open, {
             signal,
             limit: dependencies.limits(facts).read,
+            deadlineMs: facts.settings.retainDeadlineMs,
             warn: (message) => context.warn(message),
             onProgress: (detail, doneBytes, totalBytes) => context.report({ detail, doneBytes, totalBytes }),
           });

@@ -4,12 +4,12 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 
-import { readImageInfo } from '../../common/qemuImage.ts';
+import { checkImage, readImageInfo } from '../../common/qemuImage.ts';
 import { StorageError } from '../../storage/errors.ts';
 import type { BackupWriter, Storage } from '../../storage/storage.ts';
 import { requireStoragesForRead } from './storageRoom.ts';
 import { endure, Fate } from '../../test/sim/crashes.ts';
-import { createImage, readGuestSequences, writeGuestBlock } from '../../test/sim/images.ts';
+import { createImage, readGuestSequences, setRefcount, writeGuestBlock } from '../../test/sim/images.ts';
 import { brokenPromises, listed } from '../../test/sim/invariants.ts';
 import { type LivingAgent, removeSharedImages, Site, type SiteOptions } from '../../test/sim/site.ts';
 
@@ -243,4 +243,36 @@ void t.test('more of a volume than a storage can keep is refused before anything
     code: 'VOLUME_TOO_LARGE',
     message: /^vdb holds 8(?:\.0+)? TiB; .* up to 7(?:\.0+)? TiB/,
   });
+});
+
+async function artifactOf(site: Site): Promise<string> {
+  const [entry] = await listed(site);
+  return join(entry?.directory ?? '', entry?.manifest?.volumes[0]?.file ?? '');
+}
+
+void t.test('what a killed QEMU left in an image that belongs to nothing is not stored', async (t) => {
+  const site = await siteFor(t);
+  await setRefcount(site.image('vda'), 'behind the end', 1);
+  t.same(await checkImage(site.image('vda'), { deadlineMs: 30_000 }), { errors: 0, leaks: 1 });
+  const living = site.openAgent();
+  t.equal((await backUp(living)).state, 'finished');
+  t.notMatch(living.warnings.join(), /damaged/);
+  t.same(await checkImage(await artifactOf(site), { deadlineMs: 30_000 }), { errors: 0, leaks: 0 });
+});
+
+void t.test('a backup of an image with errors tells of them, and stores it as it is', async (t) => {
+  const site = await siteFor(t);
+  await setRefcount(site.image('vda'), 'behind the end', 1);
+  // The first is the header's.
+  await setRefcount(site.image('vda'), 0, 2);
+  await setRefcount(site.image('vda'), 3, 0);
+  const before = await checkImage(site.image('vda'), { deadlineMs: 30_000 });
+  t.equal(before.errors, 1);
+  const living = site.openAgent();
+  t.equal((await backUp(living)).state, 'finished');
+  t.match(
+    living.warnings.join('\n'),
+    /the machine's image of vda is damaged, and stored as it is: .* 1 error\(s\)/,
+  );
+  t.same(await checkImage(await artifactOf(site), { deadlineMs: 30_000 }), before);
 });

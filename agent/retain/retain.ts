@@ -4,7 +4,7 @@ import type { BandwidthLimit } from '../../common/bandwidth.ts';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
-import { flattenImage, readImageInfo, removeBitmap } from '../../common/qemuImage.ts';
+import { checkImage, flattenImage, freeLeaks, readImageInfo, removeBitmap } from '../../common/qemuImage.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import { artifactNames } from '../../storage/directory/names.ts';
@@ -89,10 +89,15 @@ export interface RetainSaveOptions extends RetainOptions {
   openFrozen(volume: PlannedVolume): Promise<OpenVolume>;
 }
 
-export interface RetainOptions {
+export interface TidyOptions {
   readonly signal: AbortSignal;
-  readonly limit: BandwidthLimit;
   readonly deadlineMs: number;
+  /** Says something that the user must know of a backup that is made all the same. */
+  warn(message: string): void;
+}
+
+export interface RetainOptions extends TidyOptions {
+  readonly limit: BandwidthLimit;
   onProgress(file: string, doneBytes: number, totalBytes: number): void;
 }
 
@@ -159,7 +164,7 @@ async function addVolume(
     await using opened = await options.openFrozen(volume);
     return await writer.addVolume(opened.source, name, progress);
   }
-  await stripBitmaps(volume.frozen);
+  await tidyImage(volume.frozen, volume.target, options);
   if (volume.base !== null) {
     // The artifact must stand alone: what the template holds is written into it.
     if (await writer.has(name)) return writer.addByCopy(volume.frozen, name, progress);
@@ -172,11 +177,21 @@ async function addVolume(
     : writer.addByCopy(volume.frozen, name, progress);
 }
 
-/** What our checkpoints have noted in a frozen image is of no use in a stored one, and takes space there. */
-export async function stripBitmaps(frozen: string): Promise<void> {
-  if (!(await exists(frozen))) return;
-  const { bitmaps } = await readImageInfo(frozen, 'qcow2');
-  for (const name of bitmaps) if (isOurCheckpoint(name)) await removeBitmap(frozen, name);
+/**
+ * Brings a frozen image, or a copy of it, into the form in which it is stored: without what our checkpoints have noted
+ * in it, and without clusters that belong to nothing, which a QEMU that was killed at any time has left there. Both take
+ * space and are of no use in a stored image. One with errors stays as it is; the job tells of them.
+ */
+export async function tidyImage(image: string, target: string, options: TidyOptions): Promise<void> {
+  if (!(await exists(image))) return;
+  const { bitmaps } = await readImageInfo(image, 'qcow2');
+  for (const name of bitmaps) if (isOurCheckpoint(name)) await removeBitmap(image, name);
+  const { errors, leaks } = await checkImage(image, options);
+  if (errors > 0)
+    options.warn(
+      `the machine's image of ${target} is damaged, and stored as it is: qemu-img check finds ${errors} error(s) in it`,
+    );
+  else if (leaks > 0) await freeLeaks(image, options);
 }
 
 /** Moves a file into a storage where a rename can do it, and copies it otherwise. */

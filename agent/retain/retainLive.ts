@@ -7,9 +7,16 @@ import { SnapshotError } from '../snapshot/errors.ts';
 import type { LivePlan, LiveVolume } from '../snapshot/livePlan.ts';
 import { currentStateFile } from '../snapshot/stateFile.ts';
 import { KeptFiles } from './keptFiles.ts';
-import { type ArtifactNames, definitionFileOf, extraFilesOf, stripBitmaps } from './retain.ts';
+import {
+  type ArtifactNames,
+  definitionFileOf,
+  extraFilesOf,
+  type RetainOptions,
+  tidyImage,
+  type TidyOptions,
+} from './retain.ts';
 import { type RetainedRead, secretOwnership } from './retainRead.ts';
-import { type ChangingVolume, type ReadOptions, retainVolume } from './retainVolume.ts';
+import { type ChangingVolume, retainVolume } from './retainVolume.ts';
 
 /** What a frozen point left in the storages. */
 export interface RetainedLive extends RetainedRead {
@@ -29,7 +36,7 @@ export async function retainLive(
   plan: LivePlan,
   names: ArtifactNames,
   open: (volume: LiveVolume) => Promise<ChangingVolume>,
-  options: ReadOptions,
+  options: RetainOptions,
 ): Promise<RetainedLive> {
   const kept = new KeptFiles(writers);
   const virtualSizeBytes: Record<string, number> = {};
@@ -40,7 +47,7 @@ export async function retainLive(
     virtualSizeBytes[target] = volume.virtualSizeBytes;
     await using opened = await open(volume);
     const { files, reads } = await retainVolume(writers, volume, name, opened, options, (writer, how) =>
-      share(volume, writer, name, how),
+      share(volume, writer, name, { add: how, tidy: options }),
     );
     for (const [storage, stored] of Object.entries(files)) kept.add(storage, name, stored, owner);
     volumes.push({ ...volume, reads });
@@ -62,20 +69,20 @@ export async function retainLive(
   return { files: kept.files, virtualSizeBytes, plan: { ...plan, volumes } };
 }
 
-/** The frozen image itself, where the storage can share its blocks; our bitmaps are taken out of the copy. */
+/** The frozen image itself, where the storage can share its blocks; the copy is brought into order. */
 async function share(
   volume: LiveVolume,
   writer: BackupWriter,
   name: string,
-  options: AddOptions,
+  options: { readonly add: AddOptions; readonly tidy: TidyOptions },
 ): Promise<FileDigest | null> {
   if (!volume.copyable || writer.directory === null) return null;
-  if (await writer.has(name)) return writer.addByCopy(volume.file, name, options);
+  if (await writer.has(name)) return writer.addByCopy(volume.file, name, options.add);
   const clone = join(writer.directory, `.${volume.target}.tmp`);
   await rm(clone, { force: true });
   if (!(await cloneFile(volume.file, clone, 0o600))) return null;
-  await stripBitmaps(clone);
-  return writer.addByRename(clone, name, options);
+  await tidyImage(clone, volume.target, options.tidy);
+  return writer.addByRename(clone, name, options.add);
 }
 
 /** @throws SnapshotError MACHINE_INTERFERED */

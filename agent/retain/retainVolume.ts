@@ -18,9 +18,7 @@ export interface ChangingVolume extends OpenVolume {
   changes(): Promise<readonly Change[]>;
 }
 
-export interface ReadOptions extends Omit<RetainOptions, 'deadlineMs'> {
-  warn(message: string): void;
-}
+export type ReadOptions = Omit<RetainOptions, 'deadlineMs'>;
 
 /** What a plan says of a volume that is to be read. */
 export type ReadableVolume = Pick<ReadVolume, 'target' | 'owner' | 'allocatedBytes' | 'reads'>;

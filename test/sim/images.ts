@@ -40,6 +40,29 @@ export async function setHeaderBacking(image: string, backing: BackingImage | un
   await tool('qemu-img', ['rebase', '-q', '-u', '-f', 'qcow2', ...onto, image]);
 }
 
+/**
+ * Sets the count of references of a cluster in a qcow2 image with the usual cluster size and counts of 16 bits, which
+ * nobody has open. One behind the end comes to be there.
+ */
+export async function setRefcount(
+  image: string,
+  cluster: number | 'behind the end',
+  count: number,
+): Promise<void> {
+  const clusterBytes = 65_536;
+  await using file = await open(image, 'r+');
+  const sizeBytes = (await file.stat()).size;
+  const index = cluster === 'behind the end' ? Math.ceil(sizeBytes / clusterBytes) : cluster;
+  const numberAt = async (offset: number): Promise<number> =>
+    Number((await file.read(Buffer.alloc(8), 0, 8, offset)).buffer.readBigUInt64BE());
+  // The header's offset of the refcount table (docs/interop/qcow2.txt), whose first entry is that of the first block.
+  const block = await numberAt(await numberAt(48));
+  const entry = Buffer.alloc(2);
+  entry.writeUInt16BE(count);
+  await file.write(entry, 0, entry.length, block + index * entry.length);
+  await file.truncate(Math.max(sizeBytes, (index + 1) * clusterBytes));
+}
+
 /** What the guest writes as number `sequence`: its number and filling that depends on it. */
 function guestBlock(sequence: number): Buffer {
   const block = Buffer.alloc(blockSizeBytes, sequence % 251);
