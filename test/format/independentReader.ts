@@ -1,27 +1,43 @@
 import {
-  createDecipheriv,
-  createHash,
-  createHmac,
-  createPrivateKey,
-  createPublicKey,
-  diffieHellman,
-  hkdfSync,
-  scryptSync,
-  verify,
-} from 'node:crypto';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { zstdDecompressSync } from 'node:zlib';
+  type Config,
+  isProved,
+  type Masters,
+  openSlot,
+  parseConfig,
+  parseSlot,
+  type ReaderSecret,
+  type UnprovedConfig,
+} from './independentKeys.ts';
+import {
+  check,
+  derive,
+  failureOf,
+  fromHex,
+  hmac,
+  limit,
+  Newer,
+  orNull,
+  sha256,
+  zeroId,
+} from './independentNotation.ts';
+import {
+  type Content,
+  type Document,
+  type Manifest,
+  numbered,
+  openObject,
+  pagesOf,
+  parseDocument,
+  parseManifest,
+  types,
+} from './independentObjects.ts';
+import { type Entry, openBlob, packKey, packTable, parseIndex } from './independentPacks.ts';
+import { IndependentStore } from './independentStore.ts';
 
 /*
- * A second reader of repositories, written from docs/FORMAT.md alone: it imports nothing of Stillpoint, and is as
- * plain as it can be. What it cannot read, the specification does not say.
+ * A second reader of repositories, written from docs/FORMAT.md alone: with the files beside it that it imports it uses
+ * nothing of Stillpoint, and is as plain as it can be. What it cannot read, the specification does not say.
  */
-
-export type ReaderSecret =
-  | { readonly passphrase: string }
-  | { readonly keyFile: string }
-  | { readonly recovery: string };
 
 /** A backup and the bytes of each of its streams. */
 export interface ReadBackup {
@@ -31,196 +47,200 @@ export interface ReadBackup {
   readonly streams: ReadonlyMap<string, Buffer>;
 }
 
-interface Slot {
-  repositoryId: string;
-  slotId: string;
-  kind: string;
-  salt: string;
-  scrypt?: { logN: number; r: number; p: number };
-  sealed: string;
-}
-
-interface Content {
-  root: string;
-  sizeBytes: number;
-  chunkSizeBytes: number;
-}
-
-interface Manifest {
-  id: string;
-  requires: string[];
-  pointInTime: string;
-  machine: { name: string };
-  volumes: { target: string; content: Content }[];
-  memory?: { content: Content };
-  definition: { content: Content };
-  extras: { kind: string; content: Content }[];
-}
+/** What is said of a backup beside it. */
+export type RecordFolder = 'protections' | 'verifications' | 'readings';
 
 interface Place {
-  pack: string;
-  slot: number;
-  offset: number;
-  entry: Buffer;
+  readonly pack: string;
+  /** Of the pack, where an index tells it. */
+  readonly length: number;
+  readonly entry: Entry;
 }
 
-const zeroNonce = Buffer.alloc(12);
-const zeroId = '00'.repeat(32);
-const x25519Private = Buffer.from('302e020100300506032b656e04220420', 'hex');
-const x25519Public = Buffer.from('302a300506032b656e032100', 'hex');
-const ed25519Private = Buffer.from('302e020100300506032b657004220420', 'hex');
+const uuid = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}';
+const attempt = `(${uuid})(?:\\.(?:[2-9]|[1-9][0-9]{1,3}))?`;
 
-// Notation
+/** Names of objects, what they are, and as the first group what they are about. Others are nobody's. */
+const objectNames: readonly (readonly [RegExp, readonly number[]])[] = [
+  [new RegExp(`^manifests/${attempt}$`), [types.manifest, types.fence]],
+  [new RegExp(`^deletions/(${uuid})$`), [types.deletion]],
+  [new RegExp(`^sessions/${attempt}$`), [types.session]],
+  [/^marks\/([0-9]{8})$/, [types.mark]],
+  [/^verdicts\/([0-9]{8})$/, [types.verdict]],
+  [/^swept\/([0-9]{8})$/, [types.sweep]],
+  [/^quarantine\/([0-9a-f]{64})$/, [types.quarantine]],
+  [new RegExp(`^protections/(${uuid})/[0-9]{8}$`), [types.protection]],
+  [new RegExp(`^verifications/(${uuid})/[0-9]{8}$`), [types.verification]],
+  [new RegExp(`^readings/(${uuid})/[0-9]{8}$`), [types.reading]],
+  [new RegExp(`^hosts/(${uuid})$`), [types.host]],
+];
 
-function ascii(text: string): Buffer {
-  return Buffer.from(text, 'latin1');
-}
-
-function u32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-function sha256(bytes: Buffer): Buffer {
-  return createHash('sha256').update(bytes).digest();
-}
-
-function hmac(key: Buffer, text: Buffer): Buffer {
-  return createHmac('sha256', key).update(text).digest();
-}
-
-function hkdf(key: Buffer, salt: Buffer, info: Buffer): Buffer {
-  return Buffer.from(hkdfSync('sha256', key, salt, info, 32));
-}
-
-function derive(key: Buffer, label: string): Buffer {
-  return hkdf(key, Buffer.alloc(0), ascii(`stillpoint/1/${label}`));
-}
-
-function openGcm(key: Buffer, bound: Buffer, stored: Buffer): Buffer {
-  const decipher = createDecipheriv('aes-256-gcm', key, zeroNonce);
-  decipher.setAAD(bound);
-  decipher.setAuthTag(stored.subarray(-16));
-  return Buffer.concat([decipher.update(stored.subarray(0, -16)), decipher.final()]);
-}
-
-export function unseal(key: Buffer, bound: Buffer, sealed: Buffer): Buffer {
-  const digest = sealed.subarray(0, 32);
-  const text = openGcm(hmac(derive(key, 'seal/key'), digest), bound, sealed.subarray(32));
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64BE(BigInt(bound.length));
-  check(
-    digest.equals(hmac(derive(key, 'seal/digest'), Buffer.concat([length, bound, text]))),
-    'the digest of a sealed text',
-  );
-  return text;
-}
-
-function decompress(codec: number, stored: Buffer, rawBytes: number): Buffer {
-  const content = codec === 1 ? zstdDecompressSync(stored, { maxOutputLength: rawBytes }) : stored;
-  check(codec <= 1 && content.length === rawBytes, 'a length after decompression');
-  return content;
-}
-
-function check(condition: boolean, what: string): asserts condition {
-  if (!condition) throw new Error(`independent reader: ${what} is wrong`);
-}
-
-// Key slots
-
-export function openSlot(slot: Slot, secret: ReaderSecret): Map<number, Buffer> | null {
-  const salt = Buffer.from(slot.salt, 'hex');
-  let material: Buffer;
-  if ('passphrase' in secret && slot.kind === 'passphrase') {
-    const { logN, r, p } = slot.scrypt ?? { logN: 0, r: 0, p: 0 };
-    const options = { N: 2 ** logN, r, p, maxmem: 2 ** 31 };
-    material = scryptSync(secret.passphrase.normalize('NFC'), salt, 32, options);
-  } else if ('keyFile' in secret && slot.kind === 'keyFile')
-    material = Buffer.from(secret.keyFile.trim(), 'hex');
-  else if ('recovery' in secret && slot.kind === 'recovery') material = fromBase32(secret.recovery);
-  else return null;
-  const key = hkdf(material, salt, ascii(`stillpoint/1/slot/${slot.kind}`));
-  const bound = ascii(`stillpoint/1/slot/${slot.repositoryId}/${slot.slotId}`);
-  let ring: Buffer;
-  try {
-    ring = unseal(key, bound, Buffer.from(slot.sealed, 'base64'));
-  } catch {
-    return null;
-  }
-  const masters = new Map<number, Buffer>();
-  for (let index = 0; index < ring.readUInt32BE(0); index++) {
-    const start = 4 + index * 36;
-    masters.set(ring.readUInt32BE(start), ring.subarray(start + 4, start + 36));
-  }
-  return masters;
-}
-
-function fromBase32(text: string): Buffer {
-  const alphabet = '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
-  let value = 0n;
-  for (const character of text.replaceAll('-', '').slice(0, 52)) {
-    check(alphabet.includes(character), 'a character of the recovery key');
-    value = value * 32n + BigInt(alphabet.indexOf(character));
-  }
-  // 52 characters are 260 bits; the last four of them are padding.
-  return Buffer.from((value >> 4n).toString(16).padStart(64, '0'), 'hex');
-}
+const recordFolders: readonly RecordFolder[] = ['protections', 'verifications', 'readings'];
+const recordsMax = 10_000;
+const configCopiesMax = 16;
+const slotsMax = 64;
 
 /** Reads a repository in a directory. */
 export class IndependentReader {
-  readonly #root: string;
-  readonly #masters: Map<number, Buffer>;
+  readonly config: Config;
+  /** Index objects that count no more. */
+  readonly replaced = new Set<string>();
+  readonly #store: IndependentStore;
+  readonly #secret: ReaderSecret;
+  readonly #masters: Masters;
   readonly #repositoryId: Buffer;
   readonly #places = new Map<string, Place[]>();
+  /** Packs whose blobs are known, and index objects that were read. */
+  readonly #packs = new Set<string>();
+  readonly #indexes = new Set<string>();
 
   constructor(root: string, secret: ReaderSecret) {
-    this.#root = root;
-    let revision = 1;
-    while (existsSync(join(root, configName(revision + 1)))) revision++;
-    const [line = '', mac = ''] = readFileSync(join(root, configName(revision)), 'utf8').split('\n');
-    const config = JSON.parse(line);
-    check(config.format === 'stillpoint-repository' && config.formatVersion === 1, 'the format');
-    check(config.requires.length === 0, 'a required feature');
-    const rings = readdirSync(join(root, 'keys'))
-      .map((name) => JSON.parse(readFileSync(join(root, 'keys', name), 'utf8')))
-      .filter((slot) => slot.repositoryId === config.repositoryId)
-      .map((slot) => openSlot(slot, secret));
-    const proves = (ring: Map<number, Buffer> | null): boolean => {
-      const master = ring?.get(config.keyGeneration);
-      return (
-        master !== undefined && hmac(derive(master, 'config'), Buffer.from(line)).toString('hex') === mac
-      );
-    };
-    const masters = rings.find(proves);
-    if (masters === undefined || masters === null) throw new Error('no slot opens with this secret');
-    this.#masters = masters;
-    this.#repositoryId = Buffer.from(config.repositoryId.replaceAll('-', ''), 'hex');
+    this.#store = new IndependentStore(root);
+    this.#secret = secret;
+    const candidates = this.#configs();
+    const found = candidates.flatMap((candidate) =>
+      this.#rings(candidate.config.repositoryId)
+        .filter((ring) => isProved(candidate, ring))
+        .map((ring) => ({ ...candidate, ring })),
+    );
+    const [proved] = found;
+    if (proved === undefined) throw new Error('no slot opens with this secret');
+    this.config = proved.config;
+    this.#masters = new Map(
+      [...proved.ring].filter(([generation]) => generation <= proved.config.keyGeneration),
+    );
+    this.#repositoryId = fromHex(
+      this.config.repositoryId.replaceAll('-', ''),
+      16,
+      'the id of the repository',
+    );
     this.#readIndexes();
   }
 
-  /** Every backup that exists, in the order of their ids. */
+  /** Every backup that exists, in the order of their ids. One that is damaged hides no other. */
   backups(): ReadBackup[] {
-    const backups: ReadBackup[] = [];
-    for (const attempt of readdirSync(join(this.#root, 'manifests')).toSorted()) {
-      const id = attempt.replace(/\.([2-9]|[1-9][0-9]{1,3})$/, '');
-      if (existsSync(join(this.#root, 'deletions', id))) continue;
-      const { type, content } = this.#openObject(
-        readFileSync(join(this.#root, 'manifests', attempt)),
-        `manifests/${attempt}`,
-      );
-      if (type === 6) continue;
-      check(type === 1, 'the type of a manifest');
-      const manifest: Manifest = JSON.parse(content.toString('utf8'));
-      check(manifest.id === id && manifest.requires.length === 0, 'the id of a manifest');
-      const streams = new Map<string, Buffer>();
-      for (const { target, content: stream } of manifest.volumes) streams.set(target, this.#stream(stream));
-      if (manifest.memory !== undefined) streams.set('memory', this.#stream(manifest.memory.content));
-      streams.set('definition', this.#stream(manifest.definition.content));
-      for (const { kind, content: stream } of manifest.extras) streams.set(kind, this.#stream(stream));
-      backups.push({ id, machine: manifest.machine.name, pointInTime: manifest.pointInTime, streams });
+    return this.#store.names('manifests').flatMap((name) => {
+      const id = this.#subjectOf(name);
+      if (id === null || this.#store.isThere(`deletions/${id}`)) return [];
+      const manifest = this.#manifest(name, id);
+      return manifest === null ? [] : [this.#backup(manifest)];
+    });
+  }
+
+  /** By name, every object in a folder of objects that is sound. */
+  documents(folder: string): ReadonlyMap<string, Document> {
+    const documents = new Map<string, Document>();
+    for (const name of this.#store.names(folder)) {
+      const document = orNull(() => this.#document(name, this.#store.read(name)));
+      if (document !== null) documents.set(name, document);
     }
-    return backups;
+    return documents;
+  }
+
+  /** The newest record about each backup, by its id; `null` for one that is damaged. */
+  newest(folder: RecordFolder): ReadonlyMap<string, Document | null> {
+    const newest = new Map<string, Document | null>();
+    const sound = this.documents(folder);
+    for (const name of this.#store.names(folder)) {
+      const id = this.#subjectOf(name);
+      if (id !== null && Number(name.slice(-8)) <= recordsMax) newest.set(id, sound.get(name) ?? null);
+    }
+    return newest;
+  }
+
+  /** Which backups may not be deleted, each with the reason. A newest record that is damaged protects. */
+  protections(): ReadonlyMap<string, unknown> {
+    const newest = [...this.newest('protections')];
+    return new Map(
+      newest
+        .filter(([, record]) => record === null || record['protected'] === true)
+        .map(([id, record]) => [id, record === null ? 'damaged' : record['reason']]),
+    );
+  }
+
+  /** The collection that goes on or comes next, and whether it is past its mark and its verdict. */
+  collection(): { readonly number: number; readonly marked: boolean; readonly judged: boolean } {
+    let number = 1;
+    while (this.#store.isThere(`swept/${numbered(number)}`)) number++;
+    const isThere = (folder: string) => this.#store.isThere(`${folder}/${numbered(number)}`);
+    return { number, marked: isThere('marks'), judged: isThere('verdicts') };
+  }
+
+  /** Everything in the store that is damaged, each with what is wrong. */
+  problems(): ReadonlyMap<string, string> {
+    const problems = new Map<string, string>();
+    for (const name of this.#store.names('.')) {
+      const problem = failureOf(() => this.#examine(name, this.#store.read(name)));
+      if (problem !== null) problems.set(name, problem);
+    }
+    return problems;
+  }
+
+  /** What is wrong with the bytes of an object of this name; `null` too for names that a reader does not know. */
+  problemOf(name: string, bytes: Buffer): string | null {
+    return failureOf(() => this.#examine(name, bytes));
+  }
+
+  #examine(name: string, bytes: Buffer): void {
+    const folder = name.slice(0, name.indexOf('/'));
+    const last = name.slice(name.lastIndexOf('/') + 1);
+    const isHash = /^[0-9a-f]{64}$/.test(last);
+    if (/^config\/[0-9]{8}(\.[1-9][0-9]*)?$/.test(name))
+      check(
+        isProved(parseConfig(bytes, Number(last.slice(0, 8))), this.#masters),
+        'the HMAC of a configuration',
+      );
+    else if (/^keys\/[0-9a-f]{16}$/.test(name)) this.#examineSlot(bytes, last);
+    else if (folder === 'indexes' && isHash) this.#openIndex(bytes, last);
+    else if (folder === 'packs' && isHash) this.#examinePack(bytes, last);
+    else if (this.#subjectOf(name) !== null) this.#document(name, bytes);
+  }
+
+  /** A slot of another kind of secret can only be looked at. */
+  #examineSlot(bytes: Buffer, name: string): void {
+    const slot = parseSlot(bytes, name);
+    check(slot.repositoryId === this.config.repositoryId, 'the repository of a key slot');
+    const isOurs = slot.kind in this.#secret;
+    check(!isOurs || openSlot(slot, this.#secret) !== null, 'what is sealed in a key slot');
+  }
+
+  #examinePack(bytes: Buffer, name: string): void {
+    check(sha256(bytes).toString('hex') === name, 'the name of a pack');
+    const key = this.#packKey(bytes);
+    for (const entry of packTable(bytes, key)) this.#openChunk(bytes, key, entry);
+  }
+
+  // Configuration and keys
+
+  /** The newest configuration, in each of its copies that could be one. */
+  #configs(): readonly UnprovedConfig[] {
+    let revision = 0;
+    while ([1, 2].some((copy) => this.#store.isThere(configName(revision + 1, copy)))) revision++;
+    const candidates: UnprovedConfig[] = [];
+    let problem: unknown = new Error('there is no repository');
+    for (let copy = 1; copy <= configCopiesMax; copy++) {
+      const name = configName(revision, copy);
+      if (!this.#store.isThere(name) && copy > 2) break;
+      try {
+        if (this.#store.isThere(name)) candidates.push(parseConfig(this.#store.read(name), revision));
+      } catch (error) {
+        problem = error;
+      }
+    }
+    if (candidates.length === 0) throw problem;
+    return candidates;
+  }
+
+  /** What the secret opens. */
+  #rings(repositoryId: string): readonly Masters[] {
+    return this.#store
+      .names('keys')
+      .slice(0, slotsMax)
+      .flatMap((name) => {
+        const slot = orNull(() => parseSlot(this.#store.read(name), name.slice('keys/'.length)));
+        const ring = slot?.repositoryId === repositoryId ? openSlot(slot, this.#secret) : null;
+        return ring === null ? [] : [ring];
+      });
   }
 
   #master(generation: number): Buffer {
@@ -229,72 +249,115 @@ export class IndependentReader {
     return master;
   }
 
-  #openObject(bytes: Buffer, name: string): { type: number; content: Buffer } {
-    check(bytes.toString('latin1', 0, 8) === 'STILLOBJ' && bytes.readUInt16BE(8) === 1, 'an object');
-    const [type, codec, generation] = [bytes.readUInt8(10), bytes.readUInt8(11), bytes.readUInt32BE(12)];
-    check(bytes.subarray(16, 32).equals(this.#repositoryId), 'the repository of an object');
-    const end = 40 + bytes.readUInt32BE(36);
-    const master = this.#master(generation);
-    if ([1, 3, 5, 6, 7].includes(type)) {
-      const seed = derive(master, 'sign');
-      const publicKey = createPublicKey(
-        createPrivateKey({ key: Buffer.concat([ed25519Private, seed]), format: 'der', type: 'pkcs8' }),
-      );
-      const signer = sha256(publicKey.export({ format: 'der', type: 'spki' }).subarray(-32)).subarray(0, 8);
-      check(bytes.subarray(end, end + 8).equals(signer), 'the signer of an object');
-      const length = Buffer.alloc(2);
-      length.writeUInt16BE(name.length);
-      const text = [ascii('stillpoint/1/signature'), length, ascii(name), bytes.subarray(0, end + 8)];
-      check(
-        verify(null, Buffer.concat(text), publicKey, bytes.subarray(end + 8, end + 72)),
-        'the signature of an object',
-      );
-      check(bytes.length === end + 72, 'the length of an object');
-    } else check(bytes.length === end, 'the length of an object');
-    const key = derive(master, [1, 5, 6].includes(type) ? 'manifest' : 'object');
-    const stored = unseal(key, Buffer.concat([bytes.subarray(0, 40), ascii(name)]), bytes.subarray(40, end));
-    return { type, content: decompress(codec, stored, bytes.readUInt32BE(32)) };
-  }
+  // Objects
 
-  #readIndexes(): void {
-    const contents = new Map<string, Buffer>();
-    for (const name of readdirSync(join(this.#root, 'indexes'))) {
-      const bytes = readFileSync(join(this.#root, 'indexes', name));
-      check(sha256(bytes).toString('hex') === name, 'the name of an index');
-      contents.set(name, this.#openObject(bytes, 'indexes').content);
+  /** What an object is about by its name; `null` for a name that nobody knows. */
+  #subjectOf(name: string): string | null {
+    for (const [pattern] of objectNames) {
+      const match = pattern.exec(name);
+      if (match?.[1] !== undefined) return match[1];
     }
-    const replaced = new Set<string>();
-    for (const content of contents.values())
-      for (let index = 0; index < content.readUInt32BE(0); index++)
-        replaced.add(content.toString('hex', 4 + index * 32, 36 + index * 32));
-    for (const [name, content] of contents) if (!replaced.has(name)) this.#readIndex(content);
+    return null;
   }
 
-  #readIndex(content: Buffer): void {
-    let at = 4 + content.readUInt32BE(0) * 32;
-    const packs = content.readUInt32BE(at);
-    at += 4;
-    for (let index = 0; index < packs; index++) {
-      const pack = content.toString('hex', at, at + 32);
-      const entries = content.readUInt32BE(at + 41);
-      at += 45;
-      let offset = 128;
-      for (let slot = 0; slot < entries; slot++, at += 48) {
-        const entry = content.subarray(at, at + 48);
-        const id = entry.toString('hex', 0, 32);
-        this.#places.set(id, [...(this.#places.get(id) ?? []), { pack, slot, offset, entry }]);
-        offset += entry.readUInt32BE(44) + 16;
+  #open(name: string, bytes: Buffer): { readonly type: number; readonly content: Buffer } {
+    const expected = objectNames.find(([pattern]) => pattern.test(name))?.[1] ?? [];
+    return openObject(bytes, name, expected, { masters: this.#masters, repositoryId: this.#repositoryId });
+  }
+
+  #document(name: string, bytes: Buffer): Document {
+    const { type, content } = this.#open(name, bytes);
+    const isRecord = recordFolders.some((folder) => name.startsWith(`${folder}/`));
+    limit(!isRecord || Number(name.slice(-8)) <= recordsMax, 'the number of a record');
+    return parseDocument(type, content, this.#subjectOf(name) ?? '');
+  }
+
+  /** The manifest of an attempt; `null` for a fence, and for what is damaged. */
+  #manifest(name: string, id: string): Manifest | null {
+    return orNull(() => {
+      const { type, content } = this.#open(name, this.#store.read(name));
+      return type === types.manifest ? parseManifest(content, id) : null;
+    });
+  }
+
+  #backup({ id, machine, pointInTime, volumes, memory, definition, extras }: Manifest): ReadBackup {
+    const streams = new Map<string, Buffer>();
+    for (const { target, content } of volumes) streams.set(target, this.#stream(content));
+    if (memory !== undefined) streams.set('memory', this.#stream(memory.content));
+    streams.set('definition', this.#stream(definition.content));
+    // Of definitions there may be several of a kind.
+    for (const { kind, name, content } of extras)
+      streams.set(streams.has(kind) ? `${kind} ${name}` : kind, this.#stream(content));
+    return { id, machine: machine.name, pointInTime, streams };
+  }
+
+  // Indexes and packs
+
+  /**
+   * Reads the indexes that are new; one that is damaged is passed over, one of a newer version is an error. Returns
+   * whether they name packs that were not known.
+   */
+  #readIndexes(): boolean {
+    const known = this.#packs.size;
+    const indexes = this.#store.names('indexes').flatMap((name) => {
+      if (this.#indexes.has(name)) return [];
+      this.#indexes.add(name);
+      try {
+        return [{ name, ...this.#openIndex(this.#store.read(name), name.slice('indexes/'.length)) }];
+      } catch (error) {
+        if (error instanceof Newer) throw error;
+        return [];
       }
-    }
-    check(at === content.length, 'the length of an index');
+    });
+    for (const { replaces } of indexes) for (const hash of replaces) this.replaced.add(`indexes/${hash}`);
+    for (const { name, packs } of indexes)
+      if (!this.replaced.has(name))
+        for (const { id, length, entries } of packs) this.#addPack(id, length, entries);
+    return this.#packs.size > known;
   }
+
+  #openIndex(bytes: Buffer, name: string): ReturnType<typeof parseIndex> {
+    check(sha256(bytes).toString('hex') === name, 'the name of an index');
+    const owner = { masters: this.#masters, repositoryId: this.#repositoryId };
+    return parseIndex(openObject(bytes, 'indexes', [types.index], owner).content);
+  }
+
+  /** Reads the tables of packs that no index names. Returns whether there are any. */
+  #readTables(): boolean {
+    let found = false;
+    for (const name of this.#store.names('packs')) {
+      const id = name.slice(-64);
+      if (name !== packName(id) || this.#packs.has(id)) continue;
+      const pack = orNull(() => this.#store.read(name));
+      const entries = pack === null ? null : orNull(() => packTable(pack, this.#packKey(pack)));
+      if (pack === null || entries === null) continue;
+      this.#addPack(id, pack.length, entries);
+      found = true;
+    }
+    return found;
+  }
+
+  #addPack(pack: string, length: number, entries: readonly Entry[]): void {
+    if (this.#packs.has(pack)) return;
+    this.#packs.add(pack);
+    for (const entry of entries) {
+      const places = this.#places.get(entry.id) ?? [];
+      this.#places.set(entry.id, [...places, { pack, length, entry }]);
+    }
+  }
+
+  #packKey(pack: Buffer): Buffer {
+    return packKey(pack, this.#repositoryId, (generation) => this.#master(generation));
+  }
+
+  // Streams
 
   #stream({ root, sizeBytes, chunkSizeBytes }: Content): Buffer {
     const bytes = this.#chunk(root, 3, chunkSizeBytes);
     check(Number(bytes.readBigUInt64BE(0)) === sizeBytes, 'the length of a stream');
     check(bytes.readUInt32BE(8) === chunkSizeBytes, 'the chunk size of a stream');
     const chunks = Math.ceil(sizeBytes / chunkSizeBytes);
-    const pages = Math.ceil(chunks / 1024);
+    const pages = pagesOf(sizeBytes, chunkSizeBytes);
     check(bytes.readUInt32BE(12) === pages && bytes.length === 16 + pages * 32, 'the pages of a stream');
     const content = Buffer.alloc(sizeBytes);
     for (let page = 0; page < pages; page++) {
@@ -314,71 +377,41 @@ export class IndependentReader {
     return content;
   }
 
+  /** A chunk, from any of its places: first those that indexes name. */
   #chunk(id: string, type: number, chunkSizeBytes: number): Buffer {
-    const pathOf = ({ pack }: Place) => join(this.#root, 'packs', pack.slice(0, 2), pack);
-    const place = this.#places.get(id)?.find((candidate) => existsSync(pathOf(candidate)));
-    if (place === undefined) throw new Error(`chunk ${id} is in no pack that is in an index`);
-    const pack = readFileSync(pathOf(place));
-    check(sha256(pack).toString('hex') === place.pack, 'the name of a pack');
-    const content = this.readBlob(pack, place.slot, place.offset, place.entry);
-    check(place.entry.readUInt8(32) === type, 'the type of a chunk');
-    check(place.entry.readUInt32BE(36) === chunkSizeBytes, 'the chunk size of a chunk');
-    const key = derive(derive(this.#master(1), 'dedup'), `chunk-id/${type}/${chunkSizeBytes}`);
-    check(hmac(key, content).toString('hex') === id, 'the content of a chunk');
+    const tried = new Set<Place>();
+    let reason = 'it is in no pack';
+    do {
+      for (const place of this.#places.get(id) ?? []) {
+        if (tried.has(place)) continue;
+        tried.add(place);
+        try {
+          check(place.entry.type === type, 'the type of a chunk');
+          check(place.entry.chunkSizeBytes === chunkSizeBytes, 'the chunk size of a chunk');
+          const pack = this.#store.read(packName(place.pack));
+          check(pack.length === place.length, 'the length of a pack');
+          return this.#openChunk(pack, this.#packKey(pack), place.entry);
+        } catch (error) {
+          reason = String(error);
+        }
+      }
+    } while (this.#readIndexes() || this.#readTables());
+    throw new Error(`chunk ${id}: ${reason}`);
+  }
+
+  #openChunk(pack: Buffer, key: Buffer, entry: Entry): Buffer {
+    const content = openBlob(pack, key, entry);
+    const label = `chunk-id/${entry.type}/${entry.chunkSizeBytes}`;
+    const idKey = derive(derive(this.#master(1), 'dedup'), label);
+    check(hmac(idKey, content).toString('hex') === entry.id, 'the content of a chunk');
     return content;
   }
-
-  /** The content of a blob of a pack. */
-  readBlob(pack: Buffer, slot: number, offset: number, entry: Buffer): Buffer {
-    const key = packKey(pack, this.#repositoryId, (generation) => this.#master(generation));
-    const stored = openGcm(
-      hmac(derive(key, 'blob'), Buffer.concat([u32(slot), entry])),
-      Buffer.alloc(0),
-      pack.subarray(offset, offset + entry.readUInt32BE(44) + 16),
-    );
-    return decompress(entry.readUInt8(33), stored, entry.readUInt32BE(40));
-  }
 }
 
-/** The key of a pack, from its header. */
-export function packKey(pack: Buffer, repositoryId: Buffer, master: (generation: number) => Buffer): Buffer {
-  const header = pack.subarray(0, 128);
-  check(header.toString('latin1', 0, 8) === 'STILLPCK' && header.readUInt16BE(8) === 1, 'a pack');
-  check(header.subarray(16, 32).equals(repositoryId), 'the repository of a pack');
-  const [kind, sealing, generation] = [header.readUInt8(10), header.readUInt8(11), header.readUInt32BE(12)];
-  const secret =
-    sealing === 0
-      ? derive(master(generation), kind === 1 ? 'data' : 'tree')
-      : diffieHellman({
-          privateKey: createPrivateKey({
-            key: Buffer.concat([x25519Private, derive(master(generation), 'seal')]),
-            format: 'der',
-            type: 'pkcs8',
-          }),
-          publicKey: createPublicKey({
-            key: Buffer.concat([x25519Public, header.subarray(64, 96)]),
-            format: 'der',
-            type: 'spki',
-          }),
-        });
-  const info = Buffer.concat([ascii('stillpoint/1/pack'), header.subarray(0, 112)]);
-  const key = hkdf(secret, header.subarray(32, 64), info);
-  check(
-    hmac(derive(key, 'header'), header.subarray(0, 112)).subarray(0, 16).equals(header.subarray(112)),
-    'the header of a pack',
-  );
-  return key;
+function configName(revision: number, copy: number): string {
+  return `config/${numbered(revision)}${copy === 1 ? '' : `.${copy}`}`;
 }
 
-/** The entries of a pack, from its table. */
-export function packTable(pack: Buffer, key: Buffer): Buffer[] {
-  check(pack.toString('latin1', pack.length - 8) === 'STILLEND', 'the end of a pack');
-  const count = pack.readUInt32BE(pack.length - 16);
-  const sealed = pack.subarray(pack.length - 16 - 48 - count * 48, pack.length - 16);
-  const table = unseal(derive(key, 'table'), Buffer.concat([pack.subarray(0, 128), u32(count)]), sealed);
-  return Array.from({ length: count }, (_, index) => table.subarray(index * 48, index * 48 + 48));
-}
-
-function configName(revision: number): string {
-  return `config/${String(revision).padStart(8, '0')}`;
+function packName(id: string): string {
+  return `packs/${id.slice(0, 2)}/${id}`;
 }
