@@ -12,7 +12,6 @@ import {
   openGcm,
   u32,
   unseal,
-  zeroId,
 } from './independentNotation.ts';
 
 /* Of the independent reader: docs/FORMAT.md, "Packs" and "Index objects". */
@@ -168,9 +167,7 @@ function parseEntry(bytes: Buffer): Omit<Entry, 'slot' | 'offset'> {
     codec === 0 ? storedBytes === rawBytes : storedBytes > 0 && storedBytes < rawBytes,
     'the length of a blob',
   );
-  const id = bytes.toString('hex', 0, 32);
-  check(id !== zeroId, 'the id of a blob');
-  return { bytes, id, type, codec, chunkSizeBytes, rawBytes, storedBytes };
+  return { bytes, id: bytes.toString('hex', 0, 32), type, codec, chunkSizeBytes, rawBytes, storedBytes };
 }
 
 /** The blobs must fill the pack, and be of its kind. */

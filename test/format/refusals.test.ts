@@ -3,6 +3,7 @@ import { cpSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { FileBackend } from '../../storage/backends/fileBackend.ts';
+import { decodeIndex } from '../../storage/repository/indexObject.ts';
 import { KeyRing } from '../../storage/repository/keyRing.ts';
 import { formatSlot, sealSlot } from '../../storage/repository/keySlot.ts';
 import type { RepositoryContext } from '../../storage/repository/objects.ts';
@@ -12,7 +13,7 @@ import { testChunkBytes, testManifest, testTime } from '../../storage/repository
 import { type ObjectType, sealObject } from '../../storage/repository/sealedObject.ts';
 import { goldenKeyFile } from './goldenSecrets.ts';
 import { openSlot, parseSlot } from './independentKeys.ts';
-import { packTable } from './independentPacks.ts';
+import { packTable, parseIndex } from './independentPacks.ts';
 import { IndependentReader } from './independentReader.ts';
 
 /*
@@ -186,6 +187,57 @@ void t.test('the other program refuses what is authentic and cannot be', async (
     }),
   );
   t.ok(problemOf('host', `hosts/${id}`, document));
+});
+
+void t.test('both programs refuse an index that tells of what cannot be', (t) => {
+  const blob = {
+    id: 'ab',
+    type: 1,
+    codec: 0,
+    reserved: 0,
+    chunkSizeBytes: 65_536,
+    rawBytes: 9,
+    storedBytes: 9,
+  };
+  const pack = (change: Partial<typeof blob> = {}, kind = 1, more = 0) => {
+    const one = { ...blob, ...change };
+    const entry = Buffer.alloc(48);
+    entry.fill(one.id, 0, 32, 'hex');
+    entry.set([one.type, one.codec, 0, one.reserved], 32);
+    for (const [index, value] of [one.chunkSizeBytes, one.rawBytes, one.storedBytes].entries())
+      entry.writeUInt32BE(value, 36 + index * 4);
+    const bytes = Buffer.concat([somePack(128 + one.storedBytes + 16 + 48 + 48 + 16 + more, 0), entry]);
+    bytes.writeUInt8(kind, 40);
+    bytes.writeUInt32BE(1, 41);
+    return Buffer.concat([u32(0), u32(1), bytes]);
+  };
+  for (const sound of [pack(), pack({ type: 2 }, 2), pack({ codec: 1, rawBytes: 10 })])
+    t.ok(parseIndex(sound) && decodeIndex(sound, 'test'));
+  for (const [what, wrong] of Object.entries({
+    'another kind of pack': pack({ type: 2 }, 3),
+    'a page among data': pack({ type: 2 }),
+    'data in a tree': pack({}, 2),
+    'another type': pack({ type: 4 }),
+    'another codec': pack({ codec: 2, rawBytes: 10 }),
+    'what is reserved': pack({ reserved: 1 }),
+    'a small chunk size': pack({ chunkSizeBytes: 32_768 }),
+    'an odd chunk size': pack({ chunkSizeBytes: 65_537 }),
+    'an empty chunk': pack({ rawBytes: 0, storedBytes: 0 }),
+    'a chunk that is too long': pack({ rawBytes: 65_537, storedBytes: 65_537 }),
+    'a page that is too long': pack({ type: 2, rawBytes: 32_769, storedBytes: 32_769 }, 2),
+    'a length that is not that of its content': pack({ rawBytes: 10 }),
+    'a compressed one that is no shorter': pack({ codec: 1 }),
+    'a pack that is not filled': pack({}, 1, 1),
+    'something behind it': Buffer.concat([pack(), Buffer.alloc(1)]),
+    'less than it says': pack().subarray(0, -1),
+  })) {
+    t.throws(() => parseIndex(wrong), /is wrong/, what);
+    t.throws(() => decodeIndex(wrong, 'test'), { code: 'REPOSITORY_DAMAGED' }, what);
+  }
+  // To the program an index may name it; there is nothing to read in it.
+  const empty = Buffer.concat([u32(0), u32(1), somePack(192, 0)]);
+  t.throws(() => parseIndex(empty), /number of blobs is wrong/);
+  t.end();
 });
 
 function u32(value: number): Buffer {
