@@ -118,7 +118,8 @@ export function openObject(
   const generation = reader.u32();
   if (!reader.bytes(16).equals(context.repositoryId)) throw reader.fail('it belongs to another repository');
   const rawBytes = reader.u32();
-  const sealed = reader.bytes(reader.count(objectBytesMax, 1));
+  // What does not compress is sealed as it is, and is longer for it.
+  const sealed = reader.bytes(reader.count(objectBytesMax + sealBytes, 1));
   if (type === null || !expected.includes(type)) throw reader.fail('it is of another type');
   if (codec === null || generation === 0) throw reader.fail('its header is not valid');
   if (rawBytes === 0 || rawBytes > objectBytesMax) throw reader.fail(`a content of ${rawBytes} bytes`);
