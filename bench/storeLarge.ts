@@ -52,7 +52,12 @@ export async function measureLarge(bench: StoreBench): Promise<object> {
 async function incrementOf(tool: Tool, change: () => Promise<void>): Promise<Flow> {
   await tool.reset();
   await tool.backup('first');
-  return { prepare: change, run: () => tool.backup('increment'), cleanUp: () => Promise.resolve() };
+  await tool.check('first');
+  return {
+    prepare: change,
+    run: () => tool.backup('increment'),
+    cleanUp: () => tool.check('increment'),
+  };
 }
 
 /** Of ours alone: restic has no sparse files, and would write all of the zeros. */

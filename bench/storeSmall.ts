@@ -29,7 +29,10 @@ export async function measureSmall(bench: StoreBench): Promise<object> {
     flowsOf(tools, (tool) => ({
       prepare: () => tool.reset(),
       run: () => tool.backup('first'),
-      cleanUp: () => tool.letGo(),
+      cleanUp: async () => {
+        await tool.check('first');
+        await tool.letGo();
+      },
     })),
     rounds,
   );
