@@ -26,7 +26,7 @@ import {
 } from '../storage/repository/verifyRepository.ts';
 import { AgentError } from './errors.ts';
 import { lookAtLock, type LockReport, repairWithLock } from './repositoryLock.ts';
-import { backendOf, type RepositoryConfig, retentionOf } from './storages.ts';
+import { backendOf, openOptionsOf, type RepositoryConfig, retentionOf } from './storages.ts';
 
 export type { RepairAction } from '../storage/repository/repairSteps.ts';
 export type { RepairReport } from '../storage/repository/repair.ts';
@@ -289,7 +289,7 @@ export class Repositories {
     const settings = this.#settings(name);
     const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
     const backend = patient(name, await backendOf(name, settings), settings);
-    const options = { retention: retentionOf(settings), storage: name };
+    const options = openOptionsOf(name, settings);
     const repository = await Repository.open(backend, secret, options);
     const { slots } = repository;
     const before = await slots.list();
@@ -340,7 +340,7 @@ export class Repositories {
   ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
     const settings = this.#settings(name);
     const backend = patient(name, await backendOf(name, settings), settings);
-    const options = { retention: retentionOf(settings), storage: name };
+    const options = openOptionsOf(name, settings);
     const repository = await Repository.open(backend, await readKeyFile(settings.keyFile, name), options);
     return { repository, settings };
   }

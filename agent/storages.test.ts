@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomInt } from 'node:crypto';
 import { mkdir, readdir, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
@@ -95,6 +95,41 @@ void t.test(
     t.ok(performance.now() - startedMs < 50_000, '50 MiB, which would take 100 s');
   },
 );
+
+void t.test('a repository compresses as much as it is told, and what it has it keeps', async (t) => {
+  const directory = t.testdir();
+  const [root, keyFile] = [join(directory, 'vault'), join(directory, 'key')];
+  await mkdir(root);
+  const secret = await makeKeyFile(keyFile);
+  if (secret === null) throw new Error('no key');
+  const createdAt = new Date().toISOString();
+  await Repository.init(new FileBackend(root), { secret, label: 'test', createdAt, chunkSizeBytes: 65_536 });
+  const words = Array.from({ length: 2000 }, () => randomBytes(2 + randomInt(5)).toString('base64url'));
+  const text = (): Buffer =>
+    Buffer.from(Array.from({ length: 100_000 }, () => words[randomInt(words.length)]).join(' '));
+  /** Bytes that packs grow by when this is written. */
+  const taken = async (content: Buffer, ofStorage: object): Promise<number> => {
+    const vault = { kind: 'repository', url: `file://${root}`, keyFile, ...ofStorage };
+    const storage = storagesOf(configSchema.parse({ storages: { vault } })).get('vault');
+    const before = await storage?.space({ measured: true });
+    const machine = { name: 'm', uuid: newId() };
+    const writer = await storage?.begin({ jobId: newId(), backupId: newId(), machine });
+    await writer?.addVolume(volumeSource(content), 'v');
+    await writer?.flush();
+    const after = await storage?.space({ measured: true });
+    return (after?.storedBytes ?? 0) - (before?.storedBytes ?? 0);
+  };
+  const content = text();
+  const plain = await taken(content, { compressionLevel: 0 });
+  t.ok(plain > content.length, `${plain} of ${content.length} bytes without compression`);
+  t.ok((await taken(content, { compressionLevel: 19 })) < content.length / 10, 'chunks that are there stay');
+  const fast = await taken(text(), { compressionLevel: 1 });
+  const usual = await taken(text(), {});
+  const best = await taken(text(), { compressionLevel: 19 });
+  t.ok(fast < 0.8 * plain, `${fast} bytes with level 1`);
+  t.ok(usual < 0.95 * fast, `${usual} bytes unless told`);
+  t.ok(best < 0.95 * usual, `${best} bytes with level 19`);
+});
 
 void t.test('a repository in a directory knows what goes with its file system', async (t) => {
   const directory = t.testdir({ image: '' });

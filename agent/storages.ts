@@ -10,7 +10,7 @@ import { exists } from '../common/files.ts';
 import { readConfig } from '../storage/repository/configCopies.ts';
 import { RepositoryError } from '../storage/repository/errors.ts';
 import { prefixes } from '../storage/repository/names.ts';
-import { Repository } from '../storage/repository/repository.ts';
+import { type OpenOptions, Repository } from '../storage/repository/repository.ts';
 import { RepositoryStorage } from '../storage/repositoryStorage/repositoryStorage.ts';
 import { type Retention, retentionOfDays } from '../storage/repository/retention.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
@@ -83,7 +83,6 @@ function repositoryOf(
     open: async () => {
       const limited = new BandwidthBackend(await backendOf(name, settings), bandwidth);
       const backend = quotaBackendOf(name, limited, boundsOf(settings));
-      const retention = retentionOf(settings);
       const { keyFile } = settings;
       // Of a repository that was not made yet there is no key file either, and the key is not what is wrong.
       if (!(await exists(keyFile))) {
@@ -91,7 +90,7 @@ function repositoryOf(
         if (isPlaceMissing || (await readConfig(backend, {})).length === 0)
           throw notMadeError(name, backend.location);
       }
-      return Repository.open(backend, await readKeyFile(keyFile, name), { retention, storage: name });
+      return Repository.open(backend, await readKeyFile(keyFile, name), openOptionsOf(name, settings));
     },
     directory: path,
     room: async () => (path === null ? null : fileSystemSpace(path)),
@@ -104,6 +103,15 @@ function notMadeError(name: string, location: string): RepositoryError {
   return new RepositoryError('REPOSITORY_NOT_FOUND', `there is no repository at ${location} yet`, {
     hint: `stillpoint storage init ${name}; if it was made already, look whether ${location} is mounted`,
   });
+}
+
+/** How a repository is opened by whoever may write into it. */
+export function openOptionsOf(
+  name: string,
+  settings: RepositoryConfig,
+): Pick<OpenOptions, 'retention' | 'compressionLevel' | 'storage'> {
+  const { compressionLevel } = settings;
+  return { retention: retentionOf(settings), compressionLevel, storage: name };
 }
 
 /** How long backups are to be locked; `undefined`: not at all. */

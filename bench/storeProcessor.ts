@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { ChunkTable } from '../storage/repository/chunkTable.ts';
-import { ceilingOf } from './ceiling.ts';
+import { ceilingOf, levelCosts } from './ceiling.ts';
 import { summarize } from './statistics.ts';
 import type { StoreBench } from './storeBench.ts';
 import { mib, MixedContent } from './storeImage.ts';
@@ -17,6 +17,7 @@ export function measureProcessor({ rounds, seed }: StoreBench): Promise<object> 
     ceilingBareMiBPerSecond: summarize(ceilings.map(({ ceilingBare }) => ceilingBare)),
     ceilingVerifiedMiBPerSecond: summarize(ceilings.map(({ ceilingVerified }) => ceilingVerified)),
     msPerMebibyte: ceilings[0]?.msPerMebibyte,
+    compressionLevels: levelCosts(samples, [1, 2, 3, 6]),
     indexBytesPerChunk: indexBytesPerChunk(),
   });
 }

@@ -117,6 +117,12 @@ void t.test('a repository has a place and a key file, and on S3 what a server wa
   t.match(problemsOf(repository('url: "file:///srv/vault", region: eu-1')), [
     /storages\.vault\.region: a storage of file: has no region/,
   ]);
+  for (const level of ['-1', '20', '1.5', 'fast'])
+    t.match(
+      problemsOf(repository(`url: "file:///srv/vault", compressionLevel: ${level}`)),
+      [/storages\.vault\.compressionLevel: expected/],
+      level,
+    );
   for (const url of ['/srv/vault', 'file://host/srv', 'http://bucket'])
     t.match(problemsOf(repository(`url: "${url}"`)), [/expected file:\/\/\/PATH or s3:\/\/BUCKET/], url);
   const locked = `${s3}, credentialsFile: /c, objectLock: { days: 30 }`;

@@ -124,6 +124,13 @@ const repositoryStorage = z
       .describe(
         's3: a file with AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…, readable by its owner alone.',
       ),
+    compressionLevel: wholeNumber
+      .min(0, 'expected 0 to 19')
+      .max(19, 'expected 0 to 19')
+      .default(2)
+      .describe(
+        'How much processor time what is written is worth: zstd of this level, 0 does not compress. Holds for what is not stored yet; a repository may hold chunks of any level.',
+      ),
     objectLock,
     localAddress: z
       .union([z.ipv4(), z.ipv6()], { error: 'expected an IP address of this host' })

@@ -20,6 +20,8 @@ export interface RepositoryContext {
   readonly namer: ChunkNamer;
   /** Threads for what takes time. */
   readonly workers: ChunkWorkers;
+  /** How much work is put into what chunks take: of zstd, 1 to 19; 0 leaves them as they are. */
+  readonly compressionLevel: number;
   /** The name of the storage, for what an error says to type. */
   readonly storage: string;
 }

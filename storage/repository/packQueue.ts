@@ -118,8 +118,8 @@ export class PackQueue {
   #writer(kind: PackKind): PackWriter {
     const open = this.#open.get(kind);
     if (open !== undefined) return open;
-    const { repositoryId, keys } = this.#context;
-    const writer = new PackWriter({ kind, repositoryId, keys, memory: this.#memory });
+    const { repositoryId, keys, compressionLevel: level } = this.#context;
+    const writer = new PackWriter({ kind, repositoryId, keys, level, memory: this.#memory });
     this.#open.set(kind, writer);
     return writer;
   }

@@ -92,9 +92,9 @@ class Copier {
 
   async #add({ entry }: ChunkPlace, source: string, content: Buffer): Promise<void> {
     const kind = packKindOf(entry.domain.type);
-    const { repositoryId, keys } = this.#context;
+    const { repositoryId, keys, compressionLevel: level } = this.#context;
     const open = this.#writers.get(kind) ?? {
-      writer: new PackWriter({ kind, repositoryId, keys, memory: this.#memory }),
+      writer: new PackWriter({ kind, repositoryId, keys, level, memory: this.#memory }),
       chunksFrom: new Map<string, number>(),
     };
     this.#writers.set(kind, open);

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { Throttle } from '../../common/throttle.ts';
 import type { Backend, CallOptions } from '../backends/backend.ts';
 import { ChunkNamer } from './chunkId.ts';
+import { zstdLevelDefault } from './codec.ts';
 import { type ChunkWorkers, processWorkers } from './chunkWorkers.ts';
 import { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
@@ -47,6 +48,8 @@ export interface OpenOptions extends CallOptions {
   readonly workers?: ChunkWorkers | undefined;
   /** What is written is to be locked; not unless told. What others have locked is respected in any case. */
   readonly retention?: Retention | undefined;
+  /** Of zstd, for the chunks that are written; 2 unless told, 0 does not compress. */
+  readonly compressionLevel?: number | undefined;
   /** The name of the storage, for what an error says to type. */
   readonly storage?: string | undefined;
 }
@@ -69,8 +72,9 @@ export class Repository {
     {
       workers = processWorkers,
       retention,
+      compressionLevel = zstdLevelDefault,
       storage = 'NAME',
-    }: Pick<OpenOptions, 'workers' | 'retention' | 'storage'>,
+    }: Omit<OpenOptions, keyof CallOptions>,
   ) {
     this.config = config;
     this.#backend = backend;
@@ -83,6 +87,7 @@ export class Repository {
       keys,
       namer: new ChunkNamer(keys.dedupKey),
       workers,
+      compressionLevel,
       storage,
     };
     this.slots = new KeySlots(this.context.backend, config, keys);
@@ -168,8 +173,9 @@ export class Repository {
 
   /** The same repository, with another configuration. */
   #with(config: RepositoryConfig, keys: KeyRing): Repository {
-    const { workers, storage } = this.context;
-    return new Repository(this.#backend, config, keys, { workers, storage, retention: this.#retention });
+    const { workers, compressionLevel, storage } = this.context;
+    const options = { workers, compressionLevel, storage, retention: this.#retention };
+    return new Repository(this.#backend, config, keys, options);
   }
 
   /** Creates the revision that this configuration is. */
