@@ -1,5 +1,6 @@
 import { Writable } from 'node:stream';
 import { type ClientReadableStream, credentials, Metadata, type ServiceError } from '@grpc/grpc-js';
+import { detailOf } from '../../agent/api/grpcErrors.ts';
 import { JobSignals } from '../../agent/api/jobSignals.ts';
 import { type ServedApi, serveApi } from '../../agent/api/serveApi.ts';
 import { PushedPolicies } from '../../agent/api/pushedPolicies.ts';
@@ -178,4 +179,19 @@ export async function gathered<Message>(
     if (told.length === count) break;
   }
   return told;
+}
+
+/** The code that a call was refused with. */
+export async function refusal(
+  call: Promise<unknown>,
+): Promise<{ readonly code: string; readonly status: number }> {
+  try {
+    await call;
+  } catch (error) {
+    if (!(error instanceof Error) || !('metadata' in error) || !(error.metadata instanceof Metadata))
+      throw error;
+    const code = detailOf({ metadata: error.metadata })?.code ?? '';
+    return { code, status: 'code' in error ? Number(error.code) : -1 };
+  }
+  throw new Error('the call was not refused');
 }
