@@ -4,7 +4,14 @@ import type { BandwidthLimit } from '../../common/bandwidth.ts';
 import type { FileDigest } from '../../common/copy.ts';
 import { isErrno } from '../../common/errors.ts';
 import { exists, type Ownership } from '../../common/files.ts';
-import { checkImage, flattenImage, freeLeaks, readImageInfo, removeBitmap } from '../../common/qemuImage.ts';
+import {
+  checkImage,
+  flattenImage,
+  freeLeaks,
+  QemuImageError,
+  readImageInfo,
+  removeBitmap,
+} from '../../common/qemuImage.ts';
 import { formatPointInTime } from '../../common/time.ts';
 import { rememberedOwner } from '../../common/xattr.ts';
 import { artifactNames } from '../../storage/directory/names.ts';
@@ -186,12 +193,21 @@ export async function tidyImage(image: string, target: string, options: TidyOpti
   if (!(await exists(image))) return;
   const { bitmaps } = await readImageInfo(image, 'qcow2');
   for (const name of bitmaps) if (isOurCheckpoint(name)) await removeBitmap(image, name);
-  const { errors, leaks } = await checkImage(image, options);
-  if (errors > 0)
+  try {
+    const { errors, leaks } = await checkImage(image, options);
+    if (errors > 0)
+      options.warn(
+        `the machine's image of ${target} is damaged, and stored as it is: qemu-img check finds ${errors} error(s) in it`,
+      );
+    else if (leaks > 0) await freeLeaks(image, options);
+  } catch (error) {
+    options.signal.throwIfAborted();
+    if (!(error instanceof QemuImageError)) throw error;
+    // A backup of an image that cannot be looked at is better than none.
     options.warn(
-      `the machine's image of ${target} is damaged, and stored as it is: qemu-img check finds ${errors} error(s) in it`,
+      `the machine's image of ${target} could not be checked, and is stored as it is: ${error.message}`,
     );
-  else if (leaks > 0) await freeLeaks(image, options);
+  }
 }
 
 /** Moves a file into a storage where a rename can do it, and copies it otherwise. */

@@ -63,6 +63,15 @@ export async function setRefcount(
   await file.truncate(Math.max(sizeBytes, (index + 1) * clusterBytes));
 }
 
+/** Has the first block of counts of references seem to stand so many bytes further on. */
+export async function moveRefcounts(image: string, bytes: number): Promise<void> {
+  await using file = await open(image, 'r+');
+  const at = Number((await file.read(Buffer.alloc(8), 0, 8, 48)).buffer.readBigUInt64BE());
+  const entry = (await file.read(Buffer.alloc(8), 0, 8, at)).buffer;
+  entry.writeBigUInt64BE(entry.readBigUInt64BE() + BigInt(bytes));
+  await file.write(entry, 0, entry.length, at);
+}
+
 /** What the guest writes as number `sequence`: its number and filling that depends on it. */
 function guestBlock(sequence: number): Buffer {
   const block = Buffer.alloc(blockSizeBytes, sequence % 251);
