@@ -27,13 +27,41 @@ export interface IndexObject {
   readonly packs: readonly IndexedPack[];
 }
 
-/** Content of one index object, about, where there is a choice. */
+/** Content of one index object, about, where there is a choice: a reader takes up to `objectBytesMax`. */
 export const indexBytesTarget = 8 * 1024 * 1024;
 
 const kindNumbers = { data: 1, tree: 2 } as const satisfies Record<PackKind, number>;
 const packBytes = 32 + 8 + 1 + 4;
 
+/** What a pack takes in an index object. */
+export function indexedBytes(pack: IndexedPack): number {
+  return packBytes + pack.entries.length * packEntryBytes;
+}
+
+/** Packs in groups, each of which one index object can name. @param targetBytes from here on a group is large enough */
+export function indexGroups(
+  packs: readonly IndexedPack[],
+  targetBytes = indexBytesTarget,
+): readonly (readonly IndexedPack[])[] {
+  const groups: IndexedPack[][] = [];
+  let group: IndexedPack[] = [];
+  let bytes = 0;
+  for (const pack of packs) {
+    if (group.length === 0 || bytes >= targetBytes || group.length === indexPacksMax) {
+      group = [];
+      groups.push(group);
+      bytes = 0;
+    }
+    group.push(pack);
+    bytes += indexedBytes(pack);
+  }
+  return groups;
+}
+
+/** @throws RangeError for more than a reader takes: who has so much makes several, see `indexGroups` */
 export function encodeIndex(index: IndexObject): Buffer {
+  if (Math.max(index.packs.length, index.supersedes.length) > indexPacksMax)
+    throw new RangeError(`an index of ${index.packs.length} packs`);
   const writer = new ByteWriter().u32(index.supersedes.length);
   for (const id of index.supersedes) writer.bytes(id);
   writer.u32(index.packs.length);

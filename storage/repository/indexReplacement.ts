@@ -1,12 +1,12 @@
 import { type CallOptions, listAll } from '../backends/backend.ts';
 import { readIndex } from './chunkIndex.ts';
 import { RepositoryError } from './errors.ts';
-import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.ts';
+import { encodeIndex, type IndexedPack, indexBytesTarget, indexedBytes } from './indexObject.ts';
+import { indexPacksMax } from './limits.ts';
 import { presentPacks } from './liveChunks.ts';
 import { deleteUnlessLocked } from './lockedStore.ts';
 import { indexIdOf, indexName, prefixes } from './names.ts';
 import { putIndex, type RepositoryContext } from './objects.ts';
-import { packEntryBytes } from './packFormat.ts';
 import { rebuildIndex } from './rebuild.ts';
 
 /** What an index object says, without its entries. */
@@ -96,17 +96,23 @@ async function writeReplacements(
 ): Promise<void> {
   let supersedes: Buffer[] = [];
   let packs: IndexedPack[] = [];
+  let bytes = 0;
   const write = async (): Promise<void> => {
     if (packs.length > 0) await putIndex(context, encodeIndex({ supersedes, packs }), options);
     supersedes = [];
     packs = [];
+    bytes = 0;
   };
   for (const { id, keep } of replacements) {
     const object = keep.size === 0 ? null : await readIndex(context, id, options);
-    packs.push(...(object?.packs ?? []).filter((pack) => keep.has(pack.id.toString('hex'))));
+    const left = (object?.packs ?? []).filter((pack) => keep.has(pack.id.toString('hex')));
+    for (const pack of left) {
+      if (bytes >= indexBytesTarget || packs.length === indexPacksMax) await write();
+      packs.push(pack);
+      bytes += indexedBytes(pack);
+    }
     supersedes.push(id);
-    const entries = packs.reduce((total, pack) => total + pack.entries.length, 0);
-    if (entries * packEntryBytes >= indexBytesTarget) await write();
+    if (supersedes.length === indexPacksMax) await write();
   }
   await write();
 }

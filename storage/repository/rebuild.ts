@@ -1,9 +1,9 @@
 import type { CallOptions } from '../backends/backend.ts';
 import { ChunkIndex, type Problem } from './chunkIndex.ts';
-import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.ts';
+import { encodeIndex, indexGroups } from './indexObject.ts';
+import { indexPacksMax } from './limits.ts';
 import { indexIdOf } from './names.ts';
 import { putIndex, type RepositoryContext } from './objects.ts';
-import { packEntryBytes } from './packFormat.ts';
 
 export interface RebuildReport {
   /** Packs that no index named, and that are named now. */
@@ -23,26 +23,13 @@ export async function rebuildIndex(
   const index = await ChunkIndex.load(context, options);
   const packs = await index.readUnknownPacks(options);
   if (!options.dryRun)
-    for (const group of groups(packs))
+    for (const group of indexGroups(packs))
       await putIndex(context, encodeIndex({ supersedes: damagedIndexes(index), packs: group }), options);
   return { packsAdded: packs.length, problems: index.problems };
 }
 
 /** A damaged index is replaced, so that nobody stumbles over it again. */
 function damagedIndexes(index: ChunkIndex): readonly Buffer[] {
-  return index.problems.map(({ name }) => indexIdOf(name)).filter((id) => id !== null);
-}
-
-function groups(packs: readonly IndexedPack[]): readonly (readonly IndexedPack[])[] {
-  const result: IndexedPack[][] = [];
-  let bytes = indexBytesTarget;
-  for (const pack of packs) {
-    if (bytes >= indexBytesTarget) {
-      result.push([]);
-      bytes = 0;
-    }
-    result.at(-1)?.push(pack);
-    bytes += pack.entries.length * packEntryBytes;
-  }
-  return result;
+  const ids = index.problems.map(({ name }) => indexIdOf(name)).filter((id) => id !== null);
+  return ids.slice(0, indexPacksMax);
 }

@@ -4,12 +4,13 @@ import type { ChunkIndex } from './chunkIndex.ts';
 import { ChunkReader } from './chunkReader.ts';
 import type { ChunkPlace } from './chunkTable.ts';
 import { damaged } from './errors.ts';
-import { encodeIndex, type IndexedPack, indexBytesTarget } from './indexObject.ts';
+import { encodeIndex, type IndexedPack, indexBytesTarget, indexedBytes } from './indexObject.ts';
+import { indexPacksMax } from './limits.ts';
 import type { LiveChunks } from './liveChunks.ts';
 import { packName } from './names.ts';
 import { createOnce, putIndex, type RepositoryContext } from './objects.ts';
 import { PackMemory } from './packBody.ts';
-import { type PackKind, packEntryBytes, packKindOf } from './packFormat.ts';
+import { type PackKind, packKindOf } from './packFormat.ts';
 import { PackWriter } from './packWriter.ts';
 
 export interface RepackOptions extends CallOptions {
@@ -114,8 +115,8 @@ class Copier {
     open.writer.giveBack();
     this.#writers.delete(kind);
     this.#stored.push({ pack: { id, kind, sizeBytes, entries }, chunksFrom: open.chunksFrom });
-    const chunks = this.#stored.reduce((total, { pack }) => total + pack.entries.length, 0);
-    if (chunks * packEntryBytes >= indexBytesTarget) await this.#publish();
+    const bytes = this.#stored.reduce((total, { pack }) => total + indexedBytes(pack), 0);
+    if (bytes >= indexBytesTarget || this.#stored.length === indexPacksMax) await this.#publish();
   }
 
   /** Makes new packs known, and only then lets go of those that they replace. */

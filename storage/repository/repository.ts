@@ -237,6 +237,8 @@ export class Repository {
       readonly startedAt: string;
       /** Passed before a pack is sent. */
       readonly throttle?: Throttle | undefined;
+      /** See `SessionOptions`. */
+      readonly indexBytes?: number | undefined;
       /** One that was given up is written once more; unless told that is refused. */
       readonly afterFence?: boolean | undefined;
     },

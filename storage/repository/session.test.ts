@@ -48,6 +48,36 @@ void t.test('what arrived before the store was full is not sent again by the nex
   t.ok((await readVolume(repository, next.manifest)).equals(volume));
 });
 
+void t.test('what is stored becomes known while more of it is stored, and no index is large', async (t) => {
+  const store = new ObjectStore();
+  const client = store.client();
+  await initTestRepository(client, packSizeBytes);
+  const [id, volume] = [newId(), randomBytes(40 * testChunkBytes)];
+  const indexBytes = 300;
+  const begin = async (backupId: string) =>
+    (await Repository.open(client, testSecret)).begin({
+      backupId,
+      startedAt: testTime,
+      indexBytes,
+      afterFence: true,
+    });
+  const killed = await begin(id);
+  await writeStream(volumeSource(volume), killed, { chunkSizeBytes: testChunkBytes });
+  const { length } = store.names('indexes/');
+  t.ok(length >= 5, `${length} indexes before anybody asks for them`);
+  for (const name of store.names('indexes/'))
+    t.ok(store.bytesOf(name).length < 4 * indexBytes, `${name} has ${store.bytesOf(name).length} bytes`);
+
+  const session = await begin(newId());
+  const content = await writeStream(volumeSource(volume), session, { chunkSizeBytes: testChunkBytes });
+  t.ok(session.statistics.newChunks < 15, `${session.statistics.newChunks} of 40 chunks are stored again`);
+  const { manifest } = await session.commit(testManifest(session.backupId, content, content));
+  const repository = await Repository.open(client, testSecret);
+  t.ok((await readVolume(repository, manifest)).equals(volume));
+  const named = (await repository.index()).packs.map((pack) => pack.id.toString('hex'));
+  t.equal(new Set(named).size, named.length, 'no pack is named twice');
+});
+
 void t.test('a session whose commit has failed is ended in order', async (t) => {
   const store = new ObjectStore();
   const client = store.client();

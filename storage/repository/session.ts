@@ -13,7 +13,7 @@ import type { ChunkWork } from './chunkWorkers.ts';
 import { ChunkReader } from './chunkReader.ts';
 import { condemnedPacks, quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
-import { encodeIndex, type IndexedPack } from './indexObject.ts';
+import { encodeIndex, type IndexedPack, indexBytesTarget, indexedBytes, indexGroups } from './indexObject.ts';
 import { lockReferences } from './lockReferences.ts';
 import { type Attempt, deletionName, indexName, manifestName, packName, sessionName } from './names.ts';
 import { getObject, putIndex, putObject, type RepositoryContext } from './objects.ts';
@@ -35,6 +35,8 @@ export interface SessionOptions extends Attempt {
   readonly packSizeBytes: number;
   /** Passed before a pack is sent. */
   readonly throttle?: Throttle | undefined;
+  /** What was stored is made known to others each time that it takes so much of an index; less in tests. */
+  readonly indexBytes?: number | undefined;
 }
 
 /** How a backup is committed. */
@@ -73,7 +75,12 @@ export class RepositorySession implements ChunkSink {
   readonly #looks = new Map<number, Promise<boolean>>();
   readonly #newPacks: IndexedPack[] = [];
   readonly #newIndexes: string[] = [];
+  readonly #indexBytes: number;
   #packsIndexed = 0;
+  /** What the others will take in indexes. */
+  #unindexedBytes = 0;
+  /** The last of those that are being made. Never rejects. */
+  #indexing: Promise<void> = Promise.resolve();
   #state: 'open' | 'committed' | 'failed' = 'open';
   #statistics = { chunks: 0, newChunks: 0, newBytes: 0 };
 
@@ -88,6 +95,7 @@ export class RepositorySession implements ChunkSink {
     this.backupId = options.backupId;
     this.attempt = options.attempt;
     this.#excluded = excluded;
+    this.#indexBytes = options.indexBytes ?? indexBytesTarget;
     this.#work = context.workers.begin();
     this.#packs = new PackQueue(context, {
       packSizeBytes: options.packSizeBytes,
@@ -150,6 +158,8 @@ export class RepositorySession implements ChunkSink {
     const id = asBuffer(await this.#work.run({ kind: 'identify', idKey, content }, content.length));
     this.#statistics = { ...this.#statistics, chunks: this.#statistics.chunks + 1 };
     await this.#store(id, domain, content, { signal });
+    // A job that is killed loses less, and no index is larger than may be.
+    if (this.#unindexedBytes >= this.#indexBytes) await this.#indexStored({ signal });
     return id;
   }
 
@@ -239,12 +249,20 @@ export class RepositorySession implements ChunkSink {
     await this.#indexStored(options).catch(() => undefined);
   }
 
-  async #indexStored(options: CallOptions): Promise<void> {
-    const packs = this.#newPacks.slice(this.#packsIndexed);
-    if (packs.length === 0) return;
-    const id = await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
-    this.#newIndexes.push(indexName(id));
-    this.#packsIndexed += packs.length;
+  /** One at a time, or packs would be named twice. */
+  #indexStored(options: CallOptions): Promise<void> {
+    const made = this.#indexing.then(() => this.#makeIndexes(options));
+    this.#indexing = made.catch(() => undefined);
+    return made;
+  }
+
+  async #makeIndexes(options: CallOptions): Promise<void> {
+    for (const packs of indexGroups(this.#newPacks.slice(this.#packsIndexed), this.#indexBytes)) {
+      const id = await putIndex(this.#context, encodeIndex({ supersedes: [], packs }), options);
+      this.#newIndexes.push(indexName(id));
+      this.#packsIndexed += packs.length;
+      for (const pack of packs) this.#unindexedBytes -= indexedBytes(pack);
+    }
   }
 
   async #has(id: Buffer, options: CallOptions): Promise<boolean> {
@@ -304,6 +322,7 @@ export class RepositorySession implements ChunkSink {
   /** A pack is in the store. Only then its chunks are known to be there. */
   #onStored(pack: IndexedPack): void {
     this.#newPacks.push(pack);
+    this.#unindexedBytes += indexedBytes(pack);
     this.#index.addPack(pack);
     for (const entry of pack.entries) this.#pending.delete(entry.id.toString('latin1'));
   }
