@@ -3,7 +3,7 @@ import { messageOf } from '../../common/errors.ts';
 import type { CallOptions } from '../backends/backend.ts';
 import type { Protection } from '../storage.ts';
 import { parseDocument } from './document.ts';
-import { damaged, RepositoryError } from './errors.ts';
+import { damaged, RepositoryError, type RepositoryErrorCode } from './errors.ts';
 import { objectBytesMax } from './limits.ts';
 import { recordName } from './names.ts';
 import { addRecord, newestNumber, newestNumbers } from './numberedRecords.ts';
@@ -11,7 +11,10 @@ import { getObject, type RepositoryContext } from './objects.ts';
 
 const schema = z.object({ backupId: z.string(), protected: z.boolean(), reason: z.string().nullable() });
 
-/** Which backups may not be deleted, by id. A record that is damaged protects as well. */
+/** Of a record that is damaged, or of a later version or generation of keys. */
+const unreadable: ReadonlySet<RepositoryErrorCode> = new Set(['REPOSITORY_DAMAGED', 'REPOSITORY_TOO_NEW']);
+
+/** Which backups may not be deleted, by id. A record that cannot be read protects as well. */
 export async function listProtections(
   context: RepositoryContext,
   call: CallOptions = {},
@@ -56,8 +59,7 @@ async function readRecord(
     return await readSoundRecord(context, backupId, name, call);
   } catch (error) {
     // Nobody may lose a backup by it; and one record must not hide all backups.
-    if (error instanceof RepositoryError && error.code === 'REPOSITORY_DAMAGED')
-      return { reason: messageOf(error) };
+    if (error instanceof RepositoryError && unreadable.has(error.code)) return { reason: messageOf(error) };
     throw error;
   }
 }

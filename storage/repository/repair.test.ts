@@ -116,9 +116,14 @@ void t.test('what a newer version has written is no damage', async (t) => {
 });
 
 void t.test(
-  'a bit that was turned in the version of a manifest is damage, which a repair cures',
+  'a bit that was turned in the version or generation of a manifest is damage, which a repair cures',
   async (t) => {
-    for (let bit = 64; bit < 80; bit++) {
+    const [version, generation] = [8 * 8, 12 * 8];
+    const bits = [
+      ...Array.from({ length: 16 }, (_, bit) => version + bit),
+      ...Array.from({ length: 32 }, (_, bit) => generation + bit),
+    ];
+    for (const bit of bits) {
       const { store, repository } = await testStage();
       const { manifest } = await backUp(repository, someVolume(1));
       const name = manifestName(manifest.id);
@@ -165,6 +170,34 @@ void t.test('a record of a protection that is damaged protects, and hides no oth
   await writeProtection(repository.context, manifest.id, null);
   t.equal(await readProtection(repository.context, manifest.id), null);
 });
+
+void t.test(
+  'a record of a protection of other keys, or of a later version, protects, and hides no backup',
+  async (t) => {
+    const { store, repository } = await testStage();
+    const { manifest } = await backUp(repository, someVolume(1));
+    await writeProtection(repository.context, manifest.id, { reason: 'x' });
+    const name = recordName('protections', manifest.id, 1);
+    const sound = store.bytesOf(name);
+    for (const [field, at] of [
+      ['version', 9],
+      ['generation', 15],
+    ] as const)
+      for (const isSealed of [true, false]) {
+        const later = Buffer.from(sound);
+        later.writeUInt8(later.readUInt8(at) + 1, at);
+        // What it seals is bound to both.
+        if (isSealed) later.fill(7, 40);
+        store.objects.delete(name);
+        await store.client().create(name, [later]);
+        t.match(
+          [...(await listProtections(repository.context)).keys()],
+          [manifest.id],
+          `${field} ${isSealed}`,
+        );
+      }
+  },
+);
 
 void t.test('a record of a protection that got lost hides none behind it', async (t) => {
   const { store, repository } = await testStage();

@@ -15,6 +15,8 @@ import { seal, sealBytes, unseal } from './seal.ts';
 const objectMagic = Buffer.from('STILLOBJ', 'latin1');
 const objectVersion = 1;
 const objectHeaderBytes = 40;
+/** Where the generation stands in it. */
+const generationAt = 12;
 const signerIdBytes = 8;
 const signatureBytes = 64;
 
@@ -116,6 +118,7 @@ export function openObject(
   const type = nameOf(typeNumbers, reader.u8());
   const codec = nameOf(codecNumbers, reader.u8());
   const generation = reader.u32();
+  requireGeneration(bytes, name, expected, context, generation);
   if (!reader.bytes(16).equals(context.repositoryId)) throw reader.fail('it belongs to another repository');
   const rawBytes = reader.u32();
   // What does not compress is sealed as it is, and is longer for it.
@@ -150,6 +153,27 @@ function requireVersion(
   asKnown.writeUInt16BE(objectVersion, objectMagic.length);
   if (isAuthentic(asKnown, name, expected, context)) throw damaged(name, 'its version was changed');
   checkVersion(version, objectVersion, name);
+}
+
+/**
+ * The same of the generation of the keys: one that is not known may have been made since the keys were read, or be a
+ * known one that was changed.
+ * @throws RepositoryError REPOSITORY_DAMAGED
+ */
+function requireGeneration(
+  bytes: Buffer,
+  name: string,
+  expected: readonly ObjectType[],
+  context: ObjectContext,
+  generation: number,
+): void {
+  const { newestGeneration } = context.keys;
+  if (generation <= newestGeneration) return;
+  const asKnown = Buffer.from(bytes);
+  for (let known = newestGeneration; known >= 1; known -= 1) {
+    asKnown.writeUInt32BE(known, generationAt);
+    if (isAuthentic(asKnown, name, expected, context)) throw damaged(name, 'its generation was changed');
+  }
 }
 
 function isAuthentic(...object: Parameters<typeof openObject>): boolean {
