@@ -278,7 +278,15 @@ async function openIfThere(path: string): Promise<FileHandle | null> {
   }
 }
 
-async function readUpTo(file: FileHandle, offsetBytes: number, lengthBytes: number): Promise<Buffer> {
+/** Of more than this it is worth to know whether it is there. */
+const lookFirstBytes = 1024 * 1024;
+
+async function readUpTo(file: FileHandle, offsetBytes: number, wantedBytes: number): Promise<Buffer> {
+  // Who asks for much asks for all that there is, as a rule, up to a limit.
+  const isMuch = wantedBytes > lookFirstBytes;
+  const lengthBytes = isMuch
+    ? Math.min(wantedBytes, Math.max(0, (await file.stat()).size - offsetBytes))
+    : wantedBytes;
   // What is not filled is not given out.
   const target = Buffer.allocUnsafeSlow(lengthBytes);
   let filled = 0;

@@ -5,7 +5,8 @@ import { type ChunkPlace, ChunkTable } from './chunkTable.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { decodeIndex, type IndexedPack, type IndexObject } from './indexObject.ts';
 import { indexIdOf, indexName, packIdOf, packName, prefixes } from './names.ts';
-import { indexBoundName, type RepositoryContext } from './objects.ts';
+import { packBytesMax } from './limits.ts';
+import { indexBoundName, readWhole, type RepositoryContext, sealedBytesMax } from './objects.ts';
 import type { PackKind } from './packFormat.ts';
 import { readPackContents } from './packReader.ts';
 import { openObject } from './sealedObject.ts';
@@ -160,7 +161,7 @@ export async function readIndex(
   options: CallOptions,
 ): Promise<IndexObject | null> {
   const name = indexName(id);
-  const bytes = await context.backend.read(name, options);
+  const bytes = await readWhole(context, name, sealedBytesMax, options);
   if (bytes === null) return null;
   if (!hash('sha256', bytes, 'buffer').equals(id)) throw damaged(name, 'its bytes are not those of its name');
   return decodeIndex(openObject(bytes, indexBoundName, ['index'], context).content, name);
@@ -187,7 +188,7 @@ async function readPack(
     if (seen.gone) return null;
     if (error instanceof RepositoryError && error.code === 'REPOSITORY_TOO_NEW') {
       // What asks for a newer version stands before all that proves the header: its name tells whether that is damage.
-      const bytes = await context.backend.read(name, options);
+      const bytes = await readWhole(context, name, packBytesMax, options);
       if (bytes === null) return null;
       if (!hash('sha256', bytes, 'buffer').equals(id))
         throw damaged(name, 'its bytes are not those of its name', error);

@@ -158,7 +158,8 @@ class Collection {
   async #lockedPacks(live: LiveChunks): Promise<ReadonlySet<string>> {
     const { dead, sparse } = this.#classify(live, new Set());
     const locked = await lockedPacks(this.#context, [...dead, ...sparse], this.#options);
-    this.#locks.push(...locked.values());
+    // There may be more of them than a call takes arguments.
+    for (const lock of locked.values()) this.#locks.push(lock);
     return new Set(locked.keys());
   }
 

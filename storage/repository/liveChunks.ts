@@ -31,6 +31,7 @@ export class LiveChunks {
   readonly present: ReadonlyMap<string, number>;
   readonly quarantined: ReadonlySet<string>;
   readonly #reader: ChunkReader;
+  readonly #storage: string;
   readonly #condemned: ReadonlySet<string>;
   readonly #homes: PlaceSet;
 
@@ -48,6 +49,7 @@ export class LiveChunks {
     this.quarantined = packs.quarantined;
     this.#condemned = packs.condemned;
     this.#reader = new ChunkReader(context, index);
+    this.#storage = context.storage;
     this.#homes = new PlaceSet(index.chunkCount);
   }
 
@@ -114,9 +116,9 @@ export class LiveChunks {
     if (home === null)
       throw new RepositoryError(
         'CHUNK_MISSING',
-        `${what} needs chunk ${id.toString('hex')}: it is in no pack`,
+        `${what} needs chunk ${id.toString('hex')}: it is in no pack that is as an index says`,
         {
-          hint: 'nothing is deleted while a backup is damaged: stillpoint verify --all --data; stillpoint delete BACKUP',
+          hint: `nothing is deleted while a backup is damaged: stillpoint storage check ${this.#storage} --data --repair says what can be cured`,
         },
       );
     return this.#homes.add(home);

@@ -31,6 +31,8 @@ export const indexBoundName = 'indexes';
 
 /** An envelope, a signature and an overhead of zstd are less than this. */
 const envelopeBytesMax = 1024;
+/** More than that no object but a pack has. */
+export const sealedBytesMax = objectBytesMax + envelopeBytesMax;
 
 /**
  * Creates an object, and finds out what the answer alone does not tell: a call whose answer was lost may be repeated,
@@ -43,8 +45,26 @@ export async function createOnce(
   options: CallOptions = {},
 ): Promise<'created' | 'same' | 'taken'> {
   if ((await backend.create(name, parts, options)) === 'created') return 'created';
-  const there = await backend.read(name, options);
-  return there?.equals(Buffer.concat(parts)) === true ? 'same' : 'taken';
+  const bytes = Buffer.concat(parts);
+  const range = { offsetBytes: 0, lengthBytes: bytes.length + 1 };
+  const there = await backend.read(name, { ...options, range });
+  return there?.equals(bytes) === true ? 'same' : 'taken';
+}
+
+/**
+ * The whole of an object, `null` where there is none. What is longer than anything that we write is not read: it need
+ * not fit into memory. Rejects with REPOSITORY_DAMAGED.
+ */
+export async function readWhole(
+  { backend }: Pick<RepositoryContext, 'backend'>,
+  name: string,
+  bytesMax: number,
+  options: CallOptions,
+): Promise<Buffer | null> {
+  const range = { offsetBytes: 0, lengthBytes: bytesMax + 1 };
+  const bytes = await backend.read(name, { ...options, range });
+  if (bytes !== null && bytes.length > bytesMax) throw damaged(name, `it is longer than ${bytesMax} bytes`);
+  return bytes;
 }
 
 /** Seals an object and creates it under its own name. Sealing is deterministic, so repeating it finds itself. */
@@ -65,11 +85,7 @@ export async function getObject(
   types: readonly ObjectType[],
   options: CallOptions = {},
 ): Promise<OpenedObject | null> {
-  const range = { offsetBytes: 0, lengthBytes: objectBytesMax + envelopeBytesMax };
-  const size = await context.backend.size(name, options);
-  if (size === null) return null;
-  if (size > range.lengthBytes) throw damaged(name, `it is ${size} bytes long`);
-  const bytes = await context.backend.read(name, options);
+  const bytes = await readWhole(context, name, sealedBytesMax, options);
   return bytes === null ? null : openObject(bytes, name, types, context);
 }
 

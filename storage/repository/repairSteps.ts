@@ -7,7 +7,8 @@ import { quarantine, quarantinedPacks } from './condemned.ts';
 import { RepositoryError } from './errors.ts';
 import { deleteHost } from './hostRecords.ts';
 import { backupIdOf, indexIdOf, numberedName, packIdOf, packName, prefixes } from './names.ts';
-import { getObject, type RepositoryContext } from './objects.ts';
+import { packBytesMax } from './limits.ts';
+import { getObject, readWhole, type RepositoryContext } from './objects.ts';
 import { checkWholePack } from './packReader.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { copyChunks } from './repack.ts';
@@ -144,7 +145,7 @@ async function packDamage(
   options: CallOptions,
 ): Promise<string | null> {
   return damageOf(async () => {
-    const bytes = await context.backend.read(packName(id), options);
+    const bytes = await readWhole(context, packName(id), packBytesMax, options);
     if (bytes !== null) await checkWholePack(bytes, id, context.namer, context);
   });
 }

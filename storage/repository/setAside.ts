@@ -1,7 +1,7 @@
 import type { CallOptions } from '../backends/backend.ts';
 import { damaged, RepositoryError } from './errors.ts';
 import { damagedName } from './names.ts';
-import { createOnce, type RepositoryContext } from './objects.ts';
+import { createOnce, type RepositoryContext, sealedBytesMax } from './objects.ts';
 
 /** What is damaged so often is damaged where it stands. */
 const readsMax = 3;
@@ -38,7 +38,9 @@ export async function keepAside(
   name: string,
   options: CallOptions,
 ): Promise<void> {
-  const bytes = await context.backend.read(name, options);
+  // Whatever follows was never ours, and need not fit into memory.
+  const range = { offsetBytes: 0, lengthBytes: sealedBytesMax };
+  const bytes = await context.backend.read(name, { ...options, range });
   // Somebody else was faster.
   if (bytes === null) return;
   for (let number = 1; number <= copiesMax; number++)

@@ -11,7 +11,8 @@ import type { ChunkWork } from './chunkWorkers.ts';
 import { RepositoryError } from './errors.ts';
 import { findLostFences, isLost, lostFenceText } from './lostFences.ts';
 import { deletionName, manifestName, packName } from './names.ts';
-import type { RepositoryContext } from './objects.ts';
+import { packBytesMax } from './limits.ts';
+import { readWhole, type RepositoryContext } from './objects.ts';
 import { checkWholePack } from './packReader.ts';
 import { referencedChunks } from './references.ts';
 import type { Repository } from './repository.ts';
@@ -266,9 +267,9 @@ class PackVerdicts {
     }
     const { compared } = this.#options;
     if (compared?.has(name) === true) return null;
-    const bytes = await backend.read(name, this.#options);
-    if (bytes === null) return this.#gone(id);
     try {
+      const bytes = await readWhole(this.#context, name, packBytesMax, this.#options);
+      if (bytes === null) return this.#gone(id);
       const run = this.#work.run.bind(this.#work);
       await checkWholePack(bytes, id, this.#context.namer, this.#context, run);
       compared?.add(name);
