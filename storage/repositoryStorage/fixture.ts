@@ -10,6 +10,7 @@ import type { ReadOptions } from '../backends/backend.ts';
 import { FileBackend } from '../backends/fileBackend.ts';
 import type { Manifest } from '../manifest.ts';
 import type { BackupEntry, BackupWriter } from '../storage.ts';
+import { packBytesMax } from '../repository/limits.ts';
 import { initTestRepository, testSecret, volumeSource } from '../repository/repositoryFixture.ts';
 import { Repository } from '../repository/repository.ts';
 import { RepositoryStorage } from './repositoryStorage.ts';
@@ -35,7 +36,8 @@ class ListenedBackend extends FileBackend {
   }
 
   override read(name: string, options: ReadOptions = {}): Promise<Buffer | null> {
-    if (options.range === undefined) this.#onReadWhole?.(name);
+    // Up to what any of them may be.
+    if ((options.range?.lengthBytes ?? packBytesMax) >= packBytesMax) this.#onReadWhole?.(name);
     return super.read(name, options);
   }
 }
