@@ -78,6 +78,43 @@ void t.test('what is stored becomes known while more of it is stored, and no ind
   t.equal(new Set(named).size, named.length, 'no pack is named twice');
 });
 
+void t.test('a session is not given up before an index of it that is on its way has arrived', async (t) => {
+  const store = new ObjectStore();
+  const client = store.client();
+  await initTestRepository(client, packSizeBytes);
+  const [begun, gate] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const create = client.create.bind(client);
+  Object.assign(client, {
+    create: async (...call: Parameters<typeof create>) => {
+      if (!call[0].startsWith('indexes/')) return create(...call);
+      begun.resolve();
+      await gate.promise;
+      return create(...call);
+    },
+  });
+  const repository = await Repository.open(client, testSecret);
+  const session = await repository.begin({ backupId: newId(), startedAt: testTime, indexBytes: 1 });
+  const volume = randomBytes(9 * testChunkBytes);
+  const writing = writeStream(volumeSource(volume), session, { chunkSizeBytes: testChunkBytes }).catch(
+    () => null,
+  );
+  await begun.promise;
+  const given = session.abandon();
+  let isOver = false;
+  const over = given.then(() => {
+    isOver = true;
+  });
+  for (let turn = 0; turn < 100; turn += 1) await Promise.resolve();
+  await new Promise((resolve) => setImmediate(resolve));
+  t.notOk(isOver, 'somebody still writes');
+  t.equal(store.names('sessions/').length, 1, 'and is announced');
+  gate.resolve();
+  await over;
+  t.equal(await given, 'abandoned');
+  await writing;
+  t.same(store.names('sessions/'), []);
+});
+
 void t.test('a session whose commit has failed is ended in order', async (t) => {
   const store = new ObjectStore();
   const client = store.client();

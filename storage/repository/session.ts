@@ -229,6 +229,7 @@ export class RepositorySession implements ChunkSink {
     if (this.#state === 'committed') throw stateError('the backup is committed');
     this.#state = 'failed';
     await this.#packs.settled(options.signal);
+    await this.#indexing;
     // Before the announcement goes: without one, and without a fence, somebody who still writes would be in danger.
     const outcome = await fenceBackup(this.#context, this, options);
     await this.#context.backend.delete(sessionName(this.backupId, this.attempt), options);
