@@ -27,7 +27,10 @@ export interface IndexObject {
   readonly packs: readonly IndexedPack[];
 }
 
-/** Content of one index object, about, where there is a choice: a reader takes up to `objectBytesMax`. */
+/**
+ * Content of one index object, about, where there is a choice: a reader takes up to `objectBytesMax`. It is reached
+ * before `indexPacksMax`, also by packs of one chunk.
+ */
 export const indexBytesTarget = 8 * 1024 * 1024;
 
 const kindNumbers = { data: 1, tree: 2 } as const satisfies Record<PackKind, number>;
@@ -47,7 +50,7 @@ export function indexGroups(
   let group: IndexedPack[] = [];
   let bytes = 0;
   for (const pack of packs) {
-    if (group.length === 0 || bytes >= targetBytes || group.length === indexPacksMax) {
+    if (group.length === 0 || bytes >= targetBytes) {
       group = [];
       groups.push(group);
       bytes = 0;

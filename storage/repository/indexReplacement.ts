@@ -107,7 +107,7 @@ async function writeReplacements(
     const object = keep.size === 0 ? null : await readIndex(context, id, options);
     const left = (object?.packs ?? []).filter((pack) => keep.has(pack.id.toString('hex')));
     for (const pack of left) {
-      if (bytes >= indexBytesTarget || packs.length === indexPacksMax) await write();
+      if (bytes >= indexBytesTarget) await write();
       packs.push(pack);
       bytes += indexedBytes(pack);
     }

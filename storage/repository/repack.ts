@@ -5,7 +5,6 @@ import { ChunkReader } from './chunkReader.ts';
 import type { ChunkPlace } from './chunkTable.ts';
 import { damaged } from './errors.ts';
 import { encodeIndex, type IndexedPack, indexBytesTarget, indexedBytes } from './indexObject.ts';
-import { indexPacksMax } from './limits.ts';
 import type { LiveChunks } from './liveChunks.ts';
 import { packName } from './names.ts';
 import { createOnce, putIndex, type RepositoryContext } from './objects.ts';
@@ -116,7 +115,7 @@ class Copier {
     this.#writers.delete(kind);
     this.#stored.push({ pack: { id, kind, sizeBytes, entries }, chunksFrom: open.chunksFrom });
     const bytes = this.#stored.reduce((total, { pack }) => total + indexedBytes(pack), 0);
-    if (bytes >= indexBytesTarget || this.#stored.length === indexPacksMax) await this.#publish();
+    if (bytes >= indexBytesTarget) await this.#publish();
   }
 
   /** Makes new packs known, and only then lets go of those that they replace. */
