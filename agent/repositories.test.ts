@@ -7,8 +7,10 @@ import { newId } from '../common/ids.ts';
 import { loadConfig } from '../config/config.ts';
 import { FileBackend } from '../storage/backends/fileBackend.ts';
 import { readKeyFile } from '../storage/repository/keyFile.ts';
+import type { Secret } from '../storage/repository/keySlot.ts';
 import { manifestName, sessionName } from '../storage/repository/names.ts';
 import { putObject } from '../storage/repository/objects.ts';
+import { parseRecoveryKey } from '../storage/repository/recoveryKey.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import { thisSessionOwner } from '../storage/repository/sessionOwner.ts';
 import { Repositories } from './repositories.ts';
@@ -29,6 +31,10 @@ async function placeFor(test: Test): Promise<Place> {
   return { repositories: new Repositories(config, file), keyFile };
 }
 
+function recoverySecret(printed: string | null): Secret {
+  return { kind: 'recovery', key: parseRecoveryKey(printed ?? '') };
+}
+
 void t.test('who has lost the key file opens the repository again with the recovery key', async (t) => {
   const { repositories, keyFile } = await placeFor(t);
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
@@ -37,10 +43,12 @@ void t.test('who has lost the key file opens the repository again with the recov
     code: 'KEY_WRONG',
     hint: /storage keys vault --recover/,
   });
-  await t.rejects(repositories.recover('vault', 'ABCD-EFGH'), { code: 'KEY_WRONG' });
+  await t.rejects(repositories.keys.recover('vault', { kind: 'recovery', key: randomBytes(32) }), {
+    code: 'KEY_WRONG',
+  });
   await t.rejects(stat(keyFile), { code: 'ENOENT' }, 'a wrong one makes nothing');
-  const recovered = await repositories.recover('vault', (recoveryKey ?? '').toLowerCase());
-  const slots = (await repositories.keys('vault')).filter(({ slot }) => slot?.kind === 'keyFile');
+  const recovered = await repositories.keys.recover('vault', recoverySecret(recoveryKey));
+  const slots = (await repositories.keys.list('vault')).filter(({ slot }) => slot?.kind === 'keyFile');
   t.match(recovered, { keyFile, keyFileMade: true });
   t.same(
     new Set([recovered.slotId, ...recovered.lostSlotIds]),
@@ -57,7 +65,10 @@ void t.test('a key file that opens something else is let in with the recovery ke
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await writeFile(keyFile, randomBytes(32).toString('hex'));
   await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /--recover/ });
-  t.match(await repositories.recover('vault', recoveryKey ?? ''), { keyFile, keyFileMade: false });
+  t.match(await repositories.keys.recover('vault', recoverySecret(recoveryKey)), {
+    keyFile,
+    keyFileMade: false,
+  });
   t.match(await repositories.contents('vault'), { packs: 0 });
 });
 
@@ -73,30 +84,71 @@ void t.test('a key file that was cut short is named, and nobody is told to fill 
 void t.test('a key slot that is damaged hides no other, and can be removed', async (t) => {
   const { repositories, keyFile } = await placeFor(t);
   await repositories.init('vault', { recoveryKey: true });
-  const recovery = (await repositories.keys('vault')).find(({ slot }) => slot?.kind === 'recovery');
+  const recovery = (await repositories.keys.list('vault')).find(({ slot }) => slot?.kind === 'recovery');
   const slotId = recovery?.slotId ?? '';
   await writeFile(join(dirname(keyFile), 'vault', 'keys', slotId), 'rubbish');
-  const slots = await repositories.keys('vault');
+  const slots = await repositories.keys.list('vault');
   t.same(new Set(slots.map(({ slot }) => slot?.kind ?? null)), new Set(['keyFile', null]));
   t.match(
     slots.find((slot) => slot.slotId === slotId),
     { slot: null, problem: /damaged/ },
   );
   const whole = slots.find(({ slot }) => slot !== null)?.slotId ?? '';
-  const last = repositories.removeKey('vault', whole, { force: true });
+  const last = repositories.keys.remove('vault', whole, { force: true });
   await t.rejects(last, { code: 'KEY_SLOT_LAST' }, 'a damaged one is no other way in');
-  await repositories.removeKey('vault', slotId, { force: false });
-  t.equal((await repositories.keys('vault')).length, 1);
+  await repositories.keys.remove('vault', slotId, { force: false });
+  t.equal((await repositories.keys.list('vault')).length, 1);
 });
 
 void t.test('the slot that this host uses goes only when that is meant', async (t) => {
   const { repositories } = await placeFor(t);
   await repositories.init('vault', { recoveryKey: true });
-  const own = (await repositories.keys('vault')).find(({ slot }) => slot?.kind === 'keyFile')?.slotId ?? '';
-  const refused = repositories.removeKey('vault', own, { force: false });
+  const own =
+    (await repositories.keys.list('vault')).find(({ slot }) => slot?.kind === 'keyFile')?.slotId ?? '';
+  const refused = repositories.keys.remove('vault', own, { force: false });
   await t.rejects(refused, { code: 'KEY_SLOT_IN_USE', hint: new RegExp(`--remove ${own} --force`) });
-  await repositories.removeKey('vault', own, { force: true });
+  await repositories.keys.remove('vault', own, { force: true });
   await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG' });
+});
+
+void t.test('a passphrase opens the repository again, however its accents were typed', async (t) => {
+  const { repositories, keyFile } = await placeFor(t);
+  await repositories.init('vault', { recoveryKey: false });
+  await repositories.keys.addPassphrase('vault', 'twelve gar\u00e7ons');
+  await rm(keyFile);
+  const wrong = { kind: 'passphrase', passphrase: 'twelve garcons' } as const;
+  await t.rejects(repositories.keys.recover('vault', wrong), { code: 'KEY_WRONG' });
+  await repositories.keys.recover('vault', { kind: 'passphrase', passphrase: 'twelve garc\u0327ons' });
+  t.match(await repositories.contents('vault'), { packs: 0 });
+});
+
+void t.test('after a rotation only this host and a new recovery key open the repository', async (t) => {
+  const { repositories, keyFile } = await placeFor(t);
+  const { recoveryKey: first } = await repositories.init('vault', { recoveryKey: true });
+  const second = join(dirname(keyFile), 'second.key');
+  await repositories.keys.addFile('vault', second);
+  const { generation, closed, recoveryKey } = await repositories.keys.rotate('vault');
+  t.equal(generation, 2);
+  t.same(
+    closed.map(({ slot }) => slot?.kind ?? '').toSorted(),
+    ['keyFile', 'recovery'],
+    'and who is shut out is named, but for this host',
+  );
+  t.match(await repositories.contents('vault'), { packs: 0 });
+  const kinds = (await repositories.keys.list('vault')).map(({ slot }) => slot?.kind ?? '').toSorted();
+  t.same(kinds, ['keyFile', 'recovery']);
+  const place = new FileBackend(join(dirname(keyFile), 'vault'));
+  await t.rejects(Repository.open(place, await readKeyFile(second)), { code: 'KEY_WRONG' });
+  await t.rejects(repositories.keys.recover('vault', recoverySecret(first)), { code: 'KEY_WRONG' });
+  await rm(keyFile);
+  await repositories.keys.recover('vault', recoverySecret(recoveryKey));
+  t.match(await repositories.contents('vault'), { packs: 0 });
+});
+
+void t.test('a rotation makes no recovery key where there was none', async (t) => {
+  const { repositories } = await placeFor(t);
+  await repositories.init('vault', { recoveryKey: false });
+  t.match(await repositories.keys.rotate('vault'), { generation: 2, closed: [], recoveryKey: null });
 });
 
 void t.test('a collection does not wait for a copy of this host whose process was killed', async (t) => {

@@ -2,21 +2,16 @@ import { rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { exists } from '../common/files.ts';
 import type { Config } from '../config/schema.ts';
-import type { Backend } from '../storage/backends/backend.ts';
-import { DeadlineBackend } from '../storage/backends/deadlineBackend.ts';
-import { FileBackend } from '../storage/backends/fileBackend.ts';
 import type { DisplacedObject } from '../storage/backends/objectLock.ts';
 import { quarantineFound } from '../storage/repository/condemned.ts';
 import { type CollectionReport, collectGarbage } from '../storage/repository/collection.ts';
 import { displacedObjects } from '../storage/repository/displaced.ts';
 import { makeKeyFile, readKeyFile } from '../storage/repository/keyFile.ts';
-import type { StoredSlot } from '../storage/repository/keySlots.ts';
 import { packIdOf, prefixes } from '../storage/repository/names.ts';
 import { endSession, isLeft, type JobFate } from '../storage/repository/leftSessions.ts';
 import { openSessions } from '../storage/repository/openSessions.ts';
 import { rebuildIndex, type RebuildReport } from '../storage/repository/rebuild.ts';
 import { type RepairOptions, type RepairReport, repairRepository } from '../storage/repository/repair.ts';
-import { formatRecoveryKey, newRecoveryKey, parseRecoveryKey } from '../storage/repository/recoveryKey.ts';
 import { RepositoryError, type RepositoryErrorCode } from '../storage/repository/errors.ts';
 import { Repository } from '../storage/repository/repository.ts';
 import {
@@ -24,9 +19,10 @@ import {
   type RepositoryReport,
   verifyRepository,
 } from '../storage/repository/verifyRepository.ts';
-import { AgentError } from './errors.ts';
 import { lookAtLock, type LockReport, repairWithLock } from './repositoryLock.ts';
-import { backendOf, openOptionsOf, type RepositoryConfig, retentionOf } from './storages.ts';
+import { addRecoveryKey, keyFileLabel, RepositoryKeys } from './repositoryKeys.ts';
+import { RepositoryPlaces } from './repositoryPlaces.ts';
+import { retentionOf } from './storages.ts';
 
 export type { RepairAction } from '../storage/repository/repairSteps.ts';
 export type { RepairReport } from '../storage/repository/repair.ts';
@@ -40,15 +36,6 @@ export interface MadeRepository {
   readonly recoveryKey: string | null;
   /** So many days nobody can delete a backup there; `null`: its backups are not locked. */
   readonly lockedDays: number | null;
-}
-
-/** What opens a repository again, with the recovery key. */
-export interface RecoveredKey {
-  readonly keyFile: string;
-  readonly keyFileMade: boolean;
-  readonly slotId: string;
-  /** Slots of the key file that this host had before: whoever has found it opens the repository by them. */
-  readonly lostSlotIds: readonly string[];
 }
 
 /** What a repository is made of. */
@@ -72,26 +59,17 @@ const unusedKeyCodes: ReadonlySet<string> = new Set<RepositoryErrorCode>([
   'OBJECT_LOCK_NOT_ENFORCED',
 ]);
 
-function keyFileLabel(): string {
-  return `key file of ${hostname()}`;
-}
-
-/** A mount whose server is gone must not hold a command for ever, which could not even be interrupted. */
-function patient(name: string, backend: Backend, { stallSeconds }: RepositoryConfig): Backend {
-  return new DeadlineBackend(name, backend, stallSeconds * 1000);
-}
-
 /** The storages of a host that are repositories: making them, looking at them, keeping them in order. */
 export class Repositories {
-  readonly #config: Config;
-  readonly #configPath: string;
+  readonly keys: RepositoryKeys;
+  readonly #places: RepositoryPlaces;
   readonly #fateOf: (jobId: string) => JobFate;
 
   /** @param fateOf what this host knows of its jobs */
   constructor(config: Config, configPath: string, fateOf: (jobId: string) => JobFate = () => 'unknown') {
     this.#fateOf = fateOf;
-    this.#config = config;
-    this.#configPath = configPath;
+    this.#places = new RepositoryPlaces(config, configPath);
+    this.keys = new RepositoryKeys(this.#places);
   }
 
   /**
@@ -99,10 +77,8 @@ export class Repositories {
    * @throws RepositoryError REPOSITORY_EXISTS, KEY_WRONG, OBJECT_LOCK_NOT_ENFORCED; StorageError
    */
   async init(name: string, options: { readonly recoveryKey: boolean }): Promise<MadeRepository> {
-    const settings = this.#settings(name);
-    const place = await backendOf(name, settings);
-    if (place instanceof FileBackend) await place.prepare();
-    const backend = patient(name, place, settings);
+    const settings = this.#places.settings(name);
+    const backend = await this.#places.backend(name, { make: true });
     const { keyFile } = settings;
     const made = (await exists(keyFile)) ? null : await makeKeyFile(keyFile);
     const createdAt = new Date().toISOString();
@@ -114,14 +90,11 @@ export class Repositories {
         createdAt,
         retention: retentionOf(settings),
       });
-      const key = options.recoveryKey ? newRecoveryKey() : null;
-      if (key !== null)
-        await repository.slots.add({ kind: 'recovery', key }, { label: 'recovery key', createdAt });
       return {
         location: backend.location,
         keyFile,
         keyFileMade: made !== null,
-        recoveryKey: key === null ? null : formatRecoveryKey(key),
+        recoveryKey: options.recoveryKey ? await addRecoveryKey(repository, createdAt) : null,
         lockedDays: settings.objectLock?.days ?? null,
       };
     } catch (error) {
@@ -135,7 +108,7 @@ export class Repositories {
 
   /** What a repository is made of. @throws RepositoryError, StorageError */
   async contents(name: string): Promise<RepositoryContents> {
-    const { repository } = await this.#open(name);
+    const { repository } = await this.#places.open(name);
     const { context, config } = repository;
     const index = await repository.index();
     let packs = 0;
@@ -177,7 +150,7 @@ export class Repositories {
       readonly signal?: AbortSignal | undefined;
     },
   ): Promise<CollectionReport> {
-    const { repository } = await this.#open(name);
+    const { repository } = await this.#places.open(name);
     const left = (await openSessions(repository.context, options)).filter((session) =>
       isLeft(session, this.#fateOf),
     );
@@ -204,7 +177,7 @@ export class Repositories {
       readonly signal?: AbortSignal | undefined;
     },
   ): Promise<RepositoryReport> {
-    const { repository } = await this.#open(name);
+    const { repository } = await this.#places.open(name);
     const { context } = repository;
     const note = { onDamagedPack: (problem: PackProblem) => quarantineFound(context, problem) };
     return verifyRepository(context, await repository.index(options), {
@@ -221,9 +194,8 @@ export class Repositories {
     name: string,
     options: { readonly signal?: AbortSignal | undefined },
   ): Promise<readonly DisplacedObject[]> {
-    const settings = this.#settings(name);
     if (!(await this.#isLocked(name))) return [];
-    return displacedObjects(patient(name, await backendOf(name, settings), settings), options);
+    return displacedObjects(await this.#places.backend(name), options);
   }
 
   /** Looks once more whether backups are locked as the configuration wants it; `null` where it does not. */
@@ -231,13 +203,13 @@ export class Repositories {
     name: string,
     options: { readonly signal?: AbortSignal | undefined },
   ): Promise<LockReport | null> {
-    const { repository, settings } = await this.#open(name);
+    const { repository, settings } = await this.#places.open(name);
     return settings.objectLock === undefined ? null : lookAtLock(repository, options);
   }
 
   /** In what the configuration of this host and that of the repository do not fit together, for people. */
   async differences(name: string): Promise<readonly string[]> {
-    const { repository, settings } = await this.#open(name);
+    const { repository, settings } = await this.#places.open(name);
     const isLocked = repository.config.capabilities.objectLock === true;
     if (isLocked && settings.objectLock === undefined)
       return ['backups there are locked, and what this host writes would not be: set objectLock for it'];
@@ -252,109 +224,23 @@ export class Repositories {
     options: Pick<RepairOptions, 'data' | 'apply' | 'isAlone' | 'signal'>,
   ): Promise<RepairReport> {
     const repair = async (): Promise<RepairReport> => {
-      const { repository } = await this.#open(name);
+      const { repository } = await this.#places.open(name);
       const { packSizeBytes } = repository.config;
       return repairRepository(repository, { ...options, at: new Date().toISOString(), packSizeBytes });
     };
-    const settings = this.#settings(name);
     if (!(await this.#isLocked(name))) return repair();
-    return repairWithLock(patient(name, await backendOf(name, settings), settings), { ...options, repair });
+    return repairWithLock(await this.#places.backend(name), { ...options, repair });
   }
 
   /** Makes index objects for packs that none names. */
   async rebuildIndex(name: string, options: { readonly dryRun: boolean }): Promise<RebuildReport> {
-    const { repository } = await this.#open(name);
+    const { repository } = await this.#places.open(name);
     return rebuildIndex(repository.context, options);
-  }
-
-  /** What opens a repository. */
-  async keys(name: string): Promise<readonly StoredSlot[]> {
-    return (await this.#open(name)).repository.slots.list();
-  }
-
-  /** Makes another recovery key, which is told this once. */
-  async addRecoveryKey(name: string): Promise<string> {
-    const { repository } = await this.#open(name);
-    const key = newRecoveryKey();
-    const createdAt = new Date().toISOString();
-    await repository.slots.add({ kind: 'recovery', key }, { label: 'recovery key', createdAt });
-    return formatRecoveryKey(key);
-  }
-
-  /**
-   * Lets the configured key file open it again, which is made where there is none, with the recovery key that was typed.
-   * @throws RepositoryError KEY_WRONG
-   */
-  async recover(name: string, typed: string): Promise<RecoveredKey> {
-    const settings = this.#settings(name);
-    const secret = { kind: 'recovery', key: parseRecoveryKey(typed) } as const;
-    const backend = patient(name, await backendOf(name, settings), settings);
-    const options = openOptionsOf(name, settings);
-    const repository = await Repository.open(backend, secret, options);
-    const { slots } = repository;
-    const before = await slots.list();
-    const { keyFile } = settings;
-    const made = await makeKeyFile(keyFile);
-    const createdAt = new Date().toISOString();
-    const label = keyFileLabel();
-    const slotId = await slots.add(made ?? (await readKeyFile(keyFile, name)), { label, createdAt });
-    const lost = before.filter(({ slot }) => slot?.kind === 'keyFile' && slot.label === label);
-    return { keyFile, keyFileMade: made !== null, slotId, lostSlotIds: lost.map((slot) => slot.slotId) };
-  }
-
-  /** Lets another key file open it. */
-  async addKeyFile(name: string, path: string): Promise<void> {
-    const { repository } = await this.#open(name);
-    const secret = (await makeKeyFile(path)) ?? (await readKeyFile(path, name));
-    await repository.slots.add(secret, { label: path, createdAt: new Date().toISOString() });
-  }
-
-  /**
-   * Has a slot open the repository no more.
-   * @param options.force also the one that this host opens it by
-   * @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST, KEY_SLOT_IN_USE
-   */
-  async removeKey(name: string, slotId: string, options: { readonly force: boolean }): Promise<void> {
-    const { repository, settings } = await this.#open(name);
-    const { slots } = repository;
-    const own = await slots.openedBy(await readKeyFile(settings.keyFile, name));
-    if (!options.force && own.length === 1 && own[0] === slotId)
-      throw new RepositoryError(
-        'KEY_SLOT_IN_USE',
-        `this host opens storage ${name} by key slot ${slotId} (${settings.keyFile})`,
-        {
-          hint: `its backups into ${name} would fail from now on; to remove it all the same: stillpoint storage keys ${name} --remove ${slotId} --force`,
-        },
-      );
-    await slots.remove(slotId);
   }
 
   /** Other hosts may lock what this one does not; where it does itself, nothing need be opened to know. */
   async #isLocked(name: string): Promise<boolean> {
-    if (this.#settings(name).objectLock !== undefined) return true;
-    return (await this.#open(name)).repository.config.capabilities.objectLock === true;
-  }
-
-  async #open(
-    name: string,
-  ): Promise<{ readonly repository: Repository; readonly settings: RepositoryConfig }> {
-    const settings = this.#settings(name);
-    const backend = patient(name, await backendOf(name, settings), settings);
-    const options = openOptionsOf(name, settings);
-    const repository = await Repository.open(backend, await readKeyFile(settings.keyFile, name), options);
-    return { repository, settings };
-  }
-
-  /** @throws AgentError STORAGE_NOT_CONFIGURED, STORAGE_UNSUITABLE */
-  #settings(name: string): RepositoryConfig {
-    const settings = this.#config.storages[name];
-    if (settings === undefined)
-      throw new AgentError('STORAGE_NOT_CONFIGURED', `there is no storage "${name}" in ${this.#configPath}`, {
-        hint: `configured: ${Object.keys(this.#config.storages).join(', ') || 'none'}`,
-      });
-    if (settings.kind === 'repository') return settings;
-    throw new AgentError('STORAGE_UNSUITABLE', `storage ${name} is a directory, not a repository`, {
-      hint: 'a directory needs no such thing: stillpoint list, stillpoint verify --all, stillpoint prune',
-    });
+    if (this.#places.settings(name).objectLock !== undefined) return true;
+    return (await this.#places.open(name)).repository.config.capabilities.objectLock === true;
   }
 }

@@ -6,7 +6,7 @@ import type { Options } from './options.ts';
  * Lets the operator decide about what was just shown; `--yes` has decided already.
  * @throws CliError NOT_CONFIRMED when he does not say yes, or nobody is there to be asked
  */
-export async function confirm(cli: Cli, options: Options, signal: AbortSignal): Promise<void> {
+export async function confirm(cli: Cli, options: Options, signal?: AbortSignal): Promise<void> {
   if (options.flag('yes')) return;
   if (!cli.terminal.isInteractive) {
     throw new CliError(
@@ -15,7 +15,8 @@ export async function confirm(cli: Cli, options: Options, signal: AbortSignal): 
       'read the plan above, then repeat the command with --yes',
     );
   }
-  const answer = await cli.terminal.ask('Type yes to go on:', { signal });
-  if (signal.aborted) throw new CliError('INTERRUPTED', 'nothing was done: the command was interrupted');
+  const answer = await cli.terminal.ask('Type yes to go on:', signal === undefined ? {} : { signal });
+  if (signal?.aborted === true)
+    throw new CliError('INTERRUPTED', 'nothing was done: the command was interrupted');
   if (answer !== 'yes') throw new CliError('NOT_CONFIRMED', 'nothing was done');
 }

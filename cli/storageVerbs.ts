@@ -126,20 +126,36 @@ export const storageVerbs: readonly Verb[] = [
       { flags: '--add-recovery', description: 'make another recovery key, and print it once' },
       { flags: '--add-file <path>', description: 'let another key file open it; made where there is none' },
       {
+        flags: '--add-passphrase',
+        description:
+          'let a passphrase open it, asked for or read from stdin: with it the key file can be made anew',
+      },
+      {
         flags: '--recover',
         description:
           'with the recovery key, asked for or read from stdin: make the key file anew, or let the one that is there open it',
+      },
+      {
+        flags: '--passphrase',
+        description: 'with --recover: with the passphrase instead of the recovery key',
       },
       {
         flags: '--remove <id>',
         description: 'this one opens it no more, or is damaged; never the last one that is whole',
       },
       { flags: '--force', description: 'with --remove: also the one that this host opens it by' },
+      {
+        flags: '--rotate',
+        description:
+          'use new keys from now on, which only the key file of this host opens, and a new recovery key where there was one',
+      },
+      { flags: '-y, --yes', description: 'with --rotate: do not ask' },
     ],
     examples: [
       'storage keys vault',
       'storage keys vault --add-recovery',
       'storage keys vault --recover',
+      'storage keys vault --rotate',
       'storage keys vault --remove 1f0c2a4b5d6e7f80',
     ],
     load: async () => (await import('./commands/storageKeys.ts')).storageKeys,

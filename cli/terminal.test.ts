@@ -62,6 +62,21 @@ void t.test('a question takes one line, and nothing for an end of input or an in
   t.equal(await asked, '');
 });
 
+void t.test('what is typed as a secret is not shown, and keeps its blanks', async (t) => {
+  for (const isTTY of [true, false]) {
+    const recorded = new RecordedTerminal({ isTTY });
+    const asked = recorded.terminal.askSecrets('The passphrase:', 'Once more:');
+    recorded.stdin.end(' correct horse \ncorrect\nmore\n');
+    t.same(await asked, [' correct horse ', 'correct']);
+    const end = isTTY ? '\n' : '';
+    t.equal(recorded.stderr, `The passphrase: ${end}Once more: ${end}`);
+    t.equal(recorded.stdout, '');
+  }
+  const recorded = new RecordedTerminal({ isTTY: true });
+  recorded.stdin.end('');
+  t.same(await recorded.terminal.askSecrets('The passphrase:', 'Once more:'), ['', '']);
+});
+
 void t.test('what does not fit on the screen is not drawn, for it could not be drawn over', (t) => {
   const recorded = new RecordedTerminal({ isTTY: true, rows: 4 });
   const lines = ['one', 'two', 'three', 'four', 'five'].map((line) => [line]);

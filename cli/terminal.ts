@@ -1,5 +1,5 @@
 import { createInterface } from 'node:readline/promises';
-import type { Readable } from 'node:stream';
+import { type Readable, Writable } from 'node:stream';
 import { type ErrorRecord, errorRecord, isErrno } from '../common/errors.ts';
 import {
   type Column,
@@ -116,6 +116,35 @@ export class Terminal {
       return '';
     } finally {
       options.signal?.removeEventListener('abort', abort);
+      reader.close();
+    }
+  }
+
+  /**
+   * Asks for what nobody may see: on a terminal it is not shown while it is typed. Blanks count. An end of input is an
+   * empty answer to all that was not answered, and Ctrl-C ends the process as it does anywhere else.
+   */
+  async askSecrets(...questions: readonly string[]): Promise<readonly string[]> {
+    const { stdin, stderr } = this.#options;
+    const nowhere = new Writable({ write: (_chunk, _encoding, done) => done() });
+    const isTyped = stdin.isTTY === true;
+    const reader = createInterface({ input: stdin, ...(isTyped ? { output: nowhere, terminal: true } : {}) });
+    reader.on('SIGINT', () => {
+      reader.close();
+      stderr.write('\n');
+      process.kill(process.pid, 'SIGINT');
+    });
+    const lines = reader[Symbol.asyncIterator]();
+    const answers: string[] = [];
+    try {
+      for (const question of questions) {
+        stderr.write(`${render(question, false)} `);
+        const line = await lines.next();
+        if (isTyped) stderr.write('\n');
+        answers.push(line.done === true ? '' : line.value);
+      }
+      return answers;
+    } finally {
       reader.close();
     }
   }

@@ -142,5 +142,5 @@ async function accept(
     );
   }
   if (replaces) terminal.err('this host has joined a controller before; that certificate will be replaced');
-  if (wanted === undefined || replaces) await confirm(cli, options, new AbortController().signal);
+  if (wanted === undefined || replaces) await confirm(cli, options);
 }

@@ -20,7 +20,7 @@ export const agentLeave: RunVerb = async (cli, _, options) => {
   if (hasJoined) {
     terminal.err('this host leaves ', styled('bold', name), ': its key and certificates are removed,');
     terminal.err('and so is what that has pushed; schedules go by the files of this host');
-    await confirm(cli, options, new AbortController().signal);
+    await confirm(cli, options);
   }
   // The identity first: from then on the service takes no push of a controller.
   await store.leave();
