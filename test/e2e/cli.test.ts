@@ -284,7 +284,7 @@ void t.test('the command line on a real host', async (t) => {
     async (t) => {
       await agent.configure({
         rest: {
-          policies: { default: { mode: 'save', merge: { bandwidthBytesPerSecond: 4 * 1024 * 1024 } } },
+          policies: { default: { mode: 'save', merge: { bandwidthBytesPerSecond: 1024 * 1024 } } },
         },
       });
       const count = (await backups()).length;
