@@ -260,6 +260,11 @@ export const verbs: readonly Verb[] = [
     changes: true,
     options: [
       { flags: '-a, --all', description: 'every backup in every storage' },
+      {
+        flags: '-s, --storage <name>',
+        description: 'only copies in this storage; may be repeated',
+        many: true,
+      },
       { flags: '-d, --data', description: 'read every byte and compare digests' },
       {
         flags: '--older-than <duration>',
@@ -290,7 +295,7 @@ export const verbs: readonly Verb[] = [
     examples: [
       'verify web-1@latest --data',
       'verify --all',
-      'verify --all --data --older-than 30d --budget 2h',
+      'verify --all --data --storage vault --older-than 30d --budget 2h',
       'verify web-1@latest --boot --expect login:',
     ],
     load: async () => (await import('./commands/verify.ts')).verify,

@@ -9,11 +9,11 @@ import { reading } from '../session.ts';
 import { roundOf, tellLeft, verifyCopies } from '../verifyRound.ts';
 import { verifyByStarting } from './verifyBoot.ts';
 
-/** `stillpoint verify BACKUP… | --all`: every copy in every storage. */
+/** `stillpoint verify BACKUP… | --all`: every copy in every storage, or in some. */
 export const verify: RunVerb = (cli, references, options) => {
   if (options.flag('boot')) return verifyByStarting(cli, references, options);
   options.allowOnly(
-    ['all', 'data', 'olderThan', 'budget'],
+    ['all', 'data', 'olderThan', 'budget', 'storage'],
     'verify without --boot',
     'stillpoint verify BACKUP --boot --expect login:',
   );
@@ -29,13 +29,21 @@ export const verify: RunVerb = (cli, references, options) => {
   const round = roundOf(options, all && data);
   return reading(cli, async ({ agent }) => {
     const unreachable = tellUnreachable(cli);
-    const listed = all
-      ? await agent.backups.list(undefined, unreachable.tell)
-      : await copiesOf(cli, agent, references, unreachable.tell);
+    const only = options
+      .texts('storage')
+      ?.flatMap((name) => agent.storagesOf(name).map((storage) => storage.name));
+    const isMeant = (storage: string): boolean => only?.includes(storage) ?? true;
+    const tell: OnUnreachable = (storage, error) => {
+      if (isMeant(storage)) unreachable.tell(storage, error);
+    };
+    const copies = all
+      ? await agent.backups.list(undefined, tell)
+      : await copiesOf(cli, agent, references, tell);
+    const listed = copies.filter(({ storage }) => isMeant(storage));
     const entries =
       all && data ? dueForReading(listed, { now: new Date(), olderThanMs: round?.olderThanMs ?? 0 }) : listed;
     if (listed.length === 0 && unreachable.code === 0) cli.terminal.remark('there are no backups');
-    const done = await verifyCopies(cli, agent, entries, { data, signal: round?.signal }, unreachable.tell);
+    const done = await verifyCopies(cli, agent, entries, { data, signal: round?.signal }, tell);
     if (round !== null) tellLeft(cli, done);
     if (done.damaged > 0) cli.terminal.remark(`${done.damaged} of ${entries.length} are damaged`);
     return done.damaged > 0 ? 5 : unreachable.code;
