@@ -227,15 +227,15 @@ export class Agent {
   }
 
   /**
-   * The stored backup that is meant.
-   * @param storage where to look, a storage or a group; everywhere unless told
+   * The stored backup that is meant, to be read.
+   * @param storage where to look, a storage or a group; unless told everywhere, and where this host can read it
    * @throws StorageError BACKUP_NOT_FOUND, …; AgentError STORAGE_NOT_CONFIGURED
    */
   async findBackup(reference: string, storage: string | undefined): Promise<BackupEntry> {
-    const only = storage === undefined ? undefined : this.storagesOf(storage);
+    if (storage === undefined) return this.backups.findReadable(reference);
     return this.backups.find(
       reference,
-      only?.map(({ name }) => name),
+      this.storagesOf(storage).map(({ name }) => name),
     );
   }
 

@@ -53,7 +53,8 @@ export class LookedBackups {
    * Mounts volumes of a backup as raw files; `looks.end` takes them away.
    * @throws RestoreError
    */
-  mount(entry: BackupEntry, directory: string, volumes: readonly string[] | undefined): Promise<Look> {
+  async mount(entry: BackupEntry, directory: string, volumes: readonly string[] | undefined): Promise<Look> {
+    await this.#storage(entry.storage).requireReading();
     return this.looks.begin({ entry, volumes, directory, config: this.#configOf(entry) });
   }
 
@@ -127,6 +128,7 @@ export class LookedBackups {
     use: (found: FoundFiles) => Promise<T>,
   ): Promise<T> {
     const { entry, volumes } = request;
+    await this.#storage(entry.storage).requireReading();
     const config = this.#configOf(entry);
     const look = await this.looks.begin({ entry, volumes, directory: null, config });
     try {

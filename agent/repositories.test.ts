@@ -43,11 +43,11 @@ void t.test('who has lost the key file opens the repository again with the recov
     code: 'KEY_WRONG',
     hint: /storage keys vault --recover/,
   });
-  await t.rejects(repositories.keys.recover('vault', { kind: 'recovery', key: randomBytes(32) }), {
+  await t.rejects(repositories.keys.recover('vault', { kind: 'recovery', key: randomBytes(32) }, {}), {
     code: 'KEY_WRONG',
   });
   await t.rejects(stat(keyFile), { code: 'ENOENT' }, 'a wrong one makes nothing');
-  const recovered = await repositories.keys.recover('vault', recoverySecret(recoveryKey));
+  const recovered = await repositories.keys.recover('vault', recoverySecret(recoveryKey), {});
   const slots = (await repositories.keys.list('vault')).filter(({ slot }) => slot?.kind === 'keyFile');
   t.match(recovered, { keyFile, keyFileMade: true });
   t.same(
@@ -65,7 +65,7 @@ void t.test('a key file that opens something else is let in with the recovery ke
   const { recoveryKey } = await repositories.init('vault', { recoveryKey: true });
   await writeFile(keyFile, randomBytes(32).toString('hex'));
   await t.rejects(repositories.contents('vault'), { code: 'KEY_WRONG', hint: /--recover/ });
-  t.match(await repositories.keys.recover('vault', recoverySecret(recoveryKey)), {
+  t.match(await repositories.keys.recover('vault', recoverySecret(recoveryKey), {}), {
     keyFile,
     keyFileMade: false,
   });
@@ -117,8 +117,8 @@ void t.test('a passphrase opens the repository again, however its accents were t
   await repositories.keys.addPassphrase('vault', 'twelve gar\u00e7ons');
   await rm(keyFile);
   const wrong = { kind: 'passphrase', passphrase: 'twelve garcons' } as const;
-  await t.rejects(repositories.keys.recover('vault', wrong), { code: 'KEY_WRONG' });
-  await repositories.keys.recover('vault', { kind: 'passphrase', passphrase: 'twelve garc\u0327ons' });
+  await t.rejects(repositories.keys.recover('vault', wrong, {}), { code: 'KEY_WRONG' });
+  await repositories.keys.recover('vault', { kind: 'passphrase', passphrase: 'twelve garc\u0327ons' }, {});
   t.match(await repositories.contents('vault'), { packs: 0 });
 });
 
@@ -126,7 +126,7 @@ void t.test('after a rotation only this host and a new recovery key open the rep
   const { repositories, keyFile } = await placeFor(t);
   const { recoveryKey: first } = await repositories.init('vault', { recoveryKey: true });
   const second = join(dirname(keyFile), 'second.key');
-  await repositories.keys.addFile('vault', second);
+  await repositories.keys.addFile('vault', second, {});
   const { generation, closed, recoveryKey } = await repositories.keys.rotate('vault');
   t.equal(generation, 2);
   t.same(
@@ -139,9 +139,9 @@ void t.test('after a rotation only this host and a new recovery key open the rep
   t.same(kinds, ['keyFile', 'recovery']);
   const place = new FileBackend(join(dirname(keyFile), 'vault'));
   await t.rejects(Repository.open(place, await readKeyFile(second)), { code: 'KEY_WRONG' });
-  await t.rejects(repositories.keys.recover('vault', recoverySecret(first)), { code: 'KEY_WRONG' });
+  await t.rejects(repositories.keys.recover('vault', recoverySecret(first), {}), { code: 'KEY_WRONG' });
   await rm(keyFile);
-  await repositories.keys.recover('vault', recoverySecret(recoveryKey));
+  await repositories.keys.recover('vault', recoverySecret(recoveryKey), {});
   t.match(await repositories.contents('vault'), { packs: 0 });
 });
 

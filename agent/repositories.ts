@@ -40,6 +40,8 @@ export interface MadeRepository {
 
 /** What a repository is made of. */
 export interface RepositoryContents {
+  /** What the key of this host may do. */
+  readonly access: 'all' | 'write only';
   readonly createdAt: string;
   readonly packs: number;
   /** Packs that no index names: what is in them is not known, only how large they are. */
@@ -124,6 +126,7 @@ export class Repositories {
     for (const { pack, entry } of index.places())
       if (index.pack(pack).kind === 'data') chunkBytes += entry.rawBytes;
     return {
+      access: context.keys.isWriter ? 'write only' : 'all',
       createdAt: config.createdAt,
       packs,
       unindexedPacks,

@@ -32,7 +32,40 @@ export function keyFileLabel(): string {
   return `key file of ${hostname()}`;
 }
 
+/** What whoever has a key may do: everything unless told. */
+export interface KeyAccess {
+  readonly access?: 'write' | undefined;
+}
+
 const recoveryLabel = 'recovery key';
+
+function requireReading({ context }: Repository): void {
+  context.keys.requireReading(context.storage);
+}
+
+/** Makes the slot of a key file. One that reads by another slot would not be kept from reading. */
+async function addKeyFile(
+  repository: Repository,
+  secret: Secret,
+  { path, label, access }: KeyAccess & { readonly path: string; readonly label: string },
+): Promise<string> {
+  const { slots, context } = repository;
+  if (access === 'write')
+    for (const slotId of await slots.openedBy(secret)) {
+      const reads = (await slots.list()).some(
+        ({ slot }) => slot?.slotId === slotId && slot.access !== 'write',
+      );
+      if (!reads) continue;
+      throw new RepositoryError(
+        'KEY_SLOT_IN_USE',
+        `${path} reads storage ${context.storage} already, by key slot ${slotId}`,
+        {
+          hint: `name a file that is not there yet, and it is made; or first: stillpoint storage keys ${context.storage} --remove ${slotId}`,
+        },
+      );
+    }
+  return slots.add(secret, { label, access, createdAt: new Date().toISOString() });
+}
 
 /** Lets a new recovery key open a repository. Returns it as it is printed, this once. */
 export async function addRecoveryKey(repository: Repository, createdAt: string): Promise<string> {
@@ -56,19 +89,25 @@ export class RepositoryKeys {
   /** Makes another recovery key, which is told this once. */
   async addRecoveryKey(name: string): Promise<string> {
     const { repository } = await this.#places.open(name);
+    requireReading(repository);
     return addRecoveryKey(repository, new Date().toISOString());
   }
 
-  /** Lets another key file open it, which is made where there is none. */
-  async addFile(name: string, path: string): Promise<void> {
+  /**
+   * Lets another key file open it, which is made where there is none.
+   * @throws RepositoryError KEY_WRITE_ONLY, KEY_SLOT_IN_USE (it is to write only, and reads already)
+   */
+  async addFile(name: string, path: string, { access }: KeyAccess): Promise<void> {
     const { repository } = await this.#places.open(name);
+    if (access === undefined) requireReading(repository);
     const secret = (await makeKeyFile(path)) ?? (await readKeyFile(path, name));
-    await repository.slots.add(secret, { label: path, createdAt: new Date().toISOString() });
+    await addKeyFile(repository, secret, { path, label: path, access });
   }
 
   /** Lets a passphrase open it, by which the key file can be made anew. */
   async addPassphrase(name: string, passphrase: string): Promise<void> {
     const { repository } = await this.#places.open(name);
+    requireReading(repository);
     const secret = { kind: 'passphrase', passphrase } as const;
     await repository.slots.add(secret, { label: 'passphrase', createdAt: new Date().toISOString() });
   }
@@ -76,6 +115,7 @@ export class RepositoryKeys {
   /** Slots that a rotation would close: all but those of this host's key file. */
   async others(name: string): Promise<readonly StoredSlot[]> {
     const { repository, settings } = await this.#places.open(name);
+    requireReading(repository);
     const own = await repository.slots.openedBy(await readKeyFile(settings.keyFile, name));
     return (await repository.slots.list()).filter(({ slotId }) => !own.includes(slotId));
   }
@@ -102,18 +142,18 @@ export class RepositoryKeys {
   /**
    * Lets the configured key file open it again, which is made where there is none.
    * @param secret the recovery key or a passphrase
-   * @throws RepositoryError KEY_WRONG
+   * @throws RepositoryError KEY_WRONG, KEY_SLOT_IN_USE (it is to write only, and reads already)
    */
-  async recover(name: string, secret: Secret): Promise<RecoveredKey> {
+  async recover(name: string, secret: Secret, { access }: KeyAccess): Promise<RecoveredKey> {
     const settings = this.#places.settings(name);
     const backend = await this.#places.backend(name);
-    const { slots } = await Repository.open(backend, secret, openOptionsOf(name, settings));
-    const before = await slots.list();
+    const repository = await Repository.open(backend, secret, openOptionsOf(name, settings));
+    const before = await repository.slots.list();
     const { keyFile } = settings;
     const made = await makeKeyFile(keyFile);
-    const createdAt = new Date().toISOString();
     const label = keyFileLabel();
-    const slotId = await slots.add(made ?? (await readKeyFile(keyFile, name)), { label, createdAt });
+    const key = made ?? (await readKeyFile(keyFile, name));
+    const slotId = await addKeyFile(repository, key, { path: keyFile, label, access });
     const lost = before.filter(({ slot }) => slot?.kind === 'keyFile' && slot.label === label);
     return { keyFile, keyFileMade: made !== null, slotId, lostSlotIds: lost.map((slot) => slot.slotId) };
   }
@@ -121,10 +161,11 @@ export class RepositoryKeys {
   /**
    * Has a slot open the repository no more.
    * @param options.force also the one that this host opens it by
-   * @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST, KEY_SLOT_IN_USE
+   * @throws RepositoryError KEY_SLOT_NOT_FOUND, KEY_SLOT_LAST, KEY_SLOT_IN_USE, KEY_WRITE_ONLY
    */
   async remove(name: string, slotId: string, options: { readonly force: boolean }): Promise<void> {
     const { repository, settings } = await this.#places.open(name);
+    requireReading(repository);
     const { slots } = repository;
     const own = await slots.openedBy(await readKeyFile(settings.keyFile, name));
     if (!options.force && own.length === 1 && own[0] === slotId)

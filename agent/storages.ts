@@ -134,9 +134,10 @@ export function quotaBackendOf(name: string, backend: Backend, { quotaBytes }: S
 
 /** Opens it to read, without a limit to its bandwidth: a machine may run on it. @throws RepositoryError, StorageError */
 export async function openRepository(name: string, settings: RepositoryConfig): Promise<Repository> {
-  return Repository.open(await backendOf(name, settings), await readKeyFile(settings.keyFile, name), {
-    storage: name,
-  });
+  const secret = await readKeyFile(settings.keyFile, name);
+  const repository = await Repository.open(await backendOf(name, settings), secret, { storage: name });
+  repository.context.keys.requireReading(name);
+  return repository;
 }
 
 /** Nobody needs so long to write one file. */

@@ -63,6 +63,32 @@ export class StoredBackups {
   }
 
   /**
+   * The same to be read: of its copies one that this host can read, if there is one.
+   * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
+   */
+  async findReadable(reference: string): Promise<BackupEntry> {
+    const found = await this.find(reference);
+    if (found.id === null || (await this.#reads(found.storage))) return found;
+    for (const storage of this.#storages.values()) {
+      if (!(await this.#reads(storage.name))) continue;
+      const copy = (await storage.list()).find(({ id, state }) => id === found.id && state === 'Active');
+      if (copy !== undefined) return copy;
+    }
+    return found;
+  }
+
+  /** Of one that does not answer this says no: there may be a copy in another one. */
+  async #reads(name: string): Promise<boolean> {
+    try {
+      await this.#storages.get(name)?.requireReading();
+      return true;
+    } catch (error) {
+      if (error instanceof StillpointError) return false;
+      throw error;
+    }
+  }
+
+  /**
    * Copies of a machine's backups that are newer than this one and cannot be restored: `MACHINE@latest` names the
    * newest that can, and whoever asked must know what it passes over.
    */

@@ -28,10 +28,13 @@ const killed = {
   machine: { name: 'web-1', uuid: null },
 } as const;
 
-/** Backups of one storage that holds these; `latest` is the last one that is whole. */
-function backupsOf(entries: readonly BackupEntry[]): StoredBackups {
-  const storage: Pick<Storage, 'name' | 'list' | 'find'> = {
-    name: 'local',
+/** A storage that holds these; `latest` is the last one that is whole. */
+function storageOf(entries: readonly BackupEntry[], { name = 'local', reads = true } = {}): Storage {
+  const storage: Pick<Storage, 'name' | 'list' | 'find' | 'requireReading'> = {
+    name,
+    requireReading: async () => {
+      if (!reads) throw new StorageError('STORAGE_DENIED', 'its key only writes');
+    },
     list: async () => entries,
     find: async (reference) => {
       const whole = entries.findLast(({ state }) => state === 'Active');
@@ -41,8 +44,29 @@ function backupsOf(entries: readonly BackupEntry[]): StoredBackups {
   };
   // Only these are asked for.
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion
-  return new StoredBackups({ storages: new Map([['local', storage as Storage]]), configPath: '/etc/c.yaml' });
+  return storage as Storage;
 }
+
+function backupsOf(entries: readonly BackupEntry[]): StoredBackups {
+  return backupsIn(storageOf(entries));
+}
+
+function backupsIn(...storages: readonly Storage[]): StoredBackups {
+  const byName = new Map(storages.map((storage) => [storage.name, storage]));
+  return new StoredBackups({ storages: byName, configPath: '/etc/c.yaml' });
+}
+
+void t.test('who is to read a backup gets a copy that this host can read, if there is one', async (t) => {
+  const remote = entryOf('03', { storage: 'remote' });
+  const vault = storageOf([remote], { name: 'remote', reads: false });
+  const local = (...entries: BackupEntry[]): Storage => storageOf(entries);
+  const found = async (...storages: Storage[]): Promise<string> =>
+    (await backupsIn(...storages).findReadable('web-1@latest')).storage;
+  t.equal(await found(vault, local(entryOf('03'))), 'local');
+  t.equal(await found(vault, local(entryOf('03', killed), entryOf('02'))), 'remote', 'never another backup');
+  t.equal(await found(vault), 'remote');
+  t.equal(await found(storageOf([remote], { name: 'remote' }), local(entryOf('03'))), 'remote');
+});
 
 void t.test(
   'MACHINE@latest tells of each newer backup that it passes over because it is damaged',

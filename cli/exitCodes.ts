@@ -120,6 +120,7 @@ export const exitCodes = {
   KEY_SLOT_IN_USE: 8,
   KEY_SLOT_LAST: 8,
   KEY_SLOT_NOT_FOUND: 4,
+  KEY_WRITE_ONLY: 8,
   KEY_WRONG: 2,
   MACHINE_BUSY: 7,
   MACHINE_EXCLUDED: 8,

@@ -1,4 +1,4 @@
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import * as z from 'zod';
@@ -6,8 +6,8 @@ import { RecordedTerminal } from './fixture.ts';
 import { parseCommandLine } from './program.ts';
 
 const resultSchema = z.looseObject({
-  recoveryKey: z.string().nullable(),
-  keys: z.array(z.looseObject({ id: z.string(), kind: z.string(), label: z.string() })),
+  recoveryKey: z.string().nullable().default(null),
+  keys: z.array(z.looseObject({ id: z.string(), kind: z.string(), label: z.string() })).default([]),
 });
 type Result = z.infer<typeof resultSchema>;
 
@@ -66,8 +66,8 @@ void t.test('new keys shut everybody else out, who are named before that is done
   t.same(await host.kinds(), ['keyFile', 'keyFile', 'recovery'], 'and nothing was done');
   const { stdout, stderr } = await host.type('storage keys vault --rotate --yes');
   t.match(stderr, /these open storage vault no more once it has new keys/);
-  t.match(stderr, new RegExp(`keyFile +${second}`));
-  t.match(stderr, /recovery +recovery key/);
+  t.match(stderr, new RegExp(`keyFile +all +${second}`));
+  t.match(stderr, /recovery +all +recovery key/);
   t.match(stdout, /new keys \(generation 2\)/);
   const printed = /([0-9A-Z]{4}-){13}[0-9A-Z]{4}/.exec(stdout)?.[0] ?? '';
   t.same(await host.kinds(), ['keyFile', 'recovery']);
@@ -117,8 +117,52 @@ void t.test('at a terminal a passphrase is typed twice, and not shown', async (t
   t.same(await host.kinds(), ['keyFile', 'passphrase']);
 });
 
+void t.test('a key file that only writes says so, and changes no keys', async (t) => {
+  const host = await Host.make(t);
+  await host.type('storage init vault');
+  const add = `storage keys vault --add-file ${host.keyFile} --write-only`;
+  await t.rejects(host.type(add), { code: 'KEY_SLOT_IN_USE', message: /reads storage vault already/ });
+  const second = join(t.testdirName, 'second.key');
+  await host.type(`storage keys vault --add-file ${second} --write-only`);
+  await rename(second, host.keyFile);
+  const { stdout } = await host.type('storage keys vault');
+  t.match(stdout, new RegExp(`keyFile +write only +${second}`));
+  t.match((await host.type('storage show vault')).stdout, /this host may write, and not read/);
+  t.match(JSON.parse((await host.type('storage show vault --json')).stdout), {
+    repository: { access: 'write only' },
+  });
+  const third = join(t.testdirName, 'third.key');
+  const [slot] = (await host.result('storage keys vault')).keys;
+  for (const words of ['--add-recovery', `--add-file ${third}`, '--rotate --yes', `--remove ${slot?.id}`])
+    await t.rejects(host.type(`storage keys vault ${words}`), {
+      code: 'KEY_WRITE_ONLY',
+      hint: /storage keys vault --recover/,
+    });
+  await t.rejects(readFile(third), { code: 'ENOENT' }, 'nor is a key file made in vain');
+  await t.rejects(host.type('storage gc vault'), { code: 'KEY_WRITE_ONLY' });
+  await t.rejects(host.type('storage check vault --data'), { code: 'KEY_WRITE_ONLY' });
+  await host.type('storage check vault');
+});
+
+void t.test('with the recovery key a host is let in to write only, or to read', async (t) => {
+  const host = await Host.make(t);
+  const { recoveryKey } = await host.result('storage init vault');
+  await rm(host.keyFile);
+  const input = `${recoveryKey}\n`;
+  await host.type('storage keys vault --recover --write-only', { input });
+  await t.rejects(host.type('storage keys vault --add-recovery'), { code: 'KEY_WRITE_ONLY' });
+  await host.type('storage keys vault --recover', { input });
+  await host.type('storage keys vault --add-recovery');
+});
+
 void t.test('one thing is changed at a time, and options go with what they are for', async (t) => {
   const host = await Host.make(t);
-  for (const words of ['--add-recovery --rotate', '--force', '--passphrase', '--yes --add-recovery'])
+  for (const words of [
+    '--add-recovery --rotate',
+    '--force',
+    '--passphrase',
+    '--yes --add-recovery',
+    '--write-only',
+  ])
     await t.rejects(host.type(`storage keys vault ${words}`), { code: 'USAGE' }, words);
 });

@@ -136,6 +136,11 @@ export const storageVerbs: readonly Verb[] = [
           'with the recovery key, asked for or read from stdin: make the key file anew, or let the one that is there open it',
       },
       {
+        flags: '--write-only',
+        description:
+          'with --add-file or --recover: this key file makes backups, and restores none, its own included',
+      },
+      {
         flags: '--passphrase',
         description: 'with --recover: with the passphrase instead of the recovery key',
       },
@@ -154,6 +159,7 @@ export const storageVerbs: readonly Verb[] = [
     examples: [
       'storage keys vault',
       'storage keys vault --add-recovery',
+      'storage keys vault --add-file /root/web-2.key --write-only',
       'storage keys vault --recover',
       'storage keys vault --rotate',
       'storage keys vault --remove 1f0c2a4b5d6e7f80',

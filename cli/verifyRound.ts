@@ -58,9 +58,11 @@ export async function verifyCopies(
   let damaged = 0;
   const isOver = (): boolean => signal?.aborted === true;
   const compared = new Map<string, Set<string>>();
+  const unread = new Set<string>();
   for (const [place, entry] of entries.entries()) {
     const left = entries.slice(place);
     if (isOver()) return { verified, damaged, left, isInterrupted: false };
+    if (unread.has(entry.storage)) continue;
     try {
       const known = compared.get(entry.storage) ?? new Set<string>();
       compared.set(entry.storage, known);
@@ -74,6 +76,8 @@ export async function verifyCopies(
       }
       if (!(error instanceof StillpointError)) throw error;
       onUnreachable(entry.storage, error);
+      // So it is for each of its backups, and telling it once is enough.
+      if (error.code === 'KEY_WRITE_ONLY') unread.add(entry.storage);
     }
   }
   return { verified, damaged, left: [], isInterrupted: false };

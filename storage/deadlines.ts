@@ -179,6 +179,10 @@ export class DeadlineStorage implements Storage {
     return { source, changesSince: (sha256) => opened.changesSince(sha256) };
   }
 
+  requireReading(): Promise<void> {
+    return this.#answer('its key', () => this.#storage.requireReading());
+  }
+
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
     return this.#stall(`reading ${artifact.path}`, () => this.#storage.readText(artifact));
   }

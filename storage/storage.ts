@@ -54,6 +54,8 @@ export interface Storage extends StoredFiles {
    * Rejects with BACKUP_NOT_FOUND or BACKUP_AMBIGUOUS.
    */
   find(idOrName: string): Promise<BackupEntry>;
+  /** Rejects with KEY_WRITE_ONLY where this host may store backups, and not read what is in them. */
+  requireReading(): Promise<void>;
   /**
    * Checks a backup against its manifest: presence, sizes and the structure of its volumes, and with `data`
    * every byte. Damage is in the report; only a storage that does not answer rejects.

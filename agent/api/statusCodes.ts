@@ -95,6 +95,7 @@ export const statusCodes = {
   KEY_SLOT_IN_USE: failedPrecondition,
   KEY_SLOT_LAST: failedPrecondition,
   KEY_SLOT_NOT_FOUND: notFound,
+  KEY_WRITE_ONLY: failedPrecondition,
   KEY_WRONG: failedPrecondition,
   MACHINE_BUSY: aborted,
   MACHINE_CUT_OFF: failedPrecondition,

@@ -15,7 +15,12 @@ import type { Terminal } from '../terminal.ts';
 const changes = ['addRecovery', 'addFile', 'addPassphrase', 'recover', 'remove', 'rotate'] as const;
 
 /** Options that go with one of them. */
-const companions = { force: 'remove', passphrase: 'recover', yes: 'rotate' } as const;
+const companions = {
+  force: ['remove'],
+  passphrase: ['recover'],
+  writeOnly: ['addFile', 'recover'],
+  yes: ['rotate'],
+} as const;
 
 /** Whoever has the repository can guess as long as he likes; scrypt makes each guess take 0.4 s. */
 const passphraseLengthMin = 12;
@@ -74,9 +79,14 @@ function checkOptions(options: Options): void {
   const hint = 'stillpoint storage keys --help';
   if (changes.filter((option) => options.typed.includes(option)).length > 1)
     throw new CliError('USAGE', 'change one thing at a time', hint);
-  for (const [option, other] of Object.entries(companions))
-    if (options.flag(option) && !options.typed.includes(other))
-      throw new CliError('USAGE', `--${option} goes with --${other}`, hint);
+  for (const [option, others] of Object.entries(companions))
+    if (options.flag(option) && !others.some((other) => options.typed.includes(other)))
+      throw new CliError('USAGE', `${typed(option)} goes with ${others.map(typed).join(' or ')}`, hint);
+}
+
+/** How an option is typed. */
+function typed(option: string): string {
+  return `--${option.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 }
 
 /** Does what was asked for, or nothing. */
@@ -84,11 +94,15 @@ async function change(cli: Cli, keys: RepositoryKeys, name: string, options: Opt
   const { terminal } = cli;
   const file = options.text('addFile');
   const remove = options.text('remove');
-  if (file !== undefined) await keys.addFile(name, resolve(file));
+  const access = options.flag('writeOnly') ? ({ access: 'write' } as const) : {};
+  if (file !== undefined) await keys.addFile(name, resolve(file), access);
   if (remove !== undefined) await keys.remove(name, remove, { force: options.flag('force') });
   if (options.flag('addPassphrase')) await keys.addPassphrase(name, await newPassphrase(terminal));
   if (options.flag('addRecovery')) return { recoveryKey: await keys.addRecoveryKey(name) };
-  if (options.flag('recover')) return { recovered: await keys.recover(name, await askSecret(cli, options)) };
+  if (options.flag('recover')) {
+    const secret = await askSecret(cli, options);
+    return { recovered: await keys.recover(name, secret, access) };
+  }
   if (options.flag('rotate')) return rotate(cli, keys, name, options);
   return {};
 }
@@ -136,6 +150,7 @@ function slotObject({ slotId, slot, problem }: StoredSlot): unknown {
   return {
     id: slotId,
     kind: slot?.kind ?? null,
+    access: slot === null ? null : accessOf(slot),
     label: slot?.label ?? null,
     createdAt: slot?.createdAt ?? null,
     problem,
@@ -144,13 +159,17 @@ function slotObject({ slotId, slot, problem }: StoredSlot): unknown {
 
 function slotLines(slots: readonly StoredSlot[]): readonly (readonly Text[])[] {
   return tableLines(
-    [{ title: 'ID' }, { title: 'KIND' }, { title: 'LABEL' }, { title: 'MADE' }],
+    ['ID', 'KIND', 'ACCESS', 'LABEL', 'MADE'].map((title) => ({ title })),
     slots.map(({ slotId, slot }): readonly Text[] =>
       slot === null
-        ? [slotId, styled('red', 'unusable'), '', '']
-        : [slotId, slot.kind, slot.label, slot.createdAt],
+        ? [slotId, styled('red', 'unusable'), '', '', '']
+        : [slotId, slot.kind, accessOf(slot), slot.label, slot.createdAt],
     ),
   );
+}
+
+function accessOf({ access }: NonNullable<StoredSlot['slot']>): string {
+  return access === 'write' ? 'write only' : 'all';
 }
 
 function sayRecovered(

@@ -41,6 +41,7 @@ export function printUsage({ terminal }: Pick<Cli, 'terminal'>, name: string, us
     field('deduplication', ratioText(usage.deduplicationRatio, usage));
     field('compression', ratioText(usage.compressionRatio, usage));
   }
+  if (repository?.access === 'write only') field('access', 'this host may write, and not read');
   if (usage.machines.length === 0) return;
   terminal.table(
     [{ title: 'MACHINE' }, { title: 'BACKUPS', align: 'right' }, { title: 'REFERENCED', align: 'right' }],

@@ -211,6 +211,11 @@ export class DirectoryStorage implements Storage {
     return Promise.resolve(null);
   }
 
+  /** Who sees its files reads them. */
+  requireReading(): Promise<void> {
+    return Promise.resolve();
+  }
+
   readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
     return filesByPath.readText(artifact);
   }

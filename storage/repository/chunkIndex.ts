@@ -186,6 +186,8 @@ async function readPack(
     return { id, kind, sizeBytes, entries };
   } catch (error) {
     if (seen.gone) return null;
+    // Of data that somebody else has stored, or this host before it was killed, a writer does not know what it is.
+    if (error instanceof RepositoryError && error.code === 'KEY_WRITE_ONLY') return null;
     if (error instanceof RepositoryError && error.code === 'REPOSITORY_TOO_NEW') {
       // What asks for a newer version stands before all that proves the header: its name tells whether that is damage.
       const bytes = await readWhole(context, name, packBytesMax, options);

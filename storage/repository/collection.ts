@@ -63,6 +63,8 @@ export async function collectGarbage(
   repository: Repository,
   options: CollectionOptions,
 ): Promise<CollectionReport> {
+  // What is to be copied must be read, and what no index names looked into.
+  repository.context.keys.requireReading(repository.context.storage);
   const { createExclusive, consistentListing } = repository.config.capabilities;
   if (options.isAlone !== true && !(createExclusive && consistentListing)) throw unsafe(repository);
   const number = await currentCollection(repository.context, options);

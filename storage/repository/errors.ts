@@ -13,6 +13,8 @@ export type RepositoryErrorCode =
   | 'CHUNK_MISSING'
   /** No key slot opens with this secret, or the secret has not the form that its kind has. */
   | 'KEY_WRONG'
+  /** The key of this host writes, and does not read data. */
+  | 'KEY_WRITE_ONLY'
   | 'KEY_SLOT_NOT_FOUND'
   /** Without this slot nobody could open the repository any more. */
   | 'KEY_SLOT_LAST'

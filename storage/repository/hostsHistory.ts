@@ -5,6 +5,7 @@ import { type Faults, ObjectStore, randomFrom, SimulatedCrash } from '../../test
 import { Turns } from '../../test/sim/turns.ts';
 import { deleteBackup, listBackups, readManifest } from './backups.ts';
 import { collect, remainsIn } from './collectionFixture.ts';
+import type { Secret } from './keySlot.ts';
 import { Repository } from './repository.ts';
 import {
   backUp,
@@ -52,6 +53,8 @@ export interface HistoryReport {
   /** What may never be. */
   readonly violations: readonly string[];
   readonly committed: number;
+  /** Of these, by hosts that only write. */
+  readonly writeOnly: number;
   readonly fenced: number;
   readonly collections: number;
   readonly packsDeleted: number;
@@ -63,7 +66,7 @@ export class HostsHistory {
   readonly #random: () => number;
   readonly #model = new Map<string, Known>();
   readonly #violations: string[] = [];
-  readonly #report = { committed: 0, fenced: 0, collections: 0, packsDeleted: 0 };
+  readonly #report = { committed: 0, writeOnly: 0, fenced: 0, collections: 0, packsDeleted: 0 };
   readonly #contents: readonly Buffer[];
   readonly #turns: Turns;
   #auditor: Repository | null = null;
@@ -85,6 +88,8 @@ export class HostsHistory {
     const store = this.#store;
     store.pageObjects = 3;
     this.#auditor = await initTestRepository(store.client(), packSizeBytes);
+    const slot = { label: 'writes', createdAt: testTime, access: 'write' } as const;
+    await this.#auditor.slots.add(writerSecret, slot);
     store.turns = this.#turns;
     await this.#turns.run([
       ...this.#hosts(this.#shape.writers, async () => this.#write()),
@@ -122,10 +127,11 @@ export class HostsHistory {
     const abandons = this.#random() < 0.1;
     const attempts = this.#random() < 0.3 ? 2 : 1;
     this.#model.set(id, known);
+    const secret = this.#random() < 0.3 ? writerSecret : testSecret;
     for (let attempt = 0; attempt < attempts; attempt++) {
       const faults = this.#faults({ staleListing: 0.2 });
       const failure = await this.#attempt(async () => {
-        const repository = await this.#open(faults);
+        const repository = await this.#open(faults, secret);
         const increment = await this.#increment(repository, parentId, volume);
         await backUp(repository, volume, {
           id,
@@ -137,6 +143,7 @@ export class HostsHistory {
       });
       if (failure === null) {
         this.#report.committed++;
+        if (secret === writerSecret) this.#report.writeOnly++;
         if (known.state === 'writing') known.state = 'committed';
         return;
       }
@@ -252,8 +259,8 @@ export class HostsHistory {
     });
   }
 
-  async #open(faults: Faults): Promise<Repository> {
-    return Repository.open(this.#store.client(faults, Math.floor(this.#random() * 2 ** 31)), testSecret);
+  async #open(faults: Faults, secret = testSecret): Promise<Repository> {
+    return Repository.open(this.#store.client(faults, Math.floor(this.#random() * 2 ** 31)), secret);
   }
 
   /** Lets the others go on for a while. */
@@ -298,6 +305,8 @@ export function historyOf(seed: number): HostsHistory {
   return new HostsHistory(seed, shape);
 }
 
+/** Of hosts that only write. */
+const writerSecret: Secret = { kind: 'keyFile', key: Buffer.alloc(32, 7) };
 const noFaults: Faults = {};
 const zeros = Buffer.alloc(testChunkBytes);
 

@@ -16,11 +16,17 @@ import { deriveKey, keyBytes } from './seal.ts';
 /** What a generation's keys are for; a host that is given some of them can do that part and no other. */
 export type KeyPurpose = 'data' | 'tree' | 'object' | 'manifest' | 'config';
 
-/** One generation of the master key, and its number. */
+/** One generation of the keys, and its number. */
 interface Generation {
   readonly number: number;
-  readonly master: Buffer;
+  /** `null` where only what a writer needs was given. */
+  readonly master: Buffer | null;
+  /** What was derived from the master key, or given, by what it is for. */
+  readonly keys: Map<string, Buffer>;
 }
+
+/** What a writer is given of each generation, in this order; `seal-public` is no secret. */
+const writerLabels = ['tree', 'object', 'manifest', 'config', 'sign', 'seal-public'] as const;
 
 /** DER in front of the raw 32 bytes (RFC 8410). */
 const der = {
@@ -32,31 +38,57 @@ const der = {
 /**
  * The master keys of a repository, all generations of them. New things are written with the newest; ids of chunks
  * are made with a key of the first, so that a rotation keeps what is stored.
+ *
+ * A writer's ring holds no master key, but what is needed to write backups and to keep them in order: it opens manifests,
+ * indexes and pages, and no chunk of data, not even those that were written with it.
  */
 export class KeyRing {
   readonly #generations: readonly Generation[];
-  readonly #derived = new Map<string, Buffer>();
 
   private constructor(generations: readonly Generation[]) {
     this.#generations = generations;
   }
 
   static generate(): KeyRing {
-    return new KeyRing([{ number: 1, master: randomBytes(keyBytes) }]);
+    return KeyRing.of([randomBytes(keyBytes)]);
   }
 
   /** Made of given master keys, the first generation first. */
   static of(masters: readonly Buffer[]): KeyRing {
     if (masters.length === 0 || masters.some((master) => master.length !== keyBytes))
       throw new RangeError('a key ring holds keys of 32 bytes');
-    return new KeyRing(masters.map((master, index) => ({ number: index + 1, master })));
+    return new KeyRing(masters.map((master, index) => ({ number: index + 1, master, keys: new Map() })));
   }
 
-  /** The same with one more generation, which is used from then on. */
+  /** Whether it opens no data. */
+  get isWriter(): boolean {
+    return this.#generations.some(({ master }) => master === null);
+  }
+
+  /** Throws KEY_WRITE_ONLY for a writer's ring. @param storage its name, for what the error says to type */
+  requireReading(storage = 'NAME'): void {
+    if (this.isWriter) throw writeOnly(storage);
+  }
+
+  /** What a host gets that is to write, and not to read. */
+  writer(): KeyRing {
+    return new KeyRing(
+      this.#generations.map(({ number }) => {
+        const keys = new Map<string, Buffer>(
+          writerLabels.map((label) => [label, this.#derive(number, label)]),
+        );
+        return { number, master: null, keys: number === 1 ? keys.set('dedup', this.dedupKey) : keys };
+      }),
+    );
+  }
+
+  /** The same with one more generation, which is used from then on. Throws KEY_WRITE_ONLY. */
   rotated(): KeyRing {
+    this.requireReading();
+    const master = randomBytes(keyBytes);
     return new KeyRing([
       ...this.#generations,
-      { number: this.newestGeneration + 1, master: randomBytes(keyBytes) },
+      { number: this.newestGeneration + 1, master, keys: new Map() },
     ]);
   }
 
@@ -71,7 +103,7 @@ export class KeyRing {
     return this.#generations.length;
   }
 
-  /** Throws REPOSITORY_TOO_NEW for a generation that was made since the ring was read. */
+  /** Throws REPOSITORY_TOO_NEW for a generation that was made since the ring was read; KEY_WRITE_ONLY. */
   key(generation: number, purpose: KeyPurpose): Buffer {
     return this.#derive(generation, purpose);
   }
@@ -98,7 +130,7 @@ export class KeyRing {
 
   /** Public key to which a host without the repository's keys seals its packs. */
   sealingPublicKey(generation: number): Buffer {
-    return rawPublicKey(createPublicKey(this.#sealKey(generation)));
+    return this.#derive(generation, 'seal-public');
   }
 
   /** X25519 of our private sealing key with a public key that stands in a pack; `null` if that is no such key. */
@@ -116,7 +148,12 @@ export class KeyRing {
   /** As it stands, sealed, in a key slot. */
   encode(): Buffer {
     const writer = new ByteWriter().u32(this.#generations.length);
-    for (const { number, master } of this.#generations) writer.u32(number).bytes(master);
+    if (this.isWriter) writer.bytes(this.dedupKey);
+    for (const { number, master } of this.#generations) {
+      writer.u32(number);
+      if (master !== null) writer.bytes(master);
+      else for (const label of writerLabels) writer.bytes(this.#derive(number, label));
+    }
     return writer.finish();
   }
 
@@ -132,20 +169,40 @@ export class KeyRing {
     return KeyRing.of(masters);
   }
 
-  #derive(generation: number, label: string): Buffer {
-    const name = `${generation}/${label}`;
-    const known = this.#derived.get(name);
-    if (known !== undefined) return known;
-    const master = this.#generations[generation - 1]?.master;
-    if (master === undefined) {
+  /** Reads what `encode` makes of a writer's ring. */
+  static decodeWriter(bytes: Buffer): KeyRing {
+    const reader = new ByteReader(bytes, 'the key ring');
+    const count = reader.count(generationsMax, 4 + writerLabels.length * keyBytes);
+    const dedupKey = Buffer.from(reader.bytes(keyBytes));
+    const generations = Array.from({ length: count }, (_, index): Generation => {
+      if (reader.u32() !== index + 1) throw reader.fail('its generations are not in order');
+      const keys = new Map<string, Buffer>(
+        writerLabels.map((label) => [label, Buffer.from(reader.bytes(keyBytes))]),
+      );
+      return { number: index + 1, master: null, keys: index === 0 ? keys.set('dedup', dedupKey) : keys };
+    });
+    reader.end();
+    if (generations.length === 0) throw reader.fail('it is empty');
+    return new KeyRing(generations);
+  }
+
+  #derive(number: number, label: string): Buffer {
+    const generation = this.#generations[number - 1];
+    if (generation === undefined) {
       throw new RepositoryError(
         'REPOSITORY_TOO_NEW',
-        `generation ${generation} of the key is not known; the newest known one is ${this.newestGeneration}`,
+        `generation ${number} of the key is not known; the newest known one is ${this.newestGeneration}`,
         { hint: 'the key was rotated: open the repository again', retryable: true },
       );
     }
-    const key = deriveKey(master, label);
-    this.#derived.set(name, key);
+    const known = generation.keys.get(label);
+    if (known !== undefined) return known;
+    if (generation.master === null) throw writeOnly('NAME');
+    const key =
+      label === 'seal-public'
+        ? rawPublicKey(createPublicKey(this.#sealKey(number)))
+        : deriveKey(generation.master, label);
+    generation.keys.set(label, key);
     return key;
   }
 
@@ -156,6 +213,16 @@ export class KeyRing {
   #sealKey(generation: number): KeyObject {
     return privateKey(der.x25519Private, this.#derive(generation, 'seal'));
   }
+}
+
+function writeOnly(storage: string): RepositoryError {
+  return new RepositoryError(
+    'KEY_WRITE_ONLY',
+    'the key of this host may write into the repository, and not read what is in it',
+    {
+      hint: `do it on a host whose key reads, or with a copy in another storage; with the recovery key this host reads, too: stillpoint storage keys ${storage} --recover`,
+    },
+  );
 }
 
 /** A key pair for one pack; its public key stands in the header. */

@@ -58,6 +58,23 @@ void t.test('a slot opens only as it was made: another repository, id, salt or c
     t.equal(await openSlot({ ...slot, ...change }, secret), null, Object.keys(change).join());
 });
 
+void t.test('a slot to write only is no other slot, whatever is made of its line', async (t) => {
+  const writer = ring.writer();
+  for (const secret of secrets) {
+    const slot = parseSlot(formatSlot(await sealSlot(writer, secret, options)), 'the slot');
+    t.equal(slot.access, 'write');
+    const opened = await openSlot(slot, secret);
+    t.ok(opened?.isWriter);
+    t.ok(opened?.encode().equals(writer.encode()));
+    const { access: _access, ...reading } = slot;
+    t.equal(await openSlot(reading, secret), null);
+    const other = await sealSlot(ring, secret, options);
+    t.equal(await openSlot({ ...other, access: 'write' }, secret), null);
+    const text = Buffer.from(JSON.stringify({ ...slot, access: 'more' }));
+    t.throws(() => parseSlot(text, 'the slot'), { code: 'REPOSITORY_DAMAGED' });
+  }
+});
+
 void t.test('a passphrase is the same in both forms of its accents', async (t) => {
   const slot = await sealSlot(ring, { kind: 'passphrase', passphrase: 'caf\u00e9' }, options);
   t.not(await openSlot(slot, { kind: 'passphrase', passphrase: 'cafe\u0301' }), null);

@@ -33,6 +33,8 @@ const slotSchema = z.object({
       p: z.number().int().min(1).max(scryptPMax),
     })
     .optional(),
+  /** `write`: opens what a host needs that writes, and does not read. */
+  access: z.literal('write').optional(),
   sealed: z.base64(),
 });
 
@@ -50,7 +52,7 @@ export const scryptCostDefault: ScryptCost = { logN: 17, r: 8, p: 1 };
 
 const slotVersion = 1;
 
-/** Makes the slot that lets a secret open the repository. */
+/** Makes the slot that lets a secret open the repository; with a writer's ring, to write only. */
 export async function sealSlot(
   ring: KeyRing,
   secret: Secret,
@@ -68,7 +70,8 @@ export async function sealSlot(
   const salt = (options.salt ?? randomBytes(32)).toString('hex');
   const cost = secret.kind === 'passphrase' ? { scrypt: { ...(options.cost ?? scryptCostDefault) } } : {};
   const { repositoryId, label, createdAt } = options;
-  const slot = { repositoryId, slotId, kind: secret.kind, label, createdAt, salt, ...cost };
+  const access = ring.isWriter ? ({ access: 'write' } as const) : {};
+  const slot = { repositoryId, slotId, kind: secret.kind, label, createdAt, salt, ...cost, ...access };
   const key = await slotKey(slot, secret);
   return {
     format: 'stillpoint-key-slot',
@@ -82,7 +85,8 @@ export async function sealSlot(
 export async function openSlot(slot: KeySlot, secret: Secret): Promise<KeyRing | null> {
   if (slot.kind !== secret.kind) return null;
   const ring = unseal(await slotKey(slot, secret), slotBound(slot), Buffer.from(slot.sealed, 'base64'));
-  return ring === null ? null : KeyRing.decode(ring);
+  if (ring === null) return null;
+  return slot.access === 'write' ? KeyRing.decodeWriter(ring) : KeyRing.decode(ring);
 }
 
 export function formatSlot(slot: KeySlot): Buffer {
@@ -120,7 +124,7 @@ export function parseKeyFile(text: string): Buffer {
   return Buffer.from(text.trim(), 'hex');
 }
 
-type SlotParameters = Pick<KeySlot, 'repositoryId' | 'slotId' | 'kind' | 'salt' | 'scrypt'>;
+type SlotParameters = Pick<KeySlot, 'repositoryId' | 'slotId' | 'kind' | 'salt' | 'scrypt' | 'access'>;
 
 async function slotKey(slot: SlotParameters, secret: Secret): Promise<Buffer> {
   const salt = Buffer.from(slot.salt, 'hex');
@@ -146,5 +150,6 @@ async function stretch(passphrase: string, salt: Buffer, cost: ScryptCost | unde
 }
 
 function slotBound(slot: SlotParameters): Buffer {
-  return Buffer.from(`stillpoint/1/slot/${slot.repositoryId}/${slot.slotId}`, 'latin1');
+  const access = slot.access === undefined ? '' : `/${slot.access}`;
+  return Buffer.from(`stillpoint/1/slot/${slot.repositoryId}/${slot.slotId}${access}`, 'latin1');
 }

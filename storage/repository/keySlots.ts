@@ -23,6 +23,15 @@ export interface StoredSlot {
   readonly problem: string | null;
 }
 
+/** What a new slot is to be. */
+export interface AddedSlot {
+  readonly label: string;
+  readonly createdAt: string;
+  readonly cost?: ScryptCost | undefined;
+  /** Everything unless told. */
+  readonly access?: 'write' | undefined;
+}
+
 /** The ways into a repository. Slots are made and deleted, never changed. */
 export class KeySlots {
   readonly #backend: Backend;
@@ -37,7 +46,7 @@ export class KeySlots {
 
   /**
    * Every key ring that a secret opens: more than one when a rotation ended half way, and it is the configuration
-   * that says which one counts. Rejects with KEY_WRONG when there is none.
+   * that says which one counts; those that read come first. Rejects with KEY_WRONG when there is none.
    */
   static async open(
     backend: Backend,
@@ -53,7 +62,8 @@ export class KeySlots {
       const ring = await openSlot(slot, secret);
       if (ring !== null) opened.push(ring);
     }
-    if (opened.length > 0) return opened;
+    if (opened.length > 0)
+      return opened.toSorted((one, other) => Number(one.isWriter) - Number(other.isWriter));
     if (broken.length > 0) throw broken[0];
     throw new RepositoryError(
       'KEY_WRONG',
@@ -87,13 +97,12 @@ export class KeySlots {
     return opened;
   }
 
-  /** Lets another secret open the repository. Returns the id of its slot. */
-  async add(
-    secret: Secret,
-    options: { readonly label: string; readonly createdAt: string; readonly cost?: ScryptCost | undefined },
-    call: CallOptions = {},
-  ): Promise<string> {
-    const slot = await sealSlot(this.#keys, secret, { repositoryId: this.#repositoryId, ...options });
+  /** Lets another secret open the repository. Returns the id of its slot. Rejects with KEY_WRITE_ONLY. */
+  async add(secret: Secret, options: AddedSlot, call: CallOptions = {}): Promise<string> {
+    const isWriter = options.access === 'write';
+    if (!isWriter) this.#keys.requireReading();
+    const ring = isWriter ? this.#keys.writer() : this.#keys;
+    const slot = await sealSlot(ring, secret, { repositoryId: this.#repositoryId, ...options });
     const bytes = formatSlot(slot);
     const name = `${prefixes.keys}${slot.slotId}`;
     parseSlot(bytes, name);
@@ -112,11 +121,12 @@ export class KeySlots {
       });
     }
     // One that cannot be read lets nobody in as far as is known; of the wanted one that says nothing: it may be newer than
-    // this program, or damaged on its way.
-    if (!slots.some((other) => other.slotId !== slotId && other.slot !== null)) {
+    // this program, or damaged on its way. What a writer opens restores nothing.
+    const reads = ({ slot }: StoredSlot): boolean => slot !== null && slot.access === undefined;
+    if (!slots.some((other) => other.slotId !== slotId && reads(other))) {
       throw new RepositoryError(
         'KEY_SLOT_LAST',
-        'without its last key slot nobody could open the repository',
+        'without its last key slot that reads nobody could restore anything',
         {
           hint: 'add another one first',
         },

@@ -88,7 +88,7 @@ void t.test('a host that has only the public key writes packs that it cannot rea
   const writer = new PackWriter({
     kind: 'data',
     repositoryId: stage.repositoryId,
-    keys: { generation: 1, publicKey: stage.keys.sealingPublicKey(1) },
+    keys: stage.keys.writer(),
   });
   writer.add(stage.namer.idOf(dataDomain, random), dataDomain, random);
   const bytes = Buffer.concat(writer.finish().parts);

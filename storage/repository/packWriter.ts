@@ -36,8 +36,8 @@ export interface FinishedPack extends SealedPack {
 export interface PackWriterOptions {
   readonly kind: PackKind;
   readonly repositoryId: Buffer;
-  /** Keys of the repository, or the public key to which a host without them seals. */
-  readonly keys: KeyRing | { readonly generation: number; readonly publicKey: Buffer };
+  /** With those of a writer, data is sealed to the repository's public key. */
+  readonly keys: KeyRing;
   /** Of zstd. */
   readonly level?: number | undefined;
   /** Where the pack gathers; of its own unless told. */
@@ -206,16 +206,15 @@ interface Reserved {
 function newHeader(options: PackWriterOptions): { readonly header: PackHeader; readonly secret: Buffer } {
   const { kind, repositoryId, keys } = options;
   const salt = options.salt ?? randomBytes(packSaltBytes);
-  if ('publicKey' in keys) {
+  const generation = keys.newestGeneration;
+  if (keys.isWriter && kind === 'data') {
     const ephemeral = ephemeralKey(options.ephemeralSecret);
     const sealing: PackSealing = 'public';
-    const { generation } = keys;
     return {
       header: { kind, sealing, generation, repositoryId, salt, ephemeralKey: ephemeral.publicKey },
-      secret: ephemeral.sharedSecret(keys.publicKey),
+      secret: ephemeral.sharedSecret(keys.sealingPublicKey(generation)),
     };
   }
-  const generation = keys.newestGeneration;
   return {
     header: {
       kind,

@@ -67,6 +67,11 @@ const parsers: readonly Parser[] = [
     parse: (bytes) => decodeRoot(bytes, 'x'),
   },
   { name: 'page', valid: Buffer.alloc(64), parse: (bytes) => decodePage(bytes, 2, 'x') },
+  {
+    name: 'key ring of a writer',
+    valid: stage.keys.rotated().writer().encode(),
+    parse: (bytes) => KeyRing.decodeWriter(bytes),
+  },
   { name: 'key ring', valid: stage.keys.rotated().encode(), parse: (bytes) => KeyRing.decode(bytes) },
   { name: 'key slot', valid: formatSlot(slot), parse: (bytes) => parseSlot(bytes, 'x') },
   {

@@ -20,6 +20,7 @@ export async function rebuildIndex(
   context: RepositoryContext,
   options: CallOptions & { readonly dryRun: boolean },
 ): Promise<RebuildReport> {
+  if (!options.dryRun) context.keys.requireReading(context.storage);
   const index = await ChunkIndex.load(context, options);
   const packs = await index.readUnknownPacks(options);
   if (!options.dryRun)

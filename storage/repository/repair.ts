@@ -59,6 +59,8 @@ export async function repairRepository(
   options: RepairOptions,
 ): Promise<RepairReport> {
   const { context } = repository;
+  // To whoever cannot read, what is whole looks damaged.
+  context.keys.requireReading(context.storage);
   const compared = new Set<string>();
   const index = await repository.index(options);
   const before = await verifyRepository(context, index, { ...options, compared });

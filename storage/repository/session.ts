@@ -39,6 +39,9 @@ export interface SessionOptions extends Attempt {
   readonly indexBytes?: number | undefined;
 }
 
+/** About 5 GiB of data: a writer that was killed cannot look into its packs for what no index names. */
+const writerIndexBytes = 256 * 1024;
+
 /** How a backup is committed. */
 export interface CommitOptions extends CallOptions {
   /** Called again and again: of a large volume there is much to look at. */
@@ -95,7 +98,7 @@ export class RepositorySession implements ChunkSink {
     this.backupId = options.backupId;
     this.attempt = options.attempt;
     this.#excluded = excluded;
-    this.#indexBytes = options.indexBytes ?? indexBytesTarget;
+    this.#indexBytes = options.indexBytes ?? (context.keys.isWriter ? writerIndexBytes : indexBytesTarget);
     this.#work = context.workers.begin();
     this.#packs = new PackQueue(context, {
       packSizeBytes: options.packSizeBytes,

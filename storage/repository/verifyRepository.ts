@@ -52,6 +52,7 @@ export async function verifyRepository(
   index: ChunkIndex,
   options: PackVerdictOptions,
 ): Promise<RepositoryReport> {
+  if (options.data) context.keys.requireReading(context.storage);
   // What no index names counts as well.
   await index.readUnknownPacks(options);
   const packs = new PackVerdicts(context, index, options);
@@ -101,6 +102,7 @@ export async function verifyBackup(
     { file: manifestName(backupId), kind: 'manifest', verdict: 'missing', detail },
   ];
   const { context } = repository;
+  if (options.data) context.keys.requireReading(context.storage);
   let manifest: BackupManifest | null;
   try {
     manifest = await readManifest(context, backupId, options);
@@ -170,7 +172,11 @@ async function checkStream(
     if (!(error instanceof RepositoryError)) throw error;
     return { detail: messageOf(error), lost };
   }
-  return { detail: lost.length === 0 ? null : `${lost.length} chunks are missing or damaged`, lost };
+  if (lost.length === 0) return { detail: null, lost };
+  const fate = context.keys.isWriter
+    ? 'missing or damaged, or in packs that no index names: this host cannot look into those'
+    : 'missing or damaged';
+  return { detail: `${lost.length} chunks are ${fate}`, lost };
 }
 
 async function hasNewPacks(index: ChunkIndex, options: CallOptions): Promise<boolean> {

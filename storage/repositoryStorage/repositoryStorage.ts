@@ -179,7 +179,7 @@ export class RepositoryStorage implements Storage {
     const left = open.filter((session) => isLeft(session, this.#options.fateOf ?? (() => 'unknown')));
     if (left.length === 0 && !open.some((session) => session.backupId === backupId)) return;
     try {
-      await rebuildIndex(context, { dryRun: false });
+      if (!context.keys.isWriter) await rebuildIndex(context, { dryRun: false });
       for (const session of left) await endSession(context, session);
     } catch (error) {
       // A store that is full, a pack of a newer version: then it is sent again. A store that is away says so again.
@@ -325,6 +325,10 @@ export class RepositoryStorage implements Storage {
     }));
   }
 
+  async requireReading(): Promise<void> {
+    (await this.repository()).context.keys.requireReading(this.name);
+  }
+
   async readText(artifact: Pick<StoredFile, 'path' | 'sha256'>): Promise<string> {
     return this.#reading(artifact, {}, async (stream) => {
       if (stream.virtualSizeBytes <= textBytesMax) return (await stream.readAll()).toString('utf8');
@@ -353,6 +357,7 @@ export class RepositoryStorage implements Storage {
     call: CallOptions,
     read: (stream: StreamReader) => Promise<T>,
   ): Promise<T> {
+    await this.requireReading();
     const repository = await this.repository();
     try {
       return await read(await repository.openStream(await repository.contentOf(sha256, call), call));

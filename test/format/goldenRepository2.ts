@@ -140,10 +140,8 @@ class Stage {
     const { context } = repository;
     const content = lines(4_000_000, testChunkBytes);
     const domain = { type: 'data', chunkSizeBytes: testChunkBytes } as const;
-    const generation = context.keys.newestGeneration;
-    const publicKey = context.keys.sealingPublicKey(generation);
     const { repositoryId } = context;
-    const writer = new PackWriter({ kind: 'data', repositoryId, keys: { generation, publicKey } });
+    const writer = new PackWriter({ kind: 'data', repositoryId, keys: context.keys.writer() });
     writer.add(context.namer.idOf(domain, content), domain, content);
     const pack = writer.finish();
     await createOnce(context.backend, packName(pack.id), pack.parts);

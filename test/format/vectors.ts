@@ -48,9 +48,16 @@ export async function buildVectors(): Promise<object> {
       }),
     ),
   );
+  const writerSlot = await sealSlot(ring.writer(), secrets.keyFile, {
+    repositoryId,
+    label: 'writer',
+    createdAt,
+    slotId: '0000000000000003',
+    salt: counting(3),
+  });
   const contents = [Buffer.from('first chunk'), Buffer.from('second chunk')];
   const domain = { type: 'data', chunkSizeBytes } as const;
-  const packOf = (keys: ConstructorParameters<typeof PackWriter>[0]['keys']) => {
+  const packOf = (keys: KeyRing) => {
     const writer = new PackWriter({
       kind: 'data',
       repositoryId: id,
@@ -62,7 +69,7 @@ export async function buildVectors(): Promise<object> {
     return writer.finish();
   };
   const pack = packOf(ring);
-  const publicPack = packOf({ generation: 2, publicKey: ring.sealingPublicKey(2) });
+  const publicPack = packOf(ring.writer());
   const root = encodeRoot({ sizeBytes: 70_000, chunkSizeBytes, pageIds: [counting(9)] });
   const name = 'manifests/0198c0de-0000-7000-8000-000000000002';
   return {
@@ -70,6 +77,7 @@ export async function buildVectors(): Promise<object> {
     repositoryId,
     masters: masters.map(hex),
     encodedRing: hex(ring.encode()),
+    encodedRingOfWriter: hex(ring.writer().encode()),
     derived: {
       data1: hex(ring.key(1, 'data')),
       tree2: hex(ring.key(2, 'tree')),
@@ -89,6 +97,7 @@ export async function buildVectors(): Promise<object> {
       recovery: formatRecoveryKey(counting(64)),
     },
     slots: slots.map((slot) => formatSlot(slot).toString('utf8')),
+    slotOfWriter: formatSlot(writerSlot).toString('utf8'),
     config: formatConfig(
       {
         format: 'stillpoint-repository',
