@@ -50,20 +50,20 @@ async function addKeyFile(
   { path, label, access }: KeyAccess & { readonly path: string; readonly label: string },
 ): Promise<string> {
   const { slots, context } = repository;
-  if (access === 'write')
-    for (const slotId of await slots.openedBy(secret)) {
-      const reads = (await slots.list()).some(
-        ({ slot }) => slot?.slotId === slotId && slot.access !== 'write',
-      );
-      if (!reads) continue;
+  if (access === 'write') {
+    const opened = await slots.openedBy(secret);
+    const reads = ({ slotId, slot }: StoredSlot): boolean =>
+      opened.includes(slotId) && slot?.access === undefined;
+    const reader = (await slots.list()).find(reads);
+    if (reader !== undefined)
       throw new RepositoryError(
         'KEY_SLOT_IN_USE',
-        `${path} reads storage ${context.storage} already, by key slot ${slotId}`,
+        `${path} reads storage ${context.storage} already, by key slot ${reader.slotId}`,
         {
-          hint: `name a file that is not there yet, and it is made; or first: stillpoint storage keys ${context.storage} --remove ${slotId}`,
+          hint: `name a file that is not there yet, and it is made; or first: stillpoint storage keys ${context.storage} --remove ${reader.slotId}`,
         },
       );
-    }
+  }
   return slots.add(secret, { label, access, createdAt: new Date().toISOString() });
 }
 
