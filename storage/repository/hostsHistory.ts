@@ -128,6 +128,7 @@ export class HostsHistory {
     const attempts = this.#random() < 0.3 ? 2 : 1;
     this.#model.set(id, known);
     const secret = this.#random() < 0.3 ? writerSecret : testSecret;
+    const looksAtParent = this.#random() < 0.5;
     for (let attempt = 0; attempt < attempts; attempt++) {
       const faults = this.#faults({ staleListing: 0.2 });
       const failure = await this.#attempt(async () => {
@@ -136,6 +137,8 @@ export class HostsHistory {
         await backUp(repository, volume, {
           id,
           ...increment,
+          // Who cannot read what is gone elsewhere must know before.
+          looksAtParent: secret === writerSecret || looksAtParent,
           beforeCommit: async (session) => {
             if (abandons) await session.abandon();
           },

@@ -115,6 +115,8 @@ export async function backUp(
     readonly afterFence?: boolean | undefined;
     readonly parent?: BackupManifest | undefined;
     readonly changes?: readonly Extent[] | undefined;
+    /** As the storage does it: where not all of the parent can be reused, everything is read. */
+    readonly looksAtParent?: boolean | undefined;
     /** Called when everything is stored and nothing committed. */
     readonly beforeCommit?: ((session: RepositorySession) => Promise<void>) | undefined;
   } = {},
@@ -123,9 +125,11 @@ export async function backUp(
   const { afterFence } = options;
   const session = await repository.begin({ backupId: id, startedAt: testTime, afterFence });
   const parentContent = options.parent?.volumes[0]?.content;
+  const isBuiltOn =
+    parentContent !== undefined && (options.looksAtParent !== true || (await session.holds(parentContent)));
   const content = await writeStream(volumeSource(volume), session, {
     chunkSizeBytes: testChunkBytes,
-    ...(parentContent === undefined
+    ...(!isBuiltOn
       ? {}
       : {
           increment: { parent: await repository.openStream(parentContent), changes: options.changes ?? [] },

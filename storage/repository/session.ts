@@ -348,6 +348,7 @@ export class RepositorySession implements ChunkSink {
       if (result.lostChunks.length === 0) return result.packs;
       for (const { id, domain } of result.lostChunks) {
         if (await this.#has(id, options)) continue;
+        if (domain.type === 'data' && this.#context.keys.isWriter) throw lostToWriter(this.backupId);
         await this.#store(id, domain, await reader.read(id, domain, options), options);
       }
       await this.flush(options);
@@ -407,6 +408,15 @@ function fenced(backupId: string, why: string): RepositoryError {
   return new RepositoryError('BACKUP_FENCED', `backup ${backupId} can never be committed: ${why}`, {
     hint: 'back the machine up again: stillpoint backup MACHINE',
   });
+}
+
+/** It would have to read the chunk from another pack; the next backup has it once more where it comes from. */
+function lostToWriter(backupId: string): RepositoryError {
+  return new RepositoryError(
+    'CHUNK_MISSING',
+    `a pack that backup ${backupId} shares with others has gone meanwhile, and this host may not read what was in it`,
+    { hint: 'back the machine up again: stillpoint backup MACHINE', retryable: true },
+  );
 }
 
 function stateError(why: string): RepositoryError {

@@ -3,6 +3,7 @@ import t, { type Test } from 'tap';
 import type { ObjectStore } from '../../test/sim/objectStore.ts';
 import { deleteBackup, readBackup, readManifest } from './backups.ts';
 import { collectGarbage } from './collection.ts';
+import { packName } from './names.ts';
 import { rebuildIndex } from './rebuild.ts';
 import { repairRepository } from './repair.ts';
 import { Repository } from './repository.ts';
@@ -139,6 +140,25 @@ void t.test('packs that no index names keep no such host from its work', async (
   t.ok((await readVolume(reader, manifest)).equals(volume));
   await isWhole(t, reader);
 });
+
+void t.test(
+  'what it shares with others and goes meanwhile ends its backup, and is in the next one',
+  async (t) => {
+    const stage = await stageFor();
+    const volume = someVolume(5);
+    await backUp(stage.reader, volume);
+    const { packs } = await (await anew(stage)).index();
+    const writer = await anew(stage, writerSecret);
+    const beforeCommit = async (): Promise<void> => {
+      for (const { id, kind } of packs) if (kind === 'data') stage.store.objects.delete(packName(id));
+    };
+    const next = Buffer.concat([volume, randomBytes(testChunkBytes)]);
+    const lost = backUp(writer, next, { beforeCommit });
+    await t.rejects(lost, { code: 'CHUNK_MISSING', retryable: true, message: /may not read/ });
+    const { manifest } = await backUp(await anew(stage, writerSecret), next);
+    t.ok((await readVolume(await anew(stage), manifest)).equals(next));
+  },
+);
 
 void t.test('a rotation shuts it out, or lets it go on', async (t) => {
   const stage = await stageFor();
