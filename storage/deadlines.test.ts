@@ -65,6 +65,7 @@ void t.test('no operation of a storage that hangs keeps its caller waiting', asy
       storage.addDataVerification(entry, { at: '2026-11-22T10:00:00.000Z', ok: true }),
     copyOut: () => storage.copyOut({ path: 'f', sizeBytes: 1, sha256: 'x' }, 'to', { as: 'file' }),
     open: () => storage.open({ path: 'f', sha256: 'x' }),
+    requireReading: () => storage.requireReading(),
     readText: () => storage.readText({ path: 'f', sha256: 'x' }),
     isSameAs: () => storage.isSameAs({ sha256: 'x' }, 'f'),
     hostFile: () => storage.hostFile({ directory: work }, 'f'),
