@@ -46,6 +46,9 @@ void t.test('volumes of a backup are raw files, read-only, and gone when their m
   for (const name of storageNames) {
     const entry = await storeVolumes(stage.storage(name), stage.directory, { vda: first, vdb: second });
     const directory = join(stage.directory, `mnt of ${name}`);
+    const mistyped = stage.looked.mount(entry, join(stage.directory, 'mtn', name), undefined);
+    await t.rejects(mistyped, { code: 'MOUNT_FAILED', message: /no directory .*mtn$/ });
+    await t.rejects(stat(join(stage.directory, 'mtn')), { code: 'ENOENT' }, 'and nothing is made');
     const look = await stage.looked.mount(entry, directory, undefined);
     t.same(await readdir(directory), ['vda.raw', 'vdb.raw']);
     t.ok((await readFile(join(directory, 'vda.raw'))).equals(first), `${name} gives what was stored`);

@@ -17,12 +17,18 @@ export interface RecoveredKey {
   readonly lostSlotIds: readonly string[];
 }
 
+/** A slot as a host sees it. */
+export interface ListedSlot extends StoredSlot {
+  /** The key file of this host opens it. */
+  readonly isOwn: boolean;
+}
+
 /** What a rotation did. */
 export interface RotatedKeys {
   /** Number of the keys that are used from now on. */
   readonly generation: number;
   /** Opened the repository before, and do so no more; without this host's key file. */
-  readonly closed: readonly StoredSlot[];
+  readonly closed: readonly ListedSlot[];
   /** Where there was one before: as it is printed, this once. */
   readonly recoveryKey: string | null;
 }
@@ -82,8 +88,12 @@ export class RepositoryKeys {
     this.#places = places;
   }
 
-  async list(name: string): Promise<readonly StoredSlot[]> {
-    return (await this.#places.open(name)).repository.slots.list();
+  /** All slots, and which of them this host's key file opens. */
+  async list(name: string): Promise<readonly ListedSlot[]> {
+    const { repository, settings } = await this.#places.open(name);
+    const own = await repository.slots.openedBy(await readKeyFile(settings.keyFile, name));
+    const slots = await repository.slots.list();
+    return slots.map((slot) => ({ ...slot, isOwn: own.includes(slot.slotId) }));
   }
 
   /** Makes another recovery key, which is told this once. */
@@ -113,11 +123,9 @@ export class RepositoryKeys {
   }
 
   /** Slots that a rotation would close: all but those of this host's key file. */
-  async others(name: string): Promise<readonly StoredSlot[]> {
-    const { repository, settings } = await this.#places.open(name);
-    requireReading(repository);
-    const own = await repository.slots.openedBy(await readKeyFile(settings.keyFile, name));
-    return (await repository.slots.list()).filter(({ slotId }) => !own.includes(slotId));
+  async others(name: string): Promise<readonly ListedSlot[]> {
+    requireReading((await this.#places.open(name)).repository);
+    return (await this.list(name)).filter(({ isOwn }) => !isOwn);
   }
 
   /**

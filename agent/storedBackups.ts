@@ -2,6 +2,7 @@ import { StillpointError } from '../common/errors.ts';
 import { exists } from '../common/files.ts';
 import { storageLines } from '../config/config.ts';
 import { ConfigError } from '../config/errors.ts';
+import { listHint } from '../storage/directory/find.ts';
 import type { BackupEntry, Storage } from '../storage/storage.ts';
 
 /** Hears of a storage that does not answer. */
@@ -59,22 +60,31 @@ export class StoredBackups {
     const worse = failures.find(
       (error) => error instanceof StillpointError && error.code !== 'BACKUP_NOT_FOUND',
     );
-    throw worse ?? failures[0] ?? noStorage(this.#configPath);
+    // One that knows the machine says more.
+    const plain = failures.find((error) => error instanceof StillpointError && error.hint !== listHint);
+    throw worse ?? plain ?? failures[0] ?? noStorage(this.#configPath);
   }
 
   /**
-   * The same to be read: of its copies one that this host can read, if there is one.
+   * The same to be read: of its copies one that this host can read and that was not seen damaged, if there is one.
    * @throws StorageError BACKUP_NOT_FOUND, BACKUP_AMBIGUOUS
    */
   async findReadable(reference: string): Promise<BackupEntry> {
     const found = await this.find(reference);
-    if (found.id === null || (await this.#reads(found.storage))) return found;
-    for (const storage of this.#storages.values()) {
-      if (!(await this.#reads(storage.name))) continue;
-      const copy = (await storage.list()).find(({ id, state }) => id === found.id && state === 'Active');
-      if (copy !== undefined) return copy;
+    const readable: BackupEntry[] = [];
+    for (const copy of [found, ...(await this.#otherCopies(found))]) {
+      if (!(await this.#reads(copy.storage))) continue;
+      if (copy.dataVerified?.ok !== false) return copy;
+      readable.push(copy);
     }
-    return found;
+    return readable[0] ?? found;
+  }
+
+  /** Whole ones, as far as is known; storages that do not answer are passed over. */
+  async #otherCopies({ id, storage }: BackupEntry): Promise<readonly BackupEntry[]> {
+    if (id === null) return [];
+    const entries = await this.list(undefined, () => undefined);
+    return entries.filter((copy) => copy.id === id && copy.storage !== storage && copy.state === 'Active');
   }
 
   /** Of one that does not answer this says no: there may be a copy in another one. */

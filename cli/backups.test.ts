@@ -65,6 +65,12 @@ void t.test('who is to read a backup gets a copy that this host can read, if the
   t.equal(await found(vault, local(entryOf('03'))), 'local');
   t.equal(await found(vault, local(entryOf('03', killed), entryOf('02'))), 'remote', 'never another backup');
   t.equal(await found(vault), 'remote');
+  const dataVerified = { at: '2026-11-04T00:00:00.000Z', ok: false };
+  const damaged = (storage: string): BackupEntry => entryOf('03', { storage, dataVerified });
+  const other = storageOf([remote], { name: 'remote' });
+  t.equal(await found(local(damaged('local')), other), 'remote', 'nor one that was seen damaged');
+  const others = storageOf([damaged('remote')], { name: 'remote' });
+  t.equal(await found(local(damaged('local')), others), 'local', 'unless all of them were');
   t.equal(await found(storageOf([remote], { name: 'remote' }), local(entryOf('03'))), 'remote');
 });
 

@@ -85,6 +85,12 @@ export function verifiedRemark({ storages }: Backup): string {
   return last.ok ? `${how} (${last.evidence ?? 'seen'})` : `was seen not to work on ${last.at.slice(0, 10)}`;
 }
 
+/** In which storages a copy was not what was stored when all of it was last read. */
+export function damagedRemark({ entries }: Backup): string {
+  const damaged = entries.filter(({ dataVerified }) => dataVerified?.ok === false);
+  return damaged.map(({ storage }) => `${storage}: was seen damaged`).join('; ');
+}
+
 /** The fields of the manifest, and `state`, `problem`, `protected` and `storages` beside them. */
 export function backupJson({ entry, state, storages }: Backup): Readonly<Record<string, unknown>> {
   const { id, machine, pointInTime, manifest, problem } = entry;

@@ -12,3 +12,12 @@ void t.test('what a signal has cut short ends as interrupted, and everything els
     t.equal(asTold(other), other);
   t.end();
 });
+
+void t.test('who may not do something is told so, and how', (t) => {
+  for (const code of ['EACCES', 'EPERM']) {
+    const denied = Object.assign(new Error(`${code}: lstat '/var/lib/stillpoint/journal.sqlite'`), { code });
+    const told = errorRecord(asTold(denied));
+    t.match(told, { code: 'ACCESS_DENIED', message: /journal\.sqlite/, hint: /as root/ });
+  }
+  t.end();
+});

@@ -1,4 +1,4 @@
-import { StillpointError } from '../common/errors.ts';
+import { isErrno, messageOf, StillpointError } from '../common/errors.ts';
 
 /** Closed set of what the command line itself refuses. */
 export type CliErrorCode =
@@ -16,6 +16,8 @@ export type CliErrorCode =
   | 'SERVICE_UNREACHABLE'
   /** The service is of a version that does not know what this command needs. */
   | 'SERVICE_INCOMPATIBLE'
+  /** The operating system does not let this user do what the command needs. */
+  | 'ACCESS_DENIED'
   /** The service went away while it was doing what it had been asked for. */
   | 'SERVICE_LOST';
 
@@ -28,6 +30,12 @@ export class CliError extends StillpointError<CliErrorCode> {
 
 /** The error that is told. What a signal to us has cut short, where that is no job, rejects with the signal's abort. */
 export function asTold(error: unknown): unknown {
+  if (isErrno(error, 'EACCES') || isErrno(error, 'EPERM'))
+    return new CliError(
+      'ACCESS_DENIED',
+      messageOf(error),
+      'run it as root; a member of agent.socketGroup may speak with the service',
+    );
   if (!(error instanceof Error) || error.name !== 'AbortError') return error;
   return new CliError(
     'INTERRUPTED',

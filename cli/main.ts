@@ -16,7 +16,8 @@ function terminalFor(json: boolean, quiet: boolean, color: boolean): Terminal {
 }
 
 function cliFor(globals: Options, terminal: Terminal): Cli {
-  const named = globals.text('config') ?? process.env['STILLPOINT_CONFIG'];
+  const { STILLPOINT_CONFIG: fromEnvironment = '' } = process.env;
+  const named = globals.text('config') ?? (fromEnvironment === '' ? undefined : fromEnvironment);
   return {
     terminal,
     configPath: named ?? defaultConfigPath,

@@ -42,7 +42,7 @@ void t.test('what cannot be understood is a usage error with the command that ex
     ['doctor extra', 'stillpoint doctor --help'],
     ['backup a --nonsense', 'stillpoint backup --help'],
     ['backup a --mode fast', 'stillpoint backup --help'],
-    ['job', 'stillpoint --help'],
+    ['job', 'stillpoint job --help'],
     ['restore a --start sometime', 'stillpoint restore --help'],
   ];
   for (const [typed, hint] of cases) {

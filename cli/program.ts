@@ -48,12 +48,13 @@ function usageError(error: CommanderError, argv: readonly string[]): CliError {
     return new CliError('NOT_AVAILABLE', `${later} is not in this version`, 'stillpoint --help');
   }
   const verb = verbs.find(({ name }) => argv.join(' ').startsWith(name));
+  const named = verb?.name ?? argv.find((word) => Object.hasOwn(groupSummaries, word));
   const message =
     error.code === 'commander.help' ? 'a command is missing' : error.message.replace(/^error: /, '');
   return new CliError(
     'USAGE',
     message,
-    verb === undefined ? 'stillpoint --help' : `stillpoint ${verb.name} --help`,
+    ['stillpoint', ...(named === undefined ? [] : [named]), '--help'].join(' '),
   );
 }
 

@@ -38,11 +38,6 @@ function runningSince(steps: readonly StepRow[]): { readonly atMs: number; reado
   return { atMs, afterMs: atMs - first.startedAtMs };
 }
 
-/** The definition that a restore of files writes beside the images. */
-function definitionsOf(plan: RestorePlan): ReturnType<typeof plainFilesOf> {
-  return plainFilesOf(plan).filter(({ artifact }) => artifact === plan.definition);
-}
-
 const ends: Readonly<Record<RestorePlan['start'], string>> = {
   resume: 'it goes on from that instant',
   boot: 'it boots',
@@ -64,7 +59,8 @@ function wasBooted(job: Pick<JobRow, 'record'>): boolean {
 function endOf(plan: RestorePlan): string {
   if (plan.kind === 'files') {
     const images = plan.volumes.map(({ image }) => image);
-    return `files in ${[...images, ...definitionsOf(plan).map(({ place }) => place)].join(', ')}`;
+    const extras = plan.extras.map(({ path }) => path);
+    return `files in ${[...images, ...extras, ...plainFilesOf(plan).map(({ place }) => place)].join(', ')}`;
   }
   if (plan.start === 'resume' && !plan.runningAtPoint)
     return 'it stands at that instant, suspended as it was';
@@ -100,8 +96,14 @@ export function printPlan(out: Out, plan: RestorePlan): void {
   if (plan.nvram !== null) out(`  NVRAM: ${plan.nvram.path}`);
   // Also what goes elsewhere than the images: a manifest may come from anybody.
   for (const { path } of plan.extras) out(`  file: ${path}`);
-  for (const { place } of definitionsOf(plan)) out(`  definition: ${place}`);
-  if (plan.memory !== null) out(`  memory: ${formatBytes(plan.memory.artifact.sizeBytes)}`);
+  for (const { place, artifact } of plainFilesOf(plan))
+    out(
+      artifact === plan.definition
+        ? `  definition: ${place}`
+        : `  memory: ${place}, ${formatBytes(artifact.sizeBytes)}`,
+    );
+  if (plan.memory !== null && plan.kind !== 'files')
+    out(`  memory: ${formatBytes(plan.memory.artifact.sizeBytes)}`);
   if (plan.macs.length > 0) out(`  MAC addresses: ${plan.macs.join(', ')}`);
   for (const { from, to } of plan.networks)
     out(

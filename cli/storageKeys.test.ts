@@ -66,8 +66,8 @@ void t.test('new keys shut everybody else out, who are named before that is done
   t.same(await host.kinds(), ['keyFile', 'keyFile', 'recovery'], 'and nothing was done');
   const { stdout, stderr } = await host.type('storage keys vault --rotate --yes');
   t.match(stderr, /these open storage vault no more once it has new keys/);
-  t.match(stderr, new RegExp(`keyFile +all +${second}`));
-  t.match(stderr, /recovery +all +recovery key/);
+  t.match(stderr, new RegExp(`keyFile +all +- +${second}`));
+  t.match(stderr, /recovery +all +- +recovery key/);
   t.match(stdout, /new keys \(generation 2\)/);
   const printed = /([0-9A-Z]{4}-){13}[0-9A-Z]{4}/.exec(stdout)?.[0] ?? '';
   t.same(await host.kinds(), ['keyFile', 'recovery']);
@@ -98,7 +98,11 @@ void t.test('a passphrase makes the key file anew', async (t) => {
   t.same(await host.kinds(), ['keyFile', 'passphrase']);
   await rm(host.keyFile);
   const recover = 'storage keys vault --recover --passphrase';
-  await t.rejects(host.type(recover, { input: 'twelve gardens\n' }), { code: 'KEY_WRONG' });
+  await t.rejects(host.type(recover, { input: 'twelve gardens\n' }), {
+    code: 'KEY_WRONG',
+    message: /opens with this passphrase/,
+    hint: /--recover$/,
+  });
   const { stdout } = await host.type(recover, { input: 'twelve garcons\n' });
   t.match(stdout, `opens again with ${host.keyFile}, which was made`);
   t.same(await host.kinds(), ['keyFile', 'keyFile', 'passphrase']);
@@ -126,7 +130,7 @@ void t.test('a key file that only writes says so, and changes no keys', async (t
   await host.type(`storage keys vault --add-file ${second} --write-only`);
   await rename(second, host.keyFile);
   const { stdout } = await host.type('storage keys vault');
-  t.match(stdout, new RegExp(`keyFile +write only +${second}`));
+  t.match(stdout, new RegExp(`keyFile +write only +opens it +${second}`));
   t.match((await host.type('storage show vault')).stdout, /this host may write, and not read/);
   t.match(JSON.parse((await host.type('storage show vault --json')).stdout), {
     repository: { access: 'write only' },

@@ -169,7 +169,8 @@ export const storageVerbs: readonly Verb[] = [
   {
     name: 'storage mount',
     arguments: '<BACKUP> <DIR>',
-    summary: 'shows the volumes of a backup as raw files in a directory, read-only, until Ctrl-C',
+    summary:
+      'shows the volumes of a backup as raw files in a directory (made where there is none), read-only, until Ctrl-C',
     changes: true,
     options: [
       { flags: '-s, --storage <name>', description: 'the copy in this storage' },

@@ -103,16 +103,18 @@ export class Terminal {
     if (hint !== undefined) this.#printable([styled('bold', 'hint: ')], hint);
   }
 
-  /** Asks on stderr; rejects with AbortError when `signal` aborts. An end of input is an empty answer. */
+  /** Asks on stderr, if somebody is at a terminal; rejects with AbortError when `signal` aborts. An end of input is an empty answer. */
   async ask(question: string, options: { readonly signal?: AbortSignal } = {}): Promise<string> {
-    this.#options.stderr.write(`${render(question, false)} `);
-    const reader = createInterface({ input: this.#options.stdin });
+    const { stdin, stderr } = this.#options;
+    const isTyped = stdin.isTTY === true;
+    if (isTyped) stderr.write(`${render(question, false)} `);
+    const reader = createInterface({ input: stdin });
     const abort = (): void => reader.close();
     options.signal?.addEventListener('abort', abort);
     try {
       for await (const line of reader) return line.trim();
       // Nobody pressed Enter: what follows begins on a line of its own.
-      this.#options.stderr.write('\n');
+      if (isTyped) stderr.write('\n');
       return '';
     } finally {
       options.signal?.removeEventListener('abort', abort);
@@ -138,7 +140,7 @@ export class Terminal {
     const answers: string[] = [];
     try {
       for (const question of questions) {
-        stderr.write(`${render(question, false)} `);
+        if (isTyped) stderr.write(`${render(question, false)} `);
         const line = await lines.next();
         if (isTyped) stderr.write('\n');
         answers.push(line.done === true ? '' : line.value);

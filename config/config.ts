@@ -1,3 +1,4 @@
+import { statSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type * as z from 'zod';
@@ -110,7 +111,9 @@ function unreadable(path: string, cause: unknown): ConfigError {
 
 /** What an operator adds to a configuration that names no storage yet. */
 export function storageLines(path: string): string {
-  return `write to ${path}:\nstorages:\n  local: { kind: directory, path: /var/backup/virtualization }`;
+  const isDirectory = statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+  const file = isDirectory ? join(path, 'storages.yaml') : path;
+  return `write to ${file}:\nstorages:\n  local: { kind: directory, path: /var/backup/virtualization }`;
 }
 
 function parseSources(parts: readonly ConfigSource[], files: readonly string[]): LoadedConfig {

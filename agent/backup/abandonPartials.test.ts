@@ -12,5 +12,5 @@ void t.test('nothing is said to stay in a repository that was not made yet', asy
   await abandonPartials(failing('REPOSITORY_NOT_FOUND'), context);
   t.same(told, []);
   await abandonPartials(failing('KEY_WRONG'), context);
-  t.match(told, [/in storage vault stays there/]);
+  t.match(told, [/gathered in storage vault/]);
 });

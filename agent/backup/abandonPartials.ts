@@ -27,7 +27,9 @@ export async function abandonPartials(
       // Nothing was gathered where there is nothing to gather it in.
       if (isRepositoryMissing(error)) continue;
       // The storage is away, or was taken out of the configuration: the job must be able to end all the same.
-      context.warn(`what was gathered in storage ${name} stays there (doctor shows it): ${error.message}`);
+      context.warn(
+        `whether something was gathered in storage ${name} cannot be seen; if so it stays there (doctor shows it): ${error.message}`,
+      );
     }
   }
 }

@@ -182,7 +182,7 @@ async function failing(test: Test, { mode, fault, moment: wanted, storages }: Fa
   } as const;
   const problems = await brokenPromises(site, { ...promised, autostart, definition });
   // A session that could not be ended then is told of, and ended by a collection that is told to.
-  const isForgotten = warnings.some((warning) => /in storage vault stays there/.test(warning));
+  const isForgotten = warnings.some((warning) => /gathered in storage vault/.test(warning));
   const others = problems.filter((problem) => !isForgotten || !problem.startsWith('partial in vault'));
   test.same(others, [], what);
   if (isForgotten) test.equal((await waitedFor(site, 'fence')).length, 0, what);

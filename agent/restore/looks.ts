@@ -1,5 +1,5 @@
 import { mkdir, open, readdir, readFile, rm, rmdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as z from 'zod';
 import { isErrno } from '../../common/errors.ts';
@@ -130,6 +130,10 @@ export class Looks {
       return { target, socket, virtualSizeBytes, file };
     });
     const directoryMade = directory !== null && !(await exists(directory));
+    if (directoryMade && !(await exists(dirname(directory))))
+      throw new RestoreError('MOUNT_FAILED', `there is no directory ${dirname(directory)}`, {
+        hint: `is ${directory} what was meant? then: mkdir -p ${dirname(directory)}`,
+      });
     if (directory !== null && !directoryMade) await requireEmpty(directory, volumes);
     const look: Look = {
       id,
@@ -145,7 +149,7 @@ export class Looks {
   }
 
   async #mount(look: Look): Promise<void> {
-    if (look.directory !== null) await mkdir(look.directory, { recursive: true, mode: 0o700 });
+    if (look.directory !== null) await makeMountDirectory(look.directory);
     const files = look.volumes.flatMap(({ target, socket, file }) =>
       file === null ? [] : { path: file, socket, exportName: target },
     );
@@ -230,6 +234,11 @@ async function requireEmpty(directory: string, volumes: Look['volumes']): Promis
       hint: 'choose an empty directory, or one that is not there',
     });
   }
+}
+
+/** Not those above it: they would stay. */
+async function makeMountDirectory(path: string): Promise<void> {
+  if (!(await exists(path))) await mkdir(path, { mode: 0o700 });
 }
 
 async function makeMountPoint(path: string): Promise<void> {

@@ -10,6 +10,7 @@ import {
   shortId,
   storedBytes,
   tellUnreachable,
+  damagedRemark,
   verifiedRemark,
 } from '../backups.ts';
 import type { Cli, RunVerb } from '../cli.ts';
@@ -74,8 +75,10 @@ function rowOf(backup: Backup): readonly Text[] {
   const { manifest } = entry;
   const size = storedBytes(entry);
   const problems = storages.flatMap(({ name, problem }) => (problem === null ? [] : [`${name}: ${problem}`]));
+  const damage = damagedRemark(backup);
   const remarks = [
     ...problems,
+    damage,
     protectionRemark(backup),
     lockRemark(backup),
     verifiedRemark(backup),
@@ -94,6 +97,6 @@ function rowOf(backup: Backup): readonly Text[] {
     storages.map(({ name }) => name).join(','),
     state === 'Active' ? styled('green', state) : styled('red', `${state} (damaged)`),
     entry.id === null ? '-' : shortId(entry.id),
-    problems.length > 0 ? styled('red', remarks) : styled('yellow', remarks),
+    problems.length > 0 || damage !== '' ? styled('red', remarks) : styled('yellow', remarks),
   ];
 }

@@ -1,5 +1,5 @@
 import { resolve } from 'node:path';
-import type { RecoveredKey, RepositoryKeys, RotatedKeys } from '../../agent/repositoryKeys.ts';
+import type { ListedSlot, RecoveredKey, RepositoryKeys, RotatedKeys } from '../../agent/repositoryKeys.ts';
 import type { Secret } from '../../storage/repository/keySlot.ts';
 import type { StoredSlot } from '../../storage/repository/keySlots.ts';
 import { parseRecoveryKey } from '../../storage/repository/recoveryKey.ts';
@@ -146,24 +146,25 @@ async function askSecret({ terminal }: Cli, options: Options): Promise<Secret> {
   return { kind: 'passphrase', passphrase };
 }
 
-function slotObject({ slotId, slot, problem }: StoredSlot): unknown {
+function slotObject({ slotId, slot, problem, isOwn }: ListedSlot): unknown {
   return {
     id: slotId,
     kind: slot?.kind ?? null,
     access: slot === null ? null : accessOf(slot),
+    opensHere: isOwn,
     label: slot?.label ?? null,
     createdAt: slot?.createdAt ?? null,
     problem,
   };
 }
 
-function slotLines(slots: readonly StoredSlot[]): readonly (readonly Text[])[] {
+function slotLines(slots: readonly ListedSlot[]): readonly (readonly Text[])[] {
   return tableLines(
-    ['ID', 'KIND', 'ACCESS', 'LABEL', 'MADE'].map((title) => ({ title })),
-    slots.map(({ slotId, slot }): readonly Text[] =>
+    ['ID', 'KIND', 'ACCESS', 'THIS HOST', 'LABEL', 'MADE'].map((title) => ({ title })),
+    slots.map(({ slotId, slot, isOwn }): readonly Text[] =>
       slot === null
-        ? [slotId, styled('red', 'unusable'), '', '', '']
-        : [slotId, slot.kind, accessOf(slot), slot.label, slot.createdAt],
+        ? [slotId, styled('red', 'unusable'), '', '', '', '']
+        : [slotId, slot.kind, accessOf(slot), isOwn ? 'opens it' : '-', slot.label, slot.createdAt],
     ),
   );
 }

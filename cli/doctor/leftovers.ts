@@ -25,9 +25,10 @@ export async function checkLeftovers(agent: Agent): Promise<readonly Check[]> {
     ...(await forgottenBitmaps(agent)),
     ...(await abandonedLooks(agent)),
   );
-  return checks.length === 0
-    ? [ok('leftovers', 'no unfinished job, no forgotten directory or bitmap')]
-    : checks;
+  // Where libvirt does not answer, more than one look says so.
+  const told = new Set<string>();
+  const once = checks.filter(({ message }) => !told.has(message) && told.add(message));
+  return once.length === 0 ? [ok('leftovers', 'no unfinished job, no forgotten directory or bitmap')] : once;
 }
 
 async function partialDirectories(agent: Agent, known: ReadonlySet<string>): Promise<readonly Check[]> {

@@ -2,6 +2,9 @@ import { parsePointInTime } from '../../common/time.ts';
 import { StorageError } from '../errors.ts';
 import type { BackupEntry } from '../storage.ts';
 
+/** The hint where nothing better is known. */
+export const listHint = 'stillpoint list';
+
 /** Below this, the beginning of an id (which starts with its time) says too little. */
 const minPrefixLength = 8;
 
@@ -16,7 +19,9 @@ export function selectEntry(entries: readonly BackupEntry[], idOrName: string): 
   const found = time === undefined ? withId(entries, idOrName.toLowerCase()) : atTime(entries, machine, time);
   const [first, ...others] = found;
   if (first === undefined) {
-    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup ${idOrName}`, { hint: hintFor(idOrName) });
+    throw new StorageError('BACKUP_NOT_FOUND', `there is no backup ${idOrName}`, {
+      hint: hintFor(entries, idOrName),
+    });
   }
   if (others.length > 0) {
     const names = found.map((entry) => entry.id ?? entry.directory);
@@ -27,11 +32,13 @@ export function selectEntry(entries: readonly BackupEntry[], idOrName: string): 
   return first;
 }
 
-/** What stands after `@` and is no instant is explained. */
-function hintFor(idOrName: string): string {
+/** What stands after `@` and is no instant is explained, and so is a machine where a backup is meant. */
+function hintFor(entries: readonly BackupEntry[], idOrName: string): string {
+  const isMachine = entries.some(({ machine }) => machine.name === idOrName || machine.uuid === idOrName);
+  if (isMachine)
+    return `${idOrName} is a machine; its newest backup is ${idOrName}@latest: stillpoint list ${idOrName}`;
   const [machine, time] = splitAt(idOrName);
-  if (time === undefined || time === 'latest' || !Number.isNaN(instantOf(time).getTime()))
-    return 'stillpoint list';
+  if (time === undefined || time === 'latest' || !Number.isNaN(instantOf(time).getTime())) return listHint;
   return `"${time}" is no instant: ${machine}@latest, or ${machine}@ with the T1 of a backup in UTC, such as 20261120T151523.123Z or 2026-11-20T15:15:23.123Z, as stillpoint list shows it`;
 }
 

@@ -33,7 +33,7 @@ export async function readKeyFile(path: string, storage = 'NAME'): Promise<Secre
     if (error instanceof RepositoryError) throw error;
     throw unusable(
       path,
-      messageOf(error),
+      isErrno(error, 'ENOENT') ? 'it is not there' : messageOf(error),
       `ls -l ${path}; of a new repository, stillpoint storage init ${storage} makes it; if it was lost, stillpoint storage keys ${storage} --recover makes it anew with the recovery key`,
     );
   }

@@ -67,10 +67,8 @@ export class KeySlots {
     if (broken.length > 0) throw broken[0];
     throw new RepositoryError(
       'KEY_WRONG',
-      `no key slot of the repository at ${backend.location} opens with this key`,
-      {
-        hint: `put the right key file in its place; or make it anew with the recovery key: stillpoint storage keys ${call.storage ?? 'NAME'} --recover`,
-      },
+      `no key slot of the repository at ${backend.location} opens with this ${wordOf[secret.kind]}`,
+      { hint: hintFor(secret, call.storage ?? 'NAME') },
     );
   }
 
@@ -134,6 +132,17 @@ export class KeySlots {
     }
     await this.#backend.delete(`${prefixes.keys}${slotId}`, call);
   }
+}
+
+const wordOf = { passphrase: 'passphrase', keyFile: 'key file', recovery: 'recovery key' } as const;
+
+/** What to try instead of a secret that opens nothing. */
+function hintFor({ kind }: Secret, storage: string): string {
+  const recover = `stillpoint storage keys ${storage} --recover`;
+  if (kind === 'keyFile')
+    return `put the right key file in its place; or make it anew with the recovery key: ${recover}`;
+  const other = kind === 'passphrase' ? recover : `${recover} --passphrase`;
+  return `type it again, with its blanks and its case; or open it in another way: ${other}`;
 }
 
 /** The id of a slot, or `null` when no slot is called so. */

@@ -18,7 +18,7 @@ const jobsSchema = z.object({
 const errorSchema = z.object({ error: z.object({ code: z.string(), hint: z.string().nullable() }) });
 
 /** Slow enough that something can happen while a machine is read. */
-const policy = { mode: 'disk', read: { bandwidthBytesPerSecond: 3 * 1024 * 1024 } };
+const policy = { mode: 'disk', read: { bandwidthBytesPerSecond: 2 * 1024 * 1024 } };
 
 /** The only error that was printed with `--json`. */
 function errorOf({ stderr }: Pick<AgentResult, 'stderr'>): z.infer<typeof errorSchema>['error'] {

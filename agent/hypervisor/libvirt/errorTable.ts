@@ -76,7 +76,7 @@ const byNumber = new Map<number, Meaning>([
   [29, denied], // OPERATION_DENIED
   [35, definitionInvalid], // XML_DETAIL
   [40, unreachable], // GNUTLS_ERROR
-  [42, { code: 'MACHINE_NOT_FOUND', hint: 'list what libvirt knows with: virsh list --all' }], // NO_DOMAIN
+  [42, { code: 'MACHINE_NOT_FOUND', hint: 'stillpoint machines' }], // NO_DOMAIN
   [45, denied], // AUTH_FAILED
   [55, { code: 'MACHINE_STATE_INVALID', hint: 'look at the machine with: virsh domstate --reason MACHINE' }],
   [67, definitionInvalid], // CONFIG_UNSUPPORTED: the machine described cannot be had here
