@@ -305,8 +305,17 @@ export const verbs: readonly Verb[] = [
     arguments: '<BACKUP>',
     summary: 'removes a backup from every storage, for good; asks first',
     changes: true,
-    options: [ofHost, yes],
+    options: [
+      {
+        flags: '-s, --storage <name>',
+        description: 'only the copy in this storage; may be repeated',
+        many: true,
+      },
+      ofHost,
+      yes,
+    ],
     examples: [
+      'delete 01a1fa1b-a048 --storage local',
       'delete 01a1fa1b-a048',
       'delete --host 01a1fa1b-a048',
       'delete web-1@20261120T151523.123Z --yes',

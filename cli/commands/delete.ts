@@ -1,4 +1,6 @@
+import { backupOf } from '../../agent/backupCopies.ts';
 import { backupLockedError, lockedNow } from '../../storage/backupLock.ts';
+import { StorageError } from '../../storage/errors.ts';
 import { protectedError } from '../../storage/protection.ts';
 import { backupJson, backupOfEntry, findBackup, shortId } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
@@ -7,14 +9,31 @@ import { styled } from '../output.ts';
 import { changing } from '../session.ts';
 import { deleteHost } from './hostBackups.ts';
 
-/** `stillpoint delete BACKUP`: every copy of it, or none where one of them is protected or locked. */
+/**
+ * `stillpoint delete BACKUP`: every copy of it, or those in some storages; or none where one of them is protected or
+ * locked.
+ */
 export const deleteBackup: RunVerb = (cli, [reference = ''], options) => {
-  if (options.flag('host')) return deleteHost(cli, reference, options);
+  if (options.flag('host')) {
+    options.allowOnly(['host', 'yes'], 'delete --host', 'stillpoint delete --host BACKUP');
+    return deleteHost(cli, reference, options);
+  }
   return changing(cli, async ({ agent, interruption }) => {
+    const only = options
+      .texts('storage')
+      ?.flatMap((name) => agent.storagesOf(name).map((storage) => storage.name));
+    const isMeant = (storage: string): boolean => only?.includes(storage) ?? true;
+    const found = await findBackup(cli, agent.backups, reference);
     // A copy in a storage that does not answer would stay: then nothing is deleted.
-    const backup = await backupOfEntry(agent, await findBackup(cli, agent.backups, reference), (_, error) => {
-      throw error;
+    const everywhere = await backupOfEntry(agent, found, (storage, error) => {
+      if (isMeant(storage)) throw error;
     });
+    const copies = everywhere.entries.filter(({ storage }) => isMeant(storage));
+    if (copies.length === 0)
+      throw new StorageError('BACKUP_NOT_FOUND', `${reference} has no copy in ${(only ?? []).join(', ')}`, {
+        hint: `stillpoint show ${reference}`,
+      });
+    const backup = await backupOf(agent, copies);
     const { entry } = backup;
     const shielded = backup.entries.find((copy) => copy.protected);
     if (shielded !== undefined) throw protectedError(shielded, shielded.protectedReason);

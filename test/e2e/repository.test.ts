@@ -159,10 +159,19 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     await agent.configure({ storages });
   });
 
+  await t.test('one copy of a backup is deleted, and the other is left', async (t) => {
+    const id = made.find(({ mode }) => mode === 'live')?.id ?? '';
+    const one = ['delete', id, '--storage', 'local', '--yes'];
+    const deleted = await agent.run(one);
+    requireDone(t, deleted);
+    t.notMatch(deleted.stdout, /^ {2}vault:/m);
+    t.match((await agent.run(['show', id, '--json'])).json(), { storages: [{ name: 'vault' }] });
+    t.match(await agent.run(one), { exitCode: 4, stderr: /BACKUP_NOT_FOUND: .*no copy in local/ });
+  });
+
   await t.test('the machine is resumed from it in place, with the memory of then', async (t) => {
     const before = await machine.writerStatus();
     const live = made.find(({ mode }) => mode === 'live');
-    await lab.run('rm', ['-r', live?.storages.find(({ name }) => name === 'local')?.directory ?? '/none']);
     requireDone(t, await agent.run(['restore', live?.id ?? '', '--in-place', '--yes', '--json']));
     const now = await machine.waitUntilWriting({ rounds: 5 });
     t.equal(now.runId, before.runId, 'it is the run of then');
