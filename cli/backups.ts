@@ -2,6 +2,7 @@ import type { Agent } from '../agent/agent.ts';
 import { backupOf, type StoredBackup as Backup } from '../agent/backupCopies.ts';
 import type { OnUnreachable } from '../agent/storedBackups.ts';
 import { errorRecord } from '../common/errors.ts';
+import { StorageError } from '../storage/errors.ts';
 import type { ManifestVolume } from '../storage/manifest.ts';
 import type { BackupEntry } from '../storage/storage.ts';
 import type { Cli } from './cli.ts';
@@ -46,6 +47,13 @@ export async function findBackup(
       `${reference} is ${entry.pointInTime}: the newer ${directory} in ${storage} is damaged (${problem ?? 'no reason is known'})`,
     );
   return entry;
+}
+
+/** A backup is there, and not in the storages that were named. */
+export function noCopyIn(reference: string, storages: readonly string[]): StorageError {
+  return new StorageError('BACKUP_NOT_FOUND', `${reference} has no copy in ${storages.join(', ')}`, {
+    hint: `stillpoint show ${reference}`,
+  });
 }
 
 /** Tells of storages that do not answer, and remembers with which code to end. */

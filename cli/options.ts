@@ -50,7 +50,7 @@ export class Options {
 }
 
 /** The option as it is typed: `--in-place` for `inPlace`. */
-function longNameOf(name: string): string {
+export function longNameOf(name: string): string {
   // The only one that is typed to take something away.
   if (name === 'safetyCopy') return '--no-safety-copy';
   return `--${name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;

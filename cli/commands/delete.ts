@@ -1,8 +1,7 @@
 import { backupOf } from '../../agent/backupCopies.ts';
 import { backupLockedError, lockedNow } from '../../storage/backupLock.ts';
-import { StorageError } from '../../storage/errors.ts';
 import { protectedError } from '../../storage/protection.ts';
-import { backupJson, backupOfEntry, findBackup, shortId } from '../backups.ts';
+import { backupJson, backupOfEntry, findBackup, noCopyIn, shortId } from '../backups.ts';
 import type { RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { styled } from '../output.ts';
@@ -29,10 +28,7 @@ export const deleteBackup: RunVerb = (cli, [reference = ''], options) => {
       if (isMeant(storage)) throw error;
     });
     const copies = everywhere.entries.filter(({ storage }) => isMeant(storage));
-    if (copies.length === 0)
-      throw new StorageError('BACKUP_NOT_FOUND', `${reference} has no copy in ${(only ?? []).join(', ')}`, {
-        hint: `stillpoint show ${reference}`,
-      });
+    if (copies.length === 0) throw noCopyIn(reference, only ?? []);
     const backup = await backupOf(agent, copies);
     const { entry } = backup;
     const shielded = backup.entries.find((copy) => copy.protected);

@@ -6,7 +6,7 @@ import { parseRecoveryKey } from '../../storage/repository/recoveryKey.ts';
 import type { Cli, RunVerb } from '../cli.ts';
 import { confirm } from '../confirm.ts';
 import { CliError } from '../errors.ts';
-import type { Options } from '../options.ts';
+import { longNameOf, type Options } from '../options.ts';
 import { styled, tableLines, type Text } from '../output.ts';
 import { reading } from '../session.ts';
 import type { Terminal } from '../terminal.ts';
@@ -81,12 +81,11 @@ function checkOptions(options: Options): void {
     throw new CliError('USAGE', 'change one thing at a time', hint);
   for (const [option, others] of Object.entries(companions))
     if (options.flag(option) && !others.some((other) => options.typed.includes(other)))
-      throw new CliError('USAGE', `${typed(option)} goes with ${others.map(typed).join(' or ')}`, hint);
-}
-
-/** How an option is typed. */
-function typed(option: string): string {
-  return `--${option.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+      throw new CliError(
+        'USAGE',
+        `${longNameOf(option)} goes with ${others.map(longNameOf).join(' or ')}`,
+        hint,
+      );
 }
 
 /** Does what was asked for, or nothing. */

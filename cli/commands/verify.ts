@@ -1,9 +1,8 @@
-import type { Agent } from '../../agent/agent.ts';
 import type { BackupEntry } from '../../storage/storage.ts';
 import type { OnUnreachable } from '../../agent/storedBackups.ts';
 import { dueForReading } from '../../agent/verifyOrder.ts';
-import { backupOfEntry, findBackup, tellUnreachable } from '../backups.ts';
-import type { Cli, RunVerb } from '../cli.ts';
+import { backupOfEntry, findBackup, noCopyIn, tellUnreachable } from '../backups.ts';
+import type { RunVerb } from '../cli.ts';
 import { CliError } from '../errors.ts';
 import { reading } from '../session.ts';
 import { roundOf, tellLeft, verifyCopies } from '../verifyRound.ts';
@@ -36,10 +35,18 @@ export const verify: RunVerb = (cli, references, options) => {
     const tell: OnUnreachable = (storage, error) => {
       if (isMeant(storage)) unreachable.tell(storage, error);
     };
-    const copies = all
-      ? await agent.backups.list(undefined, tell)
-      : await copiesOf(cli, agent, references, tell);
-    const listed = copies.filter(({ storage }) => isMeant(storage));
+    const listed: BackupEntry[] = [];
+    if (all)
+      listed.push(...(await agent.backups.list(undefined, tell)).filter(({ storage }) => isMeant(storage)));
+    for (const reference of new Set(references)) {
+      const found = await findBackup(cli, agent.backups, reference);
+      const copies = (await backupOfEntry(agent, found, tell)).entries.filter(({ storage }) =>
+        isMeant(storage),
+      );
+      // What was not verified must not look as if it were.
+      if (copies.length === 0 && unreachable.code === 0) throw noCopyIn(reference, only ?? []);
+      listed.push(...copies.filter((copy) => !listed.some((other) => isSame(copy, other))));
+    }
     const entries =
       all && data ? dueForReading(listed, { now: new Date(), olderThanMs: round?.olderThanMs ?? 0 }) : listed;
     if (listed.length === 0 && unreachable.code === 0) cli.terminal.remark('there are no backups');
@@ -50,16 +57,7 @@ export const verify: RunVerb = (cli, references, options) => {
   });
 };
 
-async function copiesOf(
-  cli: Cli,
-  agent: Agent,
-  references: readonly string[],
-  onUnreachable: OnUnreachable,
-): Promise<readonly BackupEntry[]> {
-  const entries = new Map<string, BackupEntry>();
-  for (const reference of references) {
-    const backup = await backupOfEntry(agent, await findBackup(cli, agent.backups, reference), onUnreachable);
-    for (const entry of backup.entries) entries.set(`${entry.storage}:${entry.directory}`, entry);
-  }
-  return [...entries.values()];
+/** Two references may mean one backup. */
+function isSame(one: BackupEntry, other: BackupEntry): boolean {
+  return one.storage === other.storage && one.directory === other.directory;
 }

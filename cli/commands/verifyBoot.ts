@@ -22,10 +22,14 @@ export async function verifyByStarting(
   const deadlineMs = secondsOf(options) * 1000;
   if (references.length === 0 || options.flag('all'))
     throw new CliError('USAGE', 'no backup is named', 'stillpoint verify BACKUP --boot');
+  const [storage, ...others] = options.texts('storage') ?? [];
+  if (others.length > 0)
+    throw new CliError('USAGE', 'one copy is started: name one storage', 'stillpoint verify --help');
   return changing(cli, async (session) => {
     let worst: ExitCode = 0;
     for (const reference of references) {
-      const entry = await findBackup(cli, session.agent.backups, reference);
+      await findBackup(cli, session.agent.backups, reference);
+      const entry = await session.agent.findBackup(reference, storage);
       const code = await startOne(cli, session, entry, options, deadlineMs);
       if (code !== 0) worst = code;
     }

@@ -166,6 +166,10 @@ void t.test('a repository holds what a directory holds, of every mode', async (t
     requireDone(t, deleted);
     t.notMatch(deleted.stdout, /^ {2}vault:/m);
     t.match((await agent.run(['show', id, '--json'])).json(), { storages: [{ name: 'vault' }] });
+    t.match(await agent.run(['verify', id, '--storage', 'local']), {
+      exitCode: 4,
+      stderr: /no copy in local/,
+    });
     t.match(await agent.run(one), { exitCode: 4, stderr: /BACKUP_NOT_FOUND: .*no copy in local/ });
   });
 
